@@ -1,0 +1,120 @@
+"""Prepare a corpus, or say what is in one.
+
+python -m raytrain.data prepare SOURCE [--data-path P] [--field F] [--output DIR]
+python -m raytrain.data info CORPUS
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from raytrain.data.corpus import Corpus, Split
+from raytrain.data.prepare import prepare
+from raytrain.errors import UserError, run_command
+
+QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+NUM_SAMPLES = 5
+_SHOWN = 200
+_CHUNK = 1 << 24
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line, as every command does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see python -m raytrain.data --help")
+
+
+def main() -> None:
+    # An interrupted preparation removes what it has half written: so must a terminated one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    options = _parser().parse_args()
+    if options.command == "prepare":
+        _show_info(prepare(options.source, path=options.data_path, field=options.field, output=options.output))
+    else:
+        _show_info(Corpus.open(options.corpus))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m raytrain.data", description="Prepare a corpus, or say what is in one.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{prepare,info}")
+    command = commands.add_parser("prepare", help="text to corpus")
+    command.add_argument("source", help="synthetic, ptb, tweets, bios, a file, a folder or s3://...")
+    command.add_argument("--data-path", metavar="P", help="file or folder of ptb, tweets or bios instead of a download")
+    command.add_argument("--field", "--data-field", metavar="F", help="field or column with the text")
+    command.add_argument("--output", metavar="DIR", type=Path, help="folder of the corpus; default: one in the cache")
+    command = commands.add_parser("info", help="what is in a corpus")
+    command.add_argument("corpus", help="folder of a prepared corpus")
+    return parser
+
+
+def _show_info(corpus: Corpus) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False)
+    console.print(f"[bold]{escape(corpus.name)}[/bold]  {escape(str(corpus.path))}", soft_wrap=True)
+    console.print(f"source: {escape(corpus.info['source'])}", soft_wrap=True)
+    for rule in corpus.info["cleaning"]:
+        console.print(f"  {escape(rule)}", soft_wrap=True)
+    console.print(f"digest: {corpus.digest}", soft_wrap=True)
+    for key in ("empty_dropped", "duplicates_dropped", "entropy_bits_per_byte"):
+        if key in corpus.info:
+            console.print(f"{key.replace('_', ' ')}: {_figure(corpus.info[key])}")
+    console.print(_table(corpus))
+    for name in corpus.splits:
+        console.print(f"\n[bold]{name}[/bold]")
+        for text in _samples(corpus.split(name)):
+            console.print(f"  {escape(text)}", soft_wrap=True, emoji=False)
+
+
+def _table(corpus: Corpus) -> object:
+    from rich.table import Table
+
+    table = Table("", *corpus.splits)
+    splits = [corpus.split(name) for name in corpus.splits]
+    table.add_row("documents", *(f"{split.num_documents:,}" for split in splits))
+    table.add_row("bytes of text", *(f"{split.num_bytes:,}" for split in splits))
+    table.add_row("distinct bytes", *(str(_distinct_bytes(split)) for split in splits))
+    columns = [_length_quantiles(split) for split in splits]
+    for row, share in enumerate(QUANTILES):
+        table.add_row(f"length, quantile {share:.0%}", *(str(column[row]) for column in columns))
+    if any("nll_bits_per_byte" in corpus.info["splits"][name] for name in corpus.splits):
+        limits = (_figure(corpus.info["splits"][name]["nll_bits_per_byte"]) for name in corpus.splits)
+        table.add_row("limit, bits per byte", *limits)
+    return table
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _length_quantiles(split: Split) -> list[int]:
+    positions = np.array([round(share * (split.num_documents - 1)) for share in QUANTILES])
+    return [int(length) for length in split.lengths(split.by_length[positions])]
+
+
+def _distinct_bytes(split: Split) -> int:
+    """Distinct byte values in the text; the separators are left out."""
+    counts = np.zeros(256, dtype=np.int64)
+    for start in range(0, len(split.stream), _CHUNK):
+        counts += np.bincount(split.stream[start : start + _CHUNK], minlength=256)
+    counts[ord("\n")] -= split.num_documents
+    return int(np.count_nonzero(counts))
+
+
+def _samples(split: Split) -> list[str]:
+    """Documents from all over the split, without what a terminal would obey."""
+    numbers = np.linspace(0, split.num_documents - 1, min(NUM_SAMPLES, split.num_documents)).astype(int)
+    texts = (split.document(int(number))[:_SHOWN].decode("utf-8", "replace") for number in numbers)
+    return ["".join(char if char.isprintable() or char == "\u200d" else "\ufffd" for char in text) for text in texts]
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,81 @@
+"""What is done to text before it is stored.
+
+Every text source: each maximal run of bytes that is not valid UTF-8 becomes one space (``valid_utf8``).
+Tweets and bios (``clean``) also, in this order: HTML entities are decoded; runs of white space, line ends
+included, become one space, and none is left at the ends; links become ``url``; mentions become ``@userid``.
+Cleaning cleaned text changes nothing. Their exact duplicates are dropped (``Seen``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import re
+
+VERSION = 1
+"""Part of the key of a prepared corpus: raise it when a rule changes."""
+VALID_RULE = "each run of bytes that is not valid UTF-8 becomes one space"
+CLEAN_RULES = (
+    VALID_RULE,
+    "HTML entities decoded",
+    "runs of white space become one space, none at the ends",
+    "links become url",
+    "mentions become @userid",
+    "exact duplicates dropped",
+)
+
+_INVALID = re.compile("[\udc80-\udcff]+")
+# Bounded, and closed by a semicolon: "AT&T" is no entity, and a long run of digits must not reach int().
+_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+_ENTITY_PASSES = 8
+# A bare "http", "https:" or "https:/…" is what is left of a link that was cut off or masked.
+_LINK = re.compile(
+    r"https?://\S+|(?<!\w)www\.\S+|(?<!\w)https?(?!\w)(?::/{0,2})?(?:…|\.\.\.)?",
+    re.IGNORECASE,
+)
+# Not after a word character: that is an e-mail address.
+_MENTION = re.compile(r"(?<!\w)@[A-Za-z0-9_]+")
+
+
+def valid_utf8(text: bytes) -> bytes:
+    """``text`` with every maximal run of invalid bytes replaced by one space."""
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        # surrogateescape turns each invalid byte, and nothing else, into a code point of this range.
+        return _INVALID.sub(" ", text.decode("utf-8", "surrogateescape")).encode("utf-8")
+    return text
+
+
+def clean(text: bytes) -> bytes:
+    """A tweet or a bio, cleaned by the rules above; may be empty. Takes linear time."""
+    line = " ".join(_decode_entities(valid_utf8(text).decode("utf-8")).split())
+    return _MENTION.sub("@userid", _LINK.sub("url", line)).encode("utf-8")
+
+
+def _decode_entities(text: str) -> str:
+    """Decode until nothing is left to decode (tweets come escaped twice).
+
+    Ampersands of deeper nesting than any real text has become spaces: it bounds the time.
+    """
+    for _ in range(_ENTITY_PASSES):
+        decoded = _ENTITY.sub(lambda match: html.unescape(match.group()), text)
+        if decoded == text:
+            return text
+        text = decoded
+    return text.replace("&", " ")
+
+
+class Seen:
+    """Remembers texts by 16-byte digests: about 100 bytes of memory for each distinct one."""
+
+    def __init__(self) -> None:
+        self._digests: set[bytes] = set()
+
+    def add(self, text: bytes) -> bool:
+        """True if ``text`` is new."""
+        digest = hashlib.blake2b(text, digest_size=16).digest()
+        if digest in self._digests:
+            return False
+        self._digests.add(digest)
+        return True

@@ -1,0 +1,304 @@
+"""The corpus format: documents as bytes in a few flat files that are memory-mapped. It knows only bytes.
+
+A corpus is a folder with ``corpus.json`` and, for each of ``train``, ``valid`` and (optionally) ``test``:
+
+``SPLIT.bin``
+    uint8: every document followed by one newline byte, whatever the document contains.
+``SPLIT.offsets``
+    little-endian int64, documents + 1: where each document starts; the last is the size of ``SPLIT.bin``.
+    Document i is ``bin[offsets[i] : offsets[i + 1] - 1]``.
+``SPLIT.by_length``
+    little-endian int64: document numbers sorted by (length, number), so that a range of lengths is a slice.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raytrain.errors import UserError
+
+FORMAT = 1
+SplitName = Literal["train", "valid", "test"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+PARTS = ("bin", "offsets", "by_length")
+SEPARATOR = b"\n"
+Bytes = np.memmap[Any, np.dtype[np.uint8]]
+Numbers = np.memmap[Any, np.dtype[np.int64]]
+_AGAIN = "delete the folder and prepare it again"
+_CHUNK = 1 << 20
+_OFFSETS_BUFFERED = 1 << 16
+
+
+class Split:
+    """One split of a corpus, memory-mapped: its memory does not grow with the corpus."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name = name
+        self.stream: Bytes = np.memmap(folder / f"{name}.bin", dtype=np.uint8, mode="r")
+        self.offsets: Numbers = np.memmap(folder / f"{name}.offsets", dtype="<i8", mode="r")
+        self.by_length: Numbers = np.memmap(folder / f"{name}.by_length", dtype="<i8", mode="r")
+
+    @property
+    def num_documents(self) -> int:
+        """Documents, none of them empty."""
+        return len(self.by_length)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of text; the separators are not counted."""
+        return len(self.stream) - self.num_documents
+
+    def document(self, number: int) -> bytes:
+        """The text of one document, 0 <= number < num_documents."""
+        if not 0 <= number < self.num_documents:
+            raise IndexError(f"document {number} of {self.num_documents}")
+        return self.stream[self.offsets[number] : self.offsets[number + 1] - 1].tobytes()
+
+    def lengths(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Bytes of the documents with these numbers: int64, of the shape of ``numbers``."""
+        return np.asarray(self.offsets[numbers + 1] - self.offsets[numbers] - 1)
+
+    def length_range(self, low: int, high: int) -> tuple[int, int]:
+        """Positions [first, last) in ``by_length`` of the documents with low <= bytes < high."""
+        positions = range(self.num_documents)
+
+        def length(position: int) -> int:
+            number = self.by_length[position]
+            return int(self.offsets[number + 1] - self.offsets[number] - 1)
+
+        first = bisect.bisect_left(positions, low, key=length)
+        return first, max(first, bisect.bisect_left(positions, high, key=length))
+
+
+class Corpus:
+    """A prepared corpus, open for reading."""
+
+    def __init__(self, path: Path, info: dict[str, Any]) -> None:
+        self.path = path
+        self.info = info
+        self.name: str = info["name"]
+        self.digest: str = info["digest"]
+        self.splits: tuple[str, ...] = tuple(name for name in SPLITS if name in info["splits"])
+        self._open: dict[str, Split] = {}
+
+    @staticmethod
+    def open(folder: str | Path) -> Corpus:
+        """Open a corpus and check that its files are there and have their recorded sizes.
+
+        Raises:
+            UserError: the folder is not a corpus, or one that is incomplete or of another format.
+        """
+        folder = Path(folder)
+        try:
+            info = json.loads((folder / "corpus.json").read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{folder} is not a prepared corpus: it has no corpus.json") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}/corpus.json cannot be read ({error}); {_AGAIN}") from None
+        if not isinstance(info, dict) or info.get("format") != FORMAT:
+            raise UserError(f"{folder} is not a corpus of format {FORMAT}; prepare it again with this version")
+        try:
+            for split, values in info["splits"].items():
+                _check_sizes(folder, split, values)
+            return Corpus(folder, info)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{folder}/corpus.json is incomplete ({error}); {_AGAIN}") from None
+
+    def split(self, name: str) -> Split:
+        """One split, opened once.
+
+        Raises:
+            UserError: the corpus has no such split.
+        """
+        if name not in self.splits:
+            raise UserError(f"corpus {self.name} has no split {name!r}; it has {', '.join(self.splits)}")
+        if name not in self._open:
+            self._open[name] = Split(self.path, name)
+        return self._open[name]
+
+    def verify(self) -> None:
+        """Read every file and compare its SHA-256 sum with the recorded one.
+
+        Raises:
+            UserError: a file was altered.
+        """
+        for values in self.info["splits"].values():
+            for file, recorded in values["files"].items():
+                if _sha256(self.path / file) != recorded["sha256"]:
+                    raise UserError(f"{self.path / file} was altered: its SHA-256 sum is not the recorded one")
+        if _digest(self.info["splits"]) != self.digest:
+            raise UserError(f"{self.path}/corpus.json was altered: its digest does not follow from its sums")
+
+
+class CorpusWriter:
+    """Writes a corpus as a context manager, document by document, in constant memory.
+
+    Only sorting by length at the end takes memory in proportion to the number of documents. The corpus is
+    written beside ``folder`` and moved there when it is complete; an exception leaves nothing behind. An
+    existing corpus with the same digest is kept as it is.
+
+    Raises:
+        UserError: ``folder`` holds something else, a split that may not be empty is, or nothing can be written.
+    """
+
+    def __init__(self, folder: str | Path, *, name: str, source: str, cleaning: Iterable[str] = ()) -> None:
+        self.folder = Path(folder)
+        self._info: dict[str, Any] = {
+            "format": FORMAT,
+            "name": name,
+            "source": source,
+            "cleaning": list(cleaning),
+            "empty_dropped": 0,
+        }
+        self._split_notes: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
+        self._files: dict[str, _SplitFiles] = {}
+        self._partial = self.folder.parent / f"{partial_prefix(self.folder)}{os.getpid()}-{secrets.token_hex(4)}"
+
+    def __enter__(self) -> CorpusWriter:
+        if self.folder.exists() and not (self.folder / "corpus.json").is_file() and not _is_empty_folder(self.folder):
+            raise UserError(f"{self.folder} exists and is not a corpus; choose another folder")
+        self._partial.mkdir(parents=True)
+        return self
+
+    def add(self, split: SplitName, document: bytes) -> None:
+        """Append a document; an empty one is not stored but counted as ``empty_dropped``."""
+        if not document:
+            self._info["empty_dropped"] += 1
+            return
+        if split not in self._files:
+            if split not in SPLITS:
+                raise ValueError(f"split is {split!r}: must be one of {', '.join(SPLITS)}")
+            self._files[split] = _SplitFiles(self._partial, split)
+        self._files[split].add(document)
+
+    def annotate(self, values: dict[str, Any], split: SplitName | None = None) -> None:
+        """Record further JSON values in corpus.json, of the whole corpus or of one split."""
+        (self._info if split is None else self._split_notes[split]).update(values)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            for files in self._files.values():
+                files.close()
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+    def _finish(self) -> None:
+        documents = {split: files.num_documents for split, files in self._files.items()}
+        for split in ("train", "valid"):
+            if split not in documents:
+                raise UserError(
+                    f"{self._info['source']}: no document for the {split} split (non-empty documents: "
+                    f"{sum(documents.values())}); give more text"
+                )
+        splits: dict[str, Any] = {
+            split: {**self._files[split].finish(), **self._split_notes[split]}
+            for split in SPLITS
+            if split in self._files
+        }
+        info = {**self._info, "digest": _digest(splits), "splits": splits}
+        if (self.folder / "corpus.json").is_file():
+            if Corpus.open(self.folder).digest == info["digest"]:
+                return
+            raise UserError(f"{self.folder} holds another corpus; choose another folder or delete it")
+        (self._partial / "corpus.json").write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        os.rename(self._partial, self.folder)
+
+
+def partial_prefix(folder: Path) -> str:
+    """How the names of half-written siblings of ``folder`` begin."""
+    return f".{folder.name}.partial-"
+
+
+class _SplitFiles:
+    """The three files of a split while they are written."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self._paths = {part: folder / f"{split}.{part}" for part in PARTS}
+        self._bin: BinaryIO = open(self._paths["bin"], "wb", buffering=_CHUNK)  # noqa: SIM115 (closed by close)
+        self._offsets: BinaryIO = open(self._paths["offsets"], "wb")  # noqa: SIM115
+        self._pending = [0]
+        self._end = 0
+        self.num_documents = 0
+
+    def add(self, document: bytes) -> None:
+        self._bin.write(document)
+        self._bin.write(SEPARATOR)
+        self._end += len(document) + 1
+        self.num_documents += 1
+        self._pending.append(self._end)
+        if len(self._pending) >= _OFFSETS_BUFFERED:
+            self._flush_offsets()
+
+    def finish(self) -> dict[str, Any]:
+        """Write what follows from the documents; what corpus.json says about the split."""
+        self._flush_offsets()
+        self.close()
+        offsets = np.memmap(self._paths["offsets"], dtype="<i8", mode="r")
+        lengths = np.diff(offsets) - 1
+        np.argsort(lengths, kind="stable").astype("<i8").tofile(self._paths["by_length"])
+        return {
+            "documents": self.num_documents,
+            "bytes": self._end - self.num_documents,
+            "longest": int(lengths.max()),
+            "files": {
+                path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in self._paths.values()
+            },
+        }
+
+    def close(self) -> None:
+        self._bin.close()
+        self._offsets.close()
+
+    def _flush_offsets(self) -> None:
+        self._offsets.write(np.asarray(self._pending, dtype="<i8").tobytes())
+        self._pending.clear()
+
+
+def _check_sizes(folder: Path, split: str, values: dict[str, Any]) -> None:
+    """That a split's files have their recorded sizes, and that these fit each other."""
+    sizes = {}
+    for part in PARTS:
+        path = folder / f"{split}.{part}"
+        recorded = values["files"][path.name]["size"]
+        if not path.is_file():
+            raise UserError(f"corpus {folder} is incomplete: {path.name} is missing; {_AGAIN}")
+        sizes[part] = path.stat().st_size
+        if sizes[part] != recorded:
+            raise UserError(
+                f"corpus {folder} is damaged: {path.name} has {sizes[part]} bytes, not {recorded}; {_AGAIN}"
+            )
+    documents = values["documents"]
+    expected = {"bin": values["bytes"] + documents, "offsets": 8 * (documents + 1), "by_length": 8 * documents}
+    if sizes != expected or documents < 1:
+        raise UserError(f"corpus {folder} is damaged: the files of {split} do not fit each other; {_AGAIN}")
+
+
+def _digest(splits: dict[str, Any]) -> str:
+    """One SHA-256 over what determines training: the sums of the split files."""
+    sums = {file: recorded["sha256"] for values in splits.values() for file, recorded in values["files"].items()}
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_empty_folder(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())

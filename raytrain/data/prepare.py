@@ -1,0 +1,139 @@
+"""Source to corpus: read, cleaned, split and written once, then reused."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from raytrain.data import cleaning, inputs, sources, synthetic
+from raytrain.data.corpus import FORMAT, SPLITS, Corpus, CorpusWriter, SplitName, partial_prefix
+from raytrain.errors import UserError
+
+TRAIN_SHARE = 0.9
+VALID_SHARE = 0.05
+
+
+def prepare(
+    source: str,
+    *,
+    path: str | None = None,
+    field: str | None = None,
+    output: Path | None = None,
+    cache: Path | None = None,
+) -> Corpus:
+    """The corpus of a source, built at the first call and reused while the source stays the same.
+
+    Args:
+        source: a prepared corpus, which is opened; or what ``sources.documents`` takes.
+        path: where the text of a named source lies.
+        field: field or column that holds the text.
+        output: folder for the corpus instead of one in the cache.
+        cache: folder of downloads and corpora; default ``$RAYTRAIN_CACHE`` or ``~/.cache/raytrain``.
+
+    Raises:
+        UserError: see ``sources`` and ``corpus``; or a folder that cannot be written.
+    """
+    if source not in sources.NAMES and (Path(source).expanduser() / "corpus.json").is_file():
+        if path is not None or field is not None or output is not None:
+            raise UserError(f"{source} is a prepared corpus: it takes no --data-path, field or --output")
+        return Corpus.open(Path(source).expanduser())
+    cache = cache or inputs.default_cache()
+    key = _key(source, path, field)
+    folder = output or cache / "corpora" / f"{_name(source)}-{key}"
+    if (found := _existing(folder, key)) is not None:
+        return found
+    try:
+        with _lock(cache / "locks" / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]):
+            if (found := _existing(folder, key)) is not None:
+                return found
+            for leftover in folder.parent.glob(f"{partial_prefix(folder)}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            _build(source, path, field, folder, cache, key)
+    except OSError as error:
+        raise UserError(f"cannot write the corpus of {source}: {error}; set RAYTRAIN_CACHE or --output") from None
+    return Corpus.open(folder)
+
+
+def _existing(folder: Path, key: str) -> Corpus | None:
+    """The corpus in ``folder``, if it was built from the same text in the same way."""
+    if not (folder / "corpus.json").is_file():
+        return None
+    corpus = Corpus.open(folder)
+    return corpus if corpus.info.get("key") == key else None
+
+
+def split_of(text: bytes) -> SplitName:
+    """The split of a text, by its hash: 90% train, 5% valid, 5% test. The same text is never in two."""
+    share = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") / 2**64
+    if share < TRAIN_SHARE:
+        return "train"
+    return "valid" if share < TRAIN_SHARE + VALID_SHARE else "test"
+
+
+def _build(source: str, path: str | None, field: str | None, folder: Path, cache: Path, key: str) -> None:
+    cleaned = source in sources.CLEANED
+    if source == "synthetic":
+        rules: tuple[str, ...] = ()
+    else:
+        rules = cleaning.CLEAN_RULES if cleaned else (cleaning.VALID_RULE,)
+    described = source if path is None else f"{source} from {path}"
+    with CorpusWriter(folder, name=_name(source), source=described, cleaning=rules) as writer:
+        writer.annotate({"key": key})
+        if source == "synthetic":
+            _add_synthetic(writer)
+            return
+        seen = cleaning.Seen()
+        duplicates = 0
+        for split, text in sources.documents(source, path, field, cache):
+            text = cleaning.clean(text) if cleaned else cleaning.valid_utf8(text)
+            if cleaned and text and not seen.add(text):
+                duplicates += 1
+                continue
+            writer.add(split or split_of(text), text)
+        if cleaned:
+            writer.annotate({"duplicates_dropped": duplicates})
+
+
+def _add_synthetic(writer: CorpusWriter) -> None:
+    """The default corpus, with its limit: of the grammar, and of the very documents of each split."""
+    nats = dict.fromkeys(SPLITS, 0.0)
+    num_bytes = dict.fromkeys(SPLITS, 0)
+    for split, text, nll in synthetic.default_corpus():
+        writer.add(split, text)
+        nats[split] += nll
+        num_bytes[split] += len(text)
+    writer.annotate({"seed": synthetic.SEED, "entropy_bits_per_byte": synthetic.bits_per_byte()})
+    for split in SPLITS:
+        writer.annotate({"nll_bits_per_byte": nats[split] / (math.log(2) * num_bytes[split])}, split)
+
+
+def _name(source: str) -> str:
+    """A short name for a corpus: the source's own, or that of its file or folder."""
+    if source in sources.NAMES:
+        return source
+    name = source.rstrip("/").rpartition("/")[2] if inputs.is_s3(source) else Path(source).resolve().name
+    for suffix in sorted(inputs.SUFFIXES, key=len, reverse=True):
+        name = name.removesuffix(suffix)
+    return name or "text"
+
+
+def _key(source: str, path: str | None, field: str | None) -> str:
+    """What a corpus in the cache is found by: it changes when the text or what is done to it may have."""
+    named = source if source in sources.NAMES else None
+    values = [FORMAT, cleaning.VERSION, TRAIN_SHARE, VALID_SHARE, named, field, sources.fingerprint(source, path)]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Held by one process at a time; others wait. The system frees it when its holder dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,26 @@
+"""What is said to the user, and how a command ends, when the mistake is theirs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A mistake of the user's: one line that names what, where and how to fix it.
+
+    Commands print the line to standard error and exit with status 2; there is never a traceback.
+    """
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run the body of a command, turning a ``UserError`` into one line and exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        line = " ".join(str(error).split())
+        print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,75 @@
+"""The models: all read byte tokens, give the terms of a bound, and write text one byte at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raytrain import checkpoint
+from raytrain.config import ByteLstmConfig, HybridConfig, LstmVaeConfig, RunConfig, from_dict
+from raytrain.models.byte_lstm import ByteLstm
+from raytrain.models.hybrid import Hybrid
+from raytrain.models.layers import Noise, Terms
+from raytrain.models.lstm_vae import LstmVae
+from raytrain.models.sampling import Sample, readable, sample
+
+Model = Hybrid | LstmVae | ByteLstm
+
+__all__ = [
+    "Model",
+    "Noise",
+    "Sample",
+    "Terms",
+    "build",
+    "build_empty",
+    "from_checkpoint",
+    "load",
+    "readable",
+    "sample",
+    "sample_text",
+]
+
+
+def build(config: RunConfig[Any]) -> Model:
+    """The model of ``config``, its weights drawn from ``config.seed``; the caller's random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if isinstance(config.model, HybridConfig):
+            return Hybrid(config.model, config.length, config.group_size)
+        if isinstance(config.model, LstmVaeConfig):
+            return LstmVae(config.model, config.length)
+        if isinstance(config.model, ByteLstmConfig):
+            return ByteLstm(config.model, config.length)
+    raise ValueError(f"model is {config.model!r}: not one of the models")
+
+
+def build_empty(config: RunConfig[Any]) -> Model:
+    """The model without memory for its weights: to count parameters, or to see that it can be built."""
+    with torch.device("meta"):
+        return build(config)
+
+
+def load(place: str | Path) -> Model:
+    """The trained model of a checkpoint folder or ``s3://`` address, in evaluation mode.
+
+    Raises:
+        UserError: not a checkpoint, or a damaged one.
+    """
+    return from_checkpoint(checkpoint.load(place))
+
+
+def from_checkpoint(stored: checkpoint.Checkpoint) -> Model:
+    """The trained model of an open checkpoint, in evaluation mode."""
+    model = build(from_dict(stored.config))
+    model.load_state_dict(stored.tensors("model"))
+    return model.eval()
+
+
+def sample_text(
+    model: Model, num: int, *, temperature: float = 1.0, max_length: int | None = None, seed: int = 0
+) -> list[str]:
+    """``num`` texts drawn from the model, readable: invalid byte sequences become spaces."""
+    drawn = sample(model, num, temperature=temperature, max_length=max_length, seed=seed)
+    return [readable(item.text) for item in drawn]

@@ -1,0 +1,141 @@
+"""The hybrid convolutional VAE (Semeniuta et al. 2017, section 3)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raytrain.config import HybridConfig
+from raytrain.data.vocabulary import PAD, SIZE
+from raytrain.models.layers import (
+    NUM_OUTPUTS,
+    GroupBatchNorm,
+    Noise,
+    OneHot,
+    Posterior,
+    Terms,
+    draw_posterior,
+    drop_input,
+    gaussian_kl,
+    initialise_uniform,
+    negative_log_likelihood,
+    shift_right,
+)
+
+
+class HybridState(NamedTuple):
+    """Where a decoder stands: deconvolved features, position, and the LSTM's state."""
+
+    features: Tensor
+    position: int
+    hidden: Tensor
+    cell: Tensor
+
+
+class Hybrid(nn.Module):
+    """Convolutional encoder, Gaussian latent code, deconvolutional decoder, LSTM on top.
+
+    Every convolution halves the length and every deconvolution doubles it, so samples are padded
+    inside to ``padded_length``, a multiple of 2^depth, and masked: what a document's loss is does not
+    depend on the batch it stands in.
+    """
+
+    def __init__(self, config: HybridConfig, length: int, group_size: int) -> None:
+        """``length``: symbols of the longest sample, STOP included.
+
+        Raises:
+            ValueError: ``model.feature_maps`` has more convolutions than ``length`` can be halved.
+        """
+        super().__init__()
+        depth = len(config.feature_maps)
+        if 2**depth > length:
+            raise ValueError(
+                f"model.feature_maps is {config.feature_maps!r}: {depth} convolutions of stride 2 "
+                f"need a length of at least {2**depth}, not {length}"
+            )
+        self.latent = config.latent
+        self.length = length
+        self.padded_length = -(-length // 2**depth) * 2**depth
+        self.code_length = self.padded_length // 2**depth
+        self.code_maps = config.feature_maps[-1]
+        self.one_hot = OneHot()
+        widths = (SIZE, *config.feature_maps)
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(before, after, kernel_size=3, stride=2, padding=1)
+            for before, after in pairwise(widths)
+        )
+        self.encoder_norms = nn.ModuleList(GroupBatchNorm(width, group_size) for width in config.feature_maps)
+        self.posterior = Posterior(self.code_maps * self.code_length, config.latent)
+        self.expand = nn.Linear(config.latent, self.code_maps * self.code_length)
+        widths = (self.code_maps, *config.decoder_maps)
+        self.deconvolutions = nn.ModuleList(
+            # kernel 3 with output padding 1 doubles the length exactly
+            nn.ConvTranspose1d(before, after, kernel_size=3, stride=2, padding=1, output_padding=1)
+            for before, after in pairwise(widths)
+        )
+        self.decoder_norms = nn.ModuleList(GroupBatchNorm(width, group_size) for width in config.decoder_maps)
+        self.auxiliary = nn.Linear(config.decoder_maps[-1], NUM_OUTPUTS)
+        self.lstm = nn.LSTM(config.decoder_maps[-1] + SIZE, config.hidden, batch_first=True)
+        self.output = nn.Linear(config.hidden, NUM_OUTPUTS)
+        initialise_uniform(self)
+
+    def forward(self, tokens: Tensor, noise: Noise, input_dropout: float = 0.0) -> Terms:
+        """Terms of the bound for ``tokens`` [batch, length at most self.length], PAD after each STOP."""
+        masks = self._masks(tokens)
+        mean, log_variance = self.encode(tokens, masks)
+        z = draw_posterior(mean, log_variance, noise)
+        features = self.deconvolve(z, masks)[:, : tokens.shape[1]]
+        inputs = drop_input(shift_right(tokens), noise, input_dropout)
+        hidden, _ = self.lstm(torch.cat((features, self.one_hot(inputs).to(features.dtype)), dim=-1))
+        return Terms(
+            reconstruction=negative_log_likelihood(self.output(hidden), tokens).sum(1),
+            kl=gaussian_kl(mean, log_variance),
+            auxiliary=negative_log_likelihood(self.auxiliary(features), tokens).sum(1),
+            mean=mean,
+        )
+
+    def encode(self, tokens: Tensor, masks: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of q(z | x), [batch, latent] each."""
+        masks = self._masks(tokens) if masks is None else masks
+        features = self.one_hot(self._pad(tokens)).transpose(1, 2)
+        for convolution, norm, mask in zip(self.convolutions, self.encoder_norms, masks[1:], strict=True):
+            features = F.relu(norm(convolution(features), mask)) * mask
+        return self.posterior(features.flatten(1))
+
+    def deconvolve(self, z: Tensor, masks: list[Tensor] | None = None) -> Tensor:
+        """Features [batch, padded_length, maps] of z [batch, latent]; masks are for batch statistics only.
+
+        The features themselves are never masked: at generation time the length is not known.
+        """
+        features = F.relu(self.expand(z)).unflatten(1, (self.code_maps, self.code_length))
+        levels = [z.new_ones(())] * len(self.deconvolutions) if masks is None else masks[-2::-1]
+        for deconvolution, norm, mask in zip(self.deconvolutions, self.decoder_norms, levels, strict=True):
+            features = F.relu(norm(deconvolution(features), mask))
+        return features.transpose(1, 2)
+
+    # ------------------------------------------------------------------------------------ generation
+
+    def begin(self, z: Tensor) -> HybridState:
+        """The decoder's state before the first byte, for codes z [batch, latent]."""
+        zeros = z.new_zeros(1, len(z), self.lstm.hidden_size)
+        return HybridState(self.deconvolve(z), 0, zeros, zeros)
+
+    def advance(self, previous: Tensor, state: HybridState) -> tuple[Tensor, HybridState]:
+        """Logits [batch, NUM_OUTPUTS] of the next byte after ``previous`` [batch], and the state after it."""
+        inputs = torch.cat((state.features[:, state.position], self.one_hot(previous)), dim=-1)
+        output, (hidden, cell) = self.lstm(inputs[:, None], (state.hidden, state.cell))
+        return self.output(output[:, 0]), HybridState(state.features, state.position + 1, hidden, cell)
+
+    # --------------------------------------------------------------------------------------- masking
+
+    def _pad(self, tokens: Tensor) -> Tensor:
+        return F.pad(tokens, (0, self.padded_length - tokens.shape[1]), value=PAD)
+
+    def _masks(self, tokens: Tensor) -> list[Tensor]:
+        """[batch, 1, padded_length / 2^level] for levels 0 to depth: 1 where a position covers the sample."""
+        mask = (self._pad(tokens) != PAD).float()[:, None]
+        return [mask[..., :: 2**level] for level in range(len(self.convolutions) + 1)]

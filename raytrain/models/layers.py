@@ -1,0 +1,213 @@
+"""What the three models share: seeded noise, one-hot inputs, batch statistics by group, likelihoods."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raytrain.data.vocabulary import DROP, PAD, SIZE, STOP
+
+NUM_OUTPUTS = STOP + 1
+"""Symbols that can be predicted: the bytes and STOP; PAD and DROP never are."""
+
+
+class Noise:
+    """All randomness of one step, drawn for fixed groups of samples and never for a rank.
+
+    Each group has its own generator, seeded by (seed, step, group). So the noise of a sample is the
+    same whatever the number of workers, and a resumed run needs only the step number to draw it again.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        step: int,
+        groups: Sequence[int],
+        group_size: int,
+        *,
+        count: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Noise for ``groups`` of ``group_size`` samples; ``count`` samples if the last group is not full."""
+        self.group_size = group_size
+        self._count = len(groups) * group_size if count is None else count
+        self._device = torch.device(device)
+        self._generators = [torch.Generator(self._device).manual_seed(_mix(seed, step, group)) for group in groups]
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal noise [samples, *shape]."""
+        noise = torch.empty(len(self._generators), self.group_size, *shape, device=self._device)
+        for part, generator in zip(noise, self._generators, strict=True):
+            part.normal_(generator=generator)
+        return noise.flatten(0, 1)[: self._count]
+
+    def keep(self, probability: float, *shape: int) -> Tensor:
+        """Bernoulli mask [samples, *shape]: 1 with ``probability``, otherwise 0."""
+        mask = torch.empty(len(self._generators), self.group_size, *shape, device=self._device)
+        for part, generator in zip(mask, self._generators, strict=True):
+            part.bernoulli_(probability, generator=generator)
+        return mask.flatten(0, 1)[: self._count]
+
+
+def _mix(seed: int, step: int, group: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{step}/{group}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+@dataclass
+class Terms:
+    """What a model says of a batch, in nats per sample and float32."""
+
+    reconstruction: Tensor
+    """[batch]: -log p(x | z), summed over the sample's bytes and its STOP."""
+    kl: Tensor
+    """[batch, latent]: KL(q(z | x) || p(z)) by dimension; no dimensions for a language model."""
+    auxiliary: Tensor
+    """[batch]: reconstruction by the auxiliary head; zeros for models without one."""
+    mean: Tensor
+    """[batch, latent]: mean of q(z | x)."""
+
+
+class OneHot(nn.Module):
+    """Tokens [...] to one-hot vectors [..., SIZE]; PAD is all zeros, so that it says nothing.
+
+    A look-up in the identity matrix: the recurrent nets and the first convolution see the one-hot
+    vectors of the paper, with no embedding in between.
+    """
+
+    identity: Tensor
+
+    def __init__(self, symbols: int = SIZE) -> None:
+        super().__init__()
+        identity = torch.eye(symbols)
+        if symbols > PAD:
+            identity[PAD] = 0
+        self.register_buffer("identity", identity, persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, self.identity)
+
+
+class GroupBatchNorm(nn.Module):
+    """Batch normalisation over [batch, channels, length] with statistics of groups of samples.
+
+    In training the statistics are those of each group of ``group_size`` samples, so that they do not
+    depend on how a batch is cut over workers; positions outside the mask are left out. In evaluation
+    the running statistics are used. ``synchronise`` updates them once a step, alike on all ranks.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, group_size: int, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.group_size = group_size
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.batch_statistics: Tensor | None = None
+        """[2, channels]: sums over this rank's groups, waiting for ``synchronise``."""
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """``features`` [batch, channels, length], ``mask`` [batch, 1, length] of 0 and 1."""
+        features = features.float()
+        if not self.training:
+            scale = self.weight * torch.rsqrt(self.running_var + self.epsilon)
+            return features * scale[:, None] + (self.bias - self.running_mean * scale)[:, None]
+        grouped = features.unflatten(0, (-1, self.group_size))
+        weight = mask.unflatten(0, (-1, self.group_size))
+        weight = weight / weight.sum((1, 3), keepdim=True)
+        mean = (grouped * weight).sum((1, 3), keepdim=True)
+        centred = grouped - mean
+        variance = (centred.square() * weight).sum((1, 3), keepdim=True)
+        self.batch_statistics = torch.stack((mean.detach().sum((0, 1, 3)), variance.detach().sum((0, 1, 3))))
+        normalised = centred * torch.rsqrt(variance + self.epsilon)
+        return (normalised * self.weight[:, None] + self.bias[:, None]).flatten(0, 1)
+
+
+def synchronise_statistics(model: nn.Module, num_groups: int) -> None:
+    """Move the running statistics of every ``GroupBatchNorm`` by the mean over all ranks' groups.
+
+    Called once after each training forward; ``num_groups`` counts the groups of all ranks. One small
+    all-reduce keeps the statistics identical on all ranks at every step, so that evaluation needs no
+    reduction and a checkpoint at any step is the same whoever writes it.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, GroupBatchNorm)]
+    if not layers:
+        return
+    statistics = [layer.batch_statistics for layer in layers if layer.batch_statistics is not None]
+    sums = torch.cat(statistics, dim=1)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(sums)
+    means = sums / num_groups
+    for layer, (mean, variance) in zip(layers, means.split([len(layer.weight) for layer in layers], 1), strict=True):
+        layer.running_mean.lerp_(mean, layer.momentum)
+        layer.running_var.lerp_(variance, layer.momentum)
+        layer.batch_statistics = None
+
+
+# ----------------------------------------------------------------------------------------- functions
+
+
+def shift_right(tokens: Tensor) -> Tensor:
+    """What a decoder has seen before each position: START, then the tokens [batch, length] but the last."""
+    return F.pad(tokens[:, :-1], (1, 0), value=STOP)
+
+
+def drop_input(inputs: Tensor, noise: Noise, probability: float) -> Tensor:
+    """Replace input bytes by DROP with ``probability``; START and STOP stay."""
+    if probability == 0:
+        return inputs
+    keep = noise.keep(1 - probability, inputs.shape[1]).bool()
+    return torch.where(keep | (inputs >= STOP), inputs, DROP)
+
+
+def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
+    """Nats of every target: ``logits`` [batch, length, NUM_OUTPUTS], ``targets`` [batch, length]; 0 at PAD."""
+    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="none")
+    return losses.view(targets.shape)
+
+
+def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) by dimension, in nats; shapes [batch, latent]."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+
+
+class Posterior(nn.Module):
+    """q(z | x) = N(mean, diag(exp(log variance))) from features [batch, inputs], in float32.
+
+    The log variance is bounded softly: while the KL weight is near 0 nothing else holds it, and with
+    thousands of inputs a few steps of Adam take it to where its exponential overflows.
+    """
+
+    LOG_VARIANCE_BOUND = 10.0
+
+    def __init__(self, inputs: int, latent: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, 2 * latent)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = self.linear(features).float().chunk(2, dim=-1)
+        return mean, self.LOG_VARIANCE_BOUND * torch.tanh(log_variance / self.LOG_VARIANCE_BOUND)
+
+
+def draw_posterior(mean: Tensor, log_variance: Tensor, noise: Noise) -> Tensor:
+    """z = mean + sigma * noise (reparametrisation), [batch, latent]."""
+    return mean + (0.5 * log_variance).exp() * noise.normal(mean.shape[-1])
+
+
+def initialise_uniform(module: nn.Module, bound: float = 0.1) -> None:
+    """uniform(-bound, bound) for all weights and biases, as the paper's code; normalisation starts at identity."""
+    for layer in module.modules():
+        if not isinstance(layer, GroupBatchNorm):
+            for parameter in layer.parameters(recurse=False):
+                nn.init.uniform_(parameter, -bound, bound)

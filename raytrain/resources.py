@@ -1,0 +1,144 @@
+"""What a cluster has, what its autoscaler may add, and how many gangs of workers fit."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from raytrain.errors import UserError
+
+HEAD_MEMORY_PER_TRIAL = 0.7 * 2**30
+"""Bytes that the small processes of one concurrent trial (driver, controller, cleaner) take on the head."""
+UNLIMITED = 10_000
+"""Nodes of a group whose maximum is not stated."""
+
+
+@dataclass(frozen=True)
+class Gang:
+    """What one run asks for: workers that start together or wait together."""
+
+    workers: int
+    cpus: float
+    """CPUs of each worker."""
+    gpus: float
+    """GPUs of each worker; 0 computes on CPUs."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UserError(f"{self.workers} workers: a run needs at least one")
+        if self.cpus < 0 or self.gpus < 0 or self.cpus + self.gpus == 0:
+            raise UserError(f"a worker of {self.cpus:g} CPUs and {self.gpus:g} GPUs has nothing to compute on")
+        if self.workers > 1 and self.gpus % 1:
+            raise UserError(
+                f"{self.workers} workers with {self.gpus:g} GPUs each: workers of one run cannot share a GPU (NCCL "
+                "refuses two ranks on one card); use whole GPUs, or fractions with one worker"
+            )
+
+    @property
+    def per_worker(self) -> dict[str, float]:
+        """The resources of one worker, as Ray names them."""
+        return {name: amount for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount > 0}
+
+    def __str__(self) -> str:
+        each = " and ".join(f"{amount:g} {name}" for name, amount in self.per_worker.items())
+        return f"{self.workers} x ({each})"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The nodes that can compute, each as its resources: those that are up and those that may come."""
+
+    up: tuple[dict[str, float], ...]
+    possible: tuple[tuple[dict[str, float], int], ...] = ()
+    """Kinds of node that the autoscaler may start, and how many of each there may be in all."""
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether there is a GPU, or one can come: what decides the device, wherever the command runs."""
+        nodes = [*self.up, *(node for node, count in self.possible if count > 0)]
+        return any(node.get("GPU", 0) > 0 for node in nodes)
+
+    @property
+    def num_nodes(self) -> int:
+        """The most nodes that may be up at once."""
+        return max(len(self.up), sum(count for _, count in self.possible))
+
+    def total(self, resource: str) -> float:
+        """The most of a resource that there may be: on the nodes that are up or on those that may be."""
+        up = sum(node.get(resource, 0.0) for node in self.up)
+        return max(up, sum(node.get(resource, 0.0) * count for node, count in self.possible))
+
+    def worker_slots(self, gang: Gang) -> int:
+        """How many workers fit at once; a worker never spans nodes."""
+        up = sum(_slots(node, gang) for node in self.up)
+        return max(up, sum(_slots(node, gang) * count for node, count in self.possible))
+
+    def admit(self, gang: Gang, wanted: int | None, head_memory: float) -> int:
+        """How many runs of ``gang`` may be under way at once: at most ``wanted``, and all that fit if None.
+
+        Raises:
+            UserError: not even one fits; the line gives the numbers.
+        """
+        slots = self.worker_slots(gang)
+        if slots < gang.workers:
+            raise UserError(
+                f"a run needs {gang}, but only {slots} of these workers fit: the cluster has at most "
+                f"{self.total('CPU'):g} CPUs and {self.total('GPU'):g} GPUs on {self.num_nodes} node(s); "
+                "ask for fewer or smaller workers, or add nodes"
+            )
+        by_memory = max(1.0, head_memory // HEAD_MEMORY_PER_TRIAL)
+        return int(min(slots // gang.workers, by_memory, wanted or UNLIMITED))
+
+
+def _slots(node: dict[str, float], gang: Gang) -> int:
+    return min(int(node.get(name, 0.0) / amount + 1e-6) for name, amount in gang.per_worker.items())
+
+
+def connect(address: str | None) -> None:
+    """Join the Ray cluster at ``address``, or the one that can be found, or start one on this machine.
+
+    Every process of this cluster is told its address, since two Ray instances on one host confuse Ray's
+    own cleaner.
+
+    Raises:
+        UserError: there is no cluster at ``address``.
+    """
+    import ray
+
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    try:
+        ray.init(
+            address=address,
+            dashboard_host="127.0.0.1",
+            include_dashboard=None if address not in (None, "local") else True,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except (ConnectionError, ValueError) as error:
+        raise UserError(f"no Ray cluster answers at {address}: {error}") from None
+
+
+def cluster_address() -> str:
+    """The address of the cluster that this process has joined."""
+    import ray
+
+    address: str = ray.get_runtime_context().gcs_address
+    return address
+
+
+def read_cluster() -> Cluster:
+    """What the cluster that this process has joined has, and what its autoscaler may add."""
+    import ray
+
+    up = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
+    return Cluster(up, _autoscaler_nodes())
+
+
+def _autoscaler_nodes() -> tuple[tuple[dict[str, float], int], ...]:
+    """Kinds of node in the cluster config that the autoscaler has published, if there is one."""
+    from ray._private.state import state
+
+    config: Any = state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else []
+    return tuple((dict(group.resources), group.max_count if group.max_count >= 0 else UNLIMITED) for group in groups)

@@ -1,0 +1,94 @@
+"""Tables of trials for the terminal."""
+
+from __future__ import annotations
+
+import time
+from io import StringIO
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from raytrain.search import Trial
+
+COLLAPSED_KL = 0.1
+"""Nats per sample below which a latent code says practically nothing."""
+
+
+def trial_table(trials: list[Trial], title: str) -> Table:
+    """One row a trial: state, progress, figures and the fields that the space has set."""
+    table = Table(title=title, title_justify="left")
+    for column in ("trial", "state", "step", "bits/byte", "bound", "KL", "active", "time"):
+        table.add_column(column, justify="left" if column in ("trial", "state") else "right", no_wrap=True)
+    table.add_column("fields", overflow="fold")
+    for trial in trials:
+        figures = trial.figures
+        seconds = trial.seconds or (time.monotonic() - trial.started if trial.started else 0.0)
+        table.add_row(
+            trial.name,
+            trial.status,
+            f"{trial.step}/{trial.config.steps}",
+            *(f"{figures[name]:.3f}" if name in figures else "" for name in ("bits_per_byte",)),
+            *(f"{figures[name]:.1f}" if name in figures else "" for name in ("bound", "kl")),
+            f"{figures['active_units']:.0f}" if figures else "",
+            f"{seconds:.0f} s",
+            "  ".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in trial.fields.items()),
+        )
+    return table
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+class LiveTable:
+    """Shows the trials while they run: a table that renews itself on a terminal, otherwise a line per event."""
+
+    def __init__(self, num_samples: int) -> None:
+        self.num_samples = num_samples
+        self.trials: dict[int, Trial] = {}
+        self.console = Console()
+        self.live = Live(console=self.console, get_renderable=self._render, refresh_per_second=1)
+
+    def __enter__(self) -> LiveTable:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def show(self, trial: Trial) -> None:
+        """Take note of a change of ``trial``."""
+        self.trials[trial.number] = trial
+        if not self.console.is_terminal:
+            figures = trial.figures
+            best = f", bound {figures['bits_per_byte']:.3f} bits/byte, KL {figures['kl']:.2f}" if figures else ""
+            print(f"trial {trial.name} {trial.status} at step {trial.step}/{trial.config.steps}{best}", flush=True)
+
+    def _render(self) -> Group:
+        ended = sum(trial.status not in ("waiting", "running") for trial in self.trials.values())
+        return Group(trial_table(list(self.trials.values()), f"{ended} of {self.num_samples} trials ended"))
+
+
+def summary(trials: list[Trial]) -> str:
+    """The trials from best to worst, as text; with a warning where the best has collapsed."""
+    ranked = sorted(trials, key=lambda trial: trial.figures.get("bound", float("inf")))
+    console = Console(record=True, width=160, file=StringIO())
+    console.print(trial_table(ranked, "trials, best first"))
+    text = console.export_text()
+    best = ranked[0].figures
+    if best and ranked[0].config.model_name != "byte_lstm" and best["kl"] < COLLAPSED_KL:
+        text += (
+            f"warning: the best trial's posterior has collapsed (KL {best['kl']:.3f} nats): "
+            "its latent code says nothing\n"
+        )
+    return text

@@ -1,0 +1,71 @@
+"""Send metrics that a run could not send.
+
+    python -m raytrain.tracking send runs/NAME/unsent.jsonl
+
+The store is ``MLFLOW_TRACKING_URI`` or, without it, ``mlflow.db`` in the working directory. What it
+already has is not sent twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from raytrain.errors import UserError, run_command
+from raytrain.tracking.server import check_tracking, shown, tracking_uri
+from raytrain.tracking.writer import MetricWriter
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see python -m raytrain.tracking --help")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = _Parser(prog="python -m raytrain.tracking", description="Send metrics that a run could not send.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    send_parser = commands.add_parser("send", help="send a file that a run left behind")
+    send_parser.add_argument("file", type=Path, help="the .jsonl file that the run named when it ended")
+    send_parser.add_argument("--timeout", type=float, default=120.0, help="seconds to try for, for each run")
+    options = parser.parse_args(arguments)
+    records = _read(options.file)
+    uri = tracking_uri()
+    check_tracking(uri)
+    for run_id, entries in records.items():
+        _send(uri, run_id, entries, options.timeout)
+        print(f"sent {len(entries)} records of run {run_id} to {shown(uri)}")
+
+
+def _read(path: Path) -> dict[str, list[list[Any]]]:
+    """Records by run id, in the file's order."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    records: dict[str, list[list[Any]]] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            metrics = {str(key): float(value) for key, value in entry["metrics"].items()}
+            record = [int(entry["step"]), int(entry["timestamp_ms"]), metrics]
+            records.setdefault(str(entry["run_id"]), []).append(record)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{path}, line {number}: not a metric record that raytrain wrote") from None
+    return records
+
+
+def _send(uri: str, run_id: str, records: list[list[Any]], timeout_s: float) -> None:
+    writer = MetricWriter(uri, run_id)
+    try:
+        writer.replay(records)
+    except ValueError as error:
+        raise UserError(f"run {run_id}: {error}") from None
+    if num_unsent := writer.close(timeout_s):
+        raise UserError(f"{num_unsent} records of run {run_id} were not sent to {shown(uri)}: {writer.error}")
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

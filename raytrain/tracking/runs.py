@@ -1,0 +1,222 @@
+"""Experiments and runs: one run per identity, whatever restarts, with its parameters, tags and files."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from raytrain.errors import UserError
+from raytrain.tracking.host import code_tags, host_tags
+from raytrain.tracking.server import connect, is_server, one_at_a_time, patiently, ui_hint
+
+MAX_PARAMETER = 6000
+MAX_TAG = 8000
+MAX_DATASET_DIGEST = 36
+IDENTITY = "raytrain.identity"
+PARENT = "mlflow.parentRunId"
+REASON = "raytrain.reason"
+DESCRIPTION = "mlflow.note.content"
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The address of one run: small, picklable, good in any process that reaches the store."""
+
+    uri: str
+    experiment_id: str
+    run_id: str
+    created_ms: int
+    """When the run was created, in milliseconds since 1970."""
+
+    def finish(self, status: Status, reason: str | None = None) -> None:
+        """End the run; ``reason`` (why it failed or was stopped) becomes a tag."""
+        client = connect(self.uri)
+        if reason is not None:
+            self.set_tags({REASON: reason})
+        patiently(lambda: client.set_terminated(self.run_id, status))
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        """Set tags under their full names; longer values than MLflow keeps are cut."""
+        from mlflow.entities import RunTag
+
+        entries = [RunTag(key, _cut(value, MAX_TAG)) for key, value in tags.items()]
+        patiently(lambda: connect(self.uri).log_batch(self.run_id, tags=entries))
+
+    def describe(self, markdown: str) -> None:
+        """Set the description that the UI shows at the top of the run."""
+        self.set_tags({DESCRIPTION: markdown})
+
+    def log_parameters(self, parameters: dict[str, Any]) -> None:
+        """Log parameters, nested ones under dotted names; one that the run has already keeps its value."""
+        from mlflow.entities import Param
+
+        client = connect(self.uri)
+        known = patiently(lambda: client.get_run(self.run_id)).data.params
+        new = [Param(key, value) for key, value in _flat(parameters).items() if key not in known]
+        patiently(lambda: client.log_batch(self.run_id, params=new))
+
+    def log_dataset(self, name: str, digest: str, source: str, splits: dict[str, dict[str, int]]) -> None:
+        """Log the corpus as the run's dataset; ``splits`` gives counts, as ``{"train": {"documents": 10}}``."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        kinds = {"s3": "s3", "http": "http", "https": "http"}
+        dataset = Dataset(
+            name=name,
+            digest=digest[:MAX_DATASET_DIGEST],
+            source_type=kinds.get(urlsplit(source).scheme, "local"),
+            source=json.dumps({"uri": source}),
+            profile=json.dumps(splits),
+        )
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+        patiently(lambda: connect(self.uri).log_inputs(self.run_id, datasets=inputs))
+
+    def log_text(self, text: str, name: str) -> None:
+        """Store ``text`` as artifact ``name`` (may hold folders)."""
+        patiently(lambda: connect(self.uri).log_text(self.run_id, text, name))
+
+    def log_dict(self, values: dict[str, Any], name: str) -> None:
+        """Store ``values`` as JSON in artifact ``name``."""
+        self.log_text(json.dumps(values, indent=2) + "\n", name)
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Store a local file under its own name, in ``folder`` of the run's artifacts."""
+        patiently(lambda: connect(self.uri).log_artifact(self.run_id, str(path), folder))
+
+    def ui_hint(self) -> str:
+        """How to see the run: its link or, without a server, the command that starts the UI."""
+        return ui_hint(self.uri, self.experiment_id, self.run_id)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment of the store; made by the driver."""
+
+    uri: str
+    name: str
+    experiment_id: str
+
+    @classmethod
+    def open(cls, uri: str, name: str, artifact_root: str) -> Experiment:
+        """Find experiment ``name``, or create it.
+
+        Without a server, artifacts of a new experiment go under ``artifact_root`` (a folder or s3://...);
+        a server has a place of its own. An experiment that exists keeps its place.
+
+        Raises:
+            UserError: the experiment has been deleted.
+        """
+        client = connect(uri)
+        location = None
+        if not is_server(uri):
+            location = artifact_root if "://" in artifact_root else str(Path(artifact_root).resolve())
+
+        def find_or_create() -> str:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                return client.create_experiment(name, location)
+            if found.lifecycle_stage == "deleted":
+                raise UserError(
+                    f"tracking: experiment {name!r} was deleted; choose another name, or restore it with "
+                    f"`mlflow experiments restore --experiment-id {found.experiment_id}`"
+                )
+            return found.experiment_id
+
+        with one_at_a_time(uri):
+            return cls(uri, name, patiently(find_or_create))
+
+    def find_run(self, identity: str, parent: str | None = None) -> Run | None:
+        """The run of ``identity`` (under ``parent``), or ``None``; the oldest should there be several.
+
+        Raises:
+            ValueError: an identity that cannot be searched for.
+        """
+        if not re.fullmatch(r"[\w.:/-]+", identity):
+            raise ValueError(f"identity is {identity!r}: use letters, digits and _ . : / -")
+        condition = f"tags.`{IDENTITY}` = '{identity}'" + (f" AND tags.`{PARENT}` = '{parent}'" if parent else "")
+        found = patiently(
+            lambda: connect(self.uri).search_runs(
+                [self.experiment_id], condition, max_results=1, order_by=["attributes.start_time ASC"]
+            )
+        )
+        return self._address(found[0].info) if found else None
+
+    def open_run(
+        self,
+        identity: str,
+        name: str,
+        *,
+        parent: str | None = None,
+        config: dict[str, Any] | None = None,
+        parameters: dict[str, Any],
+        tags: dict[str, str],
+    ) -> Run:
+        """Find the run of ``identity`` and set it running again, or create it.
+
+        Of processes on one machine that do this at once, one creates and the others find. (Drivers on
+        several machines that start one identity in the same second may each create a run; the oldest is
+        found from then on.)
+
+        Args:
+            identity: what the run is, unique within the experiment and ``parent``.
+            name: what the UI calls it.
+            parent: run id of the search it belongs to.
+            config: artifact ``config.json``, which ``raytrain.train --config`` accepts.
+            parameters: nested or flat; values are cut to what MLflow keeps.
+            tags: each becomes tag ``raytrain.KEY``; code, versions and machine are added.
+        """
+        all_tags = {**code_tags(), **host_tags(), **{f"raytrain.{key}": value for key, value in tags.items()}}
+        first_tags = {IDENTITY: identity} | ({PARENT: parent} if parent else {})
+
+        def find_or_create() -> Run:
+            run = self.find_run(identity, parent)
+            if run is not None:
+                return run
+            created = connect(self.uri).create_run(
+                self.experiment_id, tags={**first_tags, "mlflow.user": all_tags["mlflow.user"]}, run_name=name
+            )
+            return self._address(created.info)
+
+        with one_at_a_time(self.uri):
+            run = patiently(find_or_create)
+        self._set_running(run)
+        run.set_tags(all_tags)
+        run.log_parameters(parameters)
+        if config is not None:
+            run.log_dict(config, "config.json")
+        return run
+
+    def ui_hint(self) -> str:
+        """How to see the experiment's runs: the link or, without a server, the command that starts the UI."""
+        return ui_hint(self.uri, self.experiment_id)
+
+    def _set_running(self, run: Run) -> None:
+        client = connect(self.uri)
+        state = patiently(lambda: client.get_run(run.run_id))
+        if state.info.status != "RUNNING":
+            patiently(lambda: client.update_run(run.run_id, status="RUNNING"))
+        if REASON in state.data.tags:
+            patiently(lambda: client.delete_tag(run.run_id, REASON))
+
+    def _address(self, info: Any) -> Run:
+        return Run(self.uri, self.experiment_id, info.run_id, info.start_time)
+
+
+def _flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in parameters.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            text = json.dumps(value) if isinstance(value, (dict, list, tuple)) else str(value)
+            flat[prefix + str(key)] = _cut(text, MAX_PARAMETER)
+    return flat
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."

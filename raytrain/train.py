@@ -1,0 +1,149 @@
+"""Train one model on a gang of Ray Train workers.
+
+    python -m raytrain.train hybrid
+    python -m raytrain.train hybrid --preset paper-ptb --data-path PTB --workers 2 --name ptb
+    python -m raytrain.train byte_lstm --config runs/NAME/config.json
+
+Started again with the same --name, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from raytrain.cli import default_config, parse_choice, parse_fields
+from raytrain.config import RunConfig, flatten, identity, to_dict
+from raytrain.errors import UserError, run_command
+from raytrain.presets import full_size
+from raytrain.progress import Progress
+from raytrain.resources import Cluster, Gang, connect, read_cluster
+from raytrain.session import Session, check_name, check_samples, claim_name, open_session
+from raytrain.tracking import Experiment, check_tracking
+from raytrain.workers import Job, fit, read_outcome
+
+
+@dataclass
+class TrainOptions:
+    """Options of the command; all else is a field of the run's config."""
+
+    name: str | None = None
+    """Name of the run; the same name resumes it. By default one that follows from the config."""
+    storage: str | None = None
+    """Folder or s3://bucket/prefix for all that is kept; default $RAYTRAIN_STORAGE or ./runs."""
+    workers: int = 1
+    """DDP workers."""
+    cpus_per_worker: float | None = None
+    """CPUs of each worker; default: an equal share of a machine's (CPU runs), or 1 beside its GPU."""
+    gpus_per_worker: float | None = None
+    """GPUs of each worker; default 1 if the cluster has any, otherwise 0."""
+    address: str | None = None
+    """Ray cluster to use; by default the one that is found, or a new one on this machine."""
+    experiment: str = "raytrain"
+    """MLflow experiment."""
+
+
+def main() -> None:
+    """Check everything, then train, then report."""
+    choice, rest = parse_choice("raytrain.train", sys.argv[1:])
+    options, config = parse_fields("raytrain.train", TrainOptions, default_config(choice, "laptop"), rest)
+    if options.name is not None:
+        check_name(options.name)
+    session = open_session(config, options.storage)
+    check_samples(config, session.corpus, options.workers)
+
+    connect(options.address)
+    cluster = read_cluster()
+    if cluster.has_gpus:
+        options, config = parse_fields(
+            "raytrain.train", TrainOptions, default_config(choice, full_size(choice.model)), rest
+        )
+        check_samples(config, session.corpus, options.workers)
+    check_tracking(session.tracking_uri, cluster.num_nodes)
+    gang = make_gang(options, cluster)
+    cluster.admit(gang, 1, head_memory=float("inf"))
+    train(options, config, session, gang)
+
+
+def make_gang(options: TrainOptions, cluster: Cluster) -> Gang:
+    """The workers to ask for: on GPUs if the cluster has or may get any, wherever this command runs."""
+    gpus = options.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if cluster.has_gpus else 0.0
+    cpus = options.cpus_per_worker
+    if cpus is None:
+        cpus = 1.0 if gpus else max(1.0, cluster.total("CPU") // max(1, options.workers))
+    return Gang(options.workers, cpus, gpus)
+
+
+def train(options: TrainOptions, config: RunConfig[Any], session: Session, gang: Gang) -> None:
+    """Run the training and print what came of it."""
+
+
+    corpus = session.corpus
+    name = options.name or f"{config.model_name}-{identity(config, corpus.digest)[:8]}"
+    own = claim_name(session.storage, name, config, corpus)
+    place = session.storage.uri(name)
+    outcome = read_outcome(place)
+    experiment = Experiment.open(session.tracking_uri, options.experiment, session.artifact_root())
+    print(f"run {name}: {config.model_name} on {corpus.name}, {gang}, kept in {place}", flush=True)
+    if outcome is None:
+        run = experiment.open_run(
+            own,
+            name,
+            config=to_dict(config),
+            parameters=flatten(config),
+            tags={"corpus": corpus.digest, "seed": str(config.seed), "workers": str(gang)},
+        )
+        progress = f"raytrain/progress/{name}"
+        job = Job(to_dict(config), str(corpus.path), place, asdict(run), gang.cpus, progress)
+        with shown_progress(progress, config.steps):
+            outcome = fit(job, gang, name)
+        run.finish("FAILED" if "error" in outcome else "FINISHED", outcome.get("error"))
+    else:
+        print("this run has ended already; choose another --name to train again")
+    if "error" in outcome:
+        raise UserError(f"run {name} failed: {outcome['error']}")
+    best = outcome["best"]
+    print(
+        f"best at step {outcome['best_step']}: bound {best['bits_per_byte']:.3f} bits/byte "
+        f"({best['bound']:.1f} nats a sample, KL {best['kl']:.2f}, {best['active_units']:.0f} active units)"
+    )
+    print("\n".join(f"  {sample!r}" for sample in outcome["samples"]))
+    print(f"see it: {experiment.ui_hint()}")
+
+
+@contextmanager
+def shown_progress(key: str, steps: int) -> Iterator[None]:
+    """Print a progress line whenever rank 0 has put new metrics under ``key``."""
+    from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get
+
+    progress = Progress(steps)
+    ended = threading.Event()
+
+    def watch() -> None:
+        seen = None
+        while not ended.wait(0.5):
+            value = _internal_kv_get(key)
+            if value is not None and value != seen:
+                seen = value
+                step, metrics = json.loads(value)
+                print(progress.line(step, metrics), flush=True)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+        _internal_kv_del(key)
+
+
+if __name__ == "__main__":
+    run_command(main)

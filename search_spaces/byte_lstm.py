@@ -1,0 +1,17 @@
+"""What is searched for the byte LSTM: layers, width, dropout, step size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+
+
+def space(trial: optuna.Trial) -> dict[str, Any]:
+    """Fields of one trial."""
+    return {
+        "model.layers": trial.suggest_int("layers", 1, 2),
+        "model.hidden": trial.suggest_categorical("hidden", [128, 192, 256]),
+        "model.dropout": trial.suggest_float("dropout", 0.0, 0.5),
+        "optimizer.learning_rate": trial.suggest_float("learning_rate", 1e-3, 1e-2, log=True),
+    }

@@ -1,0 +1,61 @@
+"""What the tests share: small corpora, tiny configs, and where the real text is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# before any test starts a process: one thread each, no telemetry, no network services
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from raytrain.config import ByteLstmConfig, HybridConfig, LstmVaeConfig, RunConfig
+from raytrain.data.corpus import Corpus, CorpusWriter
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+TINY_MODELS = {
+    "hybrid": HybridConfig((16, 32), (32, 16), latent=8, hidden=32),
+    "lstm_vae": LstmVaeConfig(latent=8, hidden=32),
+    "byte_lstm": ByteLstmConfig(layers=2, hidden=32, dropout=0.3),
+}
+
+
+def tiny_config(model: str, **changes: Any) -> RunConfig[Any]:
+    """A config that trains in seconds, in float32 so that nothing is hidden by rounding."""
+    settings = {
+        "length": 24,
+        "batch_size": 64,
+        "steps": 20,
+        "log_every": 5,
+        "evaluate_every": 10,
+        "checkpoint_every": 10,
+        "evaluate_samples": 64,
+        "precision": "float32",
+    }
+    return RunConfig(model=TINY_MODELS[model], **{**settings, **changes})
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """A small synthetic corpus."""
+    from raytrain.data import synthetic
+
+    folder = tmp_path_factory.mktemp("corpus") / "synthetic"
+    with CorpusWriter(folder, name="synthetic", source="tests") as writer:
+        for seed, (split, num) in enumerate({"train": 4000, "valid": 500}.items()):
+            for text, _ in synthetic.documents(seed, num):
+                writer.add(split, text)  # type: ignore[arg-type]
+    return Corpus.open(folder)
+
+
+@pytest.fixture(scope="session")
+def ptb() -> Path:
+    """The folder of Penn Treebank's files."""
+    folder = SHARED_DATA / "ptb"
+    if not folder.is_dir():
+        pytest.skip(f"no real text at {folder}")
+    return folder

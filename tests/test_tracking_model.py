@@ -1,0 +1,145 @@
+"""A checkpoint as an MLflow model: logged, loaded by other processes, served; nothing in it is pickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickletools
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient, active_run, get_tracking_uri
+
+from raytrain import models
+from raytrain.checkpoint import CheckpointWriter, Snapshot
+from raytrain.config import ByteLstmConfig, RunConfig, to_dict
+from raytrain.storage import open_storage
+from raytrain.tracking import Experiment, Run, log_model
+from tests.mlflow_server import new_store
+
+CARD = "# A tiny model\n\nIts text is noise.\n"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    config = RunConfig(model=ByteLstmConfig(layers=1, hidden=8), length=12, seed=5)
+    with CheckpointWriter(open_storage(folder)) as writer:
+        writer.save(Snapshot(40, {"model": models.build(config).state_dict()}, {}, to_dict(config)), 2.5)
+    return folder / "step-00000040"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("store")
+    experiment = Experiment.open(new_store(folder), "search", str(folder / "mlflow-artifacts"))
+    return experiment.open_run("abc", "a name", parameters={"seed": 5}, tags={})
+
+
+@pytest.fixture(scope="module")
+def model_id(run: Run, checkpoint: Path) -> str:
+    return log_model(run, checkpoint, card=CARD, figures={"valid/bits_per_byte": 2.5}, step=40)
+
+
+@pytest.fixture
+def files(run: Run, model_id: str) -> Path:
+    return Path(MlflowClient(run.uri).get_logged_model(model_id).artifact_location)
+
+
+def test_it_is_one_model_of_the_run(run: Run, checkpoint: Path, model_id: str) -> None:
+    client = MlflowClient(run.uri)
+    cut_off = client.create_logged_model(run.experiment_id, "model", source_run_id=run.run_id)
+    assert log_model(run, checkpoint, card=CARD, figures={"valid/bits_per_byte": 2.5}, step=40) == model_id
+    (model,) = client.search_logged_models([run.experiment_id])
+    assert cut_off.model_id != model_id
+    assert (model.model_id, str(model.status), model.source_run_id) == (model_id, "READY", run.run_id)
+    assert model.tags["mlflow.note.content"] == CARD
+    assert [(metric.key, metric.value, metric.step) for metric in model.metrics or []] == [
+        ("valid/bits_per_byte", 2.5, 40)
+    ]
+    assert model.params == {"seed": "5"}
+    outputs = client.get_run(run.run_id).outputs
+    assert outputs is not None
+    assert [output.model_id for output in outputs.model_outputs] == [model_id]
+
+
+def test_no_state_is_left_in_mlflow(run: Run, model_id: str) -> None:
+    assert active_run() is None
+    assert get_tracking_uri() != run.uri
+
+
+def test_it_holds_safetensors_json_and_text_only(files: Path) -> None:
+    paths = [path for path in files.rglob("*") if path.is_file()]
+    own = {str(path.relative_to(files)) for path in paths if "code" not in path.relative_to(files).parts}
+    assert own >= {"MLmodel", "README.md", "requirements.txt", "pyfunc_model.py"}
+    assert {path.name for path in paths if path.suffix == ".safetensors"} == {"model.safetensors"}
+    assert {path.suffix for path in paths} == {"", ".md", ".txt", ".py", ".yaml", ".json", ".safetensors"}
+    for path in paths:
+        assert not zipfile.is_zipfile(path), f"{path}: torch.save writes zip files that hold pickles"
+        assert not is_pickle(path.read_bytes()), path
+        if path.suffix != ".safetensors":
+            path.read_text()
+    assert (files / "README.md").read_text() == CARD
+
+
+def is_pickle(data: bytes) -> bool:
+    """Whether ``data`` is a pickle: one of protocol 2 or later starts with PROTO; an older one must be read."""
+    if data[:1] == b"\x80" and len(data) > 1 and data[1] <= 5:
+        return True
+    try:
+        return sum(1 for _ in pickletools.genops(data)) > 1
+    except Exception:  # whatever a parser that is given something else stumbles over
+        return False
+
+
+def test_the_scan_knows_a_pickle() -> None:
+    import pickle
+
+    assert all(is_pickle(pickle.dumps({"a": [1, 2]}, protocol=protocol)) for protocol in range(6))
+    assert not is_pickle(b'{"a": [1, 2]}')
+
+
+def test_the_requirements_are_pinned_and_an_index_has_them(files: Path) -> None:
+    lines = (files / "requirements.txt").read_text().split()
+    assert {line.partition("==")[0] for line in lines} == {"mlflow", "torch", "numpy", "safetensors"}
+    assert all(line.partition("==")[2] and "+" not in line for line in lines)
+
+
+ASK = """
+import json, os, sys
+import mlflow
+model = mlflow.pyfunc.load_model(sys.argv[1])
+ask = lambda **params: model.predict([""], params=params)
+print(json.dumps({
+    "default": ask(), "three": ask(num_samples=3, seed=4), "again": ask(num_samples=3, seed=4),
+    "cold": ask(num_samples=2, temperature=0.0), "short": ask(num_samples=4, max_length=3),
+    "modules": sorted({"ray", "boto3"} & set(sys.modules)),
+    "signature": model.metadata.signature.to_dict(), "example": model.input_example is not None,
+}))
+"""
+
+
+def ask(tmp_path: Path, run: Run, model_id: str) -> dict[str, Any]:
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": run.uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [sys.executable, "-c", ASK, f"models:/{model_id}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def test_another_process_loads_it_and_gets_text(tmp_path: Path, run: Run, checkpoint: Path, model_id: str) -> None:
+    answer = ask(tmp_path, run, model_id)
+    model = models.load(checkpoint)
+    assert answer["three"] == answer["again"] == models.sample_text(model, 3, seed=4)
+    assert answer["default"] == models.sample_text(model, 1)
+    assert answer["cold"] == models.sample_text(model, 2, temperature=0.0)
+    assert answer["short"] == models.sample_text(model, 4, max_length=3)
+    assert answer["modules"] == []
+    names = [item["name"] for item in json.loads(answer["signature"]["params"])]
+    assert names == ["num_samples", "temperature", "max_length", "seed"]
+    assert answer["example"]
