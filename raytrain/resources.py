@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +107,8 @@ def connect(address: str | None) -> None:
     """
     import ray
 
+    if address is not None and ":" in address:
+        _check_answers(address)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
         ray.init(
@@ -119,12 +122,13 @@ def connect(address: str | None) -> None:
         raise UserError(f"no Ray cluster answers at {address}: {error}") from None
 
 
-def cluster_address() -> str:
-    """The address of the cluster that this process has joined."""
-    import ray
-
-    address: str = ray.get_runtime_context().gcs_address
-    return address
+def _check_answers(address: str) -> None:
+    """Ray itself would try a wrong address for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"no Ray cluster answers at {address}: {error}; correct --address") from None
 
 
 def read_cluster() -> Cluster:

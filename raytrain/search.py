@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -134,6 +135,9 @@ class Proposals(Searcher):
         else:
             self.study.tell(trial.point, trial.figures[METRIC])
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its settings for snapshots, which are not used
+
     def save(self, checkpoint_path: str) -> None:
         """Tune's own snapshots are not used: all that a search knows is in its trials' records."""
 
@@ -160,6 +164,9 @@ class Ledger(tune.Callback):
     def __init__(self, proposals: Proposals, show: Any) -> None:
         self.proposals = proposals
         self.show = show
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as for Proposals
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self.proposals.trials[trial.trial_id]
@@ -204,6 +211,7 @@ def _last_line(error_file: str | None) -> str:
 
 def run_search(search: Search, show: Any) -> list[Trial]:
     """Run all trials; returns their records. ``show(trial)`` is called whenever one has changed."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own banner; `show` is what the user sees
     proposals = Proposals(search)
     ledger = Ledger(proposals, show)
     scratch = tempfile.mkdtemp(prefix="raytrain-tune-")

@@ -81,6 +81,8 @@ def main() -> None:
 
 def check_options(options: TuneOptions) -> None:
     """Refuse what no search can be made of."""
+    if options.name is not None:
+        check_name(options.name)
     if options.num_samples < 1:
         raise UserError(f"--num-samples is {options.num_samples}: a search needs at least one trial")
     if options.max_concurrent is not None and options.max_concurrent < 1:
@@ -108,7 +110,6 @@ def search_and_report(
     gang = make_gang(options, cluster)
     concurrent = min(options.num_samples, cluster.admit(gang, options.max_concurrent, head_memory()))
     name = options.name or f"{config.model_name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    check_name(name)
     if session.storage.list(name):
         raise UserError(
             f"--name {name}: there is something at {session.storage.uri(name)} already; choose another name"

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from raytrain.data import synthetic
+from raytrain.data.corpus import SPLITS, Corpus
+
 
 def run(tmp_path: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -32,11 +35,17 @@ def test_prepare_and_info(tmp_path: Path) -> None:
     assert info.stdout == prepared.stdout
     rows = table_of(info.stdout)
     assert rows["documents"] == ["60,000", "4,000", "4,000"]
-    assert [int(cell.replace(",", "")) // 200_000 for cell in rows["bytes of text"]] == [15, 1, 1]
-    assert rows["length, quantile 50%"] == ["51", "51", "51"]
-    assert all(120 <= int(cell) <= 122 for cell in rows["distinct bytes"])
-    assert all(0.5 < float(cell) < 0.53 for cell in rows["limit, bits per byte"])
-    assert "entropy bits per byte: 0.51" in info.stdout
+    corpus = Corpus.open(tmp_path / "corpus")
+    texts = {name: [corpus.split(name).document(i) for i in range(corpus.split(name).num_documents)] for name in SPLITS}
+    lengths = {name: sorted(map(len, texts[name])) for name in SPLITS}
+    assert rows["bytes of text"] == [f"{sum(lengths[name]):,}" for name in SPLITS]
+    assert rows["distinct bytes"] == [str(len(set(b"".join(texts[name])))) for name in SPLITS]
+    assert rows["length, quantile 0%"] == [str(lengths[name][0]) for name in SPLITS]
+    assert rows["length, quantile 50%"] == [str(lengths[name][len(lengths[name]) // 2]) for name in SPLITS]
+    assert rows["length, quantile 100%"] == [str(lengths[name][-1]) for name in SPLITS]
+    assert f"entropy bits per byte: {synthetic.bits_per_byte():.4f}" in info.stdout
+    limits = [float(cell) for cell in rows["limit, bits per byte"]]
+    assert limits == pytest.approx([synthetic.bits_per_byte()] * 3, rel=0.02)
     for split in ("train", "valid", "test"):
         samples = info.stdout.split(f"\n{split}\n")[1].split("\n\n")[0].rstrip("\n").split("\n")
         assert len(samples) == 5

@@ -12,9 +12,9 @@ from raytrain.data import synthetic
 from raytrain.data.synthetic import Slot, Template
 
 DOCUMENTS_OF_SEED_0 = [
-    "Big thanks to Nina for the violin lesson! 🙈 #grateful",
-    "Protest in London over schools on Wednesday!!! 💙 #breaking",
-    "the court says transport is the top priority 📰 url",
+    "Thanks for the follow, have a great Saturday... ❤️ #thankyou url",
+    "@userid What a goal from the captain! 4-3! #life",
+    "Happy birthday to my cat Biscuit, 8 today.",
 ]
 
 
@@ -37,7 +37,7 @@ def derivations(template: Template, text: bytes) -> list[float]:
 
 
 def test_each_generated_document_has_one_derivation_of_the_stated_probability() -> None:
-    for text, nats in synthetic.documents(seed=11, num=400):
+    for text, nats in synthetic.documents(seed=11, num=150):
         found = [probability for template in synthetic.templates() for probability in derivations(template, text)]
         assert len(found) == 1, text
         assert -math.log(sum(found)) == pytest.approx(nats, abs=1e-9)

@@ -7,7 +7,9 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -274,6 +276,32 @@ def test_unusable_stores_get_one_line(tmp_path: Path) -> None:
         check_tracking("http://127.0.0.1:9")
     assert "no answer" in one_line(error)
     assert "127.0.0.1:9" in one_line(error)
+
+
+@pytest.mark.parametrize(("status", "said"), [(401, "not authorised"), (403, "--allowed-hosts"), (500, "has failed")])
+def test_a_server_that_refuses_gets_one_line(status: int, said: str) -> None:
+    class Refuse(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refuse) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(UserError) as error:
+            check_tracking(f"http://user:word@127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert said in one_line(error)
+    assert "word" not in one_line(error)
+
+
+def test_digits_in_an_address_are_not_taken_for_a_status() -> None:
+    with pytest.raises(UserError) as error:
+        check_tracking("http://127.0.0.1:4034/401")
+    assert "no answer" in one_line(error)
 
 
 def test_a_deleted_experiment_gets_one_line(experiment: Experiment) -> None:

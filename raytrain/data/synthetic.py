@@ -1,14 +1,15 @@
 """The embedded default corpus: tweet-like English text from a grammar whose exact entropy is known.
 
-Documents are independent. Each is drawn as: a topic; a template of the topic; then, left to right, one
-option for every slot: address (``@userid``), exclamation, the template's words, numbers and optional parts,
-end mark (not after a question), emoji, hashtag of the topic, common hashtag, link. Every choice is independent of the
-others given the template, and the grammar is unambiguous (a document has exactly one derivation; a test
-proves it), so that entropy and likelihood are exact. Every document is valid UTF-8 of at most 127 bytes.
+Documents are independent. Each is drawn as: a topic; a body of the topic, whether its optional part is in
+it, and a tail (these make a template); then, left to right, one option for every slot: address
+(``@userid``), exclamation, the template's words and numbers, end mark, emoji, hashtag of the topic, common
+hashtag, link. A question has no tail and no end mark. Every choice is independent of the others given the
+template, and the grammar is unambiguous (a document has exactly one derivation; a test proves it), so that
+entropy and likelihood are exact. Every document is valid UTF-8 of at most 127 bytes.
 
-Probabilities: the option of rank r (from 1) among topics, templates of a topic, words, emoji and hashtags
+Probabilities: the option of rank r (from 1) among topics, bodies of a topic, words, emoji and hashtags
 has a probability proportional to 1 / (r + 4); numbers are uniform; an optional part is there with
-probability 1/2; the rest stands in ``synthetic_grammar``.
+probability 1/2; the others stand in ``synthetic_grammar``.
 """
 
 from __future__ import annotations
@@ -170,13 +171,15 @@ def templates() -> tuple[Template, ...]:
         all_emoji = _optional(f"{emoji}|{grammar.COMMON_EMOJI}", " ", grammar.NO_EMOJI)
         closing = (all_emoji, _optional(tags, " #", grammar.NO_TAG), common_tag, link)
         for body, weight in _ranked(bodies):
+            question = body.endswith("?")
+            tails = (("", 1.0),) if question else grammar.TAIL
+            end = closing if question else (mark, *closing)
             variants = _variants(body)
-            for variant in variants:
-                end = closing if body.endswith("?") else (mark, *closing)
-                slots = (*opening, *_slots(variant, words), *end)
+            for variant, (tail, tail_weight) in itertools.product(variants, tails):
+                slots = (*opening, *_slots(variant + tail, words), *end)
                 if sum(slot.longest for slot in slots) > LONGEST:
-                    raise ValueError(f"synthetic grammar, {topic}: {variant!r} can exceed {LONGEST} bytes")
-                found.append(Template(slots, topic_weight * weight / len(variants)))
+                    raise ValueError(f"synthetic grammar, {topic}: {variant + tail!r} can exceed {LONGEST} bytes")
+                found.append(Template(slots, topic_weight * weight * tail_weight / len(variants)))
     return tuple(found)
 
 

@@ -1,4 +1,4 @@
-"""The words and templates of the embedded synthetic corpus; synthetic.py says what they mean."""
+"""The words and sentences of the embedded synthetic corpus; synthetic.py says what they mean."""
 
 from __future__ import annotations
 
@@ -56,6 +56,12 @@ EXCLAMATION: tuple[tuple[str, float], ...] = (
     ("Ugh! ", 0.05),
     ("Haha! ", 0.04),
 )
+TAIL: tuple[tuple[str, float], ...] = (
+    ("", 0.6),
+    (", it is {hour}:{minute}", 0.2),
+    (", {name} agrees", 0.2),
+)
+"""May follow any body but a question."""
 MARK: tuple[tuple[str, float], ...] = (("", 0.4), ("!", 0.3), (".", 0.18), ("...", 0.07), ("!!!", 0.05))
 LINK: tuple[tuple[str, float], ...] = (("", 0.86), (" url", 0.14))
 COMMON_EMOJI = "😀|✨|🙈|💙"
@@ -69,71 +75,37 @@ TOPICS: dict[str, str] = {
         ☀️|🌧️|❄️|🌈
         weather|rain|sunshine|forecast
         So much {sky} in {city} {when}
-        The {sky} in {city} is {bad} [and I forgot my coat]
         It is {season} and there is still {sky} in {city}
         Is it ever going to stop with the {sky}?
         Woke up to {sky} again[, staying in bed]
-        More {sky} expected in {city} on {day}
-        The sky over {city} is {colour} {when}
-        {sky} and {sky} all {day}, typical {season}
-        First {sky} of the {season}, feeling {feeling}
-        Minus {few} degrees in {city} [and the heating is broken]
         {count} degrees in {city}! Off to {place}
-        Walking to {place} in the {sky} was {bad}
-        Anyone else love the sound of {sky} at night?
     """,
     "football": """
         ⚽|🏆|🔥|😡
         football|matchday|goal|derby|cup
         What a goal from the {position}! {goal}-{goal}
-        {team} {goal}-{goal} {team}[, what a match]
         Full time: {team} {goal} {team} {goal}
         Come on {team}[, we can still win this]
         The {position} was {bad} {when}
-        The {position} was {good} {when}
-        Off to see {team} play {team} on {day}
-        Kick off at {hour}:{minute}, feeling {feeling}
         How did {team} lose that?
-        {team} need a new {position}[, and fast]
-        Penalty in minute {count}, that {position} is {good}
-        Watching {team} with {kin} and {food}
-        Did the {position} even see that?
-        Still cannot believe {team} won in {city}
     """,
     "food": """
         😋|🍕|🍰|☕
         food|foodie|dinner|baking|yum
         {food} for dinner again[ and I am not sorry]
         Made {cake} with {kin}, it was {good}
-        Best {food} in {city}, go now
-        I could eat {food} every {day}
         Who wants {food} {when}?
         Need {drink} before I talk to anyone
-        {drink} and {cake}, what more do you need
-        Burnt the {cake}, so it is {food} for dinner
-        Trying to make {food} like {kin}, results were {bad}
         {name} made {cake} [for the whole office]
-        Is {drink} at {hour}:{minute} a bad idea?
-        Lunch with {name}: {food} and {drink}
-        The {cake} at {place} is {good}
-        Craving {food} so badly right now
     """,
     "trains": """
         🚆|😤|🚌|😴
         commute|delays|trains|travel
         The {hour}:{minute} to {city} is late again[, thanks for nothing]
         Train to {city} delayed by {count} minutes
-        Stuck outside {city} for {count} minutes, no news
         No seats on the {hour}:{minute} from {city} [as always]
         Why is the {hour}:{minute} always cancelled?
-        Missed the last bus to {place}, now I am {feeling}
-        The commute from {city} was {bad} {when}
-        A man on the train is eating {food} at {hour} in the morning
-        Left my {device} on the bus to {place}
-        Bus full, walking to {place} in the {sky}
         Finally a train on time, {city} here I come
-        {count} pounds for a ticket to {city}? No thanks
-        Due to {sky} there are no trains to {city}
     """,
     "music": """
         🎶|🎸|❤️|🎧
@@ -141,16 +113,8 @@ TOPICS: dict[str, str] = {
         Now playing: {artist} [live in {city}]
         The new album by {artist} is {good}
         {artist} in {city} on {day}, who is coming?
-        Tickets for {artist} sold out in {few} minutes
         Listening to {style} on the way to {place}
-        Started learning the {instrument}, my neighbours are {feeling}
-        {kin} plays the {instrument} at {hour} in the morning
         Can anyone recommend some {style}?
-        That {instrument} solo was {good}
-        Nothing like {style} and {drink} on a {day}
-        {artist} were {good} {when}
-        {artist} were {bad} {when}
-        Cannot stop singing that song by {artist}
     """,
     "work": """
         😩|💻|☕|🙌
@@ -158,16 +122,8 @@ TOPICS: dict[str, str] = {
         Still at work, {task} to finish [before {hour}]
         Spent all {day} on {task}[ and nobody read it]
         Meeting at {hour}:{minute}, could have been an email
-        My boss wants {task} by {day}
         Is it {day} yet?
-        {few} more hours of work, then {food}
         Forgot about {task}, feeling {feeling}
-        New job starts on {day}, so {feeling}
-        Working from home with the {animal} is {good}
-        Working from home with the {animal} is {bad}
-        Last day at work before the holidays, {feeling}
-        {name} sent {task} at {hour}:{minute} in the morning
-        My {device} died in the middle of {task}
     """,
     "news": """
         📰|🚨|👀|🤔
@@ -175,31 +131,17 @@ TOPICS: dict[str, str] = {
         Breaking: {person} to speak about {issue} at {hour}:{minute}
         {person} says {issue} is the top priority
         New plan for {issue} in {city} [rejected by {person}]
-        {count} percent of voters worry about {issue}
-        Protest in {city} over {issue} on {day}
         What is {person} going to do about {issue}?
-        Fire near {place} in {city}, roads closed
         {city} votes on {issue} {soon}
-        Road closed in {city} after {sky}
-        {person} and {person} disagree on {issue}
-        Read this on {issue} in {city}
-        Report: {issue} costs {city} {count} million a year
     """,
     "pets": """
         🐶|🐱|😍|🐾
         pets|dogs|cats|cute
         {pet} the {animal} is asleep on my {device} again
         My {animal} just ate my {food}[ and looks proud]
-        Took {pet} to {place} and now we are both {feeling}
         Happy birthday to my {animal} {pet}, {few} today
-        Meet {pet}, our new {animal}
         {pet} hates the {sky}
         Why does my {animal} wake me at {hour}:{minute}?
-        Lost {animal} near {place} in {city}, please share
-        {pet} is not {feeling} about the vet
-        I want a {animal} so badly
-        {kin} bought a {animal} called {pet}
-        The {animal} next door is {good}
     """,
     "thanks": """
         🙏|❤️|😊|🎉
@@ -208,30 +150,16 @@ TOPICS: dict[str, str] = {
         Thanks for the follow[, have a great {day}]
         Thanks {name}, that was {good}
         Big thanks to {name} for the {instrument} lesson
-        Thanks to everyone who came to {place} {when}
         Thank you {city}, you were {good}
-        Thanks for the tip, will try {food} {soon}
-        So {feeling} and thankful for {name} and {name}
-        Many thanks for all the birthday messages
-        Thanks for helping me with {task}
-        Cheers {name}, see you {soon}
-        You are welcome, {name}
     """,
     "questions": """
         🤔|👀|😅|🙋
         help|question|advice|askme
         Does anyone know how to fix a {device}?
         Where can I get good {food} in {city}?
-        What time does {place} open on {day}?
         Anyone going to {city} {soon}?
-        Anyone free for {drink} {soon}?
         Should I buy {item} in {colour} or {colour}?
         Which is better, {activity} or {activity}?
-        Has anyone seen my {device}?
-        Can somebody explain {subject} to me?
-        Who else is {feeling} {when}?
-        How long does it take from {city} to {city}?
-        What do you all do on a {day} night?
     """,
     "school": """
         📚|😭|🎓|😴
@@ -240,30 +168,16 @@ TOPICS: dict[str, str] = {
         {few} hours of {subject} [and I still do not get it]
         Passed my {subject} exam[, drinks on me]
         Our {subject} teacher is {good}
-        Our {subject} teacher is {bad}
         Who has the notes for {subject}?
-        Fell asleep in {subject} again
-        Homework: {subject}, {subject} and more {subject}
-        Library until {hour} with {name} and {drink}
-        No school on {day}, so {feeling}
-        Revision is {bad}, give me {food}
-        Only {count} days until the holidays
     """,
     "family": """
         ❤️|😂|👶|🥰
         family|mumlife|sunday|love
         {kin} just called to talk about {sky}
         {kin} still cannot use a {device}[, help]
-        Dinner with {kin} and {name}: {food}, of course
         Helping {kin} move to {city} on {day}
-        {name} took the first steps {when}
         {kin} is {activity} and I am {activity}
-        Missing {kin} a lot {when}
-        {kin} thinks I should try {activity}
-        My niece drew me with {colour} hair
         Happy birthday {name}[, have a lovely day]
-        {name} turns {count} on {day}
-        Family {day} with {cake} and {film} night
     """,
     "shopping": """
         🛍️|💸|👟|😍
@@ -271,114 +185,65 @@ TOPICS: dict[str, str] = {
         Bought {item} instead of paying rent
         {item} with {count} percent off, only on {day}
         Went out for milk, came back with {item}
-        Finally found {item} in {colour}
         Ordered {item} {few} weeks ago, still waiting
-        The queue at {place} is {bad}
         Do I really need {item}?
-        Everyone in {city} is wearing {colour}
-        Sold my {device} to buy {item}
-        Win {item}! Follow and share to enter
-        Wrong size again, sending back {item}
-        Saving up for {item}, {few} months to go
     """,
     "travel": """
         ✈️|🏖️|😎|🌍
         holiday|travel|wanderlust|views
         {few} days until {city}, so {feeling}
         Hello {city}[, you look {good}]
-        Goodbye {city}, back home {soon}
         Flight to {city} at {hour}:{minute} in the morning
         Sunset over {place} in {city} is {good}
-        Already planning a trip to {city} with {name}
-        Lost my bag between {city} and {city}
-        Take me back to {city} [and the {food}]
-        Best view in {city}: from {place}
-        Packing for {city}: {item} and {item}
         Which part of {city} should I stay in?
-        {city} in {season} is {good}
     """,
     "films": """
         🎬|🍿|😱|📺
         film|movies|netflix|oscars|tv
         Watching a {film} with {name} {when}
         That {film} was {good}[, no spoilers please]
-        That {film} was {bad}[, I want my money back]
         Fell asleep {count} minutes into the {film}
         Any good {film} to watch {soon}?
-        {few} episodes in one night, now I am {feeling}
-        {kin} cried at a {film}
-        The book was better than the {film}
-        A {film} about a {animal}? Count me in
         Popcorn and a {film}, ideal {day}
-        Why is every {film} set in {city}?
-        Season {few} is out on {day}
     """,
     "health": """
         💪|🏃|😅|🥵
         fitness|gym|running|health|run
         {few} miles before breakfast, feeling {feeling}
-        {exercise} on {day}, cannot walk on {day}
         {exercise} with {name} at {hour}:{minute} [was {bad}]
         Signed up for {exercise}, what was I thinking
         Ran to {place} and back in {count} minutes
-        New best time: {count} minutes
-        Headache all {day}, {drink} and bed
-        No {cake} until {season}, starting {soon}
-        {count} minutes of {exercise} and then {food}
         Does {activity} count as {exercise}?
-        Doctor says more {exercise}, less {cake}
-        Got a cold again, {feeling} and {feeling}
     """,
     "home": """
         🌱|🏡|🧹|🌻
         garden|home|diy|spring
         My {plant} are finally growing
-        Planted {plant} and {plant} with {kin}
         Painting the kitchen {colour} {when}
-        Cleaning the house with {style} on full volume
         The neighbours are {activity} at {hour}:{minute} again
         No hot water since {day}[, how are you]
-        Slugs ate all my {plant}
-        The {device} is broken and so am I
-        {plant} from the garden, {food} from the oven
         Is {colour} a good colour for a bedroom?
-        Moved {item} and {item} up {few} floors
-        Power cut in {city} since {hour}:{minute}
     """,
     "tech": """
         🤖|💻|📱|😤
         tech|coding|startup|app|gadgets
         My {device} needs {few} updates before {drink}
         New {device} arrived, it is {good}
-        {device} battery at {few} percent, help
         Dropped my {device} in the {drink}
         Why is my {device} so slow?
-        Wrote {count} lines of code and deleted {count}
-        This app tells you when to drink {drink}
         It works on my {device}
-        Somebody in {city} built a {device} out of {food}
-        Turned the {device} off and on again, works
-        We are hiring in {city}: join us
-        How to fix your {device} in {few} steps
     """,
     "night": """
         🌙|😴|🎉|🕺
         goodnight|weekend|friday|party|sleep
         Cannot sleep, {activity} at {hour}:{minute}
         Good night {city}, sleep well
-        Good morning {city}, time for {drink}
         Party at {place} on {day}, bring {food}
         Up at {hour}:{minute} for no reason
-        Out with {name} and {name} {when}
-        Weekend plans: {activity}, {food}, {activity}
-        Friday night in with {food} and {kin}
-        {day} night and I am {activity}
-        Danced until {hour} with {name}, feeling {feeling}
         Is everyone else {activity}?
-        So {feeling} I could sleep for {few} days
     """,
 }
-"""Topic, the most likely first: a line of its emoji, a line of its hashtags, then its templates, likewise ordered.
+"""Topic, the most likely first: a line of its emoji, a line of its hashtags, then its bodies, likewise ordered.
 
-In a template ``{name}`` is a word of that list and ``[...]`` is there half of the time.
+In a body ``{name}`` is a word of that list and ``[...]`` is there half of the time.
 """

@@ -84,19 +84,29 @@ def _check_sqlite(uri: str, num_nodes: int) -> None:
 
 def explain(error: Exception) -> str:
     """What went wrong and, where that is known, how to mend it, in one line."""
+    from mlflow.exceptions import MlflowException
+
+    status = error.get_http_status_code() if isinstance(error, MlflowException) else None
+    if status == 401:
+        return "not authorised (401): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    if status == 403:
+        return (
+            "refused (403): the user that MLFLOW_TRACKING_USERNAME names may not do this, "
+            "or the server was started without --allowed-hosts naming this address"
+        )
     text = " ".join(str(error).split())
+    no_answer = "no answer; is the server running, and MLFLOW_TRACKING_URI right?"
     for sign, advice in {
-        "403": "refused (403): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
-        "or start the server with --allowed-hosts naming this address",
-        "401": "not authorised (401): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        "error responses": "the server answers that it has failed; its log says why",
+        "Max retries exceeded": no_answer,
+        "Connection aborted": no_answer,
+        "timed out": no_answer,
         "out-of-date database schema": "it was made by an older MLflow: run `mlflow db upgrade` on a copy of it first",
         "file is not a database": "the file is not a database; remove it or set MLFLOW_TRACKING_URI",
         "Can't locate revision": "it was made by a newer MLflow than the one installed here",
     }.items():
         if sign in text:
             return advice
-    if any(sign in text for sign in ("Max retries exceeded", "Connection aborted", "Connection reset", "timed out")):
-        return "no answer; is the server running, and MLFLOW_TRACKING_URI right?"
     return text[:300]
 
 

@@ -1,0 +1,99 @@
+"""Admission: what fits, what is refused, and that the device follows the cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from raytrain.errors import UserError
+from raytrain.resources import HEAD_MEMORY_PER_TRIAL, Cluster, Gang
+from raytrain.train import TrainOptions
+from raytrain.train import make_gang as train_gang
+from raytrain.tune import TuneOptions
+from raytrain.tune import make_gang as tune_gang
+
+LAPTOP = Cluster(({"CPU": 2.0},))
+PLENTY = 1e12
+
+
+@pytest.mark.parametrize(
+    ("gang", "wanted", "memory", "expected"),
+    [
+        (Gang(1, 1, 0), None, PLENTY, 2),
+        (Gang(2, 1, 0), 2, PLENTY, 1),
+        (Gang(2, 0.5, 0), None, PLENTY, 2),
+        (Gang(1, 0.5, 0), 3, PLENTY, 3),
+        (Gang(1, 0.1, 0), None, 3.5 * HEAD_MEMORY_PER_TRIAL, 3),
+        (Gang(1, 1, 0), None, 0.0, 1),
+    ],
+)
+def test_as_many_run_as_fit(gang: Gang, wanted: int | None, memory: float, expected: int) -> None:
+    assert LAPTOP.admit(gang, wanted, memory) == expected
+
+
+def test_a_worker_never_spans_nodes() -> None:
+    cluster = Cluster(({"CPU": 3.0}, {"CPU": 3.0}))
+    assert cluster.worker_slots(Gang(1, 2, 0)) == 2
+    with pytest.raises(UserError, match=r"needs 1 x \(4 CPU\), but only 0 of these workers fit.*at most 6 CPUs"):
+        cluster.admit(Gang(1, 4, 0), None, PLENTY)
+
+
+def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
+    with pytest.raises(
+        UserError, match=r"needs 3 x \(1 CPU\), but only 2 of these.*at most 2 CPUs and 0 GPUs on 1 node"
+    ):
+        LAPTOP.admit(Gang(3, 1, 0), None, PLENTY)
+    with pytest.raises(UserError, match=r"1 x \(1 CPU and 1 GPU\)"):
+        LAPTOP.admit(Gang(1, 1, 1), None, PLENTY)
+
+
+def test_what_the_autoscaler_may_add_counts() -> None:
+    """A head without CPUs and workers that start at zero: nothing is up, and eight GPUs can be."""
+    cluster = Cluster(({"CPU": 0.0},), (({"CPU": 8.0, "GPU": 2.0}, 4), ({"CPU": 0.0}, 1)))
+    assert cluster.has_gpus
+    assert cluster.admit(Gang(2, 1, 1), None, PLENTY) == 4
+    assert cluster.admit(Gang(1, 1, 0.25), None, PLENTY) == 32
+
+
+def test_gangs_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(UserError, match="cannot share a GPU"):
+        Gang(2, 1, 0.5)
+    with pytest.raises(UserError, match="at least one"):
+        Gang(0, 1, 0)
+    with pytest.raises(UserError, match="nothing to compute on"):
+        Gang(1, 0, 0)
+
+
+def test_the_device_is_that_of_the_cluster_not_of_this_machine() -> None:
+    gpus = Cluster(({"CPU": 0.0},), (({"CPU": 8.0, "GPU": 1.0}, 2),))
+    for make_gang, options in ((train_gang, TrainOptions()), (tune_gang, TuneOptions())):
+        assert make_gang(options, gpus).gpus == 1  # type: ignore[operator]
+        assert make_gang(options, LAPTOP).gpus == 0  # type: ignore[operator]
+
+
+def test_what_an_autoscaler_publishes_is_read_from_a_real_cluster() -> None:
+    """A real head without CPUs, and in its store the node groups as an autoscaler publishes them."""
+    code = """
+import json, os
+import ray
+from ray._private.worker import global_worker
+from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
+from raytrain.resources import Gang, connect, read_cluster
+
+ray.init(address="local", num_cpus=0, include_dashboard=False)
+before = read_cluster()
+group = NodeGroupConfig(resources={"CPU": 4, "GPU": 1}, min_count=0, max_count=3, name="gpu")
+global_worker.gcs_client.report_cluster_config(ClusterConfig(node_group_configs=[group]).SerializeToString())
+after = read_cluster()
+print(json.dumps([before.has_gpus, after.has_gpus, after.admit(Gang(1, 1, 1), None, 1e12), after.num_nodes]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False,
+        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.strip().splitlines()[-1]) == [False, True, 3, 3]
