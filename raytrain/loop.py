@@ -51,8 +51,14 @@ class World:
 class Report(Protocol):
     """Where the loop's metrics go."""
 
-    def log(self, step: int, metrics: dict[str, float], timestamp_ms: int) -> None:
-        """Metrics of one step; called on rank 0 only, and again after a resume with what a checkpoint kept."""
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Metrics of one step; called on rank 0 only."""
+
+    def pending(self) -> list[Any]:
+        """What was logged and has not arrived, as JSON; a checkpoint keeps it."""
+
+    def replay(self, records: list[Any]) -> None:
+        """After a resume, before the first ``log``: what the checkpoint kept; called on rank 0 only."""
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """The validation figures of a step; called on every rank."""
@@ -206,12 +212,11 @@ def train(config: RunConfig[Any], corpus: Corpus, world: World, storage: Storage
     trainer.rehearse()
 
     # ------------------------------------------------------------------------------------- resume
-    step, best_step, best, records = 0, 0, {}, []
+    step, best_step, best = 0, 0, {}
     if world.rank == 0 and (stored := checkpoints.latest(storage)) is not None:
         trainer.load(stored)
         step, best_step, best = stored.step, stored.state["best_step"], stored.state["best"]
-        for record in stored.state["records"]:
-            report.log(*record)
+        report.replay(stored.state["pending"])
     step = trainer.share(step)
 
     throughput = Throughput(world.size)
@@ -249,19 +254,17 @@ def train(config: RunConfig[Any], corpus: Corpus, world: World, storage: Storage
                 if not best or evaluation["bound"] < best["bound"]:
                     best_step, best = step, evaluation
             if metrics and world.rank == 0:
-                records.append((step, metrics, time.time_ns() // 1_000_000))
-                report.log(*records[-1])
+                report.log(step, metrics)
 
             # ----------------------------------------------------------------------------- checkpoint
             if writer is not None and (evaluation or step % config.checkpoint_every == 0):
                 snapshot = checkpoints.Snapshot(
                     step=step,
                     tensors=trainer.tensors(),
-                    state={"best_step": best_step, "best": best, "records": records},
+                    state={"best_step": best_step, "best": best, "pending": report.pending()},
                     config=to_dict(config),
                 )
                 writer.save(snapshot, score=evaluation.get("bound"))
-                records = []
             if evaluation:
                 report.evaluated(step, evaluation)
     return Outcome(step, best_step, best)
@@ -341,11 +344,17 @@ class PrintReport:
     def __init__(self, config: RunConfig[Any]) -> None:
         self.progress = Progress(config.steps)
 
-    def log(self, step: int, metrics: dict[str, float], timestamp_ms: int) -> None:
+    def log(self, step: int, metrics: dict[str, float]) -> None:
         print(self.progress.line(step, metrics), flush=True)
 
+    def pending(self) -> list[Any]:
+        return []
+
+    def replay(self, records: list[Any]) -> None:
+        """Nothing is ever pending."""
+
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
-        pass
+        """The progress line has said it."""
 
 
 @contextmanager

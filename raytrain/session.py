@@ -7,13 +7,16 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raytrain.config import RunConfig, identity, to_dict
 from raytrain.data.batches import EvaluationBatches, TrainingBatches, rank_groups
 from raytrain.data.corpus import Corpus
 from raytrain.errors import UserError
 from raytrain.storage import Storage, check_writable, open_storage
+
+if TYPE_CHECKING:
+    from raytrain.tracking import Run
 
 ARTIFACTS = "mlflow-artifacts"
 """Where under the storage MLflow keeps artifacts when there is no tracking server."""
@@ -32,6 +35,14 @@ class Session:
     def artifact_root(self) -> str:
         """The address of MLflow's artifacts when there is no tracking server."""
         return self.storage.uri(ARTIFACTS)
+
+    def log_corpus(self, run: Run) -> None:
+        """Make the corpus the dataset of an MLflow run."""
+        splits = {
+            name: {"documents": self.corpus.split(name).num_documents, "bytes": self.corpus.split(name).num_bytes}
+            for name in self.corpus.splits
+        }
+        run.log_dataset(self.corpus.name, self.corpus.digest, self.corpus.path.as_uri(), splits)
 
 
 def open_session(config: RunConfig[Any], storage: str | None) -> Session:

@@ -25,7 +25,7 @@ from raytrain.progress import Progress
 from raytrain.resources import Cluster, Gang, connect, read_cluster
 from raytrain.session import Session, check_name, check_samples, claim_name, open_session
 from raytrain.tracking import Experiment, check_tracking
-from raytrain.workers import Job, fit, read_outcome
+from raytrain.workers import UNSENT, Job, fit, read_outcome
 
 
 @dataclass
@@ -84,7 +84,6 @@ def make_gang(options: TrainOptions, cluster: Cluster) -> Gang:
 def train(options: TrainOptions, config: RunConfig[Any], session: Session, gang: Gang) -> None:
     """Run the training and print what came of it."""
 
-
     corpus = session.corpus
     name = options.name or f"{config.model_name}-{identity(config, corpus.digest)[:8]}"
     own = claim_name(session.storage, name, config, corpus)
@@ -102,11 +101,19 @@ def train(options: TrainOptions, config: RunConfig[Any], session: Session, gang:
         )
         progress = f"raytrain/progress/{name}"
         job = Job(to_dict(config), str(corpus.path), place, asdict(run), gang.cpus, progress)
-        with shown_progress(progress, config.steps):
-            outcome = fit(job, gang, name)
+        session.log_corpus(run)
+        try:
+            with shown_progress(progress, config.steps):
+                outcome = fit(job, gang, name)
+        except BaseException as error:
+            run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", repr(error))
+            raise
         run.finish("FAILED" if "error" in outcome else "FINISHED", outcome.get("error"))
     else:
         print("this run has ended already; choose another --name to train again")
+    if outcome.get("unsent"):
+        unsent = session.storage.child(name).uri(UNSENT)
+        print(f"{outcome['unsent']} records did not reach MLflow: python -m raytrain.tracking send {unsent}")
     if "error" in outcome:
         raise UserError(f"run {name} failed: {outcome['error']}")
     best = outcome["best"]

@@ -123,6 +123,7 @@ def search_and_report(
         parameters=flatten(config) | {"search.num_samples": options.num_samples, "search.gang": str(gang)},
         tags={"corpus": session.corpus.digest, "seed": str(config.seed), "kind": "search"},
     )
+    session.log_corpus(parent)
     parent.log_file((options.space or find_space(choice.model)).resolve(), "space")
     search = Search(
         name,
@@ -138,8 +139,12 @@ def search_and_report(
         config.seed,
     )
     started = time.monotonic()
-    with LiveTable(options.num_samples) as table:
-        trials = run_search(search, table.show)
+    try:
+        with LiveTable(options.num_samples) as table:
+            trials = run_search(search, table.show)
+    except BaseException as error:
+        parent.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", repr(error))
+        raise
     report(search, trials, time.monotonic() - started)
 
 

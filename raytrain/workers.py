@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from raytrain.config import RunConfig, from_dict
 from raytrain.resources import Gang
 
+if TYPE_CHECKING:
+    from raytrain.storage import Storage
+
+UNSENT = "unsent_metrics.jsonl"
+"""Metrics that MLflow did not take before the run ended, for ``python -m raytrain.tracking send``."""
 OUTCOME = "outcome.json"
 """Written under a run's storage when it has ended: it is not trained again."""
 RUNG = "comparable_step"
@@ -44,8 +51,6 @@ def fit(job: Job, gang: Gang, name: str, callbacks: list[Any] | None = None) -> 
     Raises:
         ray.train.TrainingFailedError: the run failed more often than it may.
     """
-    import tempfile
-
     import ray
     from ray.exceptions import RayActorError
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -106,12 +111,14 @@ def work(values: dict[str, Any]) -> None:
     storage = open_storage(job.storage)
     report = RayReport(job, config, world.rank)
     try:
-        outcome = asdict(train(config, Corpus.open(job.corpus), world, storage.child("checkpoints"), report))
+        outcome: dict[str, Any] = asdict(
+            train(config, Corpus.open(job.corpus), world, storage.child("checkpoints"), report)
+        )
     except FloatingPointError as error:
         # the same would happen again: an outcome, not something to retry
         outcome = {"error": str(error)}
     if world.rank == 0:
-        report.close()
+        outcome["unsent"] = report.close(storage)
         if "error" not in outcome:
             outcome["samples"] = final_samples(job)
         storage.write(OUTCOME, json.dumps(outcome).encode())
@@ -135,9 +142,12 @@ def final_samples(job: Job, num: int = 10) -> list[str]:
 class RayReport:
     """Rank 0's metrics to MLflow and to whoever watches; every rank's evaluations to Ray."""
 
+    FLUSH_S = 10.0
+    """Longest wait for MLflow before a report after which the run may be stopped."""
+
     def __init__(self, job: Job, config: RunConfig[Any], rank: int) -> None:
         from raytrain.objective import annealing_end
-        from raytrain.tracking import MetricWriter, Run, SystemMetrics
+        from raytrain.tracking import MetricWriter, Run, SystemMetrics, host_tags
 
         self.steps = config.steps
         self.annealing_end = annealing_end(config.objective, config.steps)
@@ -145,25 +155,42 @@ class RayReport:
         self.writer = None
         if rank == 0:
             run = Run(**job.tracking)
+            run.set_tags(host_tags())
             self.writer = MetricWriter(run.uri, run.run_id)
             self.system = SystemMetrics(self.writer, run.created_ms)
 
-    def log(self, step: int, metrics: dict[str, float], timestamp_ms: int) -> None:
+    def log(self, step: int, metrics: dict[str, float]) -> None:
         from ray.experimental.internal_kv import _internal_kv_put
 
         assert self.writer is not None  # the loop logs on rank 0 only
-        self.writer.log(step, metrics, timestamp_ms)
+        self.writer.log(step, metrics)
         _internal_kv_put(self.progress, json.dumps([step, metrics]))
+
+    def pending(self) -> list[Any]:
+        return self.writer.pending() if self.writer is not None else []
+
+    def replay(self, records: list[Any]) -> None:
+        assert self.writer is not None
+        self.writer.replay(records)
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         from ray import train as ray_train
 
         # no trial is stopped before its own annealing has ended, nor while it writes its outcome
         comparable = self.annealing_end <= step < self.steps
+        if comparable and self.writer is not None:
+            # the scheduler's answer may be to kill this process
+            self.writer.flush(self.FLUSH_S)
         ray_train.report({"step": step, **metrics} | ({RUNG: step} if comparable else {}))
 
-    def close(self) -> None:
-        """Send what waits."""
-        if self.writer is not None:
-            self.system.close()
-            self.writer.close()
+    def close(self, storage: Storage) -> int:
+        """Send what waits; what cannot be sent is kept under ``storage``. Returns the number of such records."""
+        if self.writer is None:
+            return 0
+        self.system.close()
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / UNSENT
+            num_unsent = self.writer.close(unsent=file)
+            if num_unsent:
+                storage.upload(UNSENT, file)
+        return num_unsent

@@ -36,8 +36,14 @@ class Recorder:
         self.stop_at = stop_at
         self.records: dict[int, dict[str, float]] = {}
 
-    def log(self, step: int, metrics: dict[str, float], timestamp_ms: int) -> None:
+    def log(self, step: int, metrics: dict[str, float]) -> None:
         self.records[step] = metrics
+
+    def pending(self) -> list[Any]:
+        return list(self.records.items())
+
+    def replay(self, records: list[Any]) -> None:
+        self.records = dict(records)
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         if step == self.stop_at:
@@ -125,7 +131,9 @@ def test_another_number_of_workers_gives_the_same_result(corpus: Corpus, tmp_pat
             tolerance = 1e-5 if step == "1" else 1e-2
             for name, value in metrics.items():
                 if name != "train/bytes_per_second":
-                    assert several[step][name] == pytest.approx(value, rel=tolerance, abs=1e-5), f"{model} {step} {name}"
+                    assert several[step][name] == pytest.approx(value, rel=tolerance, abs=1e-5), (
+                        f"{model} {step} {name}"
+                    )
 
 
 @pytest.mark.parametrize("model", ["hybrid", "lstm_vae", "byte_lstm"])
@@ -156,10 +164,10 @@ def test_metrics_of_a_resumed_run_are_those_of_an_undisturbed_one(corpus: Corpus
                 assert value == whole[step][name], f"{name} at {step}"
 
 
-def test_what_was_logged_since_the_checkpoint_is_in_it(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_checkpoint_keeps_what_was_logged_and_has_not_arrived(corpus: Corpus, tmp_path: Path) -> None:
     config = tiny_config("byte_lstm", log_every=2, checkpoint_every=10)
     run(config, corpus, World(), tmp_path, stop_at=10)
-    assert [record[0] for record in final(tmp_path).state["records"]] == [2, 4, 6, 8, 10]
+    assert [record[0] for record in final(tmp_path).state["pending"]] == [2, 4, 6, 8, 10]
     assert sorted(run(config, corpus, World(), tmp_path).records) == list(range(2, 21, 2))
 
 
