@@ -223,7 +223,8 @@ class RunConfig(Generic[ModelT]):
                 shrink <= self.length,
                 "model.feature_maps",
                 self.model.feature_maps,
-                f"{len(self.model.feature_maps)} convolutions of stride 2 need a length of at least {shrink}, not {self.length}",
+                f"{len(self.model.feature_maps)} convolutions of stride 2 "
+                f"need a length of at least {shrink}, not {self.length}",
             )
 
     @property

@@ -79,11 +79,12 @@ class Proposals(Searcher):
     Runs in the driver, which so is the only one to create MLflow runs; workers get their addresses.
     """
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, search: Search, scratch: str) -> None:
         import optuna
 
         super().__init__(metric=METRIC, mode="min")
         self.search = search
+        self.scratch = scratch
         self.study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=search.seed))
         self.trials: dict[str, Trial] = {}
         """By Tune's own trial ids."""
@@ -111,15 +112,9 @@ class Proposals(Searcher):
         )
         place = search.session.storage.child(search.name).uri(f"trials/{own}")
         self.trials[trial_id] = Trial(number, config, fields, run, place, point)
-        job = Job(
-            to_dict(config),
-            str(corpus.path),
-            place,
-            asdict(run),
-            search.gang.cpus,
-            f"raytrain/progress/{search.name}/{number}",
-        )
-        return {"job": asdict(job), "gang": asdict(search.gang), "name": f"{search.name}-{number:03}"}
+        job = Job(to_dict(config), str(corpus.path), place, asdict(run), search.gang.cpus)
+        name = f"{search.name}-{number:03}"
+        return {"job": asdict(job), "gang": asdict(search.gang), "name": name, "scratch": self.scratch}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Tune passes an evaluation on."""
@@ -153,7 +148,10 @@ def run_trial(values: dict[str, Any]) -> None:
     """
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    outcome = fit(Job(**values["job"]), Gang(**values["gang"]), values["name"], [TuneReportCallback()])
+    job, gang = Job(**values["job"]), Gang(**values["gang"])
+    # where the driver of the search runs on another machine, its folder is made here too
+    os.makedirs(values["scratch"], exist_ok=True)
+    outcome = fit(job, gang, values["name"], values["scratch"], [TuneReportCallback()])
     if "error" in outcome:
         raise RuntimeError(outcome["error"])
 
@@ -212,9 +210,9 @@ def _last_line(error_file: str | None) -> str:
 def run_search(search: Search, show: Any) -> list[Trial]:
     """Run all trials; returns their records. ``show(trial)`` is called whenever one has changed."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own banner; `show` is what the user sees
-    proposals = Proposals(search)
-    ledger = Ledger(proposals, show)
     scratch = tempfile.mkdtemp(prefix="raytrain-tune-")
+    proposals = Proposals(search, scratch)
+    ledger = Ledger(proposals, show)
     tuner = tune.Tuner(
         # the driver takes no CPU from the workers; on the head it outlives every worker node
         tune.with_resources(run_trial, {"CPU": 0, "node:__internal_head__": 0.001}),

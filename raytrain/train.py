@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from raytrain.cli import default_config, parse_choice, parse_fields
@@ -103,8 +104,8 @@ def train(options: TrainOptions, config: RunConfig[Any], session: Session, gang:
         job = Job(to_dict(config), str(corpus.path), place, asdict(run), gang.cpus, progress)
         session.log_corpus(run)
         try:
-            with shown_progress(progress, config.steps):
-                outcome = fit(job, gang, name)
+            with shown_progress(progress, config.steps), TemporaryDirectory(prefix="raytrain-") as scratch:
+                outcome = fit(job, gang, name, scratch)
         except BaseException as error:
             run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", repr(error))
             raise

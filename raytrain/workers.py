@@ -38,12 +38,12 @@ class Job:
     """Address of its MLflow run: the fields of ``tracking.Run``."""
     cpus: float
     """CPUs of a worker: its threads."""
-    progress: str
+    progress: str | None = None
     """Key of Ray's store under which the latest metrics are put for whoever shows them."""
 
 
-def fit(job: Job, gang: Gang, name: str, callbacks: list[Any] | None = None) -> dict[str, Any]:
-    """Train the run on a gang of workers; returns its outcome.
+def fit(job: Job, gang: Gang, name: str, scratch: str, callbacks: list[Any] | None = None) -> dict[str, Any]:
+    """Train the run on a gang of workers; returns its outcome. Ray's own bookkeeping goes to ``scratch``.
 
     A dead worker restarts the gang from the newest checkpoint. Ray's controller has no restarts of its
     own, so a bounded retry stands around it.
@@ -70,8 +70,8 @@ def fit(job: Job, gang: Gang, name: str, callbacks: list[Any] | None = None) -> 
             ),
             run_config=RunConfig(
                 name=name,
-                # checkpoints are ours: Ray keeps only its own bookkeeping of this attempt, on this machine
-                storage_path=tempfile.mkdtemp(prefix="raytrain-"),
+                # checkpoints are ours; a place of its own keeps Ray from resuming an attempt in its own way
+                storage_path=tempfile.mkdtemp(dir=scratch),
                 failure_config=FailureConfig(max_failures=RETRIES),
                 callbacks=callbacks or [],
             ),
@@ -164,7 +164,8 @@ class RayReport:
 
         assert self.writer is not None  # the loop logs on rank 0 only
         self.writer.log(step, metrics)
-        _internal_kv_put(self.progress, json.dumps([step, metrics]))
+        if self.progress is not None:
+            _internal_kv_put(self.progress, json.dumps([step, metrics]))
 
     def pending(self) -> list[Any]:
         return self.writer.pending() if self.writer is not None else []

@@ -65,8 +65,7 @@ class Hybrid(nn.Module):
         self.one_hot = OneHot()
         widths = (SIZE, *config.feature_maps)
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(before, after, kernel_size=3, stride=2, padding=1)
-            for before, after in pairwise(widths)
+            nn.Conv1d(before, after, kernel_size=3, stride=2, padding=1) for before, after in pairwise(widths)
         )
         self.encoder_norms = nn.ModuleList(GroupBatchNorm(width, group_size) for width in config.feature_maps)
         self.posterior = Posterior(self.code_maps * self.code_length, config.latent)
