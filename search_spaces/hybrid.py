@@ -37,5 +37,5 @@ def space(trial: optuna.Trial) -> dict[str, Any]:
         "model.feature_maps": encoder,
         "model.decoder_maps": decoder,
         "model.latent": trial.suggest_categorical("latent", [16, 32, 64]),
-        "optimizer.learning_rate": trial.suggest_float("learning_rate", 5e-4, 5e-3, log=True),
+        "optimizer.learning_rate": trial.suggest_float("learning_rate", 1e-3, 8e-3, log=True),
     }

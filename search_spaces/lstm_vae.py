@@ -20,5 +20,5 @@ def space(trial: optuna.Trial) -> dict[str, Any]:
         "objective.free_bits": trial.suggest_categorical("free_bits", [0.0, 2.0, 5.0]),
         "objective.input_dropout": trial.suggest_float("input_dropout", 0.0, 0.5),
         "model.hidden": trial.suggest_categorical("hidden", [128, 192, 256]),
-        "optimizer.learning_rate": trial.suggest_float("learning_rate", 5e-4, 5e-3, log=True),
+        "optimizer.learning_rate": trial.suggest_float("learning_rate", 1e-3, 8e-3, log=True),
     }

@@ -17,8 +17,9 @@ from raytrain import checkpoint
 from raytrain.storage import open_storage
 
 TINY = (
-    "--model.feature-maps 8 16 --model.decoder-maps 16 8 --model.latent 4 --model.hidden 16 --length 16 --batch-size 32 "
-    "--steps 40 --log-every 10 --evaluate-every 5 --evaluate-samples 32 --checkpoint-every 20 --precision float32"
+    "--model.feature-maps 8 16 --model.decoder-maps 16 8 --model.latent 4 --model.hidden 16 --length 16 "
+    "--batch-size 32 --steps 40 --log-every 10 --evaluate-every 5 --evaluate-samples 32 --checkpoint-every 20 "
+    "--precision float32"
 ).split()
 SPACE = """
 def space(trial):
