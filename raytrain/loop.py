@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,6 +73,9 @@ class Outcome:
     """The evaluated step with the lowest bound."""
     best: dict[str, float]
     """Its validation figures."""
+    precision: str
+    """The compute type that was chosen."""
+    device: str
 
 
 class Trainer:
@@ -267,7 +270,7 @@ def train(config: RunConfig[Any], corpus: Corpus, world: World, storage: Storage
                 writer.save(snapshot, score=evaluation.get("bound"))
             if evaluation:
                 report.evaluated(step, evaluation)
-    return Outcome(step, best_step, best)
+    return Outcome(step, best_step, best, trainer.precision, world.device.type)
 
 
 # --------------------------------------------------------------------------------------------- parts
@@ -389,7 +392,7 @@ def main() -> None:
         report = PrintReport(config)
         outcome = train(config, Corpus.open(arguments.corpus), world, open_storage(arguments.storage), report)
         if world.rank == 0:
-            print(json.dumps({"step": outcome.step, "best_step": outcome.best_step, "best": outcome.best}))
+            print(json.dumps(asdict(outcome)))
 
 
 if __name__ == "__main__":

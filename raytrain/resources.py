@@ -107,6 +107,8 @@ def connect(address: str | None) -> None:
     """
     import ray
 
+    from raytrain.storage import storage_environment
+
     if address is not None and ":" in address:
         _check_answers(address)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -115,6 +117,8 @@ def connect(address: str | None) -> None:
             address=address,
             dashboard_host="127.0.0.1",
             include_dashboard=None if address not in (None, "local") else True,
+            # endpoint and region reach every node this way; keys never do
+            runtime_env={"env_vars": settings} if (settings := storage_environment()) else None,
             log_to_driver=False,
             logging_level="ERROR",
         )

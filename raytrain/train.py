@@ -118,6 +118,7 @@ def train(options: TrainOptions, config: RunConfig[Any], session: Session, gang:
     if "error" in outcome:
         raise UserError(f"run {name} failed: {outcome['error']}")
     best = outcome["best"]
+    print(f"computed in {outcome['precision']} on {outcome['device']}")
     print(
         f"best at step {outcome['best_step']}: bound {best['bits_per_byte']:.3f} bits/byte "
         f"({best['bound']:.1f} nats a sample, KL {best['kl']:.2f}, {best['active_units']:.0f} active units)"

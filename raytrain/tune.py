@@ -207,6 +207,7 @@ def report(search: Search, trials: list[Trial], seconds: float) -> None:
     from raytrain.storage import open_storage
     from raytrain.tables import summary
     from raytrain.tracking import log_model
+    from raytrain.workers import read_outcome
 
     print(summary(trials))
     ranked = sorted((trial for trial in trials if trial.figures), key=lambda trial: trial.figures["bound"])
@@ -228,6 +229,8 @@ def report(search: Search, trials: list[Trial], seconds: float) -> None:
         f"bound {figures['bits_per_byte']:.3f} bits/byte ({figures['bound']:.1f} nats a sample), "
         f"KL {figures['kl']:.2f} nats, {figures['active_units']:.0f} active units"
     )
+    if (outcome := read_outcome(best.place)) is not None:
+        print(f"computed in {outcome['precision']} on {outcome['device']}")
     print("samples:")
     print("\n".join(f"  {sample!r}" for sample in samples))
     with tempfile.TemporaryDirectory() as scratch:
