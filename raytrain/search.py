@@ -192,6 +192,12 @@ class Ledger(tune.Callback):
         outcome = read_outcome(record.place) or {}
         self._end(record, "failed", "FAILED", outcome.get("error") or _last_line(trial.error_file))
 
+    def close(self) -> None:
+        """End what the search has left unended: it was interrupted."""
+        for record in self.proposals.trials.values():
+            if record.status in ("waiting", "running"):
+                self._end(record, "stopped", "KILLED", f"the search was interrupted at step {record.step}")
+
     def _end(self, record: Trial, status: str, mlflow_status: Any, reason: str | None) -> None:
         record.status = status
         record.seconds = time.monotonic() - record.started
@@ -237,6 +243,7 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     try:
         tuner.fit()
     finally:
+        ledger.close()
         shutil.rmtree(scratch, ignore_errors=True)
     return list(proposals.trials.values())
 
