@@ -372,6 +372,8 @@ def torchrun_world() -> Iterator[World]:
         dist.init_process_group("nccl" if cuda else "gloo")
     try:
         yield World(rank, size, device)
+        if dist.is_initialized():
+            dist.barrier()  # rank 0 may still be saving: nobody leaves before all are done
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

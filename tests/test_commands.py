@@ -117,7 +117,7 @@ def test_a_wrong_search_space_is_one_line(refused: Callable[..., str], tmp_path:
         (["--num-samples", "0"], "--num-samples is 0"),
         (["--max-concurrent", "0"], "--max-concurrent is 0"),
         (["--time-budget", "-5"], "--time-budget is -5"),
-        (["--workers-per-trial", "5"], "5 workers cannot share a batch of 64"),
+        (["--workers-per-trial", "5"], "5 workers cannot share a batch of 32"),
     ],
 )
 def test_a_search_that_cannot_be_is_one_line(refused: Callable[..., str], arguments: list[str], line: str) -> None:

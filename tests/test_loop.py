@@ -77,7 +77,10 @@ def _worker(rank: int, size: int, port: int, body: Callable[..., None], argument
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
     body(World(rank, size), *arguments)
+    dist.barrier()
     dist.destroy_process_group()
+    # a thread of gloo's can outlive the group and abort the process in the destructors that run at exit
+    os._exit(0)
 
 
 def _undisturbed_and_resumed(world: World, corpus_path: str, out: str) -> None:
