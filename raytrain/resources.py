@@ -99,9 +99,6 @@ def _slots(node: dict[str, float], gang: Gang) -> int:
 def connect(address: str | None) -> None:
     """Join the Ray cluster at ``address``, or the one that can be found, or start one on this machine.
 
-    Every process of this cluster is told its address, since two Ray instances on one host confuse Ray's
-    own cleaner.
-
     Raises:
         UserError: there is no cluster at ``address``.
     """

@@ -229,7 +229,8 @@ def report(search: Search, trials: list[Trial], seconds: float) -> None:
         f"bound {figures['bits_per_byte']:.3f} bits/byte ({figures['bound']:.1f} nats a sample), "
         f"KL {figures['kl']:.2f} nats, {figures['active_units']:.0f} active units"
     )
-    if (outcome := read_outcome(best.place)) is not None:
+    # one that was stopped has no outcome, and one that failed later has only its error
+    if (outcome := read_outcome(best.place)) is not None and "error" not in outcome:
         print(f"computed in {outcome['precision']} on {outcome['device']}")
     print("samples:")
     print("\n".join(f"  {sample!r}" for sample in samples))

@@ -1,9 +1,8 @@
-"""What the tests share: small corpora, tiny configs, and where the real text is."""
+"""What the tests share: a small corpus, tiny configs."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 from raytrain.config import ByteLstmConfig, HybridConfig, LstmVaeConfig, RunConfig
 from raytrain.data.corpus import Corpus, CorpusWriter
 
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 TINY_MODELS = {
     "hybrid": HybridConfig((16, 32), (32, 16), latent=8, hidden=32),
     "lstm_vae": LstmVaeConfig(latent=8, hidden=32),
@@ -50,12 +48,3 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
             for text, _ in synthetic.documents(seed, num):
                 writer.add(split, text)  # type: ignore[arg-type]
     return Corpus.open(folder)
-
-
-@pytest.fixture(scope="session")
-def ptb() -> Path:
-    """The folder of Penn Treebank's files."""
-    folder = SHARED_DATA / "ptb"
-    if not folder.is_dir():
-        pytest.skip(f"no real text at {folder}")
-    return folder
