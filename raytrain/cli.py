@@ -106,10 +106,6 @@ def parse_fields(
         UserError: an unknown option or a bad value.
     """
     import tyro
-    from tyro import _errors
-
-    def refuse(event: _errors.ParseErrorEvent) -> None:
-        raise UserError(_one_line(event))
 
     kind: Any = RunConfig[type(config.model)]  # type: ignore[misc]
     bare = tyro.conf.arg(name="", prefix_name=False)
@@ -117,18 +113,34 @@ def parse_fields(
         ("options", Annotated[options, bare]),
         ("config", Annotated[kind, bare], dataclasses.field(default=config)),
     ]
-    both = dataclasses.make_dataclass("Command", fields)
+    parsed: Any = parse_options(
+        f"{command} {config.model_name}", dataclasses.make_dataclass("Command", fields), arguments
+    )
+    return parsed.options, parsed.config
+
+
+def parse_options(command: str, options: type[OptionsT], arguments: list[str]) -> OptionsT:
+    """The dataclass ``options`` from a command line; ``tyro.conf.Positional`` fields are its arguments.
+
+    Raises:
+        UserError: an unknown option or a bad value.
+    """
+    import tyro
+    from tyro import _errors
+
+    def refuse(event: _errors.ParseErrorEvent) -> None:
+        raise UserError(_one_line(event))
+
     try:
         with _errors.on_parse_error(refuse):
-            parsed: Any = tyro.cli(
-                both,
-                prog=f"python -m {command} {config.model_name}",
+            return tyro.cli(
+                options,
+                prog=f"python -m {command}",
                 args=arguments,
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
             )
     except ValueError as error:
         raise UserError(str(error)) from None
-    return parsed.options, parsed.config
 
 
 def _one_line(event: Any) -> str:
