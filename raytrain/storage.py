@@ -96,6 +96,11 @@ class Storage(ABC):
     def child(self, prefix: str) -> Storage:
         """The storage below ``prefix``."""
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder that it is; ``None`` where it is in a store elsewhere."""
+        return None
+
     def impatient(self) -> Storage:
         """The same place for a first try: where the store cannot be reached, that is said soon."""
         return self
@@ -176,6 +181,10 @@ class FolderStorage(Storage):
 
     def uri(self, key: str = "") -> str:
         return str(self._path(key) if key else self._root)
+
+    @property
+    def folder(self) -> Path:
+        return self._root
 
     def child(self, prefix: str) -> FolderStorage:
         return FolderStorage(self._path(prefix))

@@ -10,25 +10,18 @@ import argparse
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
+from raytrain.cli import OneLineParser
 from raytrain.data.corpus import Corpus, Split
 from raytrain.data.prepare import prepare
-from raytrain.errors import UserError, run_command
+from raytrain.errors import run_command
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 NUM_SAMPLES = 5
 _SHOWN = 200
 _CHUNK = 1 << 24
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line, as every command does."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see python -m raytrain.data --help")
 
 
 def main() -> None:
@@ -42,7 +35,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m raytrain.data", description="Prepare a corpus, or say what is in one.")
+    parser = OneLineParser(prog="python -m raytrain.data", description="Prepare a corpus, or say what is in one.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{prepare,info}")
     command = commands.add_parser("prepare", help="text to corpus")
     command.add_argument("source", help="synthetic, ptb, tweets, bios, a file, a folder or s3://...")

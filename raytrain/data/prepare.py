@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from raytrain.data import cleaning, inputs, sources, synthetic
 from raytrain.data.corpus import FORMAT, SPLITS, Corpus, CorpusWriter, SplitName, partial_prefix
 from raytrain.errors import UserError
+from raytrain.locks import locked
 
 TRAIN_SHARE = 0.9
 VALID_SHARE = 0.05
@@ -49,7 +47,7 @@ def prepare(
     if (found := _existing(folder, key)) is not None:
         return found
     try:
-        with _lock(cache / "locks" / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]):
+        with locked(cache / "locks" / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]):
             if (found := _existing(folder, key)) is not None:
                 return found
             for leftover in folder.parent.glob(f"{partial_prefix(folder)}*"):
@@ -128,12 +126,3 @@ def _key(source: str, path: str | None, field: str | None) -> str:
     named = source if source in sources.NAMES else None
     values = [FORMAT, cleaning.VERSION, TRAIN_SHARE, VALID_SHARE, named, field, sources.fingerprint(source, path)]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Held by one process at a time; others wait. The system frees it when its holder dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -1,0 +1,126 @@
+"""Corpora in a storage: put there once, read by every node into a cache of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from raytrain.data.corpus import Corpus
+from raytrain.data.inputs import default_cache
+from raytrain.errors import UserError
+from raytrain.locks import locked
+from raytrain.storage import NotFoundError, Storage, StorageError, open_storage
+
+CORPORA = "corpora"
+"""Where in a storage corpora are, each in a folder that its digest names."""
+CACHE_LIMIT = 50 * 2**30
+"""Bytes of fetched corpora that a node keeps, unless ``RAYTRAIN_CACHE_BYTES`` says otherwise."""
+
+_INFO = "corpus.json"
+_IN_USE: dict[str, int] = {}
+"""Digest -> descriptor of the shared lock that this process holds while it lives."""
+
+
+def publish(corpus: Corpus, storage: Storage) -> None:
+    """Put ``corpus`` into ``storage``, unless it is there. ``corpus.json`` is written last: without it nothing counts.
+
+    Raises:
+        StorageError: the storage does not take it.
+    """
+    place = storage.child(f"{CORPORA}/{corpus.digest}")
+    if place.exists(_INFO):
+        return
+    for name in _files(corpus):
+        place.upload(name, corpus.path / name)
+    place.upload(_INFO, corpus.path / _INFO)
+
+
+def address(corpus: Corpus, storage: Storage) -> dict[str, str]:
+    """What ``open_anywhere`` finds the corpus by on any node."""
+    return {"digest": corpus.digest, "path": str(corpus.path), "storage": storage.uri()}
+
+
+def open_anywhere(address: dict[str, str]) -> Corpus:
+    """The corpus at its own path where this machine has it there, otherwise fetched from the storage.
+
+    Raises:
+        UserError: it is in neither.
+    """
+    path = Path(address["path"])
+    if (path / _INFO).is_file() and (corpus := Corpus.open(path)).digest == address["digest"]:
+        return corpus
+    return fetch(open_storage(address["storage"]), address["digest"])
+
+
+def fetch(storage: Storage, digest: str, cache: Path | None = None) -> Corpus:
+    """The corpus with this digest, from this node's cache or, once for all of its processes, from ``storage``.
+
+    The least recently used corpora leave the cache when it grows beyond its limit, unless a process reads them.
+
+    Raises:
+        UserError: it is not in the storage, what is there was altered, or the cache cannot be written.
+    """
+    root = (cache or default_cache()) / "fetched"
+    folder = root / digest
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _hold(root, digest)
+        with locked(root / f"{digest}.writing"):
+            if not (folder / _INFO).is_file():
+                _download(storage.child(f"{CORPORA}/{digest}"), folder, digest)
+        os.utime(folder)
+        _evict(root)
+    except NotFoundError:
+        raise UserError(
+            f"corpus {digest[:12]} is neither on this machine nor in {storage.uri(CORPORA)}: "
+            "prepare it again from the same text, or share the storage between the machines"
+        ) from None
+    except StorageError as error:
+        raise UserError(f"corpus {digest[:12]} cannot be fetched: {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot write to the cache {root}: {error}; set RAYTRAIN_CACHE") from None
+    return Corpus.open(folder)
+
+
+def _files(corpus: Corpus) -> list[str]:
+    return [name for values in corpus.info["splits"].values() for name in values["files"]]
+
+
+def _download(place: Storage, folder: Path, digest: str) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as scratch:
+        partial = Path(scratch) / digest
+        place.download(_INFO, partial / _INFO)
+        for key in place.list():
+            if key != _INFO:
+                place.download(key, partial / key)
+        corpus = Corpus.open(partial)
+        corpus.verify()
+        if corpus.digest != digest:
+            raise UserError(f"{place.uri()} holds another corpus, {corpus.digest[:12]}: delete it there")
+        os.replace(partial, folder)
+
+
+def _hold(root: Path, digest: str) -> None:
+    """Keep other processes from evicting the corpus while this one lives."""
+    path = str(root / f"{digest}.used")
+    if path not in _IN_USE:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        _IN_USE[path] = descriptor
+
+
+def _evict(root: Path) -> None:
+    limit = int(os.environ.get("RAYTRAIN_CACHE_BYTES") or CACHE_LIMIT)
+    folders = sorted(path.parent for path in root.glob(f"*/{_INFO}"))
+    sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in folders}
+    excess = sum(sizes.values()) - limit
+    for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime):
+        if excess <= 0:
+            return
+        with contextlib.suppress(BlockingIOError), locked(root / f"{folder.name}.used", wait=False):
+            shutil.rmtree(folder)
+            excess -= sizes[folder]
