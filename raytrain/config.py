@@ -22,6 +22,10 @@ ModelName = Literal["hybrid", "lstm_vae", "byte_lstm"]
 MODEL_NAMES: tuple[ModelName, ...] = typing.get_args(ModelName)
 
 
+LOCATION = ("data", "data_path", "data_field")
+"""Where the text of a run lies: the digest of its corpus says what it is."""
+
+
 def _require(condition: bool, name: str, value: object, rule: str) -> None:
     if not condition:
         raise ValueError(f"{name} is {value!r}: {rule}")
@@ -29,7 +33,7 @@ def _require(condition: bool, name: str, value: object, rule: str) -> None:
 
 @dataclass(frozen=True)
 class HybridConfig:
-    """The convolutional VAE with an LSTM on top (Semeniuta et al. 2017, section 3)."""
+    """The convolutional VAE with an LSTM or causal convolutions on top (Semeniuta et al. 2017, section 3)."""
 
     feature_maps: tuple[int, ...] = (128, 256)
     """Feature maps of each encoder convolution; every one halves the length."""
@@ -38,7 +42,11 @@ class HybridConfig:
     latent: int = 50
     """Dimensions of the latent code z."""
     hidden: int = 500
-    """Units of the LSTM on top."""
+    """Units of the net on top."""
+    decoder: Literal["lstm", "bytenet"] = "lstm"
+    """The net on top: an LSTM, or causal convolutions in highway blocks (the paper's figure 6, with 256 units)."""
+    decoder_layers: int = 1
+    """Blocks of the causal convolutions, which see decoder_layers + 1 characters; an LSTM has one layer."""
 
     def __post_init__(self) -> None:
         _require(len(self.feature_maps) > 0, "model.feature_maps", self.feature_maps, "give at least one width")
@@ -53,6 +61,13 @@ class HybridConfig:
             _require(all(width > 0 for width in widths), f"model.{name}", widths, "widths must be positive")
         _require(self.latent > 0, "model.latent", self.latent, "must be positive")
         _require(self.hidden > 0, "model.hidden", self.hidden, "must be positive")
+        _require(self.decoder_layers > 0, "model.decoder_layers", self.decoder_layers, "must be positive")
+        _require(
+            self.decoder == "bytenet" or self.decoder_layers == 1,
+            "model.decoder_layers",
+            self.decoder_layers,
+            "the LSTM has 1; set model.decoder to bytenet for more",
+        )
 
 
 @dataclass(frozen=True)
@@ -298,10 +313,22 @@ def identity(config: RunConfig[Any], corpus_digest: str, repeat: int = 0) -> str
     Where the text lies on this machine is left out: the digest says what it is.
     """
     values = to_dict(config)
-    for name in ("data", "data_path", "data_field"):
+    for name in LOCATION:
         del values[name]
     payload = json.dumps([values, corpus_digest, repeat], sort_keys=True)
     return hashlib.sha256(payload.encode()).hexdigest()[:16]
+
+
+def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
+    """The fields that differ between two configs, in words."""
+    parts = []
+    for key in sorted(before.keys() | after.keys()):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            parts += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            parts.append(f"{prefix}{key} was {old}, is {new}")
+    return parts
 
 
 def _build(kind: type[Any], values: Any, prefix: str) -> Any:

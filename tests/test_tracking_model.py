@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickletools
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +23,7 @@ from mlflow import MlflowClient, active_run, get_tracking_uri
 
 from raytrain import models
 from raytrain.checkpoint import CheckpointWriter, Snapshot
-from raytrain.config import ByteLstmConfig, RunConfig, to_dict
+from raytrain.config import HybridConfig, RunConfig, to_dict
 from raytrain.storage import open_storage
 from raytrain.tracking import Experiment, Run, log_model
 from tests.mlflow_server import new_store
@@ -27,7 +34,8 @@ CARD = "# A tiny model\n\nIts text is noise.\n"
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
-    config = RunConfig(model=ByteLstmConfig(layers=1, hidden=8), length=12, seed=5)
+    top = HybridConfig((4,), (4,), latent=2, hidden=8)
+    config = RunConfig(model=top, sampling="documents", length=12, seed=5)
     with CheckpointWriter(open_storage(folder)) as writer:
         writer.save(Snapshot(40, {"model": models.build(config).state_dict()}, {}, to_dict(config)), 2.5)
     return folder / "step-00000040"
@@ -110,11 +118,24 @@ def test_the_requirements_are_pinned_and_an_index_has_them(files: Path) -> None:
 
 
 ASK = """
-import json, os, sys
-import mlflow
+import json, os, sys, time
+import mlflow, pandas
+start = time.process_time()
 model = mlflow.pyfunc.load_model(sys.argv[1])
+seconds = time.process_time() - start
 ask = lambda **params: model.predict([""], params=params)
+texts = ["one", "zwölf"]
+def refusal(texts, **params):
+    try:
+        model.predict(texts, params=params)
+    except mlflow.exceptions.MlflowException as error:
+        return error.error_code + ": " + error.message
 print(json.dumps({
+    "seconds": seconds, "nucleus": ask(num_samples=3, top_p=0.3), "scores": model.predict(texts, {"task": "score"}),
+    "column": model.predict(pandas.DataFrame({"any name": texts}), {"task": "score"}),
+    "reconstructed": model.predict(texts, {"task": "reconstruct", "temperature": 0.0}),
+    "too_long": refusal(["y" * 13], task="score"), "no_task": refusal([""], task="sing"),
+    "too_cold": refusal([""], temperature=-1.0),
     "default": ask(), "three": ask(num_samples=3, seed=4), "again": ask(num_samples=3, seed=4),
     "cold": ask(num_samples=2, temperature=0.0), "short": ask(num_samples=4, max_length=3),
     "modules": sorted({"ray", "boto3"} & set(sys.modules)),
@@ -139,7 +160,76 @@ def test_another_process_loads_it_and_gets_text(tmp_path: Path, run: Run, checkp
     assert answer["default"] == models.sample_text(model, 1)
     assert answer["cold"] == models.sample_text(model, 2, temperature=0.0)
     assert answer["short"] == models.sample_text(model, 4, max_length=3)
+    assert answer["nucleus"] == [models.readable(item.text) for item in models.sample(model, 3, top_p=0.3)]
+    assert answer["reconstructed"] == [
+        models.readable(item.text) for item in models.reconstruct(model, [b"one", "zwölf".encode()])
+    ]
+    assert answer["too_long"].startswith("INVALID_PARAMETER_VALUE: the text 'yyy")
+    assert answer["no_task"].endswith("task is 'sing': must be one of sample, reconstruct, score")
+    assert "temperature is -1.0" in answer["too_cold"]
+    assert answer["seconds"] < 5
     assert answer["modules"] == []
     names = [item["name"] for item in json.loads(answer["signature"]["params"])]
-    assert names == ["num_samples", "temperature", "max_length", "seed"]
+    assert names == ["task", "num_samples", "temperature", "top_p", "max_length", "seed"]
     assert answer["example"]
+
+    assert answer["column"] == answer["scores"]
+    for row, (text, line) in enumerate(zip([b"one", "zwölf".encode()], answer["scores"], strict=True)):
+        terms = model(models.tokenise(model, [text]), models.Noise(0, 0, [row], 1))
+        expected = {"reconstruction": terms.reconstruction.item(), "kl": terms.kl.sum().item()}
+        expected["bits_per_byte"] = sum(expected.values()) / math.log(2) / len(text)
+        assert json.loads(line) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture
+def served(tmp_path: Path, run: Run, model_id: str) -> Iterator[str]:
+    """The address of an ``mlflow models serve`` process that serves the model."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{model_id}"]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    # the command starts the server by the name of its program, which is beside the interpreter
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": run.uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with open(tmp_path / "serve.log", "wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment, cwd=tmp_path, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=2).close()
+                break
+            except (urllib.error.URLError, OSError):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError((tmp_path / "serve.log").read_text()[-3000:]) from None
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/invocations"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def post(address: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())
+
+
+def test_a_server_answers_with_text(served: str, checkpoint: Path) -> None:
+    model = models.load(checkpoint)
+    assert post(served, {"inputs": [""]}) == {"predictions": models.sample_text(model, 1)}
+    drawn = post(served, {"inputs": [""], "params": {"num_samples": 2, "temperature": 0.5, "seed": 3}})
+    assert drawn == {"predictions": models.sample_text(model, 2, temperature=0.5, seed=3)}
+    split = {"columns": ["text"], "data": [["one"], ["two"]]}
+    scores = post(served, {"dataframe_split": split, "params": {"task": "score"}})["predictions"]
+    assert [set(json.loads(item)) for item in scores] == [{"reconstruction", "kl", "bits_per_byte"}] * 2
+    greedy = {"task": "reconstruct", "temperature": 0.0}
+    texts = post(served, {"inputs": ["one", "two"], "params": greedy})["predictions"]
+    assert texts == [models.readable(item.text) for item in models.reconstruct(model, [b"one", b"two"])]
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post(served, {"inputs": ["y" * 13], "params": greedy})
+    assert refused.value.code == 400
+    assert "has 13 bytes" in refused.value.read().decode()

@@ -13,22 +13,40 @@ from raytrain.models.byte_lstm import ByteLstm
 from raytrain.models.hybrid import Hybrid
 from raytrain.models.layers import Noise, Terms
 from raytrain.models.lstm_vae import LstmVae
-from raytrain.models.sampling import Sample, readable, sample
+from raytrain.models.sampling import (
+    RequestError,
+    Sample,
+    interpolate,
+    posterior_means,
+    prior_codes,
+    readable,
+    reconstruct,
+    sample,
+    score,
+    tokenise,
+)
 
 Model = Hybrid | LstmVae | ByteLstm
 
 __all__ = [
     "Model",
     "Noise",
+    "RequestError",
     "Sample",
     "Terms",
     "build",
     "build_empty",
     "from_checkpoint",
+    "interpolate",
     "load",
+    "posterior_means",
+    "prior_codes",
     "readable",
+    "reconstruct",
     "sample",
     "sample_text",
+    "score",
+    "tokenise",
 ]
 
 
@@ -36,12 +54,18 @@ def build(config: RunConfig[Any]) -> Model:
     """The model of ``config``, its weights drawn from ``config.seed``; the caller's random state is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        if isinstance(config.model, HybridConfig):
-            return Hybrid(config.model, config.length, config.group_size)
-        if isinstance(config.model, LstmVaeConfig):
-            return LstmVae(config.model, config.length)
-        if isinstance(config.model, ByteLstmConfig):
-            return ByteLstm(config.model, config.length)
+        model = _build(config)
+    model.documents = config.sampling == "documents"
+    return model
+
+
+def _build(config: RunConfig[Any]) -> Model:
+    if isinstance(config.model, HybridConfig):
+        return Hybrid(config.model, config.length, config.group_size)
+    if isinstance(config.model, LstmVaeConfig):
+        return LstmVae(config.model, config.length)
+    if isinstance(config.model, ByteLstmConfig):
+        return ByteLstm(config.model, config.length)
     raise ValueError(f"model is {config.model!r}: not one of the models")
 
 

@@ -16,7 +16,7 @@ from raytrain.models.layers import (
     negative_log_likelihood,
     shift_right,
 )
-from raytrain.models.lstm_vae import LstmState
+from raytrain.models.steps import LstmState, LstmStep
 
 
 class ByteLstm(nn.Module):
@@ -28,6 +28,8 @@ class ByteLstm(nn.Module):
 
     latent = 0
     """A language model has no latent code: its bound is its likelihood."""
+    documents = True
+    """Whether it learns texts that end with STOP; not so if it is trained on windows."""
 
     def __init__(self, config: ByteLstmConfig, length: int, inputs: int = SIZE, outputs: int = NUM_OUTPUTS) -> None:
         super().__init__()
@@ -42,27 +44,39 @@ class ByteLstm(nn.Module):
 
     def forward(self, tokens: Tensor, noise: Noise, input_dropout: float = 0.0) -> Terms:
         """Terms for ``tokens`` [batch, length], PAD after each STOP: a reconstruction and nothing else."""
-        features = self.one_hot(drop_input(shift_right(tokens), noise, input_dropout))
-        for layer, lstm in enumerate(self.layers):
-            if layer > 0 and self.training and self.dropout > 0:
-                keep = noise.keep(1 - self.dropout, *features.shape[1:])
-                features = features * keep.to(features.dtype) / (1 - self.dropout)
-            features, _ = lstm(features)
-        reconstruction = negative_log_likelihood(self.output(features), tokens).sum(1)
+        logits = self._decode(drop_input(shift_right(tokens), noise, input_dropout), noise)
+        reconstruction = negative_log_likelihood(logits, tokens).sum(1)
         nothing = reconstruction.new_zeros(len(tokens), 0)
         return Terms(reconstruction, kl=nothing, auxiliary=reconstruction.new_zeros(len(tokens)), mean=nothing)
 
+    def predict(self, tokens: Tensor, z: Tensor) -> Tensor:
+        """Logits [batch, length, NUM_OUTPUTS] of each of ``tokens`` [batch, length] given those before it.
+
+        For a model in evaluation mode; ``z`` [batch, 0] is not read.
+        """
+        return self._decode(shift_right(tokens), None)
+
+    def _decode(self, inputs: Tensor, noise: Noise | None) -> Tensor:
+        """Logits [batch, length, NUM_OUTPUTS] after ``inputs`` [batch, length]; without noise, without dropout."""
+        features = self.one_hot(inputs)
+        for layer, lstm in enumerate(self.layers):
+            if layer > 0 and self.training and self.dropout > 0 and noise is not None:
+                keep = noise.keep(1 - self.dropout, *features.shape[1:])
+                features = features * keep.to(features.dtype) / (1 - self.dropout)
+            features, _ = lstm(features)
+        logits: Tensor = self.output(features)
+        return logits
+
     def begin(self, z: Tensor) -> LstmState:
         """The state before the first byte, zeros; ``z`` [batch, 0] only says how many samples."""
-        zeros = z.new_zeros(len(self.layers), len(z), self.output.in_features)
-        return LstmState(zeros, zeros)
+        zeros = z.new_zeros(len(z), self.output.in_features)
+        symbols = self.one_hot.identity.shape[1]
+        lstms = [lstm for lstm in self.layers if isinstance(lstm, nn.LSTM)]
+        steps = [LstmStep(lstm, symbols if layer == 0 else 0) for layer, lstm in enumerate(lstms)]
+        return LstmState(steps, [[zeros, zeros] for _ in steps])
 
+    @torch.no_grad()
     def advance(self, previous: Tensor, state: LstmState) -> tuple[Tensor, LstmState]:
         """Logits [batch, NUM_OUTPUTS] of the next byte after ``previous`` [batch], and the state after it."""
-        features = self.one_hot(previous)[:, None]
-        hiddens, cells = [], []
-        for lstm, hidden, cell in zip(self.layers, state.hidden, state.cell, strict=True):
-            features, (hidden, cell) = lstm(features, (hidden[None], cell[None]))
-            hiddens.append(hidden)
-            cells.append(cell)
-        return self.output(features[:, 0]), LstmState(torch.cat(hiddens), torch.cat(cells))
+        output, state = state.advance(previous)
+        return self.output(output), state

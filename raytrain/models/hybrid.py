@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from raytrain.config import HybridConfig
 from raytrain.data.vocabulary import PAD, SIZE
+from raytrain.models.bytenet import ByteNet, ByteNetState
 from raytrain.models.layers import (
     NUM_OUTPUTS,
     GroupBatchNorm,
@@ -25,24 +26,32 @@ from raytrain.models.layers import (
     negative_log_likelihood,
     shift_right,
 )
+from raytrain.models.steps import LstmState, LstmStep
 
 
-class HybridState(NamedTuple):
-    """Where a decoder stands: deconvolved features, position, and the LSTM's state."""
+@dataclass(frozen=True)
+class HybridState:
+    """Where a decoder stands: deconvolved features [batch, length, maps], position, and the top net's state."""
 
     features: Tensor
     position: int
-    hidden: Tensor
-    cell: Tensor
+    top: LstmState | ByteNetState
+
+    def keep(self, rows: Tensor) -> HybridState:
+        """The state of these rows of the batch only."""
+        return HybridState(self.features[rows], self.position, self.top.keep(rows))
 
 
 class Hybrid(nn.Module):
-    """Convolutional encoder, Gaussian latent code, deconvolutional decoder, LSTM on top.
+    """Convolutional encoder, Gaussian latent code, deconvolutional decoder, LSTM or causal convolutions on top.
 
     Every convolution halves the length and every deconvolution doubles it, so samples are padded
     inside to ``padded_length``, a multiple of 2^depth, and masked: what a document's loss is does not
     depend on the batch it stands in.
     """
+
+    documents = True
+    """Whether it learns texts that end with STOP; not so if it is trained on windows."""
 
     def __init__(self, config: HybridConfig, length: int, group_size: int) -> None:
         """``length``: symbols of the longest sample, STOP included.
@@ -78,7 +87,11 @@ class Hybrid(nn.Module):
         )
         self.decoder_norms = nn.ModuleList(GroupBatchNorm(width, group_size) for width in config.decoder_maps)
         self.auxiliary = nn.Linear(config.decoder_maps[-1], NUM_OUTPUTS)
-        self.lstm = nn.LSTM(config.decoder_maps[-1] + SIZE, config.hidden, batch_first=True)
+        width = config.decoder_maps[-1] + SIZE
+        self.lstm = nn.LSTM(width, config.hidden, batch_first=True) if config.decoder == "lstm" else None
+        self.bytenet = (
+            ByteNet(width, config.hidden, config.decoder_layers, group_size) if config.decoder == "bytenet" else None
+        )
         self.output = nn.Linear(config.hidden, NUM_OUTPUTS)
         initialise_uniform(self)
 
@@ -88,14 +101,31 @@ class Hybrid(nn.Module):
         mean, log_variance = self.encode(tokens, masks)
         z = draw_posterior(mean, log_variance, noise)
         features = self.deconvolve(z, masks)[:, : tokens.shape[1]]
-        inputs = drop_input(shift_right(tokens), noise, input_dropout)
-        hidden, _ = self.lstm(torch.cat((features, self.one_hot(inputs).to(features.dtype)), dim=-1))
+        logits = self._decode(drop_input(shift_right(tokens), noise, input_dropout), features, masks[0])
         return Terms(
-            reconstruction=negative_log_likelihood(self.output(hidden), tokens).sum(1),
+            reconstruction=negative_log_likelihood(logits, tokens).sum(1),
             kl=gaussian_kl(mean, log_variance),
             auxiliary=negative_log_likelihood(self.auxiliary(features), tokens).sum(1),
             mean=mean,
         )
+
+    def predict(self, tokens: Tensor, z: Tensor) -> Tensor:
+        """Logits [batch, length, NUM_OUTPUTS] of each of ``tokens`` [batch, length] given z and those before it.
+
+        For a model in evaluation mode: batch statistics would need to know the whole sample's length.
+        """
+        return self._decode(shift_right(tokens), self.deconvolve(z)[:, : tokens.shape[1]], self._masks(tokens)[0])
+
+    def _decode(self, inputs: Tensor, features: Tensor, mask: Tensor) -> Tensor:
+        """Logits [batch, length, NUM_OUTPUTS] after ``inputs`` [batch, length], beside deconvolved features."""
+        joined = torch.cat((features, self.one_hot(inputs).to(features.dtype)), dim=-1)
+        if self.bytenet is not None:
+            hidden = self.bytenet(joined, mask[..., : inputs.shape[1]])
+        else:
+            assert self.lstm is not None
+            hidden, _ = self.lstm(joined)
+        logits: Tensor = self.output(hidden)
+        return logits
 
     def encode(self, tokens: Tensor, masks: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z | x), [batch, latent] each."""
@@ -118,16 +148,20 @@ class Hybrid(nn.Module):
 
     # ------------------------------------------------------------------------------------ generation
 
+    @torch.no_grad()
     def begin(self, z: Tensor) -> HybridState:
         """The decoder's state before the first byte, for codes z [batch, latent]."""
-        zeros = z.new_zeros(1, len(z), self.lstm.hidden_size)
-        return HybridState(self.deconvolve(z), 0, zeros, zeros)
+        if self.bytenet is not None:
+            return HybridState(self.deconvolve(z), 0, self.bytenet.begin(len(z), SIZE))
+        assert self.lstm is not None
+        zeros = z.new_zeros(len(z), self.lstm.hidden_size)
+        return HybridState(self.deconvolve(z), 0, LstmState([LstmStep(self.lstm, SIZE)], [[zeros, zeros]]))
 
+    @torch.no_grad()
     def advance(self, previous: Tensor, state: HybridState) -> tuple[Tensor, HybridState]:
         """Logits [batch, NUM_OUTPUTS] of the next byte after ``previous`` [batch], and the state after it."""
-        inputs = torch.cat((state.features[:, state.position], self.one_hot(previous)), dim=-1)
-        output, (hidden, cell) = self.lstm(inputs[:, None], (state.hidden, state.cell))
-        return self.output(output[:, 0]), HybridState(state.features, state.position + 1, hidden, cell)
+        output, top = state.top.advance(previous, state.features[:, state.position])
+        return self.output(output), HybridState(state.features, state.position + 1, top)
 
     # --------------------------------------------------------------------------------------- masking
 

@@ -54,6 +54,13 @@ class Noise:
             part.bernoulli_(probability, generator=generator)
         return mask.flatten(0, 1)[: self._count]
 
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform noise in [0, 1), [samples, *shape]."""
+        noise = torch.empty(len(self._generators), self.group_size, *shape, device=self._device)
+        for part, generator in zip(noise, self._generators, strict=True):
+            part.uniform_(generator=generator)
+        return noise.flatten(0, 1)[: self._count]
+
 
 def _mix(seed: int, step: int, group: int) -> int:
     digest = hashlib.blake2b(f"{seed}/{step}/{group}".encode(), digest_size=8).digest()
@@ -121,8 +128,8 @@ class GroupBatchNorm(nn.Module):
         """``features`` [batch, channels, length], ``mask`` [batch, 1, length] of 0 and 1."""
         features = features.float()
         if not self.training:
-            scale = self.weight * torch.rsqrt(self.running_var + self.epsilon)
-            return features * scale[:, None] + (self.bias - self.running_mean * scale)[:, None]
+            scale, shift = self.running_scale_and_shift()
+            return features * scale[:, None] + shift[:, None]
         grouped = features.unflatten(0, (-1, self.group_size))
         weight = mask.unflatten(0, (-1, self.group_size))
         weight = weight / weight.sum((1, 3), keepdim=True)
@@ -132,6 +139,11 @@ class GroupBatchNorm(nn.Module):
         self.batch_statistics = torch.stack((mean.detach().sum((0, 1, 3)), variance.detach().sum((0, 1, 3))))
         normalised = centred * torch.rsqrt(variance + self.epsilon)
         return (normalised * self.weight[:, None] + self.bias[:, None]).flatten(0, 1)
+
+    def running_scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """What evaluation multiplies each channel by and then adds, [channels] each."""
+        scale = self.weight * torch.rsqrt(self.running_var + self.epsilon)
+        return scale, self.bias - self.running_mean * scale
 
 
 def synchronise_statistics(model: nn.Module, num_groups: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
@@ -22,17 +20,14 @@ from raytrain.models.layers import (
     negative_log_likelihood,
     shift_right,
 )
-
-
-class LstmState(NamedTuple):
-    """Where an LSTM decoder stands: [layers, batch, hidden] each."""
-
-    hidden: Tensor
-    cell: Tensor
+from raytrain.models.steps import LstmState, LstmStep
 
 
 class LstmVae(nn.Module):
     """LSTM encoder, Gaussian latent code, LSTM decoder that sees z only as its first state."""
+
+    documents = True
+    """Whether it learns texts that end with STOP; not so if it is trained on windows."""
 
     def __init__(self, config: LstmVaeConfig, length: int) -> None:
         super().__init__()
@@ -49,11 +44,10 @@ class LstmVae(nn.Module):
     def forward(self, tokens: Tensor, noise: Noise, input_dropout: float = 0.0) -> Terms:
         """Terms of the bound for ``tokens`` [batch, length], PAD after each STOP."""
         mean, log_variance = self.encode(tokens)
-        state = self.begin(draw_posterior(mean, log_variance, noise))
-        inputs = drop_input(shift_right(tokens), noise, input_dropout)
-        outputs, _ = self.decoder(self.one_hot(inputs), (state.hidden, state.cell))
+        z = draw_posterior(mean, log_variance, noise)
+        logits = self._decode(drop_input(shift_right(tokens), noise, input_dropout), z)
         return Terms(
-            reconstruction=negative_log_likelihood(self.output(outputs), tokens).sum(1),
+            reconstruction=negative_log_likelihood(logits, tokens).sum(1),
             kl=gaussian_kl(mean, log_variance),
             auxiliary=mean.new_zeros(len(tokens)),
             mean=mean,
@@ -65,12 +59,29 @@ class LstmVae(nn.Module):
         last = (tokens != PAD).sum(1) - 1
         return self.posterior(outputs[torch.arange(len(tokens), device=tokens.device), last])
 
-    def begin(self, z: Tensor) -> LstmState:
-        """The decoder's first state, (h0, c0) = tanh(linear z), for codes z [batch, latent]."""
-        hidden, cell = torch.tanh(self.first_state(z)).chunk(2, dim=-1)
-        return LstmState(hidden[None].contiguous(), cell[None].contiguous())
+    def predict(self, tokens: Tensor, z: Tensor) -> Tensor:
+        """Logits [batch, length, NUM_OUTPUTS] of each of ``tokens`` [batch, length] given z and those before it."""
+        return self._decode(shift_right(tokens), z)
 
+    def _decode(self, inputs: Tensor, z: Tensor) -> Tensor:
+        """Logits [batch, length, NUM_OUTPUTS] after ``inputs`` [batch, length], for codes z [batch, latent]."""
+        hidden, cell = self._first_state(z)
+        outputs, _ = self.decoder(self.one_hot(inputs), (hidden[None].contiguous(), cell[None].contiguous()))
+        logits: Tensor = self.output(outputs)
+        return logits
+
+    def _first_state(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The decoder's first state, (h0, c0) = tanh(linear z), [batch, hidden] each."""
+        hidden, cell = torch.tanh(self.first_state(z)).chunk(2, dim=-1)
+        return hidden, cell
+
+    @torch.no_grad()
+    def begin(self, z: Tensor) -> LstmState:
+        """The decoder's state before the first byte, for codes z [batch, latent]."""
+        return LstmState([LstmStep(self.decoder, SIZE)], [list(self._first_state(z))])
+
+    @torch.no_grad()
     def advance(self, previous: Tensor, state: LstmState) -> tuple[Tensor, LstmState]:
         """Logits [batch, NUM_OUTPUTS] of the next byte after ``previous`` [batch], and the state after it."""
-        output, (hidden, cell) = self.decoder(self.one_hot(previous)[:, None], (state.hidden, state.cell))
-        return self.output(output[:, 0]), LstmState(hidden, cell)
+        output, state = state.advance(previous)
+        return self.output(output), state

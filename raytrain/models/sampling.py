@@ -1,17 +1,30 @@
-"""Text from a model: one byte at a time, in batches."""
+"""Text from a model: one byte at a time, in batches; and what a model thinks of a text."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from raytrain.data.vocabulary import STOP
+from raytrain.data.vocabulary import PAD, STOP
+from raytrain.errors import UserError
+from raytrain.models.layers import Noise, negative_log_likelihood
 
 if TYPE_CHECKING:
     from raytrain.models import Model
+
+ROWS = 256
+"""Texts that are computed at once: their features and gates stay small."""
+CHECK_EVERY = 8
+"""Bytes between two looks at which texts have ended: looking makes the host wait for the device."""
+
+
+class RequestError(UserError, ValueError):
+    """A model was asked for what it cannot do, or with values that make no sense."""
 
 
 @dataclass(frozen=True)
@@ -19,85 +32,264 @@ class Sample:
     """One generated text and what its model thinks of it."""
 
     text: bytes
-    """The bytes, without STOP."""
+    """The bytes, without STOP; they start with the prefix, if one was given."""
     log_probability: float
-    """log p(text | z) in nats at temperature 1, STOP included unless the sample was cut off."""
+    """log p(text | z) in nats at temperature 1, prefix included, STOP included unless the sample was cut off."""
     entropy: float
     """Mean entropy of the model's predictions along the sample, in nats at temperature 1."""
     truncated: bool
     """True if the length ran out before the model said STOP."""
 
 
-@torch.inference_mode()
 def sample(
     model: Model,
     num: int,
     *,
     temperature: float = 1.0,
+    top_p: float = 1.0,
     max_length: int | None = None,
+    prefix: bytes = b"",
     seed: int = 0,
     z: Tensor | None = None,
 ) -> list[Sample]:
-    """Draw ``num`` texts, of codes from the prior or of ``z`` [num, latent].
+    """Draw ``num`` texts, of codes from the prior (``prior_codes``) or of ``z`` [num, latent].
 
-    ``temperature`` 0 takes the most likely byte each time. ``max_length`` is in symbols, STOP included,
-    and at most (and by default) the length the model was trained for, where the model has one.
+    Sample i follows from ``seed``, i and its code alone, however many others are drawn.
+
+    Args:
+        temperature: divides the logits; 0 takes the most likely byte each time.
+        top_p: bytes are drawn from the fewest most likely ones that have this probability together,
+            at ``temperature``.
+        max_length: in symbols, STOP included; at most (and by default) the length the model was trained for.
+        prefix: bytes that each text starts with.
 
     Raises:
-        ValueError: a negative temperature, or a length that the model does not have.
+        RequestError: a value outside its range, or a length that the model does not have.
     """
-    if temperature < 0:
-        raise ValueError(f"temperature is {temperature}: must not be negative")
-    length = model.length if max_length is None else max_length
-    if not 0 < length <= model.length:
-        raise ValueError(f"max_length is {length}: must be between 1 and the model's length of {model.length}")
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
+    length = _check(model, temperature, top_p, max_length, prefix)
     if z is None:
-        z = torch.randn(num, model.latent, generator=generator, device=device)
-    was_training = model.training
-    model.eval()
-    try:
-        tokens, log_probabilities, entropies = _decode(model, z, temperature, length, generator)
-    finally:
-        model.train(was_training)
-    lengths = (tokens != STOP).long().cumprod(1).sum(1)
-    samples = []
-    for row, count in enumerate(lengths.tolist()):
-        predictions = min(count + 1, length)
-        samples.append(
-            Sample(
-                text=bytes(tokens[row, :count].tolist()),
-                log_probability=log_probabilities[row, :predictions].sum().item(),
-                entropy=entropies[row, :predictions].mean().item(),
-                truncated=count == length,
-            )
-        )
+        z = prior_codes(model, num, seed)
+    if z.shape != (num, model.latent):
+        raise RequestError(f"z has the shape {tuple(z.shape)}: it must be [{num}, {model.latent}]")
+    z = z.to(_device(model))
+    samples: list[Sample] = []
+    with _evaluation(model):
+        for first in range(0, num, ROWS):
+            rows = range(first, min(first + ROWS, num))
+            noise = Noise(seed, 1, rows, 1).uniform(length).to(z.device)
+            tokens, figures = _generate(model, z[first : rows.stop], noise, prefix, temperature, top_p)
+            samples.extend(_samples(tokens.cpu(), figures.cpu()))
     return samples
 
 
-def _decode(
-    model: Model, z: Tensor, temperature: float, length: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, their log-probabilities and the entropies, [num, length] each; what follows STOP is to be ignored."""
-    state: Any = model.begin(z)
-    previous = torch.full((len(z),), STOP, device=z.device)
-    columns: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-    for _ in range(length):
-        logits, state = model.advance(previous, state)
-        log_probabilities = logits.float().log_softmax(-1)
-        if temperature == 0:
-            previous = logits.argmax(-1)
-        else:
-            weights = (logits.float() / temperature).softmax(-1)
-            previous = torch.multinomial(weights, 1, generator=generator)[:, 0]
-        columns[0].append(previous)
-        columns[1].append(log_probabilities.gather(-1, previous[:, None])[:, 0])
-        columns[2].append(-(log_probabilities.exp() * log_probabilities).sum(-1))
-    tokens, chosen, entropies = (torch.stack(column, dim=1).cpu() for column in columns)
-    return tokens, chosen, entropies
+def prior_codes(model: Model, num: int, seed: int = 0) -> Tensor:
+    """The codes [num, latent] that ``sample`` draws from the prior with ``seed``."""
+    return Noise(seed, 0, range(num), 1).normal(model.latent).to(_device(model))
+
+
+def posterior_means(model: Model, texts: Sequence[bytes]) -> Tensor:
+    """The mean of q(z | x) of each text, [len(texts), latent].
+
+    Raises:
+        RequestError: the model has no latent code, or a text does not fit.
+    """
+    if model.latent == 0:
+        raise RequestError("a byte_lstm has no latent code: it can neither reconstruct nor interpolate, only sample")
+    encoder: Any = model
+    with _evaluation(model):
+        means = [encoder.encode(tokens.to(_device(model)))[0] for tokens in tokenise(model, texts).split(ROWS)]
+    return torch.cat(means)
+
+
+def reconstruct(
+    model: Model,
+    texts: Sequence[bytes],
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    max_length: int | None = None,
+    seed: int = 0,
+) -> list[Sample]:
+    """What the model writes, greedily by default, for the posterior mean of each text.
+
+    Raises:
+        RequestError: as ``posterior_means`` and ``sample``.
+    """
+    z = posterior_means(model, texts)
+    return sample(model, len(texts), temperature=temperature, top_p=top_p, max_length=max_length, seed=seed, z=z)
+
+
+def interpolate(
+    model: Model,
+    a: bytes,
+    b: bytes,
+    steps: int = 7,
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    max_length: int | None = None,
+    seed: int = 0,
+) -> list[Sample]:
+    """Texts of ``steps`` codes evenly spaced from the posterior mean of ``a`` to that of ``b``, both included.
+
+    Raises:
+        RequestError: fewer than two steps, or as ``posterior_means`` and ``sample``.
+    """
+    if steps < 2:
+        raise RequestError(f"steps is {steps}: an interpolation has at least 2, its ends")
+    start, end = posterior_means(model, [a, b])
+    weight = torch.linspace(0, 1, steps, device=start.device)[:, None]
+    z = (1 - weight) * start + weight * end
+    return sample(model, steps, temperature=temperature, top_p=top_p, max_length=max_length, seed=seed, z=z)
+
+
+def score(model: Model, texts: Sequence[bytes], z: Tensor, truncated: Sequence[bool] | None = None) -> Tensor:
+    """log p(text | z) in nats, [len(texts)], for codes z [len(texts), latent].
+
+    STOP is included except where ``truncated`` says so, as ``Sample.truncated`` does; ``tokenise`` gives
+    the default.
+
+    Raises:
+        RequestError: a text does not fit.
+    """
+    tokens, z = tokenise(model, texts, truncated).to(_device(model)), z.to(_device(model))
+    with _evaluation(model):
+        parts = zip(tokens.split(ROWS), z.split(ROWS), strict=True)
+        return torch.cat([-negative_log_likelihood(model.predict(part, codes), part).sum(1) for part, codes in parts])
+
+
+def tokenise(model: Model, texts: Sequence[bytes], truncated: Sequence[bool] | None = None) -> Tensor:
+    """Tokens [len(texts), longest] of texts as the model learnt them, PAD after each.
+
+    STOP ends a text unless ``truncated``: by default one that fills the model's length, and every text
+    for a model of windows, which has never seen STOP.
+
+    Raises:
+        RequestError: there is no text, or one that is empty or longer than the model's length.
+    """
+    if truncated is None:
+        truncated = [not model.documents or len(text) == model.length for text in texts]
+    symbols = [[*text, *([] if cut else [STOP])] for text, cut in zip(texts, truncated, strict=True)]
+    if not symbols:
+        raise RequestError("there is no text")
+    for text, row in zip(texts, symbols, strict=True):
+        if len(row) > model.length:
+            raise RequestError(
+                f"the text {readable(text[:20])!r}... has {len(text)} bytes: the model takes {model.length} symbols"
+            )
+        if not row:
+            raise RequestError("an empty text says nothing to a model of windows: give at least one byte")
+    tokens = torch.full((len(symbols), max(map(len, symbols))), PAD)
+    for number, row in enumerate(symbols):
+        tokens[number, : len(row)] = torch.tensor(row)
+    return tokens
 
 
 def readable(text: bytes) -> str:
     """Bytes as text for the eye: every invalid sequence becomes a space."""
     return text.decode("utf-8", errors="replace").replace("\ufffd", " ")
+
+
+# ------------------------------------------------------------------------------------------- inside
+
+
+def _check(model: Model, temperature: float, top_p: float, max_length: int | None, prefix: bytes) -> int:
+    """The length to generate.
+
+    Raises:
+        RequestError: see ``sample``.
+    """
+    if not 0 <= temperature < float("inf"):
+        raise RequestError(f"temperature is {temperature}: must not be negative")
+    if not 0 < top_p <= 1:
+        raise RequestError(f"top_p is {top_p}: must be above 0 and at most 1")
+    length = model.length if max_length is None else max_length
+    if not 0 < length <= model.length:
+        raise RequestError(f"max_length is {length}: must be between 1 and the model's length of {model.length}")
+    if len(prefix) > length:
+        raise RequestError(f"the prefix has {len(prefix)} bytes: more than the {length} symbols of a sample")
+    return length
+
+
+@contextmanager
+def _evaluation(model: Model) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _device(model: Model) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _generate(
+    model: Model, z: Tensor, noise: Tensor, prefix: bytes, temperature: float, top_p: float
+) -> tuple[Tensor, Tensor]:
+    """Tokens [num, length], and their log-probabilities and the entropies [2, num, length].
+
+    ``noise`` [num, length] is uniform in [0, 1). What follows a text's STOP is to be ignored: a text
+    that has ended leaves the batch at the next look.
+    """
+    tokens = torch.full(noise.shape, STOP, device=z.device)
+    figures = torch.zeros(2, *noise.shape, device=z.device)
+    rows = torch.arange(len(z), device=z.device)
+    previous = tokens[:, 0]
+    ended = torch.zeros_like(rows, dtype=torch.bool)
+    state: Any = model.begin(z)
+    for position in range(noise.shape[1]):
+        if position > 0 and position % CHECK_EVERY == 0:
+            going = (~ended).nonzero()[:, 0]
+            if len(going) == 0:
+                break
+            if len(going) < len(rows):
+                rows, previous, ended, state = rows[going], previous[going], ended[going], state.keep(going)
+        logits, state = model.advance(previous, state)
+        if position < len(prefix):
+            previous = torch.full_like(previous, prefix[position])
+        else:
+            previous = _choose(logits, noise[rows, position], temperature, top_p)
+        log_probabilities = logits.float().log_softmax(-1)
+        tokens[rows, position] = previous
+        figures[0, rows, position] = log_probabilities.gather(-1, previous[:, None])[:, 0]
+        figures[1, rows, position] = -(log_probabilities.exp() * log_probabilities).sum(-1)
+        ended |= previous == STOP
+    return tokens, figures
+
+
+def _choose(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
+    """The next symbol [batch] by ``logits`` [batch, symbols] and ``uniform`` [batch] in [0, 1)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    # float64: a symbol of probability 0 is never chosen, and float32 noise cannot reach past the last one
+    weights = (logits.double() / temperature).softmax(-1)
+    if top_p < 1:
+        weights = _nucleus(weights, top_p)
+    cumulative = weights.cumsum(-1)
+    threshold = uniform.double()[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+
+
+def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """``probabilities`` [batch, symbols] with all 0 but the fewest most likely that make ``top_p`` together."""
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    likelier = ordered.cumsum(-1) - ordered
+    kept = torch.zeros_like(probabilities, dtype=torch.bool).scatter(-1, order, likelier < top_p)
+    return probabilities * kept
+
+
+def _samples(tokens: Tensor, figures: Tensor) -> Iterator[Sample]:
+    """What ``_generate`` has made as samples."""
+    length = tokens.shape[1]
+    counts = (tokens != STOP).long().cumprod(1).sum(1)
+    for row, count in enumerate(counts.tolist()):
+        log_probabilities, entropies = figures[:, row, : min(count + 1, length)]
+        yield Sample(
+            text=bytes(tokens[row, :count].tolist()),
+            log_probability=log_probabilities.sum().item(),
+            entropy=entropies.mean().item(),
+            truncated=count == length,
+        )

@@ -84,11 +84,15 @@ def _save(folder: Path, created: Any, run: Run, checkpoint: Path, length: int) -
     from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
     signature = ModelSignature(
+        # without a name, so that a list of strings is as good as any column
+        inputs=Schema([ColSpec("string")]),
         outputs=Schema([ColSpec("string")]),
         params=ParamSchema(
             [
+                ParamSpec("task", "string", "sample"),
                 ParamSpec("num_samples", "long", 1),
                 ParamSpec("temperature", "double", 1.0),
+                ParamSpec("top_p", "double", 1.0),
                 ParamSpec("max_length", "long", length),
                 ParamSpec("seed", "long", 0),
             ]
@@ -105,7 +109,7 @@ def _save(folder: Path, created: Any, run: Run, checkpoint: Path, length: int) -
         python_model=str(_source("raytrain.pyfunc_model")),
         artifacts={"checkpoint": str(checkpoint)},
         signature=signature,
-        input_example=([""], {"num_samples": 3, "temperature": 0.8, "max_length": length, "seed": 1}),
+        input_example=([""], {"task": "sample", "num_samples": 3, "temperature": 0.8, "top_p": 0.95, "seed": 1}),
         pip_requirements=[f"{package}=={_public_version(package)}" for package in PACKAGES],
         code_paths=[str(_source("raytrain").parent)],
     )
