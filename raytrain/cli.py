@@ -15,11 +15,11 @@ from raytrain.presets import PRESET_NAMES, PresetName, for_source, preset
 OptionsT = TypeVar("OptionsT")
 
 
-class _OneLineParser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """Reports a mistake as a UserError instead of a usage text."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,17 +32,21 @@ class Choice:
     file: Path | None
 
 
-def parse_choice(command: str, arguments: list[str]) -> tuple[Choice, list[str]]:
+def parse_choice(command: str, arguments: list[str], implied: ModelName | None = None) -> tuple[Choice, list[str]]:
     """The model, preset, source and config file named on the command line, and what is left for the fields.
+
+    ``implied`` is the model where the command line names none.
 
     Raises:
         UserError: no such model or preset, or both a preset and a config file.
     """
-    parser = _OneLineParser(prog=f"python -m {command}", add_help=False, allow_abbrev=False)
+    parser = OneLineParser(prog=f"python -m {command}", add_help=False, allow_abbrev=False)
     parser.add_argument("--preset")
     parser.add_argument("--config", type=Path)
     known, rest = parser.parse_known_args(arguments)
     models = ", ".join(MODEL_NAMES)
+    if implied is not None and (not rest or rest[0].startswith("-")):
+        rest = [implied, *rest]
     if not rest or rest[0].startswith("-"):
         if "-h" in rest or "--help" in rest:
             print(
@@ -59,7 +63,7 @@ def parse_choice(command: str, arguments: list[str]) -> tuple[Choice, list[str]]
         raise UserError(f"unknown preset {known.preset!r}: --preset takes {', '.join(PRESET_NAMES)}")
     if known.preset is not None and known.config is not None:
         raise UserError("--preset and --config both say where to start from: give one of them")
-    sources = _OneLineParser(add_help=False, allow_abbrev=False)
+    sources = OneLineParser(prog=parser.prog, add_help=False, allow_abbrev=False)
     sources.add_argument("--data")
     source = sources.parse_known_args(rest)[0].data
     return Choice(model, known.preset, source, known.config), rest
@@ -98,9 +102,9 @@ def read_config(file: Path) -> RunConfig[Any]:
 
 
 def parse_fields(
-    command: str, options: type[OptionsT], config: RunConfig[Any], arguments: list[str]
+    command: str, options: OptionsT, config: RunConfig[Any], arguments: list[str]
 ) -> tuple[OptionsT, RunConfig[Any]]:
-    """Options of the command and fields of the config from the rest of the command line.
+    """Options of the command and fields of the config, changed by the rest of the command line.
 
     Raises:
         UserError: an unknown option or a bad value.
@@ -110,7 +114,7 @@ def parse_fields(
     kind: Any = RunConfig[type(config.model)]  # type: ignore[misc]
     bare = tyro.conf.arg(name="", prefix_name=False)
     fields: list[Any] = [
-        ("options", Annotated[options, bare]),
+        ("options", Annotated[type(options), bare], dataclasses.field(default_factory=lambda: options)),
         ("config", Annotated[kind, bare], dataclasses.field(default=config)),
     ]
     parsed: Any = parse_options(
@@ -119,7 +123,9 @@ def parse_fields(
     return parsed.options, parsed.config
 
 
-def parse_options(command: str, options: type[OptionsT], arguments: list[str]) -> OptionsT:
+def parse_options(
+    command: str, options: type[OptionsT], arguments: list[str], default: OptionsT | None = None
+) -> OptionsT:
     """The dataclass ``options`` from a command line; ``tyro.conf.Positional`` fields are its arguments.
 
     Raises:
@@ -131,16 +137,20 @@ def parse_options(command: str, options: type[OptionsT], arguments: list[str]) -
     def refuse(event: _errors.ParseErrorEvent) -> None:
         raise UserError(_one_line(event))
 
+    given: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with _errors.on_parse_error(refuse):
-            return tyro.cli(
+            parsed: Any = tyro.cli(
                 options,
                 prog=f"python -m {command}",
                 args=arguments,
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+                **given,
             )
     except ValueError as error:
         raise UserError(str(error)) from None
+    checked: OptionsT = parsed
+    return checked
 
 
 def _one_line(event: Any) -> str:

@@ -2,58 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raytrain.config import RunConfig, flatten, identity, to_dict
+from raytrain.config import flatten, identity, to_dict
+from raytrain.plan import Plan
+from raytrain.reference import note_run
 from raytrain.resources import Gang
 from raytrain.session import Session
-from raytrain.space import Space, resolve
-from raytrain.workers import RUNG, Job, fit, read_outcome
+from raytrain.space import grid
+from raytrain.trials import METRIC, Records, Trial
+from raytrain.workers import RETRIES, RUNG, Job, fit, read_outcome, work_alone
 
 if TYPE_CHECKING:
     import optuna
 
+    from raytrain.storage import Storage
     from raytrain.tracking import Experiment, Run
 
-METRIC = "bound"
-"""Nats per validation sample on the full bound: what trials are compared on, whatever their annealing."""
 REDUCTION = 2
 """Half of the trials that reach a rung go on from it."""
-
-
-@dataclass
-class Trial:
-    """One point of the search, and what is known of it."""
-
-    number: int
-    config: RunConfig[Any]
-    fields: dict[str, Any]
-    """The fields of the config that the space has set."""
-    run: Run
-    place: str
-    """Its own storage."""
-    point: optuna.trial.Trial
-    status: str = "waiting"
-    step: int = 0
-    figures: dict[str, float] = field(default_factory=dict)
-    """The figures of its best evaluation."""
-    seconds: float = 0.0
-    started: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """What tables call it."""
-        return f"{self.number:03}"
 
 
 @dataclass(frozen=True)
@@ -61,74 +40,163 @@ class Search:
     """What is searched, and within what means."""
 
     name: str
-    config: RunConfig[Any]
-    space: Space
+    plan: Plan
     session: Session
     experiment: Experiment
     parent: Run
     gang: Gang
-    num_samples: int
     concurrent: int
     time_budget: float | None
-    seed: int
+
+    @property
+    def place(self) -> Storage:
+        """Where all of the search is."""
+        return self.session.storage.child(self.name)
+
+
+class Halving(AsyncHyperBandScheduler):
+    """ASHA with rungs at an eighth, a quarter and half of the steps, which can be told of earlier trials.
+
+    A trial enters it when its own annealing has ended, so that none is stopped before; and leaves it
+    at the last step, so that none is killed while it writes its outcome.
+    """
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(
+            time_attr=RUNG,
+            grace_period=max(1, steps // 8),
+            max_t=steps,
+            reduction_factor=REDUCTION,
+            stop_last_trials=False,
+        )
+
+    def recall(self, trial_id: str, history: list[dict[str, Any]]) -> None:
+        """Take note of what a trial has reported before the search was resumed."""
+        for entry in history:
+            if RUNG in entry:
+                self._brackets[0].on_result(SimpleNamespace(trial_id=trial_id), entry[RUNG], -entry[METRIC])
 
 
 class Proposals(Searcher):
-    """Draws the next point from Optuna's TPE and makes everything that its trial needs.
+    """Draws the next point and makes everything that its trial needs.
 
     Runs in the driver, which so is the only one to create MLflow runs; workers get their addresses.
     """
 
-    def __init__(self, search: Search, scratch: str) -> None:
-        import optuna
-
+    def __init__(self, search: Search, records: Records, known: list[Trial], scheduler: TrialScheduler) -> None:
         super().__init__(metric=METRIC, mode="min")
         self.search = search
-        self.scratch = scratch
-        self.study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=search.seed))
-        self.trials: dict[str, Trial] = {}
-        """By Tune's own trial ids."""
+        self.records = records
+        self.scratch = ""
+        self.study = make_study(search.plan, len(known))
+        self.trials = list(known)
+        """All of them, in the order of their numbers."""
+        self.scheduler = scheduler
+        self._points: dict[str, optuna.Trial] = {}
+        self._by_tune: dict[str, Trial] = {}
+        self._again = [trial for trial in known if not trial.ended]
+        self._grid = grid(search.plan.space, search.plan.budget) if search.plan.algorithm == "grid" else None
         self._drawn: dict[str, int] = {}
+        for trial in known:
+            self._repeat(identity(trial.config, search.plan.corpus))
+            if trial.ended:
+                trial.known_to(self.study)
+                self._recall(f"known-{trial.name}", trial)
+
+    def trial(self, trial_id: str) -> Trial:
+        """Our trial of one of Tune's ids."""
+        return self._by_tune[trial_id]
+
+    def place(self, trial: Trial) -> Storage:
+        """Where a trial keeps what it makes."""
+        return self.records.place(trial.identity)
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        """Tune's question for the next trial: the arguments of ``run_trial``."""
+        """Tune's question for the next trial: the arguments of the trainable."""
+        if self._again:
+            trial, point = self._resume(self._again.pop(0))
+        else:
+            trial, point = self._draw()
+        self._by_tune[trial_id], self._points[trial_id] = trial, point
+        self._recall(trial_id, trial)
         search, corpus = self.search, self.search.session.corpus
-        point = self.study.ask()
-        config = resolve(search.space, search.config, point)
-        # the same point can be drawn again: its repeat index makes it a run of its own
-        repeat = self._drawn.get(key := identity(config, corpus.digest), 0)
-        self._drawn[key] = repeat + 1
-        own = identity(config, corpus.digest, repeat)
-        number = len(self.trials)
-        before, after = flatten(search.config), flatten(config)
-        fields = {name: value for name, value in after.items() if value != before[name]}
+        name, place = f"{search.name}-{trial.name}", self.place(trial)
         run = search.experiment.open_run(
-            own,
-            f"{search.name}-{number:03}",
+            trial.identity,
+            name,
             parent=search.parent.run_id,
-            config=to_dict(config),
-            parameters=after,
-            tags={"corpus": corpus.digest, "seed": str(config.seed), "trial": str(number)},
+            config=to_dict(trial.config),
+            parameters=flatten(trial.config),
+            tags={
+                "kind": "trial",
+                "corpus": corpus.digest,
+                "seed": str(trial.config.seed),
+                "trial": str(trial.number),
+                "place": place.uri(),
+            },
         )
-        place = search.session.storage.child(search.name).uri(f"trials/{own}")
-        self.trials[trial_id] = Trial(number, config, fields, run, place, point)
-        job = Job(to_dict(config), str(corpus.path), place, asdict(run), search.gang.cpus)
-        name = f"{search.name}-{number:03}"
+        trial.run = run.address()
+        note_run(place, run)
+        self.records.add(trial)
+        job = Job(to_dict(trial.config), search.session.corpus_address(), place.uri(), asdict(run), search.gang.cpus)
         return {"job": asdict(job), "gang": asdict(search.gang), "name": name, "scratch": self.scratch}
+
+    def _draw(self) -> tuple[Trial, optuna.Trial]:
+        """A new trial at the space's next point."""
+        import optuna
+
+        plan, number = self.search.plan, len(self.trials)
+        if self._grid is not None:
+            self.study.enqueue_trial(self._grid[number % len(self._grid)])
+        point = self.study.ask()
+        config = plan.space.resolve(plan.bases, point, plan.budget)
+        # the same point can be drawn again: its repeat index makes it a run of its own
+        own = identity(config, plan.corpus, self._repeat(identity(config, plan.corpus)))
+        before, after = flatten(plan.bases[config.model_name]), flatten(config)
+        trial = Trial(
+            number,
+            own,
+            config,
+            dict(point.params),
+            {
+                name: optuna.distributions.distribution_to_json(distribution)
+                for name, distribution in point.distributions.items()
+            },
+            {name: value for name, value in after.items() if value != before[name]},
+        )
+        self.trials.append(trial)
+        return trial, point
+
+    def _resume(self, trial: Trial) -> tuple[Trial, optuna.Trial]:
+        """A trial that had begun, at its own point."""
+        self.study.enqueue_trial(trial.params)
+        point = self.study.ask()
+        plan = self.search.plan
+        plan.space.resolve(plan.bases, point, plan.budget)  # makes Optuna learn the distributions
+        return trial, point
+
+    def _repeat(self, key: str) -> int:
+        repeat = self._drawn.get(key, 0)
+        self._drawn[key] = repeat + 1
+        return repeat
+
+    def _recall(self, trial_id: str, trial: Trial) -> None:
+        if isinstance(self.scheduler, Halving):
+            self.scheduler.recall(trial_id, trial.history)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Tune passes an evaluation on."""
-        self.trials[trial_id].point.report(result[METRIC], int(result["step"]))
+        self._points[trial_id].report(result[METRIC], int(result["step"]))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna the best bound that the trial reached."""
+        """Tell Optuna the best figure that the trial reached."""
         import optuna
 
-        trial = self.trials[trial_id]
-        if error or not trial.figures:
-            self.study.tell(trial.point, state=optuna.trial.TrialState.FAIL)
+        trial = self._by_tune[trial_id]
+        if error or not trial.best:
+            self.study.tell(self._points[trial_id], state=optuna.trial.TrialState.FAIL)
         else:
-            self.study.tell(trial.point, trial.figures[METRIC])
+            self.study.tell(self._points[trial_id], trial.best[METRIC])
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its settings for snapshots, which are not used
@@ -140,68 +208,103 @@ class Proposals(Searcher):
         raise NotImplementedError("a search is not restored from Tune's snapshots")
 
 
-def run_trial(values: dict[str, Any]) -> None:
-    """Tune's trainable: a driver without CPUs that runs one trial's gang and waits for it.
+def make_study(plan: Plan, num_known: int) -> optuna.Study:
+    """The memory of the search's algorithm; a resumed search draws on from another place of the same seed."""
+    import optuna
 
-    Raises:
-        RuntimeError: the run failed, for example because its loss was not finite.
-    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    seed = plan.seed + num_known
+    if plan.algorithm == "tpe":
+        return optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
+    return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+
+
+def run_gang(values: dict[str, Any]) -> None:
+    """Tune's trainable for trials of several workers: a driver without CPUs that runs the gang and waits for it."""
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    job, gang = Job(**values["job"]), Gang(**values["gang"])
     # where the driver of the search runs on another machine, its folder is made here too
     os.makedirs(values["scratch"], exist_ok=True)
-    outcome = fit(job, gang, values["name"], values["scratch"], [TuneReportCallback()])
-    if "error" in outcome:
-        raise RuntimeError(outcome["error"])
+    fit(Job(**values["job"]), Gang(**values["gang"]), values["name"], values["scratch"], [TuneReportCallback()])
+
+
+def run_alone(values: dict[str, Any]) -> None:
+    """Tune's trainable for trials of one worker: it has the worker's resources and trains by itself."""
+    work_alone(Job(**values["job"]), Gang(**values["gang"]), tune.report)
 
 
 class Ledger(tune.Callback):
-    """Keeps the record of every trial up to date, in memory and in MLflow."""
+    """Keeps the record of every trial up to date: in memory, in the storage and in MLflow."""
 
     def __init__(self, proposals: Proposals, show: Any) -> None:
         self.proposals = proposals
         self.show = show
+        self.time_is_up = False
+        self._heard: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # as for Proposals
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        record = self.proposals.trials[trial.trial_id]
-        record.status, record.started = "running", time.monotonic()
-        self.show(record)
+        record = self.proposals.trial(trial.trial_id)
+        record.status, record.reason = "running", ""
+        self._clock(record)
+        record.started_at = record.started_at or time.time()
+        self._note(record)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        record = self.proposals.trials[trial.trial_id]
-        record.step = int(result["step"])
+        record = self.proposals.trial(trial.trial_id)
+        step = int(result["step"])
         figures = {name: result[name] for name in ("bound", "bits_per_byte", "reconstruction", "kl", "active_units")}
-        if not record.figures or figures[METRIC] < record.figures[METRIC]:
-            record.figures = figures
-        self.show(record)
+        if not record.best or figures[METRIC] < record.best[METRIC]:
+            record.best = figures
+        if step > record.step:
+            record.step = step
+            rung = {RUNG: result[RUNG]} if RUNG in result else {}
+            record.history.append({"step": step, METRIC: figures[METRIC], "kl": figures["kl"], **rung})
+        self._clock(record)
+        self._note(record)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        record = self.proposals.trials[trial.trial_id]
-        finished = read_outcome(record.place) is not None
-        reason = None if finished else f"stopped early at step {record.step}: others were better there, or time was up"
-        self._end(record, "finished" if finished else "stopped", "FINISHED" if finished else "KILLED", reason)
+        record = self.proposals.trial(trial.trial_id)
+        outcome = read_outcome(self.proposals.place(record).uri())
+        if outcome is not None and "error" in outcome:
+            self._end(record, "failed", "FAILED", outcome["error"])
+        elif outcome is not None:
+            self._end(record, "finished", "FINISHED")
+        elif self.time_is_up:
+            self._end(record, "interrupted", "KILLED", f"time was up at step {record.step}")
+        else:
+            self._end(record, "stopped", "KILLED", f"stopped early at step {record.step}: others were better there")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        record = self.proposals.trials[trial.trial_id]
-        outcome = read_outcome(record.place) or {}
-        self._end(record, "failed", "FAILED", outcome.get("error") or _last_line(trial.error_file))
+        record = self.proposals.trial(trial.trial_id)
+        self._end(record, "failed", "FAILED", _last_line(trial.error_file))
 
     def close(self) -> None:
         """End what the search has left unended: it was interrupted."""
-        for record in self.proposals.trials.values():
-            if record.status in ("waiting", "running"):
-                self._end(record, "stopped", "KILLED", f"the search was interrupted at step {record.step}")
+        for record in self.proposals.trials:
+            if record.status == "running":
+                self._end(record, "interrupted", "KILLED", f"the search was interrupted at step {record.step}")
 
-    def _end(self, record: Trial, status: str, mlflow_status: Any, reason: str | None) -> None:
-        record.status = status
-        record.seconds = time.monotonic() - record.started
-        record.run.finish(mlflow_status, reason)
+    def _clock(self, record: Trial) -> None:
+        """Count the time since the trial was last heard of; a pause between two resumptions is not counted."""
+        now = time.monotonic()
+        record.seconds += now - self._heard.get(record.identity, now)
+        self._heard[record.identity] = now
+
+    def _end(self, record: Trial, status: Any, mlflow_status: Any, reason: str | None = None) -> None:
+        from raytrain.tracking import Run
+
+        self._clock(record)
+        record.status, record.reason, record.ended_at = status, reason or "", time.time()
+        Run(self.proposals.search.parent.uri, **record.run).finish(mlflow_status, reason)
+        self._note(record)
+
+    def _note(self, record: Trial) -> None:
+        self.proposals.records.update(record)
         self.show(record)
 
 
@@ -213,51 +316,93 @@ def _last_line(error_file: str | None) -> str:
     return lines[-1] if lines else "the trial ended with an error that Ray did not keep"
 
 
+class TimeBudget(tune.Stopper):
+    """Ends the search when its time is up, and lets the ledger know why."""
+
+    def __init__(self, ledger: Ledger, seconds: float) -> None:
+        self._ledger = ledger
+        self._deadline = time.monotonic() + seconds
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        self._ledger.time_is_up = time.monotonic() >= self._deadline
+        return self._ledger.time_is_up
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as for Proposals
+
+
 def run_search(search: Search, show: Any) -> list[Trial]:
-    """Run all trials; returns their records. ``show(trial)`` is called whenever one has changed."""
+    """Run all trials that have not ended; returns every trial. ``show(trial)`` is called whenever one has changed.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it; trials under way are recorded as interrupted.
+    """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own banner; `show` is what the user sees
-    scratch = tempfile.mkdtemp(prefix="raytrain-tune-")
-    proposals = Proposals(search, scratch)
+    # Tune's handler would end the search as if it had run to its end
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    steps = max(config.steps for config in search.plan.bases.values())
+    scheduler = Halving(steps) if search.plan.early_stopping else FIFOScheduler()
+    records = Records(search.place)
+    known = records.read()
+    proposals = Proposals(search, records, known, scheduler)
     ledger = Ledger(proposals, show)
-    tuner = tune.Tuner(
-        # the driver takes no CPU from the workers; on the head it outlives every worker node
-        tune.with_resources(run_trial, {"CPU": 0, "node:__internal_head__": 0.001}),
+    for trial in known:
+        show(trial)
+    num_left = search.plan.num_samples - sum(trial.ended for trial in known)
+    scratch = proposals.scratch = tempfile.mkdtemp(prefix="raytrain-tune-")
+    try:
+        if num_left > 0:
+            make_tuner(search, proposals, ledger, scheduler, num_left).fit()
+    finally:
+        ledger.close()
+        records.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+    return proposals.trials
+
+
+def make_tuner(
+    search: Search, proposals: Proposals, ledger: Ledger, scheduler: TrialScheduler, num_left: int
+) -> tune.Tuner:
+    """Ray Tune, set to run what is left of the search."""
+    alone = search.gang.workers == 1
+    # the driver of a gang takes no CPU from its workers; on the head it outlives every worker node
+    resources = search.gang.per_worker if alone else {"CPU": 0, "node:__internal_head__": 0.001}
+    return tune.Tuner(
+        tune.with_resources(run_alone if alone else run_gang, resources),
         tune_config=tune.TuneConfig(
             metric=METRIC,
             mode="min",
             search_alg=proposals,
-            scheduler=make_scheduler(search.config),
-            num_samples=search.num_samples,
+            scheduler=scheduler,
+            num_samples=num_left,
             max_concurrent_trials=search.concurrent,
-            time_budget_s=search.time_budget,
             reuse_actors=False,
         ),
         run_config=tune.RunConfig(
             name=search.name,
-            storage_path=scratch,
+            storage_path=proposals.scratch,
             callbacks=[ledger],
+            stop=TimeBudget(ledger, search.time_budget) if search.time_budget is not None else None,
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=0),
+            # a gang is restarted by Ray Train
+            failure_config=tune.FailureConfig(max_failures=RETRIES if alone else 0),
         ),
     )
-    try:
-        tuner.fit()
-    finally:
-        ledger.close()
-        shutil.rmtree(scratch, ignore_errors=True)
-    return list(proposals.trials.values())
 
 
-def make_scheduler(config: RunConfig[Any]) -> AsyncHyperBandScheduler:
-    """ASHA with rungs at an eighth, a quarter and half of the steps.
+def write_table(trials: list[Trial], file: Path) -> None:
+    """Write one row a trial to a Parquet file; a column of several kinds of value is written as text."""
+    import pyarrow
+    import pyarrow.parquet
 
-    A trial enters it when its own annealing has ended, so that none is stopped before; and leaves it
-    at the last step, so that none is killed while it writes its outcome.
-    """
-    return AsyncHyperBandScheduler(
-        time_attr=RUNG,
-        grace_period=max(1, config.steps // 8),
-        max_t=config.steps,
-        reduction_factor=REDUCTION,
-        stop_last_trials=False,
-    )
+    from raytrain.trials import table
+
+    columns = {}
+    for name, values in table(trials).items():
+        kinds = {type(value) for value in values if value is not None}
+        mixed = len(kinds) > 1 and not kinds <= {int, float}
+        columns[name] = [None if value is None else json.dumps(value) for value in values] if mixed else values
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raytrain.config import RunConfig, identity, to_dict
+from raytrain.config import RunConfig, differences, from_dict, identity, to_dict
 from raytrain.data.batches import EvaluationBatches, TrainingBatches, rank_groups
 from raytrain.data.corpus import Corpus
+from raytrain.data.store import CORPORA, address, fetch, publish
 from raytrain.errors import UserError
 from raytrain.storage import Storage, check_writable, open_storage
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 ARTIFACTS = "mlflow-artifacts"
 """Where under the storage MLflow keeps artifacts when there is no tracking server."""
+CACHE = ".cache"
+"""Where under a folder the corpora are that were prepared for it."""
 RUN = "run.json"
 """Says which run owns a name: its identity and config."""
 
@@ -36,17 +39,23 @@ class Session:
         """The address of MLflow's artifacts when there is no tracking server."""
         return self.storage.uri(ARTIFACTS)
 
+    def corpus_address(self) -> dict[str, str]:
+        """What workers on any node find the corpus by."""
+        return address(self.corpus, self.storage)
+
     def log_corpus(self, run: Run) -> None:
         """Make the corpus the dataset of an MLflow run."""
         splits = {
             name: {"documents": self.corpus.split(name).num_documents, "bytes": self.corpus.split(name).num_bytes}
             for name in self.corpus.splits
         }
-        run.log_dataset(self.corpus.name, self.corpus.digest, self.corpus.path.as_uri(), splits)
+        place = self.storage.uri(f"{CORPORA}/{self.corpus.digest}")
+        source = place if "://" in place else self.corpus.path.as_uri()
+        run.log_dataset(self.corpus.name, self.corpus.digest, source, splits)
 
 
 def open_session(config: RunConfig[Any], storage: str | None) -> Session:
-    """Check where things live and prepare the corpus.
+    """Check where things live and prepare the corpus; one in S3 keeps the corpus too, for other nodes and later.
 
     ``storage`` is a folder or s3:// address; ``RAYTRAIN_STORAGE`` if None, and ``./runs`` without that.
 
@@ -54,24 +63,55 @@ def open_session(config: RunConfig[Any], storage: str | None) -> Session:
         UserError: storage that cannot be written, a corpus that cannot be had, an unusable tracking store.
     """
     from raytrain.data.prepare import prepare
-    from raytrain.tracking import check_tracking, tracking_uri
 
-    root = storage or os.environ.get("RAYTRAIN_STORAGE") or "runs"
-    local = "://" not in root
-    if local:
-        root = str(Path(root).resolve())  # workers run in other directories
-    place = open_storage(root)
-    check_writable(place)
+    place, uri = _open_places(storage)
+    folder = place.folder
     corpus = prepare(
         config.data,
         path=config.data_path,
         field=config.data_field,
         output=None,
-        cache=Path(root) / ".cache" if local else None,
+        cache=folder / CACHE if folder is not None else None,
     )
+    if folder is None:
+        publish(corpus, place)
+    return Session(place, corpus, uri)
+
+
+def reopen_session(storage: str | None, digest: str, path: str) -> Session:
+    """As ``open_session``, with the corpus that a run or search has begun with, wherever it is to be found.
+
+    Raises:
+        UserError: storage that cannot be written, a corpus that is nowhere, an unusable tracking store.
+    """
+    place, uri = _open_places(storage)
+    paths = [Path(path)]
+    if place.folder is not None:
+        paths += [info.parent for info in sorted((place.folder / CACHE / "corpora").glob("*/corpus.json"))]
+    for folder in paths:
+        if (folder / "corpus.json").is_file() and (corpus := Corpus.open(folder)).digest == digest:
+            return Session(place, corpus, uri)
+    return Session(place, fetch(place, digest), uri)
+
+
+def open_storage_root(storage: str | None) -> Storage:
+    """The storage that ``--storage`` names, or ``RAYTRAIN_STORAGE``, or ``./runs``.
+
+    Raises:
+        UserError: an address that is neither a folder nor s3://.
+    """
+    root = storage or os.environ.get("RAYTRAIN_STORAGE") or "runs"
+    return open_storage(root if "://" in root else Path(root).resolve())  # workers run in other directories
+
+
+def _open_places(storage: str | None) -> tuple[Storage, str]:
+    from raytrain.tracking import check_tracking, tracking_uri
+
+    place = open_storage_root(storage)
+    check_writable(place)
     uri = tracking_uri()
     check_tracking(uri)
-    return Session(place, corpus, uri)
+    return place, uri
 
 
 def check_samples(config: RunConfig[Any], corpus: Corpus, workers: int) -> None:
@@ -105,12 +145,17 @@ def claim_name(storage: Storage, name: str, config: RunConfig[Any], corpus: Corp
     own = identity(config, corpus.digest)
     place = storage.child(name)
     if not place.exists(RUN):
-        values = {"identity": own, "config": to_dict(config), "corpus": corpus.digest}
+        values = {
+            "identity": own,
+            "config": to_dict(config),
+            "corpus": corpus.digest,
+            "corpus_path": str(corpus.path),
+        }
         place.write(RUN, json.dumps(values, indent=2).encode())
         return own
     stored = json.loads(place.read(RUN))
     if stored["identity"] != own:
-        changed = _differences(stored["config"], to_dict(config)) or "another corpus"
+        changed = "; ".join(differences(stored["config"], to_dict(config))) or "another corpus"
         raise UserError(
             f"--name {name} belongs to a run with another config ({changed}); choose another name, "
             "or give the same config to resume that run"
@@ -118,12 +163,15 @@ def claim_name(storage: Storage, name: str, config: RunConfig[Any], corpus: Corp
     return own
 
 
-def _differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> str:
-    parts = []
-    for key in sorted(before.keys() | after.keys()):
-        old, new = before.get(key), after.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            parts.append(_differences(old, new, f"{prefix}{key}."))
-        elif old != new:
-            parts.append(f"{prefix}{key} was {old}, is {new}")
-    return "; ".join(part for part in parts if part)
+def read_claim(storage: Storage, name: str) -> tuple[RunConfig[Any], str, str]:
+    """The config of the run that owns ``name``, the digest of its corpus, and where that was.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    check_name(name)
+    place = storage.child(name)
+    if not place.exists(RUN):
+        raise UserError(f"--resume {name}: there is no such run in {storage.uri()}")
+    stored = json.loads(place.read(RUN))
+    return from_dict(stored["config"]), stored["corpus"], stored["corpus_path"]

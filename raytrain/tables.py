@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from io import StringIO
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from raytrain.search import Trial
+from raytrain.trials import Trial, rank
 
 COLLAPSED_KL = 0.1
 """Nats per sample below which a latent code says practically nothing."""
@@ -25,8 +23,7 @@ def trial_table(trials: list[Trial], title: str) -> Table:
         table.add_column(column, justify="left" if column in ("trial", "state") else "right", no_wrap=True)
     table.add_column("fields", overflow="fold")
     for trial in trials:
-        figures = trial.figures
-        seconds = trial.seconds or (time.monotonic() - trial.started if trial.started else 0.0)
+        figures = trial.best
         table.add_row(
             trial.name,
             trial.status,
@@ -34,7 +31,7 @@ def trial_table(trials: list[Trial], title: str) -> Table:
             *(f"{figures[name]:.3f}" if name in figures else "" for name in ("bits_per_byte",)),
             *(f"{figures[name]:.1f}" if name in figures else "" for name in ("bound", "kl")),
             f"{figures['active_units']:.0f}" if figures else "",
-            f"{seconds:.0f} s",
+            f"{trial.seconds:.0f} s",
             "  ".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in trial.fields.items()),
         )
     return table
@@ -44,6 +41,19 @@ def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def markdown_table(trials: list[Trial]) -> str:
+    """The same, in Markdown, for a description in the MLflow UI."""
+    lines = ["| trial | state | step | bits/byte | KL | active units | fields |", "|---|---|---|---|---|---|---|"]
+    for trial in trials:
+        figures = trial.best
+        digits = {"bits_per_byte": 3, "kl": 2, "active_units": 0}
+        cells = [f"{figures[name]:.{places}f}" if name in figures else "" for name, places in digits.items()]
+        fields = ", ".join(f"{name.rpartition('.')[2]} {_short(value)}" for name, value in trial.fields.items())
+        shown = [trial.name, trial.status, f"{trial.step}/{trial.config.steps}", *cells, fields]
+        lines.append(f"| {' | '.join(shown)} |")
+    return "\n".join(lines)
 
 
 class LiveTable:
@@ -70,22 +80,22 @@ class LiveTable:
         """Take note of a change of ``trial``."""
         self.trials[trial.number] = trial
         if not self.console.is_terminal:
-            figures = trial.figures
+            figures = trial.best
             best = f", bound {figures['bits_per_byte']:.3f} bits/byte, KL {figures['kl']:.2f}" if figures else ""
             print(f"trial {trial.name} {trial.status} at step {trial.step}/{trial.config.steps}{best}", flush=True)
 
     def _render(self) -> Group:
-        ended = sum(trial.status not in ("waiting", "running") for trial in self.trials.values())
+        ended = sum(trial.ended for trial in self.trials.values())
         return Group(trial_table(list(self.trials.values()), f"{ended} of {self.num_samples} trials ended"))
 
 
 def summary(trials: list[Trial]) -> str:
     """The trials from best to worst, as text; with a warning where the best has collapsed."""
-    ranked = sorted(trials, key=lambda trial: trial.figures.get("bound", float("inf")))
+    ranked = rank(trials)
     console = Console(record=True, width=160, file=StringIO())
     console.print(trial_table(ranked, "trials, best first"))
     text = console.export_text()
-    best = ranked[0].figures
+    best = ranked[0].best
     if best and ranked[0].config.model_name != "byte_lstm" and best["kl"] < COLLAPSED_KL:
         text += (
             f"warning: the best trial's posterior has collapsed (KL {best['kl']:.3f} nats): "

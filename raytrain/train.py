@@ -2,13 +2,15 @@
 
     python -m raytrain.train hybrid
     python -m raytrain.train hybrid --preset paper-ptb --data-path PTB --workers 2 --name ptb
-    python -m raytrain.train byte_lstm --config runs/NAME/config.json
+    python -m raytrain.train byte_lstm --config config.json
+    python -m raytrain.train --resume NAME
 
-Started again with the same --name, it goes on where it stopped.
+Started again with the same --name, or with --resume, it goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import threading
@@ -18,13 +20,23 @@ from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from raytrain.cli import default_config, parse_choice, parse_fields
+from raytrain.cli import OneLineParser, default_config, parse_choice, parse_fields, parse_options
 from raytrain.config import RunConfig, flatten, identity, to_dict
 from raytrain.errors import UserError, run_command
 from raytrain.presets import full_size
 from raytrain.progress import Progress
+from raytrain.reference import note_run
 from raytrain.resources import Cluster, Gang, connect, read_cluster
-from raytrain.session import Session, check_name, check_samples, claim_name, open_session
+from raytrain.session import (
+    Session,
+    check_name,
+    check_samples,
+    claim_name,
+    open_session,
+    open_storage_root,
+    read_claim,
+    reopen_session,
+)
 from raytrain.tracking import Experiment, check_tracking
 from raytrain.workers import UNSENT, Job, fit, read_outcome
 
@@ -35,6 +47,8 @@ class TrainOptions:
 
     name: str | None = None
     """Name of the run; the same name resumes it. By default one that follows from the config."""
+    resume: str | None = None
+    """Name of a run to go on with; nothing else is needed but where its storage is."""
     storage: str | None = None
     """Folder or s3://bucket/prefix for all that is kept; default $RAYTRAIN_STORAGE or ./runs."""
     workers: int = 1
@@ -51,24 +65,50 @@ class TrainOptions:
 
 def main() -> None:
     """Check everything, then train, then report."""
-    choice, rest = parse_choice("raytrain.train", sys.argv[1:])
-    options, config = parse_fields("raytrain.train", TrainOptions, default_config(choice, "laptop"), rest)
-    if options.name is not None:
-        check_name(options.name)
-    session = open_session(config, options.storage)
+    arguments = sys.argv[1:]
+    looker = OneLineParser(prog="python -m raytrain.train", add_help=False, allow_abbrev=False)
+    for name in ("--resume", "--storage"):
+        looker.add_argument(name)
+    looked = looker.parse_known_args(arguments)[0]
+    if looked.resume is not None:
+        options, config, session = resumed_run(looked.resume, looked.storage, arguments)
+    else:
+        options, config = read_command(arguments, has_gpus=False)
+        session = open_session(config, options.storage)
     check_samples(config, session.corpus, options.workers)
 
     connect(options.address)
     cluster = read_cluster()
-    if cluster.has_gpus:
-        options, config = parse_fields(
-            "raytrain.train", TrainOptions, default_config(choice, full_size(choice.model)), rest
-        )
+    if cluster.has_gpus and looked.resume is None:
+        options, config = read_command(arguments, has_gpus=True)
         check_samples(config, session.corpus, options.workers)
     check_tracking(session.tracking_uri, cluster.num_nodes)
     gang = make_gang(options, cluster)
     cluster.admit(gang, 1, head_memory=float("inf"))
     train(options, config, session, gang)
+
+
+def read_command(arguments: list[str], has_gpus: bool) -> tuple[TrainOptions, RunConfig[Any]]:
+    """The options and the config that the command line describes."""
+    choice, rest = parse_choice("raytrain.train", arguments)
+    default = default_config(choice, full_size(choice.model) if has_gpus else "laptop")
+    options, config = parse_fields("raytrain.train", TrainOptions(), default, rest)
+    if options.name is not None:
+        check_name(options.name)
+    return options, config
+
+
+def resumed_run(name: str, storage: str | None, arguments: list[str]) -> tuple[TrainOptions, RunConfig[Any], Session]:
+    """The run that ``--resume`` names, as its storage records it.
+
+    Raises:
+        UserError: there is no such run, or an option that would make it another.
+    """
+    config, digest, path = read_claim(open_storage_root(storage), name)
+    options = parse_options("raytrain.train", TrainOptions, arguments)
+    if options.name is not None:
+        raise UserError(f"--resume {name} takes no --name: the run goes on under its own")
+    return dataclasses.replace(options, name=name), config, reopen_session(storage, digest, path)
 
 
 def make_gang(options: TrainOptions, cluster: Cluster) -> Gang:
@@ -92,16 +132,24 @@ def train(options: TrainOptions, config: RunConfig[Any], session: Session, gang:
     outcome = read_outcome(place)
     experiment = Experiment.open(session.tracking_uri, options.experiment, session.artifact_root())
     print(f"run {name}: {config.model_name} on {corpus.name}, {gang}, kept in {place}", flush=True)
+    run = experiment.find_run(own)
     if outcome is None:
         run = experiment.open_run(
             own,
             name,
             config=to_dict(config),
             parameters=flatten(config),
-            tags={"corpus": corpus.digest, "seed": str(config.seed), "workers": str(gang)},
+            tags={
+                "kind": "run",
+                "corpus": corpus.digest,
+                "seed": str(config.seed),
+                "workers": str(gang),
+                "place": place,
+            },
         )
+        note_run(session.storage.child(name), run)
         progress = f"raytrain/progress/{name}"
-        job = Job(to_dict(config), str(corpus.path), place, asdict(run), gang.cpus, progress)
+        job = Job(to_dict(config), session.corpus_address(), place, asdict(run), gang.cpus, progress)
         session.log_corpus(run)
         try:
             with shown_progress(progress, config.steps), TemporaryDirectory(prefix="raytrain-") as scratch:
@@ -124,7 +172,7 @@ def train(options: TrainOptions, config: RunConfig[Any], session: Session, gang:
         f"({best['bound']:.1f} nats a sample, KL {best['kl']:.2f}, {best['active_units']:.0f} active units)"
     )
     print("\n".join(f"  {sample!r}" for sample in outcome["samples"]))
-    print(f"see it: {experiment.ui_hint()}")
+    print(f"see it: {run.ui_hint() if run is not None else experiment.ui_hint()}")
 
 
 @contextmanager

@@ -3,6 +3,8 @@
     python -m raytrain.tune hybrid
     python -m raytrain.tune lstm_vae --data tweets --data-path tweets.txt.gz --num-samples 12
     python -m raytrain.tune hybrid --space my_space.py --workers-per-trial 2
+    python -m raytrain.tune --space paper_fig4 --budget small --data ptb
+    python -m raytrain.tune --resume NAME
 
 Without a GPU the defaults are a search of a few minutes on a laptop; on a cluster with GPUs they are the
 sizes of the literature. The choice is printed.
@@ -10,36 +12,43 @@ sizes of the literature. The choice is printed.
 
 from __future__ import annotations
 
-import math
+import argparse
+import dataclasses
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raytrain.cli import Choice, default_config, parse_choice, parse_fields
-from raytrain.config import RunConfig, flatten, to_dict
+from raytrain.cli import OneLineParser, default_config, parse_choice, parse_fields, parse_options
+from raytrain.config import ModelName, RunConfig, flatten, override, to_dict
 from raytrain.errors import UserError, run_command
+from raytrain.plan import PLAN, Plan, read_plan
 from raytrain.presets import full_size
 from raytrain.resources import Cluster, Gang, connect, read_cluster
-from raytrain.session import Session, check_name, check_samples, open_session
-from raytrain.space import Space, check_space, find_space, load_space
+from raytrain.session import Session, check_name, check_samples, open_session, open_storage_root, reopen_session
+from raytrain.space import Algorithm, Space, check_space, grid, load_space
 
 if TYPE_CHECKING:
-    from raytrain.search import Search, Trial
+    from raytrain.search import Search
+
+NUM_SAMPLES = 8
+"""Trials of a search that does not say how many."""
 
 
 @dataclass
 class TuneOptions:
     """Options of the command; all else is a field of every trial's config that the space does not set."""
 
-    num_samples: int = 8
-    """Trials."""
-    space: Path | None = None
-    """Python file of the search space; by default search_spaces/MODEL.py."""
+    num_samples: int | None = None
+    """Trials; default 8, or every point of a grid. A resumed search can be given more."""
+    space: str | None = None
+    """Search space: a Python file, or a name in search_spaces/; by default that of the model."""
+    budget: str | None = None
+    """One of the space's budgets, where it has any; default its first."""
+    algorithm: Algorithm | None = None
+    """How points are chosen; default what the space says, otherwise tpe."""
     time_budget: float | None = None
-    """Seconds after which running trials are stopped."""
+    """Seconds after which running trials are interrupted; --resume goes on with them."""
     max_concurrent: int | None = None
     """Most trials at once; by default as many as fit."""
     workers_per_trial: int = 1
@@ -49,7 +58,9 @@ class TuneOptions:
     gpus_per_worker: float | None = None
     """GPUs of each worker; default 1 if the cluster has any, otherwise 0. Fractions only with one worker."""
     name: str | None = None
-    """Name of the search; by default the model and the time."""
+    """Name of the search; by default the model or space and the time. The same name and config resume it."""
+    resume: str | None = None
+    """Name of a search to go on with; nothing else is needed but where its storage is."""
     storage: str | None = None
     """Folder or s3://bucket/prefix for all that is kept; default $RAYTRAIN_STORAGE or ./runs."""
     address: str | None = None
@@ -58,32 +69,102 @@ class TuneOptions:
     """MLflow experiment."""
 
 
+WORKERS = ("time_budget", "max_concurrent", "workers_per_trial", "cpus_per_worker", "gpus_per_worker")
+"""The options that say how a trial runs, not what comes of it: a resumption may change them."""
+
+
 def main() -> None:
-    """Check everything, then search, then report."""
-    choice, rest = parse_choice("raytrain.tune", sys.argv[1:])
-    options, config = parse_fields("raytrain.tune", TuneOptions, default_config(choice, "laptop"), rest)
-    file = options.space or find_space(choice.model)
-    space = load_space(file)
+    """Check everything, then search, then say what was found."""
+    from raytrain.results import finish
+    from raytrain.search import run_search
+    from raytrain.tables import LiveTable
+
+    arguments = sys.argv[1:]
+    search = resumed_search(arguments) if first_look(arguments).resume is not None else new_search(arguments)
+    started = time.monotonic()
+    try:
+        with LiveTable(search.plan.num_samples) as table:
+            trials = run_search(search, table.show)
+        finish(search, trials, time.monotonic() - started)
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        search.parent.finish("KILLED" if interrupted else "FAILED", "interrupted" if interrupted else repr(error))
+        print(f"go on with it: {resume_command(search)}", flush=True)
+        raise
+
+
+def first_look(arguments: list[str]) -> argparse.Namespace:
+    """The options that decide how all others are read."""
+    parser = OneLineParser(prog="python -m raytrain.tune", add_help=False, allow_abbrev=False)
+    for name in ("--resume", "--space", "--budget", "--storage"):
+        parser.add_argument(name)
+    return parser.parse_known_args(arguments)[0]
+
+
+# ----------------------------------------------------------------------------------------- a new one
+
+
+def new_search(arguments: list[str]) -> Search:
+    """The search that the command line describes, checked and recorded; one that is known already is resumed."""
+    options, space, bases, size = read_command(arguments, has_gpus=False)
     check_options(options)
-    points = check_space(space, config, file, config.seed)
-    session = open_session(config, options.storage)
+    budget, algorithm = space.budget(options.budget), options.algorithm or space.algorithm
+    points = check_space(space, bases, budget, algorithm, next(iter(bases.values())).seed)
+    session = open_session(next(iter(bases.values())), options.storage)
     check_all(points, session, options.workers_per_trial)
 
     connect(options.address)
     cluster = read_cluster()
     if cluster.has_gpus:
-        options, config = parse_fields(
-            "raytrain.tune", TuneOptions, default_config(choice, full_size(choice.model)), rest
-        )
-        check_all(check_space(space, config, file, config.seed), session, options.workers_per_trial)
-    search_and_report(options, choice, config, space, session, cluster)
+        options, space, bases, size = read_command(arguments, has_gpus=True)
+        points = check_space(space, bases, budget, algorithm, next(iter(bases.values())).seed)
+        check_all(points, session, options.workers_per_trial)
+    num_samples = options.num_samples or (len(grid(space, budget)) if algorithm == "grid" else NUM_SAMPLES)
+    first = next(iter(bases.values()))
+    plan = Plan(
+        space, bases, budget, algorithm, session.corpus.digest, num_samples, first.seed,
+        {name: getattr(options, name) for name in WORKERS}, options.experiment, str(session.corpus.path),
+    )  # fmt: skip
+    kind = first.model_name if len(bases) == 1 else space.name
+    name = options.name or f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    check_known(name, plan, session)
+    return admit(name, plan, session, cluster, options, size)
+
+
+def read_command(
+    arguments: list[str], has_gpus: bool
+) -> tuple[TuneOptions, Space, dict[ModelName, RunConfig[Any]], str]:
+    """The options, the space, the config that each of its models starts from, and where that is from, in words."""
+    looked = first_look(arguments)
+    space = load_space(looked.space) if looked.space else None
+    implied = space.models[0] if space is not None and space.models else None
+    choice, rest = parse_choice("raytrain.tune", arguments, implied)
+    space = space or load_space(choice.model)
+    if space.models and choice.model not in space.models:
+        raise UserError(f"search space {space.name} is for {', '.join(space.models)}, not for {choice.model}")
+    models = space.models if implied == choice.model else (choice.model,)
+    changes = space.budgets.get(looked.budget or next(iter(space.budgets), ""), {})
+    options, bases = TuneOptions(), {}
+    for model in models:
+        fallback = space.preset or (full_size(model) if has_gpus else "laptop")
+        default = default_config(dataclasses.replace(choice, model=model), fallback)
+        options, bases[model] = parse_fields("raytrain.tune", TuneOptions(), override(default, changes), rest)
+    if choice.file is not None:
+        size = f"config {choice.file}"
+    elif choice.preset or space.preset:
+        size = f"preset {choice.preset or space.preset}"
+    elif has_gpus:
+        size = f"preset {full_size(choice.model)} (the cluster has GPUs)"
+    else:
+        size = "preset laptop (no GPU)"
+    return options, space, bases, size
 
 
 def check_options(options: TuneOptions) -> None:
     """Refuse what no search can be made of."""
     if options.name is not None:
         check_name(options.name)
-    if options.num_samples < 1:
+    if options.num_samples is not None and options.num_samples < 1:
         raise UserError(f"--num-samples is {options.num_samples}: a search needs at least one trial")
     if options.max_concurrent is not None and options.max_concurrent < 1:
         raise UserError(f"--max-concurrent is {options.max_concurrent}: at least one trial must run")
@@ -98,54 +179,85 @@ def check_all(points: list[RunConfig[Any]], session: Session, workers: int) -> N
         check_samples(point, session.corpus, workers)
 
 
-def search_and_report(
-    options: TuneOptions, choice: Choice, config: RunConfig[Any], space: Space, session: Session, cluster: Cluster
-) -> None:
-    """Run the search on the cluster and print what it found."""
-    from raytrain.search import Search, run_search
-    from raytrain.tables import LiveTable
+def check_known(name: str, plan: Plan, session: Session) -> None:
+    """Make sure that ``name`` is free, or that of this very search.
+
+    Raises:
+        UserError: it belongs to something else.
+    """
+    place = session.storage.child(name)
+    known = read_plan(place)
+    if known is None and session.storage.list(name):
+        raise UserError(f"--name {name}: there is something else at {place.uri()} already; choose another name")
+    if known is not None and (changed := plan.differences(known)):
+        raise UserError(
+            f"--name {name} belongs to a search with other settings ({'; '.join(changed)}); choose another name, "
+            f"or go on with that one by --resume {name}"
+        )
+
+
+# ------------------------------------------------------------------------------------------- resumed
+
+
+def resumed_search(arguments: list[str]) -> Search:
+    """The search that ``--resume`` names, as its storage records it.
+
+    Raises:
+        UserError: there is no such search, or an option that would make it another.
+    """
+    looked = first_look(arguments)
+    check_name(looked.resume)
+    storage = open_storage_root(looked.storage)
+    plan = read_plan(storage.child(looked.resume))
+    if plan is None:
+        raise UserError(f"--resume {looked.resume}: there is no such search in {storage.uri()}")
+    default = TuneOptions(num_samples=plan.num_samples, experiment=plan.experiment, **plan.workers)
+    options = parse_options("raytrain.tune", TuneOptions, arguments, default)
+    check_options(options)
+    for option in ("space", "budget", "algorithm", "name"):
+        if getattr(options, option) is not None:
+            raise UserError(f"--resume {looked.resume} takes no --{option}: the search goes on as it was begun")
+    if options.experiment != plan.experiment:
+        raise UserError(f"--resume {looked.resume}: the search is in experiment {plan.experiment}")
+    session = reopen_session(looked.storage, plan.corpus, plan.corpus_path)
+    connect(options.address)
+    plan = dataclasses.replace(plan, num_samples=max(plan.num_samples, options.num_samples or 0))
+    return admit(looked.resume, plan, session, read_cluster(), options, "as recorded")
+
+
+# ---------------------------------------------------------------------------------------------- both
+
+
+def admit(name: str, plan: Plan, session: Session, cluster: Cluster, options: TuneOptions, size: str) -> Search:
+    """Size the search to the cluster, record it and open its MLflow run."""
+    from raytrain.search import Search
     from raytrain.tracking import Experiment, check_tracking
 
     check_tracking(session.tracking_uri, cluster.num_nodes)
     gang = make_gang(options, cluster)
-    concurrent = min(options.num_samples, cluster.admit(gang, options.max_concurrent, head_memory()))
-    name = options.name or f"{config.model_name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if session.storage.list(name):
-        raise UserError(
-            f"--name {name}: there is something at {session.storage.uri(name)} already; choose another name"
-        )
-    describe(options, choice, config, session, gang, concurrent, cluster)
-    experiment = Experiment.open(session.tracking_uri, options.experiment, session.artifact_root())
+    concurrent = min(plan.num_samples, cluster.admit(gang, options.max_concurrent, head_memory()))
+    describe(name, plan, session, gang, concurrent, size)
+    session.storage.child(name).write(PLAN, plan.to_json())
+    experiment = Experiment.open(session.tracking_uri, plan.experiment, session.artifact_root())
+    first = next(iter(plan.bases.values()))
     parent = experiment.open_run(
         f"search-{name}",
         name,
-        config=to_dict(config),
-        parameters=flatten(config) | {"search.num_samples": options.num_samples, "search.gang": str(gang)},
-        tags={"corpus": session.corpus.digest, "seed": str(config.seed), "kind": "search"},
+        config=to_dict(first),
+        parameters=flatten(first) | {"search.num_samples": plan.num_samples, "search.algorithm": plan.algorithm},
+        tags={
+            "corpus": plan.corpus,
+            "seed": str(plan.seed),
+            "kind": "search",
+            "space": plan.space.name,
+            "place": session.storage.uri(name),
+            "gang": str(gang),
+        },
     )
     session.log_corpus(parent)
-    parent.log_file((options.space or find_space(choice.model)).resolve(), "space")
-    search = Search(
-        name,
-        config,
-        space,
-        session,
-        experiment,
-        parent,
-        gang,
-        options.num_samples,
-        concurrent,
-        options.time_budget,
-        config.seed,
-    )
-    started = time.monotonic()
-    try:
-        with LiveTable(options.num_samples) as table:
-            trials = run_search(search, table.show)
-    except BaseException as error:
-        parent.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", repr(error))
-        raise
-    report(search, trials, time.monotonic() - started)
+    parent.log_text(plan.space.source, f"space/{plan.space.name}.py")
+    print(f"see it: {parent.ui_hint()}", flush=True)
+    return Search(name, plan, session, experiment, parent, gang, concurrent, options.time_budget)
 
 
 def make_gang(options: TuneOptions, cluster: Cluster) -> Gang:
@@ -163,114 +275,30 @@ def head_memory() -> float:
     return float(psutil.virtual_memory().available)
 
 
-def describe(
-    options: TuneOptions,
-    choice: Choice,
-    config: RunConfig[Any],
-    session: Session,
-    gang: Gang,
-    concurrent: int,
-    cluster: Cluster,
-) -> None:
+def describe(name: str, plan: Plan, session: Session, gang: Gang, concurrent: int, size: str) -> None:
     """Say what is about to be done, and why at this size."""
     from raytrain.models import build_empty
 
-    parameters = sum(parameter.numel() for parameter in build_empty(config).parameters())
-    device = "GPUs" if gang.gpus else "CPUs"
-    if choice.file is not None:
-        size = f"config {choice.file}"
-    elif choice.preset is not None:
-        size = f"preset {choice.preset}"
-    elif cluster.has_gpus:
-        size = f"preset {full_size(choice.model)} (the cluster has GPUs)"
-    else:
-        size = "preset laptop (no GPU)"
     corpus = session.corpus
+    for model, config in plan.bases.items():
+        parameters = sum(parameter.numel() for parameter in build_empty(config).parameters())
+        print(
+            f"{model}, {size}: {parameters:,} parameters, {config.steps} steps of {config.batch_size} "
+            f"{config.sampling} of {config.length}"
+        )
     print(
-        f"{config.model_name}, {size}: {parameters:,} parameters, {config.steps} steps of {config.batch_size} "
-        f"{config.sampling} of {config.length}\n"
         f"corpus {corpus.name}: {corpus.split('train').num_bytes:,} bytes, digest {corpus.digest[:12]}\n"
-        f"{options.num_samples} trials, {concurrent} at a time, each {gang} on {device}",
+        f"search {name}: {plan.num_samples} trials ({plan.space.name}, {plan.algorithm}), {concurrent} at a time, "
+        f"each {gang} on {'GPUs' if gang.gpus else 'CPUs'}, kept in {session.storage.uri(name)}",
         flush=True,
     )
 
 
-def report(search: Search, trials: list[Trial], seconds: float) -> None:
-    """Print the best trial, log its checkpoint to the parent run as the search's model, and say where all is.
-
-    Raises:
-        UserError: no trial left a checkpoint.
-    """
-    from raytrain import checkpoint
-    from raytrain.models import from_checkpoint, sample_text
-    from raytrain.progress import duration
-    from raytrain.storage import open_storage
-    from raytrain.tables import summary
-    from raytrain.tracking import log_model
-    from raytrain.workers import read_outcome
-
-    print(summary(trials))
-    ranked = sorted((trial for trial in trials if trial.figures), key=lambda trial: trial.figures["bound"])
-    for best in ranked:
-        stored = checkpoint.best(open_storage(best.place).child("checkpoints"))
-        if stored is not None:
-            break
-    else:
-        reasons = {trial.status for trial in trials}
-        search.parent.finish("FAILED", "no trial left a checkpoint")
-        raise UserError(f"no trial left a checkpoint ({', '.join(sorted(reasons))}); see {search.experiment.ui_hint()}")
-
-    figures = best.figures
-    samples = sample_text(from_checkpoint(stored), 10, seed=search.seed)
-    print(f"best trial {best.name} of {len(trials)} in {duration(seconds)}:")
-    for name, value in best.fields.items():
-        print(f"  {name} = {value}")
-    print(
-        f"bound {figures['bits_per_byte']:.3f} bits/byte ({figures['bound']:.1f} nats a sample), "
-        f"KL {figures['kl']:.2f} nats, {figures['active_units']:.0f} active units"
-    )
-    # one that was stopped has no outcome, and one that failed later has only its error
-    if (outcome := read_outcome(best.place)) is not None and "error" not in outcome:
-        print(f"computed in {outcome['precision']} on {outcome['device']}")
-    print("samples:")
-    print("\n".join(f"  {sample!r}" for sample in samples))
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = checkpoint.export(stored, Path(scratch))
-        log_model(search.parent, folder, card=card(search, best, samples), figures=_finite(figures), step=stored.step)
-    search.parent.log_text("\n".join(samples) + "\n", "samples.txt")
-    search.parent.log_dict(to_dict(best.config), "best_config.json")
-    search.parent.finish("FINISHED")
-    print(f"checkpoint: {stored.uri}")
-    print(f"see it: {search.experiment.ui_hint()}")
-
-
-def card(search: Search, best: Trial, samples: list[str]) -> str:
-    """The model card of the search's best model, in Markdown."""
-    figures, config = best.figures, best.config
-    lines = [
-        f"# {config.model_name} on {search.session.corpus.name}",
-        "",
-        f"The best of the search `{search.name}`: bound {figures['bits_per_byte']:.3f} bits per byte on the "
-        f"validation split, KL {figures['kl']:.2f} nats, {figures['active_units']:.0f} active units.",
-        "",
-        "## Config",
-        "",
-        *(f"- {name}: {value}" for name, value in flatten(config).items()),
-        "",
-        "## Samples",
-        "",
-        *(f"    {sample!r}" for sample in samples),
-        "",
-        "## Limits",
-        "",
-        "The text is drawn from a small model and is often false or meaningless; a model trained on public "
-        "tweets may write what is offensive.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _finite(figures: dict[str, float]) -> dict[str, float]:
-    return {f"best/{name}": value for name, value in figures.items() if math.isfinite(value)}
+def resume_command(search: Search) -> str:
+    """The command that goes on with a search that was interrupted."""
+    root = search.session.storage.uri()
+    storage = "" if root == open_storage_root(None).uri() else f" --storage {root}"
+    return f"python -m raytrain.tune --resume {search.name}{storage}"
 
 
 if __name__ == "__main__":

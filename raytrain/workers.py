@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raytrain.config import RunConfig, from_dict
+from raytrain.reference import CHECKPOINTS
 from raytrain.resources import Gang
 
 if TYPE_CHECKING:
+    from raytrain.loop import World
     from raytrain.storage import Storage
 
 UNSENT = "unsent_metrics.jsonl"
@@ -30,8 +33,8 @@ class Job:
     """All that a worker needs to know of a run; plain values, so that it travels anywhere."""
 
     config: dict[str, Any]
-    corpus: str
-    """Folder of the prepared corpus."""
+    corpus: dict[str, str]
+    """What ``data.store.open_anywhere`` finds the corpus by."""
     storage: str
     """Folder or s3:// address that is the run's own."""
     tracking: dict[str, Any]
@@ -94,31 +97,54 @@ def read_outcome(storage: str) -> dict[str, Any] | None:
 
 
 def work(values: dict[str, Any]) -> None:
-    """What each worker does: join the others, run the loop, say what came of it."""
-    import torch
+    """What each worker of a gang does: join the others and run."""
     from ray import train as ray_train
     from ray.train.torch import get_device
 
-    from raytrain.data.corpus import Corpus
-    from raytrain.loop import World, train
-    from raytrain.storage import open_storage
+    from raytrain.loop import World
 
-    job = Job(**values)
-    torch.set_num_threads(max(1, int(job.cpus)))
     context = ray_train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
+    run(Job(**values), world, ray_train.report, context.get_node_rank() if context.get_local_rank() == 0 else None)
+
+
+def work_alone(job: Job, gang: Gang, send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Train the run in this very process, which has the resources of the gang's one worker; returns its outcome.
+
+    The same loop and the same MLflow run as in a gang, without the processes that hold a gang together.
+    """
+    import torch
+
+    from raytrain.loop import World
+
+    run(job, World(device=torch.device("cuda" if gang.gpus else "cpu")), send, node=0)
+    return read_outcome(job.storage) or {"error": "the run ended without an outcome"}
+
+
+def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: int | None) -> None:
+    """Run the loop on one worker and say what came of it; evaluations go to ``send``.
+
+    ``node``: which of the run's machines this worker stands for in system metrics; ``None`` for the others.
+    """
+    import torch
+
+    from raytrain.data.store import open_anywhere
+    from raytrain.loop import train
+    from raytrain.storage import open_storage
+
+    torch.set_num_threads(max(1, int(job.cpus)))
     config = from_dict(job.config)
     storage = open_storage(job.storage)
-    report = RayReport(job, config, world.rank)
+    report = RayReport(job, config, world.rank, node, send)
     try:
-        outcome: dict[str, Any] = asdict(
-            train(config, Corpus.open(job.corpus), world, storage.child("checkpoints"), report)
-        )
+        trained = train(config, open_anywhere(job.corpus), world, storage.child(CHECKPOINTS), report)
+        outcome: dict[str, Any] = asdict(trained)
     except FloatingPointError as error:
         # the same would happen again: an outcome, not something to retry
         outcome = {"error": str(error)}
+    unsent = report.close(storage)
     if world.rank == 0:
-        outcome["unsent"] = report.close(storage)
+        outcome["unsent"] = unsent
         if "error" not in outcome:
             outcome["samples"] = final_samples(job)
         storage.write(OUTCOME, json.dumps(outcome).encode())
@@ -131,7 +157,7 @@ def final_samples(job: Job, num: int = 10) -> list[str]:
     from raytrain.storage import open_storage
     from raytrain.tracking import Run
 
-    stored = checkpoint.best(open_storage(job.storage).child("checkpoints"))
+    stored = checkpoint.best(open_storage(job.storage).child(CHECKPOINTS))
     if stored is None:
         return []
     samples = sample_text(from_checkpoint(stored), num)
@@ -145,19 +171,35 @@ class RayReport:
     FLUSH_S = 10.0
     """Longest wait for MLflow before a report after which the run may be stopped."""
 
-    def __init__(self, job: Job, config: RunConfig[Any], rank: int) -> None:
+    def __init__(
+        self,
+        job: Job,
+        config: RunConfig[Any],
+        rank: int,
+        node: int | None,
+        send: Callable[[dict[str, Any]], None],
+    ) -> None:
         from raytrain.objective import annealing_end
         from raytrain.tracking import MetricWriter, Run, SystemMetrics, host_tags
 
+        self.send = send
         self.steps = config.steps
         self.annealing_end = annealing_end(config.objective, config.steps)
         self.progress = job.progress
-        self.writer = None
+        self.writer: MetricWriter | None = None
+        self.system: SystemMetrics | None = None
+        self.system_writer: MetricWriter | None = None
+        if rank != 0 and node is None:
+            return
+        run = Run(**job.tracking)
         if rank == 0:
-            run = Run(**job.tracking)
             run.set_tags(host_tags())
             self.writer = MetricWriter(run.uri, run.run_id)
             self.system = SystemMetrics(self.writer, run.created_ms)
+        else:
+            # no two writers share a metric, so that what is sent twice can be told
+            self.system_writer = MetricWriter(run.uri, run.run_id)
+            self.system = SystemMetrics(self.system_writer, run.created_ms, node=f"node-{node}")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         from ray.experimental.internal_kv import _internal_kv_put
@@ -175,20 +217,21 @@ class RayReport:
         self.writer.replay(records)
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
-        from ray import train as ray_train
-
         # no trial is stopped before its own annealing has ended, nor while it writes its outcome
         comparable = self.annealing_end <= step < self.steps
         if comparable and self.writer is not None:
             # the scheduler's answer may be to kill this process
             self.writer.flush(self.FLUSH_S)
-        ray_train.report({"step": step, **metrics} | ({RUNG: step} if comparable else {}))
+        self.send({"step": step, **metrics} | ({RUNG: step} if comparable else {}))
 
     def close(self, storage: Storage) -> int:
         """Send what waits; what cannot be sent is kept under ``storage``. Returns the number of such records."""
+        if self.system is not None:
+            self.system.close()
+        if self.system_writer is not None:
+            self.system_writer.close()
         if self.writer is None:
             return 0
-        self.system.close()
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / UNSENT
             num_unsent = self.writer.close(unsent=file)

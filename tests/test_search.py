@@ -40,10 +40,15 @@ def cluster() -> Iterator[str]:
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A working directory with a text and a search space."""
-    lines = (f"line {number} of a text that says {number * 7919 % 1000} in words\n" for number in range(2000))
-    (tmp_path / "text.txt").write_text("".join(lines))
+    write_text(tmp_path / "text.txt")
     (tmp_path / "space.py").write_text(SPACE)
     return tmp_path
+
+
+def write_text(file: Path) -> None:
+    """A text that is not the same everywhere."""
+    lines = (f"line {number} of a text that says {number * 7919 % 1000} in words\n" for number in range(2000))
+    file.write_text("".join(lines))
 
 
 def run(cluster: str, home: Path, *arguments: str, timeout: int = 240) -> str:
@@ -96,7 +101,7 @@ def test_a_search_of_two_worker_trials_on_two_cpus_ends_and_leaves_nothing(clust
         cluster, home, "raytrain.tune", "hybrid", *TINY, "--data", "text.txt", "--space", "space.py", "--name", "s",
         "--num-samples", "4", "--workers-per-trial", "2", "--max-concurrent", "2",
     )  # fmt: skip
-    assert "4 trials, 1 at a time, each 2 x (1 CPU)" in output
+    assert "4 trials (space, tpe), 1 at a time, each 2 x (1 CPU)" in output
     assert_nothing_left()
 
     runs = mlflow_runs(home)

@@ -8,24 +8,19 @@ already has is not sent twice.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from raytrain.cli import OneLineParser
 from raytrain.errors import UserError, run_command
 from raytrain.tracking.server import check_tracking, shown, tracking_uri
 from raytrain.tracking.writer import MetricWriter
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see python -m raytrain.tracking --help")
-
-
 def main(arguments: list[str] | None = None) -> None:
-    parser = _Parser(prog="python -m raytrain.tracking", description="Send metrics that a run could not send.")
+    parser = OneLineParser(prog="python -m raytrain.tracking", description="Send metrics that a run could not send.")
     commands = parser.add_subparsers(dest="command", required=True)
     send_parser = commands.add_parser("send", help="send a file that a run left behind")
     send_parser.add_argument("file", type=Path, help="the .jsonl file that the run named when it ended")

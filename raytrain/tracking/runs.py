@@ -34,6 +34,10 @@ class Run:
     created_ms: int
     """When the run was created, in milliseconds since 1970."""
 
+    def address(self) -> dict[str, Any]:
+        """What finds the run in its store: all but the store's own address, which may hold a password."""
+        return {"experiment_id": self.experiment_id, "run_id": self.run_id, "created_ms": self.created_ms}
+
     def finish(self, status: Status, reason: str | None = None) -> None:
         """End the run; ``reason`` (why it failed or was stopped) becomes a tag."""
         client = connect(self.uri)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import logging
@@ -16,13 +15,15 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from raytrain.errors import UserError
+from raytrain.locks import locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
 LOG = logging.getLogger("raytrain.tracking")
 SQLITE = "sqlite:///"
+PATIENCE_S = 120.0
+"""How long what can be repeated is tried for while the store is away."""
 T = TypeVar("T")
 
 
@@ -148,32 +149,47 @@ def connect(uri: str) -> MlflowClient:
     return MlflowClient(uri)
 
 
-def is_transient(error: MlflowException | OSError) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether doing the same again later can help: no answer, too busy, a failure inside the server."""
-    if isinstance(error, OSError):
+    from botocore.exceptions import ClientError
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, ClientError):
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    elif isinstance(error, MlflowException):
+        status = error.get_http_status_code()
+    else:
         return True
-    status: int = error.get_http_status_code()
     return status >= 500 or status == 429
 
 
-def patiently(action: Callable[[], T], patience_s: float = 120.0) -> T:
-    """Do ``action``, again with growing pauses while the store is away, for about ``patience_s``.
+def patiently(action: Callable[[], T], patience_s: float | None = None) -> T:
+    """Do ``action``, again with growing pauses while MLflow or its artifacts are away, for about ``patience_s``.
 
     ``action`` must be safe to repeat. The last error is raised when patience ends.
     """
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
     from mlflow.exceptions import MlflowException
 
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
     pause = 0.5
     while True:
         try:
             return action()
-        except (MlflowException, OSError) as error:
+        except (MlflowException, OSError, Boto3Error, BotoCoreError, ClientError) as error:
             if not is_transient(error) or time.monotonic() + pause > deadline:
                 raise
             LOG.warning("MLflow cannot be used now (%s); trying again", explain(error))
         time.sleep(pause)
         pause = min(2 * pause, 10.0)
+
+
+def download(uri: str, location: str, folder: Path) -> Path:
+    """Fetch artifacts that the store at ``uri`` keeps at ``location`` into ``folder``; returns where they are."""
+    from mlflow.artifacts import download_artifacts
+
+    return Path(download_artifacts(artifact_uri=location, dst_path=str(folder), tracking_uri=uri))
 
 
 @contextlib.contextmanager
@@ -183,6 +199,5 @@ def one_at_a_time(uri: str) -> Iterator[None]:
     MLflow has no "create unless it exists" for runs, and two processes cannot both create a sqlite file.
     """
     name = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    with open(Path(tempfile.gettempdir()) / f"raytrain-{os.getuid()}-{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(Path(tempfile.gettempdir()) / f"raytrain-{os.getuid()}-{name}.lock"):
         yield

@@ -1,0 +1,95 @@
+"""What a search is, written down before it starts and read back to go on with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from raytrain.config import LOCATION, ModelName, RunConfig, differences, from_dict, to_dict
+from raytrain.errors import UserError
+from raytrain.space import Algorithm, Space, read_space
+from raytrain.storage import NotFoundError, Storage, StorageError
+
+PLAN = "search.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides which trials a search has and what comes of each."""
+
+    space: Space
+    bases: dict[ModelName, RunConfig[Any]]
+    """Model name -> the config that the space's fields change."""
+    budget: str | None
+    algorithm: Algorithm
+    corpus: str
+    """Digest of the corpus."""
+    num_samples: int
+    """Trials; the one thing that may be raised when the search is resumed."""
+    seed: int
+    workers: dict[str, Any]
+    """The options that say how a trial runs: what they were, for a resumption that does not give others."""
+    experiment: str
+    corpus_path: str
+    """Where the corpus was on the machine that started the search."""
+
+    @property
+    def early_stopping(self) -> bool:
+        """A grid is run in full: its points are to be compared, not to be won."""
+        return self.algorithm != "grid"
+
+    def to_json(self) -> bytes:
+        values: dict[str, Any] = {
+            "format": FORMAT,
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
+            "space": {"name": self.space.name, "source": self.space.source},
+            "bases": {model: to_dict(config) for model, config in self.bases.items()},
+        }
+        return json.dumps(values, indent=1).encode()
+
+    def differences(self, other: Plan) -> list[str]:
+        """What makes this another search than ``other``, in words."""
+        parts = [
+            f"{name} was {getattr(other, name)}, is {getattr(self, name)}"
+            for name in ("budget", "algorithm", "seed", "experiment")
+            if getattr(self, name) != getattr(other, name)
+        ]
+        if self.space.source != other.space.source:
+            parts.append("the search space is another")
+        if self.corpus != other.corpus:
+            parts.append("the corpus is another")
+        if self.bases.keys() != other.bases.keys():
+            parts.append(f"the model was {', '.join(other.bases)}, is {', '.join(self.bases)}")
+            return parts
+        for model, config in self.bases.items():
+            # where the text lies is not what it is: its digest was compared
+            before, after = to_dict(other.bases[model]), to_dict(config)
+            parts += differences({**before, **{name: after[name] for name in LOCATION}}, after)
+        return parts
+
+
+def read_plan(storage: Storage) -> Plan | None:
+    """The plan of the search under ``storage``; ``None`` where there is no search. Runs its space's file.
+
+    Raises:
+        UserError: the plan cannot be read, or is of a newer version.
+    """
+    try:
+        values = json.loads(storage.read(PLAN))
+    except NotFoundError:
+        return None
+    except StorageError as error:
+        raise UserError(f"storage: {error}") from None
+    except ValueError as error:
+        raise UserError(f"{storage.uri(PLAN)} is not a search's plan: {error}") from None
+    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+        raise UserError(f"{storage.uri(PLAN)} is of another version of raytrain than this one")
+    try:
+        values["space"] = read_space(values["space"]["name"], values["space"]["source"])
+        values["bases"] = {model: from_dict(config) for model, config in values["bases"].items()}
+        return Plan(**values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{storage.uri(PLAN)} is not a search's plan: {error}") from None

@@ -1,0 +1,176 @@
+"""What a search leaves behind: a table of its trials, its best model, and that model's place in the registry."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from raytrain import checkpoint
+from raytrain.checkpoint import Checkpoint
+from raytrain.config import RunConfig, flatten, to_dict
+from raytrain.errors import UserError
+from raytrain.progress import duration
+from raytrain.registry import Standing, VerificationError, enter
+from raytrain.search import Search, write_table
+from raytrain.storage import Storage
+from raytrain.tables import markdown_table, summary
+from raytrain.tracking import log_model
+from raytrain.trials import METRIC, TRIALS, Trial, rank
+from raytrain.workers import read_outcome
+
+CARD_SAMPLES = 10
+
+
+def finish(search: Search, trials: list[Trial], seconds: float) -> None:
+    """Say what was found, keep it in MLflow, and let the best model compete for champion.
+
+    Raises:
+        UserError: no trial left a checkpoint, or the best model could not be registered.
+    """
+    print(summary(trials))
+    with tempfile.TemporaryDirectory(prefix="raytrain-") as scratch:
+        file = Path(scratch) / "trials.parquet"
+        write_table(trials, file)
+        search.parent.log_file(file)
+    best, stored = best_checkpoint(search, trials)
+    print(f"best trial {best.name} of {len(trials)} in {duration(seconds)}:")
+    samples = say_best(search, best, stored)
+    search.parent.log_text("\n".join(samples) + "\n", "samples.txt")
+    search.parent.log_dict(to_dict(best.config), "best_config.json")
+    card = model_card(search, best, samples)
+    standing = register(search, best, stored, card)
+    search.parent.describe(description(search, trials, best, standing, seconds))
+    unended = [trial.name for trial in trials if not trial.ended]
+    if unended:
+        search.parent.finish("KILLED", f"time was up; trials {', '.join(unended)} are not at their end")
+    else:
+        search.parent.finish("FINISHED")
+    print(f"checkpoint: {stored.uri}")
+    print(f"model: {standing}")
+    print(f"see it: {search.parent.ui_hint()}")
+
+
+def best_checkpoint(search: Search, trials: list[Trial]) -> tuple[Trial, Checkpoint]:
+    """The best trial that left a checkpoint, and the best one that it left.
+
+    Raises:
+        UserError: there is none.
+    """
+    for trial in rank(trials):
+        if trial.best and (stored := checkpoint.best(place(search, trial).child("checkpoints"))) is not None:
+            return trial, stored
+    reasons = sorted({trial.reason or trial.status for trial in trials})
+    raise UserError(f"no trial left a checkpoint ({'; '.join(reasons)}); see {search.parent.ui_hint()}")
+
+
+def place(search: Search, trial: Trial) -> Storage:
+    """Where a trial keeps what it makes."""
+    return search.place.child(f"{TRIALS}/{trial.identity}")
+
+
+def say_best(search: Search, best: Trial, stored: Checkpoint) -> list[str]:
+    """Print the best trial's settings, figures and samples; returns the samples."""
+    from raytrain.models import from_checkpoint, sample_text
+
+    samples = sample_text(from_checkpoint(stored), CARD_SAMPLES, seed=search.plan.seed)
+    figures = best.best
+    for name, value in best.fields.items():
+        print(f"  {name} = {value}")
+    print(
+        f"bound {figures['bits_per_byte']:.3f} bits/byte ({figures['bound']:.1f} nats a sample), "
+        f"KL {figures['kl']:.2f} nats, {figures['active_units']:.0f} active units"
+    )
+    # one that was stopped has no outcome, and one that failed later has only its error
+    outcome = read_outcome(place(search, best).uri())
+    if outcome is not None and "error" not in outcome:
+        print(f"computed in {outcome['precision']} on {outcome['device']}")
+    print("samples:")
+    print("\n".join(f"  {sample!r}" for sample in samples))
+    return samples
+
+
+def register(search: Search, best: Trial, stored: Checkpoint, card: str) -> str:
+    """Log the checkpoint as the search's model and enter it in the registry; returns where it stands, in words.
+
+    Raises:
+        UserError: the store was away for too long, or the model did not load back as it was.
+    """
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+    from mlflow.exceptions import MlflowException
+
+    from raytrain.tracking.server import explain
+
+    figures = {name: value for name, value in best.best.items() if math.isfinite(value)}
+    again = f"python -m raytrain.tune --resume {search.name} tries again"
+    try:
+        with tempfile.TemporaryDirectory(prefix="raytrain-") as scratch:
+            folder = checkpoint.export(stored, Path(scratch))
+            model_id = log_model(
+                search.parent,
+                folder,
+                card=card,
+                figures={f"best/{key}": figures[key] for key in figures},
+                step=stored.step,
+            )
+        standing = standing_of(best.config, search.plan.corpus, best.best[METRIC])
+        name, version, alias = enter(search.parent, model_id, stored, search.session.corpus, standing, figures, card)
+    except VerificationError as error:
+        raise UserError(f"the best model was not promoted: {error}; {again}") from None
+    except (MlflowException, OSError, Boto3Error, BotoCoreError, ClientError) as error:
+        raise UserError(
+            f"the best model was not registered: {explain(error)}; its checkpoint is {stored.uri}; {again}"
+        ) from None
+    return f"models:/{name}/{version}, {alias} (models:/{name}@{alias})"
+
+
+def standing_of(config: RunConfig[Any], corpus: str, value: float) -> Standing:
+    """What a model competes with: bits per byte on the validation samples that its config names."""
+    samples = f"{config.evaluate_samples} " if config.evaluate_samples else "all "
+    return Standing(corpus, f"valid/{METRIC}, {samples}{config.sampling} of {config.length}", value)
+
+
+def description(search: Search, trials: list[Trial], best: Trial, standing: str, seconds: float) -> str:
+    """What the UI shows at the top of the search's run, in Markdown."""
+    figures = best.best
+    lines = [
+        f"Search of `{search.plan.space.name}` on corpus {search.session.corpus.name}: {len(trials)} trials in "
+        f"{duration(seconds)}. Best is trial {best.name} with {figures['bits_per_byte']:.3f} bits/byte and "
+        f"KL {figures['kl']:.2f} nats: {standing}.",
+        "",
+        markdown_table(rank(trials)),
+    ]
+    return "\n".join(lines)
+
+
+def model_card(search: Search, best: Trial, samples: list[str]) -> str:
+    """The model card of the search's best model, in Markdown."""
+    figures, config = best.best, best.config
+    corpus = search.session.corpus
+    lines = [
+        f"# {config.model_name} on {corpus.name}",
+        "",
+        f"The best of the search `{search.name}`: bound {figures['bits_per_byte']:.3f} bits per byte on the "
+        f"validation split, KL {figures['kl']:.2f} nats, {figures['active_units']:.0f} active units.",
+        "",
+        "## Data",
+        "",
+        f"Corpus {corpus.name}, digest {corpus.digest}: {corpus.split('train').num_documents:,} documents and "
+        f"{corpus.split('train').num_bytes:,} bytes to train on.",
+        "",
+        "## Limits",
+        "",
+        "The text is drawn from a small model and is often false or meaningless; a model trained on public "
+        "tweets may write what is offensive.",
+        "",
+        "## Samples",
+        "",
+        *(f"    {sample!r}" for sample in samples),
+        "",
+        "## Config",
+        "",
+        *(f"- {name}: {value}" for name, value in flatten(config).items()),
+    ]
+    return "\n".join(lines) + "\n"
