@@ -23,24 +23,36 @@ START_TIMEOUT_S = 60.0
 
 
 class MlflowServer:
-    """``mlflow server`` on 127.0.0.1 with a sqlite file and an artifact folder that outlive its process."""
+    """``mlflow server`` on 127.0.0.1 with a store and an artifact folder that outlive its process.
 
-    def __init__(self, folder: Path) -> None:
+    The store is a sqlite file in ``folder``, or the database at ``store_uri``.
+    """
+
+    def __init__(self, folder: Path, store_uri: str | None = None, *, workers: int = 1) -> None:
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.store_uri = store_uri or new_store(folder)
+        self._workers = workers
         self.artifacts = folder / "artifacts"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
-        new_store(folder)
+
+    @property
+    def pid(self) -> int | None:
+        """The server's first process, the parent of those that answer."""
+        return self._process.pid if self._process is not None else None
 
     def start(self) -> None:
         """Start the process and wait until it answers."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
-        command += ["--artifacts-destination", str(self.artifacts)]
+        command += ["--workers", str(self._workers), "--artifacts-destination", str(self.artifacts)]
         environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        # A log_batch holds two connections: with fewer than two for each of its 40 threads, a burst stops the server.
+        environment |= {"MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "40", "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "40"}
+        environment["MLFLOW_BACKEND_STORE_URI"] = self.store_uri  # may hold a password: not on the command line
         environment.pop("MLFLOW_TRACKING_URI", None)
         with open(self.folder / "server.log", "ab") as log:
             # A group of its own, so that kill() also reaches the worker that the server starts.

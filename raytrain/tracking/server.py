@@ -157,7 +157,8 @@ def is_transient(error: Exception) -> bool:
     if isinstance(error, ClientError):
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     elif isinstance(error, MlflowException):
-        status = error.get_http_status_code()
+        # a server whose database connections are all in use says so as if the request were wrong
+        status = 503 if "QueuePool limit" in str(error) else error.get_http_status_code()
     else:
         return True
     return status >= 500 or status == 429

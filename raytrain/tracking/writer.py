@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import math
+import random
 import re
 import threading
 import time
@@ -42,8 +43,8 @@ class MetricWriter:
         error: what the store said when it last refused, ``None`` while all is well.
     """
 
-    def __init__(self, uri: str, run_id: str, *, interval_s: float = 1.0) -> None:
-        """Start the thread; the store is first spoken to when something waits, at most every ``interval_s``."""
+    def __init__(self, uri: str, run_id: str, *, interval_s: float = 5.0) -> None:
+        """Start the thread; the store is first spoken to when something waits, about every ``interval_s``."""
         self.run_id = run_id
         self.seconds_logging = 0.0
         self.error: str | None = None
@@ -142,9 +143,13 @@ class MetricWriter:
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
+        # Trials that start together, or that one failure has stopped together, must not stay in step: an
+        # mlflow server that gets many requests at one moment can hang (docs/tracking.md). Not the global
+        # generator, which may be seeded.
+        chance = random.Random()
         pause = self._interval_s
         while not self._abandoned and not (self._closing and not self._queue):
-            self._wake.wait(pause)
+            self._wake.wait(pause * chance.uniform(0.5, 1.5))
             self._wake.clear()
             try:
                 self._send_waiting()
