@@ -14,6 +14,7 @@ from raytrain.errors import UserError
 from raytrain.progress import duration
 from raytrain.registry import Standing, VerificationError, enter
 from raytrain.search import Search, write_table
+from raytrain.search_report import write_search_report
 from raytrain.storage import Storage
 from raytrain.tables import markdown_table, summary
 from raytrain.tracking import log_model
@@ -34,6 +35,7 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
         file = Path(scratch) / "trials.parquet"
         write_table(trials, file)
         search.parent.log_file(file)
+        write_search_report(search.parent, Path(scratch) / "report")
     best, stored = best_checkpoint(search, trials)
     print(f"best trial {best.name} of {len(trials)} in {duration(seconds)}:")
     samples = say_best(search, best, stored)
