@@ -123,7 +123,7 @@ def export(stored: Checkpoint, folder: Path) -> Path:
     """
     files = {
         "config.json": _json(stored.config),
-        "state.json": _json({key: stored.state[key] for key in ("best_step", "best") if key in stored.state}),
+        "state.json": _json({key: stored.state[key] for key in ("best_step", "best", "corpus") if key in stored.state}),
         "model.safetensors": safetensors.torch.save(stored.tensors("model")),
     }
     _commit(open_storage(folder), stored.step, files, _manifest(stored.step, stored.score, files))

@@ -9,7 +9,6 @@ The corpus is the one that the model was trained on, unless --data names another
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -21,13 +20,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from raytrain.cli import parse_options
-from raytrain.config import RunConfig, from_dict
+from raytrain.config import from_dict
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
 from raytrain.data.vocabulary import STOP
 from raytrain.errors import UserError, run_command
-from raytrain.session import CACHE
-from raytrain.storage import Storage, open_storage
 
 if TYPE_CHECKING:
     from raytrain.evaluation import Task, Totals
@@ -80,12 +77,13 @@ def main() -> None:
     from raytrain.evaluation_table import summary
     from raytrain.models import from_checkpoint
     from raytrain.reference import open_checkpoint
+    from raytrain.session import corpus_of, open_storage_root
 
     found = open_checkpoint(options.checkpoint)
     stored = found.stored
     config = from_dict(stored.config)
-    storage = open_place(options)
-    corpus = open_corpus(options, config, storage)
+    storage = open_storage_root(options.storage)
+    corpus = corpus_of(stored, storage, options.data, options.data_path, options.data_field)
     task = Task(stored.config, address(corpus, storage), options.split, options.num_samples or None, options.iw_samples)
     batches = task.batches()
     model = from_checkpoint(stored)
@@ -153,32 +151,6 @@ def output_file(options: EvaluateOptions) -> Path:
     except OSError as error:
         raise UserError(f"--output {path} cannot be written: {error.strerror}") from None
     return path
-
-
-def open_place(options: EvaluateOptions) -> Storage:
-    """The storage that training used, which may hold the corpus; nothing but a corpus is written there.
-
-    Raises:
-        UserError: no such kind of storage.
-    """
-    root = options.storage or os.environ.get("RAYTRAIN_STORAGE") or "runs"
-    return open_storage(root if "://" in root else Path(root).resolve())
-
-
-def open_corpus(options: EvaluateOptions, config: RunConfig[Any], storage: Storage) -> Corpus:
-    """The corpus of the options or, without them, of the model's training.
-
-    Raises:
-        UserError: it cannot be had.
-    """
-    from raytrain.data.prepare import prepare
-
-    source, path, field = options.data, options.data_path, options.data_field
-    if source is None:
-        source, path, field = config.data, path or config.data_path, field or config.data_field
-    folder = storage.folder
-    cache = folder / CACHE if folder is not None and folder.is_dir() else None
-    return prepare(source, path=path, field=field, cache=cache)
 
 
 # ------------------------------------------------------------------------------------------- measuring

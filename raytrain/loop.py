@@ -264,7 +264,12 @@ def train(config: RunConfig[Any], corpus: Corpus, world: World, storage: Storage
                 snapshot = checkpoints.Snapshot(
                     step=step,
                     tensors=trainer.tensors(),
-                    state={"best_step": best_step, "best": best, "pending": report.pending()},
+                    state={
+                        "best_step": best_step,
+                        "best": best,
+                        "pending": report.pending(),
+                        "corpus": corpus.digest,
+                    },
                     config=to_dict(config),
                 )
                 writer.save(snapshot, score=evaluation.get("bound"))

@@ -20,7 +20,7 @@ PresetName = Literal["laptop", "paper-ptb", "paper-tweets", "bios"]
 PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
 
 
-def paper_ptb(model: HybridConfig | LstmVaeConfig) -> RunConfig[Any]:
+def paper_ptb(model: HybridConfig | LstmVaeConfig | ByteLstmConfig) -> RunConfig[Any]:
     """Windows of 60 characters of Penn Treebank (Semeniuta et al. 2017, section 5.1, and their code)."""
     return RunConfig(
         model=model,
@@ -35,7 +35,7 @@ def paper_ptb(model: HybridConfig | LstmVaeConfig) -> RunConfig[Any]:
     )
 
 
-def paper_tweets(model: HybridConfig | LstmVaeConfig) -> RunConfig[Any]:
+def paper_tweets(model: HybridConfig | LstmVaeConfig | ByteLstmConfig) -> RunConfig[Any]:
     """Whole tweets of at most 127 bytes (Semeniuta et al. 2017, section 5.4, and their code)."""
     return RunConfig(
         model=model,
@@ -91,6 +91,9 @@ def preset(name: PresetName, model: ModelName) -> RunConfig[Any]:
         ("laptop", "byte_lstm"): laptop(ByteLstmConfig(layers=1, hidden=256, dropout=0.0), 8e-3),
         ("paper-ptb", "hybrid"): paper_ptb(HybridConfig()),
         ("paper-ptb", "lstm_vae"): lstm_vae(paper_ptb(LstmVaeConfig()), 0.1, 0.17),
+        # the plain language model beside the paper's two: the decoder of its baseline alone
+        ("paper-ptb", "byte_lstm"): paper_ptb(ByteLstmConfig(layers=1, hidden=500, dropout=0.0)),
+        ("paper-tweets", "byte_lstm"): paper_tweets(ByteLstmConfig(layers=1, hidden=1000, dropout=0.0)),
         ("paper-tweets", "hybrid"): paper_tweets(
             HybridConfig((128, 256, 512, 512, 512), (512, 512, 256, 128, 200), latent=100, hidden=1000)
         ),

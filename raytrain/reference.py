@@ -6,9 +6,12 @@ id of an MLflow run, or ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``mo
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raytrain import checkpoint
@@ -52,6 +55,41 @@ def open_checkpoint(reference: str) -> Found:
         raise UserError(f"{reference}: {error}") from None
 
 
+def is_there(uri: str) -> bool:
+    """Whether ``uri`` can be asked: to ask for a sqlite file that does not exist would make it."""
+    from raytrain.tracking.server import SQLITE
+
+    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
+
+
+def load_logged(uri: str, model_id: str) -> Checkpoint:
+    """The checkpoint inside a logged model.
+
+    Raises:
+        UserError: there is no such model, or what it holds is no valid checkpoint.
+    """
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+    from mlflow.exceptions import MlflowException
+
+    from raytrain.tracking.server import connect, download, explain, patiently
+
+    with tempfile.TemporaryDirectory(prefix="raytrain-") as scratch:
+        try:
+            location = patiently(lambda: connect(uri).get_logged_model(model_id)).artifact_location
+            folder = patiently(lambda: download(uri, location, Path(scratch)))
+        except (MlflowException, OSError, Boto3Error, BotoCoreError, ClientError) as error:
+            raise UserError(f"model {model_id} cannot be fetched: {explain(error)}") from None
+        found = sorted(folder.rglob("manifest.json"))
+        if not found:
+            raise UserError(f"model {model_id} holds no checkpoint of raytrain")
+        try:
+            loaded = checkpoint.load(found[0].parent)
+        except UserError as error:
+            raise UserError(f"model {model_id} does not load: {error}") from None
+        return dataclasses.replace(loaded, uri=f"models:/{model_id}")
+
+
 def note_run(place: Storage, run: Run) -> None:
     """Keep the address of a run's MLflow run beside its checkpoints."""
     place.write(ADDRESS, json.dumps(run.address()).encode())
@@ -61,8 +99,8 @@ def _of_place(place: Storage) -> Found:
     keys = place.list()
     if "manifest.json" in keys:
         stored = checkpoint.load(place)
-        run, folder, _ = place.uri().rsplit("/", 2)
-        owner = open_storage(run or "/") if folder == CHECKPOINTS else None
+        parts = place.uri().rsplit("/", 2)  # .../RUN/checkpoints/step-N
+        owner = open_storage(parts[0] or "/") if parts[-2:-1] == [CHECKPOINTS] else None
     elif PLAN in keys:
         return _of_search(place)
     else:
@@ -87,7 +125,7 @@ def _of_search(place: Storage) -> Found:
     for trial in rank(records.read()):
         own = records.place(trial.identity)
         if (stored := checkpoint.best(own.child(CHECKPOINTS))) is not None:
-            return Found(stored, _known_run(trial.run))
+            return Found(stored, _known_run(trial.run) if trial.run else None)
     raise UserError(f"no trial of the search {place.uri()} has left a checkpoint that was evaluated")
 
 
@@ -96,7 +134,6 @@ def _known_run(address: dict[str, Any]) -> Run | None:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    from raytrain.registry import is_there
     from raytrain.tracking import Run, tracking_uri
     from raytrain.tracking.server import connect
 
@@ -117,7 +154,6 @@ def _store() -> str:
     Raises:
         UserError: it cannot be used, or there is none yet.
     """
-    from raytrain.registry import is_there
     from raytrain.tracking import check_tracking, tracking_uri
 
     uri = tracking_uri()
@@ -130,7 +166,6 @@ def _store() -> str:
 def _of_run(run_id: str) -> Found:
     from mlflow.exceptions import MlflowException
 
-    from raytrain.registry import load_logged
     from raytrain.tracking import Run
     from raytrain.tracking.server import connect, shown
 
@@ -152,7 +187,7 @@ def _of_run(run_id: str) -> Found:
 def _of_model(reference: str) -> Found:
     from mlflow.exceptions import MlflowException
 
-    from raytrain.registry import load_logged, logged_model
+    from raytrain.registry import logged_model
     from raytrain.tracking import Run
     from raytrain.tracking.server import connect, shown
 

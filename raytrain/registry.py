@@ -15,15 +15,13 @@ import dataclasses
 import math
 import random
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raytrain.cli import OneLineParser
 from raytrain.errors import UserError, run_command
-from raytrain.tracking.server import SQLITE, check_tracking, connect, download, explain, patiently, tracking_uri
+from raytrain.tracking.server import check_tracking, connect, patiently, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -138,6 +136,8 @@ def verify(uri: str, model_id: str, stored: Checkpoint, corpus: Corpus) -> float
     Raises:
         VerificationError: it does not load, or its bound is not that of ``stored``.
     """
+    from raytrain.reference import load_logged
+
     try:
         loaded = load_logged(uri, model_id)
     except UserError as error:
@@ -149,39 +149,6 @@ def verify(uri: str, model_id: str, stored: Checkpoint, corpus: Corpus) -> float
             f"its checkpoint {stored.uri} has {expected:.6f}"
         )
     return found
-
-
-def is_there(uri: str) -> bool:
-    """Whether ``uri`` can be asked: to ask for a sqlite file that does not exist would make it."""
-    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
-
-
-def load_logged(uri: str, model_id: str) -> Checkpoint:
-    """The checkpoint inside a logged model.
-
-    Raises:
-        UserError: there is no such model, or what it holds is no valid checkpoint.
-    """
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-    from mlflow.exceptions import MlflowException
-
-    from raytrain import checkpoint
-
-    with tempfile.TemporaryDirectory(prefix="raytrain-") as scratch:
-        try:
-            location = patiently(lambda: connect(uri).get_logged_model(model_id)).artifact_location
-            folder = patiently(lambda: download(uri, location, Path(scratch)))
-        except (MlflowException, OSError, Boto3Error, BotoCoreError, ClientError) as error:
-            raise UserError(f"model {model_id} cannot be fetched: {explain(error)}") from None
-        found = sorted(folder.rglob("manifest.json"))
-        if not found:
-            raise UserError(f"model {model_id} holds no checkpoint of raytrain")
-        try:
-            loaded = checkpoint.load(found[0].parent)
-        except UserError as error:
-            raise UserError(f"model {model_id} does not load: {error}") from None
-        return dataclasses.replace(loaded, uri=f"models:/{model_id}")
 
 
 def _bound(stored: Checkpoint, corpus: Corpus) -> float:
@@ -268,6 +235,8 @@ def promote(uri: str, name: str, version: int) -> None:
     Raises:
         UserError: there is no such version, or it does not load.
     """
+    from raytrain.reference import load_logged
+
     chosen = next((known for known in versions(uri, name) if int(known.version) == version), None)
     if chosen is None:
         raise UserError(f"{name} has no version {version}: python -m raytrain.registry list")
@@ -282,6 +251,8 @@ def rollback(uri: str, name: str) -> tuple[int, int]:
     Raises:
         UserError: there is no champion, or none before it that still loads.
     """
+    from raytrain.reference import load_logged
+
     client = connect(uri)
     champion = _aliases(uri, name).get(CHAMPION)
     if champion is None:
@@ -368,11 +339,9 @@ def main(arguments: list[str] | None = None) -> None:
     back.add_argument("name")
     options = parser.parse_args(arguments)
     uri = tracking_uri()
-    if is_there(uri):
-        check_tracking(uri)
-    known = [options.name] if options.name else _registered(uri)
-    if options.name and options.name not in (names := _registered(uri)):
-        raise UserError(f"there is no registered model {options.name!r}; there are {', '.join(names) or 'none'}")
+    known = _registered(uri)
+    if options.name and options.name not in known:
+        raise UserError(f"there is no registered model {options.name!r}; there are {', '.join(known) or 'none'}")
     if options.command == "promote":
         promote(uri, options.name, options.version)
         print(f"{options.name}: version {options.version} is champion")
@@ -382,13 +351,16 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         if not known:
             print("no model is registered yet: a search registers its best one")
-        for name in known:
+        for name in [options.name] if options.name else known:
             _print_versions(uri, name)
 
 
 def _registered(uri: str) -> list[str]:
+    from raytrain.reference import is_there
+
     if not is_there(uri):
         return []
+    check_tracking(uri)
     found = patiently(lambda: connect(uri).search_registered_models("name LIKE 'raytrain-%'"))
     return sorted(model.name for model in found)
 

@@ -38,6 +38,8 @@ class RunOptions:
     """A checkpoint's folder or s3:// address, an MLflow run id, or models:/NAME@alias."""
     output: Path | None = None
     """Folder; default: figures/ beside a local run's checkpoints, otherwise report-NAME here."""
+    storage: str | None = None
+    """Folder or s3:// address of training, where the corpus may lie ready; default $RAYTRAIN_STORAGE or ./runs."""
     data: str | None = None
     """Another corpus than the one that the model was trained on: a source as in raytrain.train."""
     data_path: str | None = None
@@ -106,18 +108,15 @@ def report_run(action: str, words: list[str]) -> None:
     """Figures of the run that a checkpoint belongs to."""
     options = parse_options(f"raytrain.report {action}", RunOptions, words)
     from raytrain.config import from_dict
-    from raytrain.data.prepare import prepare
     from raytrain.models import from_checkpoint
     from raytrain.reference import open_checkpoint
     from raytrain.run_report import write_run_report
+    from raytrain.session import corpus_of, open_storage_root
 
     found = open_checkpoint(options.checkpoint)
     config = from_dict(found.stored.config)
-    if options.data is not None:
-        corpus = prepare(options.data, path=options.data_path, field=options.data_field)
-    else:
-        path, field = options.data_path or config.data_path, options.data_field or config.data_field
-        corpus = prepare(config.data, path=path, field=field)
+    storage = open_storage_root(options.storage)
+    corpus = corpus_of(found.stored, storage, options.data, options.data_path, options.data_field)
     folder = check_folder(options.output or default_folder(found, options.checkpoint))
     paths = write_run_report(from_checkpoint(found.stored), config, corpus, folder, found.run)
     show(paths)

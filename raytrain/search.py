@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -121,6 +122,8 @@ class Proposals(Searcher):
         self._recall(trial_id, trial)
         search, corpus = self.search, self.search.session.corpus
         name, place = f"{search.name}-{trial.name}", self.place(trial)
+        # before there is an MLflow run of it: a trial that is drawn is never drawn otherwise
+        self.records.add(trial)
         run = search.experiment.open_run(
             trial.identity,
             name,
@@ -137,7 +140,6 @@ class Proposals(Searcher):
         )
         trial.run = run.address()
         note_run(place, run)
-        self.records.add(trial)
         job = Job(to_dict(trial.config), search.session.corpus_address(), place.uri(), asdict(run), search.gang.cpus)
         return {"job": asdict(job), "gang": asdict(search.gang), "name": name, "scratch": self.scratch}
 
@@ -258,7 +260,7 @@ class Ledger(tune.Callback):
         record = self.proposals.trial(trial.trial_id)
         step = int(result["step"])
         figures = {name: result[name] for name in ("bound", "bits_per_byte", "reconstruction", "kl", "active_units")}
-        if not record.best or figures[METRIC] < record.best[METRIC]:
+        if not record.best or math.isnan(record.best[METRIC]) or figures[METRIC] < record.best[METRIC]:
             record.best = figures
         if step > record.step:
             record.step = step
@@ -334,6 +336,14 @@ class TimeBudget(tune.Stopper):
         return {}  # as for Proposals
 
 
+def keep_keys_from_ray() -> None:
+    """Keep Tune from putting AWS keys into its trials' runtime environment, whose values Ray writes to its logs."""
+    from ray.tune.execution import class_cache
+
+    keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(keys)
+
+
 def run_search(search: Search, show: Any) -> list[Trial]:
     """Run all trials that have not ended; returns every trial. ``show(trial)`` is called whenever one has changed.
 
@@ -343,6 +353,7 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own banner; `show` is what the user sees
     # Tune's handler would end the search as if it had run to its end
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    keep_keys_from_ray()
     steps = max(config.steps for config in search.plan.bases.values())
     scheduler = Halving(steps) if search.plan.early_stopping else FIFOScheduler()
     records = Records(search.place)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from raytrain.config import RunConfig, differences, from_dict, identity, to_dict
 from raytrain.data.batches import EvaluationBatches, TrainingBatches, rank_groups
 from raytrain.data.corpus import Corpus
-from raytrain.data.store import CORPORA, address, fetch, publish
+from raytrain.data.store import CORPORA, address, fetch, is_published, publish
 from raytrain.errors import UserError
-from raytrain.storage import Storage, check_writable, open_storage
+from raytrain.storage import NotFoundError, Storage, StorageError, check_writable, open_storage
 
 if TYPE_CHECKING:
+    from raytrain.checkpoint import Checkpoint
     from raytrain.tracking import Run
 
 ARTIFACTS = "mlflow-artifacts"
@@ -85,13 +86,47 @@ def reopen_session(storage: str | None, digest: str, path: str) -> Session:
         UserError: storage that cannot be written, a corpus that is nowhere, an unusable tracking store.
     """
     place, uri = _open_places(storage)
-    paths = [Path(path)]
+    corpus = _prepared(place, digest, Path(path))
+    return Session(place, corpus if corpus is not None else fetch(place, digest), uri)
+
+
+def corpus_of(stored: Checkpoint, place: Storage, data: str | None, path: str | None, field: str | None) -> Corpus:
+    """The corpus ``data`` or, without it, the one that a checkpoint was trained on.
+
+    That one is looked for in the storage ``place``, then prepared again from the text that the config names.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    from raytrain.data.prepare import prepare
+
+    cache = place.folder / CACHE if place.folder is not None and place.folder.is_dir() else None
+    digest = stored.state.get("corpus")
+    if data is not None:
+        return prepare(data, path=path, field=field, cache=cache)
+    if digest is not None and (corpus := _prepared(place, digest)) is not None:
+        return corpus
+    if digest is not None and is_published(place, digest):
+        return fetch(place, digest)
+    config = from_dict(stored.config)
+    corpus = prepare(config.data, path=path or config.data_path, field=field or config.data_field, cache=cache)
+    if digest not in (None, corpus.digest):
+        raise UserError(
+            f"{stored.uri} was trained on corpus {digest[:12]}, the text at {config.data} gives {corpus.digest[:12]}: "
+            "name the corpus by --data, or where training kept it by --storage"
+        )
+    return corpus
+
+
+def _prepared(place: Storage, digest: str, *paths: Path) -> Corpus | None:
+    """The corpus that was prepared at one of ``paths`` or for a storage that is a folder, if it is there."""
+    known = [path / "corpus.json" for path in paths]
     if place.folder is not None:
-        paths += [info.parent for info in sorted((place.folder / CACHE / "corpora").glob("*/corpus.json"))]
-    for folder in paths:
-        if (folder / "corpus.json").is_file() and (corpus := Corpus.open(folder)).digest == digest:
-            return Session(place, corpus, uri)
-    return Session(place, fetch(place, digest), uri)
+        known += sorted((place.folder / CACHE / "corpora").glob("*/corpus.json"))
+    for info in known:
+        if info.is_file() and (corpus := Corpus.open(info.parent)).digest == digest:
+            return corpus
+    return None
 
 
 def open_storage_root(storage: str | None) -> Storage:
@@ -170,8 +205,10 @@ def read_claim(storage: Storage, name: str) -> tuple[RunConfig[Any], str, str]:
         UserError: there is no such run.
     """
     check_name(name)
-    place = storage.child(name)
-    if not place.exists(RUN):
-        raise UserError(f"--resume {name}: there is no such run in {storage.uri()}")
-    stored = json.loads(place.read(RUN))
+    try:
+        stored = json.loads(storage.child(name).read(RUN))
+    except NotFoundError:
+        raise UserError(f"--resume {name}: there is no such run in {storage.uri()}") from None
+    except StorageError as error:
+        raise UserError(f"--resume {name}: {error}") from None
     return from_dict(stored["config"]), stored["corpus"], stored["corpus_path"]

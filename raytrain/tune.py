@@ -146,8 +146,8 @@ def read_command(
     changes = space.budgets.get(looked.budget or next(iter(space.budgets), ""), {})
     options, bases = TuneOptions(), {}
     for model in models:
-        fallback = space.preset or (full_size(model) if has_gpus else "laptop")
-        default = default_config(dataclasses.replace(choice, model=model), fallback)
+        start = dataclasses.replace(choice, model=model, preset=choice.preset or space.preset)
+        default = default_config(start, full_size(model) if has_gpus else "laptop")
         options, bases[model] = parse_fields("raytrain.tune", TuneOptions(), override(default, changes), rest)
     if choice.file is not None:
         size = f"config {choice.file}"

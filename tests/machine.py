@@ -21,12 +21,14 @@ class Machine:
 
     def __init__(self, folder: Path, variables: dict[str, str]) -> None:
         self.folder = folder
-        folder.mkdir()
+        self.home = folder.with_name(f"{folder.name}-home")
+        for place in (folder, self.home):
+            place.mkdir()
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_S3", "RAY_"))}
         self.environment = {
             **kept,
-            "HOME": str(folder),
-            "RAYTRAIN_CACHE": str(folder / "cache"),
+            "HOME": str(self.home),
+            "RAYTRAIN_CACHE": str(self.home / "cache"),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
             **variables,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -21,6 +22,8 @@ CACHE_LIMIT = 50 * 2**30
 """Bytes of fetched corpora that a node keeps, unless ``RAYTRAIN_CACHE_BYTES`` says otherwise."""
 
 _INFO = "corpus.json"
+_PARTIAL = ".partial-"
+"""Start of the name of a folder that does not count: one that is being fetched or removed."""
 _IN_USE: dict[str, int] = {}
 """Digest -> descriptor of the shared lock that this process holds while it lives."""
 
@@ -37,6 +40,15 @@ def publish(corpus: Corpus, storage: Storage) -> None:
     for name in _files(corpus):
         place.upload(name, corpus.path / name)
     place.upload(_INFO, corpus.path / _INFO)
+
+
+def is_published(storage: Storage, digest: str) -> bool:
+    """Whether ``publish`` has put a corpus with this digest there.
+
+    Raises:
+        StorageError: the storage does not answer.
+    """
+    return storage.exists(f"{CORPORA}/{digest}/{_INFO}")
 
 
 def address(corpus: Corpus, storage: Storage) -> dict[str, str]:
@@ -65,7 +77,7 @@ def fetch(storage: Storage, digest: str, cache: Path | None = None) -> Corpus:
         UserError: it is not in the storage, what is there was altered, or the cache cannot be written.
     """
     root = (cache or default_cache()) / "fetched"
-    folder = root / digest
+    folder, limit = root / digest, _limit()
     try:
         root.mkdir(parents=True, exist_ok=True)
         _hold(root, digest)
@@ -73,7 +85,8 @@ def fetch(storage: Storage, digest: str, cache: Path | None = None) -> Corpus:
             if not (folder / _INFO).is_file():
                 _download(storage.child(f"{CORPORA}/{digest}"), folder, digest)
         os.utime(folder)
-        _evict(root)
+        with locked(root / "evicting"):
+            _evict(root, limit)
     except NotFoundError:
         raise UserError(
             f"corpus {digest[:12]} is neither on this machine nor in {storage.uri(CORPORA)}: "
@@ -91,14 +104,17 @@ def _files(corpus: Corpus) -> list[str]:
 
 
 def _download(place: Storage, folder: Path, digest: str) -> None:
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as scratch:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{_PARTIAL}{digest}-") as scratch:
         partial = Path(scratch) / digest
         place.download(_INFO, partial / _INFO)
         for key in place.list():
             if key != _INFO:
                 place.download(key, partial / key)
-        corpus = Corpus.open(partial)
-        corpus.verify()
+        try:
+            corpus = Corpus.open(partial)
+            corpus.verify()
+        except UserError as error:
+            raise UserError(str(error).replace(str(partial), place.uri())) from None
         if corpus.digest != digest:
             raise UserError(f"{place.uri()} holds another corpus, {corpus.digest[:12]}: delete it there")
         os.replace(partial, folder)
@@ -113,8 +129,18 @@ def _hold(root: Path, digest: str) -> None:
         _IN_USE[path] = descriptor
 
 
-def _evict(root: Path) -> None:
-    limit = int(os.environ.get("RAYTRAIN_CACHE_BYTES") or CACHE_LIMIT)
+def _limit() -> int:
+    text = os.environ.get("RAYTRAIN_CACHE_BYTES") or str(CACHE_LIMIT)
+    if not text.isdecimal():
+        raise UserError(f"RAYTRAIN_CACHE_BYTES is {text!r}: must be a number of bytes")
+    return int(text)
+
+
+def _evict(root: Path, limit: int) -> None:
+    for leftover in root.glob(f"{_PARTIAL}*"):
+        digest = leftover.name.removeprefix(_PARTIAL).partition("-")[0]
+        with contextlib.suppress(BlockingIOError), locked(root / f"{digest}.writing", wait=False):
+            shutil.rmtree(leftover, ignore_errors=True)
     folders = sorted(path.parent for path in root.glob(f"*/{_INFO}"))
     sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in folders}
     excess = sum(sizes.values()) - limit
@@ -122,5 +148,7 @@ def _evict(root: Path) -> None:
         if excess <= 0:
             return
         with contextlib.suppress(BlockingIOError), locked(root / f"{folder.name}.used", wait=False):
-            shutil.rmtree(folder)
+            doomed = root / f"{_PARTIAL}{folder.name}-{secrets.token_hex(4)}"
+            folder.rename(doomed)  # at once: half of a corpus must not be taken for one
+            shutil.rmtree(doomed)
             excess -= sizes[folder]

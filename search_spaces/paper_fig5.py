@@ -1,0 +1,32 @@
+"""Figure 5 of the paper: KL and bound of the hybrid against alpha, with and without KL annealing (S = 60)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+
+MODELS = ("hybrid",)
+PRESET = "paper-ptb"
+ALGORITHM = "grid"
+SMALL = {
+    "batch_size": 32,
+    "steps": 2000,
+    "log_every": 50,
+    "evaluate_every": 500,
+    "evaluate_samples": 1024,
+    "checkpoint_every": 1000,
+    "optimizer.learning_rate": 4e-3,
+    "optimizer.decay_start": 0.3,
+    "optimizer.clip": 10.0,
+}
+BUDGETS = {"paper": {}, "small": SMALL | {"objective.start": 0.05, "objective.end": 0.4, "model.hidden": 256}}
+ALPHAS = {"paper": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], "small": [0.1, 0.4, 0.7, 1.0]}
+
+
+def space(trial: optuna.Trial, budget: str) -> dict[str, Any]:
+    """Every alpha with linear annealing and with a constant weight of 1."""
+    return {
+        "objective.alpha": trial.suggest_categorical("alpha", ALPHAS[budget]),
+        "objective.annealing": trial.suggest_categorical("annealing", ["linear", "constant"]),
+    }

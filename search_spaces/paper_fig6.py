@@ -1,0 +1,34 @@
+"""Figure 6 of the paper: KL of the hybrid against the receptive field of a causal convolution in the LSTM's place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+
+MODELS = ("hybrid",)
+PRESET = "paper-ptb"
+ALGORITHM = "grid"
+SMALL = {
+    "batch_size": 32,
+    "steps": 2000,
+    "log_every": 50,
+    "evaluate_every": 500,
+    "evaluate_samples": 1024,
+    "checkpoint_every": 1000,
+    "optimizer.learning_rate": 4e-3,
+    "optimizer.decay_start": 0.3,
+    "optimizer.clip": 10.0,
+}
+BUDGETS = {"paper": {}, "small": SMALL | {"objective.start": 0.05, "objective.end": 0.4}}
+LAYERS = {"paper": [1, 2, 3, 5, 7, 10], "small": [1, 3, 7]}
+
+
+def space(trial: optuna.Trial, budget: str) -> dict[str, Any]:
+    """Every number of layers with every alpha; a layer adds one character to the receptive field."""
+    return {
+        "model.decoder": "bytenet",
+        "model.hidden": 256,
+        "model.decoder_layers": trial.suggest_categorical("layers", LAYERS[budget]),
+        "objective.alpha": trial.suggest_categorical("alpha", [0.0, 0.2, 0.5]),
+    }
