@@ -256,6 +256,7 @@ def train(config: RunConfig[Any], corpus: Corpus, world: World, storage: Storage
                 metrics |= {f"valid/{name}": value for name, value in evaluation.items()}
                 if not best or evaluation["bound"] < best["bound"]:
                     best_step, best = step, evaluation
+                    metrics |= {f"best/{name}": value for name, value in best.items()}
             if metrics and world.rank == 0:
                 report.log(step, metrics)
 

@@ -12,11 +12,13 @@ becomes ``champion`` if it beats the present one on the same corpus and metric, 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import random
 import sys
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from raytrain.cli import OneLineParser
@@ -47,7 +49,7 @@ _SINCE = "raytrain.champion_since"
 _DECIDED = "raytrain.decided"
 """On the registered model: the version that was made champion by hand, and the newest that there was then. Those up
 to the newest do not become champion again by themselves."""
-_FIGURE = "raytrain.figure."
+_FIGURES = "raytrain.figures"
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def enter(
     name = registered_name(stored.config["model"]["name"])
     _make_registered(run.uri, name)
     tags = {_MODEL: model_id, _CORPUS: standing.corpus, _METRIC: standing.metric, _VALUE: repr(standing.value)}
-    tags |= {_FIGURE + key: repr(value) for key, value in figures.items()}
+    tags |= {_FIGURES: json.dumps(figures)}
 
     def find_or_create() -> int:
         found = _find_version(run.uri, name, model_id)
@@ -286,7 +288,7 @@ def _set_champion(uri: str, name: str, version: int) -> None:
 
 def _mark(uri: str, name: str, version: int) -> None:
     """Note when a version became champion."""
-    client, now = connect(uri), f"{time.time():.6f}"
+    client, now = connect(uri), datetime.now(UTC).isoformat(timespec="microseconds")
     patiently(lambda: client.set_model_version_tag(name, str(version), _SINCE, now))
 
 
@@ -377,7 +379,7 @@ def _print_versions(uri: str, name: str) -> None:
         shown.add_column(column, overflow="fold")
     for version in versions(uri, name):
         tags: dict[str, Any] = dict(version.tags)
-        figures = {key.removeprefix(_FIGURE): float(value) for key, value in tags.items() if key.startswith(_FIGURE)}
+        figures = json.loads(tags.get(_FIGURES, "{}"))
         shown.add_row(
             str(version.version),
             ", ".join(sorted(aliases.get(int(version.version), []))),

@@ -11,6 +11,7 @@ from raytrain import checkpoint
 from raytrain.checkpoint import Checkpoint
 from raytrain.config import RunConfig, flatten, to_dict
 from raytrain.errors import UserError
+from raytrain.models import one_line
 from raytrain.progress import duration
 from raytrain.registry import Standing, VerificationError, enter
 from raytrain.search import Search, write_table
@@ -18,6 +19,7 @@ from raytrain.search_report import write_search_report
 from raytrain.storage import Storage
 from raytrain.tables import markdown_table, summary
 from raytrain.tracking import log_model
+from raytrain.tracking.view import share_view
 from raytrain.trials import METRIC, TRIALS, Trial, rank
 from raytrain.workers import read_outcome
 
@@ -39,11 +41,14 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
     best, stored = best_checkpoint(search, trials)
     print(f"best trial {best.name} of {len(trials)} in {duration(seconds)}:")
     samples = say_best(search, best, stored)
-    search.parent.log_text("\n".join(samples) + "\n", "samples.txt")
+    search.parent.log_text("".join(one_line(text) + "\n" for text in samples), "samples.txt")
     search.parent.log_dict(to_dict(best.config), "best_config.json")
     card = model_card(search, best, samples)
     standing = register(search, best, stored, card)
-    search.parent.describe(description(search, trials, best, standing, seconds))
+    fields = list(dict.fromkeys(name for trial in trials for name in trial.fields))
+    view = share_view(search.parent, f"{search.name}: best trials first", fields)
+    link = view[view.index("#/") :]  # relative: the page may be reached under several addresses
+    search.parent.describe(description(search, trials, best, standing, link, seconds))
     unended = [trial.name for trial in trials if not trial.ended]
     if unended:
         search.parent.finish("KILLED", f"time was up; trials {', '.join(unended)} are not at their end")
@@ -51,6 +56,7 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
         search.parent.finish("FINISHED")
     print(f"checkpoint: {stored.uri}")
     print(f"model: {standing}")
+    print(f"trials: {view}")
     print(f"see it: {search.parent.ui_hint()}")
 
 
@@ -134,13 +140,14 @@ def standing_of(config: RunConfig[Any], corpus: str, value: float) -> Standing:
     return Standing(corpus, f"valid/{METRIC}, {samples}{config.sampling} of {config.length}", value)
 
 
-def description(search: Search, trials: list[Trial], best: Trial, standing: str, seconds: float) -> str:
+def description(search: Search, trials: list[Trial], best: Trial, standing: str, view: str, seconds: float) -> str:
     """What the UI shows at the top of the search's run, in Markdown."""
     figures = best.best
     lines = [
-        f"Search of `{search.plan.space.name}` on corpus {search.session.corpus.name}: {len(trials)} trials in "
-        f"{duration(seconds)}. Best is trial {best.name} with {figures['bits_per_byte']:.3f} bits/byte and "
-        f"KL {figures['kl']:.2f} nats: {standing}.",
+        f"Best is trial {best.name} with {figures['bits_per_byte']:.3f} bits/byte and KL {figures['kl']:.2f} nats: "
+        f"{standing}.",
+        f"[All {len(trials)} trials, best first]({view}); space `{search.plan.space.name}`, corpus "
+        f"{search.session.corpus.name}, {duration(seconds)}.",
         "",
         markdown_table(rank(trials)),
     ]
@@ -152,10 +159,10 @@ def model_card(search: Search, best: Trial, samples: list[str]) -> str:
     figures, config = best.best, best.config
     corpus = search.session.corpus
     lines = [
-        f"# {config.model_name} on {corpus.name}",
-        "",
-        f"The best of the search `{search.name}`: bound {figures['bits_per_byte']:.3f} bits per byte on the "
-        f"validation split, KL {figures['kl']:.2f} nats, {figures['active_units']:.0f} active units.",
+        # plain words first: the registry's table shows the beginning, and no Markdown
+        f"{config.model_name} on {corpus.name}: bound {figures['bits_per_byte']:.3f} bits per byte on the validation "
+        f"split, KL {figures['kl']:.2f} nats, {figures['active_units']:.0f} active units. "
+        f"The best of the search `{search.name}`.",
         "",
         "## Data",
         "",

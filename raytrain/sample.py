@@ -15,7 +15,6 @@ from __future__ import annotations
 import base64
 import json
 import sys
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -144,14 +143,9 @@ def draw(model: Model, options: SampleOptions, texts: list[bytes]) -> list[Sampl
 
 def as_line(item: Sample) -> str:
     """A sample as one line for the eye."""
-    from raytrain.models import readable
+    from raytrain.models import one_line, readable
 
-    return "".join(
-        character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in ("Cc", "Zl", "Zp")
-        else character
-        for character in readable(item.text)
-    )
+    return one_line(readable(item.text))
 
 
 def as_json(item: Sample) -> str:

@@ -126,7 +126,7 @@ class Proposals(Searcher):
         self.records.add(trial)
         run = search.experiment.open_run(
             trial.identity,
-            name,
+            f"{trial.name} {search.name}",
             parent=search.parent.run_id,
             config=to_dict(trial.config),
             parameters=flatten(trial.config),
@@ -139,6 +139,7 @@ class Proposals(Searcher):
             },
         )
         trial.run = run.address()
+        search.session.log_corpus(run)
         note_run(place, run)
         job = Job(to_dict(trial.config), search.session.corpus_address(), place.uri(), asdict(run), search.gang.cpus)
         return {"job": asdict(job), "gang": asdict(search.gang), "name": name, "scratch": self.scratch}

@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from raytrain.markdown import table
 from raytrain.trials import Trial, rank
 
 COLLAPSED_KL = 0.1
@@ -45,15 +46,14 @@ def _short(value: Any) -> str:
 
 def markdown_table(trials: list[Trial]) -> str:
     """The same, in Markdown, for a description in the MLflow UI."""
-    lines = ["| trial | state | step | bits/byte | KL | active units | fields |", "|---|---|---|---|---|---|---|"]
+    rows = []
     for trial in trials:
-        figures = trial.best
         digits = {"bits_per_byte": 3, "kl": 2, "active_units": 0}
-        cells = [f"{figures[name]:.{places}f}" if name in figures else "" for name, places in digits.items()]
+        figures = [f"{trial.best[name]:.{places}f}" if name in trial.best else "" for name, places in digits.items()]
         fields = ", ".join(f"{name.rpartition('.')[2]} {_short(value)}" for name, value in trial.fields.items())
-        shown = [trial.name, trial.status, f"{trial.step}/{trial.config.steps}", *cells, fields]
-        lines.append(f"| {' | '.join(shown)} |")
-    return "\n".join(lines)
+        # MLflow's page leaves no space between columns
+        rows.append([f"{text} &emsp;" for text in (trial.name, trial.status, *figures, fields)])
+    return table([f"{name} &emsp;" for name in ("trial", "state", "bits/byte", "KL", "active", "fields")], rows)
 
 
 class LiveTable:

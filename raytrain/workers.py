@@ -153,7 +153,7 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
 def final_samples(job: Job, num: int = 10) -> list[str]:
     """Texts from the run's best checkpoint, kept as an artifact of its MLflow run."""
     from raytrain import checkpoint
-    from raytrain.models import from_checkpoint, sample_text
+    from raytrain.models import from_checkpoint, one_line, sample_text
     from raytrain.storage import open_storage
     from raytrain.tracking import Run
 
@@ -161,7 +161,7 @@ def final_samples(job: Job, num: int = 10) -> list[str]:
     if stored is None:
         return []
     samples = sample_text(from_checkpoint(stored), num)
-    Run(**job.tracking).log_text("\n".join(samples) + "\n", "samples.txt")
+    Run(**job.tracking).log_text("".join(one_line(text) + "\n" for text in samples), "samples.txt")
     return samples
 
 

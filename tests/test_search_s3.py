@@ -53,7 +53,7 @@ def test_a_killed_search_goes_on_elsewhere_and_its_champion_speaks_anywhere(
     assert "best trial" in output
     assert "models:/raytrain-hybrid@champion" in output or "models:/raytrain-hybrid@challenger" in output
     trials = children(mlflow_server.uri, "s3")
-    assert sorted(run.info.run_name for run in trials) == ["s3-000", "s3-001", "s3-002"]
+    assert sorted(run.info.run_name for run in trials) == ["000 s3", "001 s3", "002 s3"]
     for run in trials:
         steps = [point.step for point in connect(mlflow_server.uri).get_metric_history(run.info.run_id, "valid/bound")]
         assert sorted(steps) == list(range(5, 5 * len(steps) + 1, 5))
@@ -74,7 +74,8 @@ def test_a_killed_search_goes_on_elsewhere_and_its_champion_speaks_anywhere(
     )
     assert "bound" in figures
     assert_no_secret_in_files(
-        s3.secret(), [second.folder, second.home, third.folder, third.home, mlflow_server.folder, *ray_sessions(started)]
+        s3.secret(),
+        [second.folder, second.home, third.folder, third.home, mlflow_server.folder, *ray_sessions(started)],
     )
     assert_no_secret_in_objects(s3)
 

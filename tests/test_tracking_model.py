@@ -69,7 +69,8 @@ def test_it_is_one_model_of_the_run(run: Run, checkpoint: Path, model_id: str) -
     assert [(metric.key, metric.value, metric.step) for metric in model.metrics or []] == [
         ("valid/bits_per_byte", 2.5, 40)
     ]
-    assert model.params == {"seed": "5"}
+    # those of the checkpoint: the run of a search has those that its trials start from
+    assert (model.params["sampling"], model.params["length"]) == ("documents", "12")
     outputs = client.get_run(run.run_id).outputs
     assert outputs is not None
     assert [output.model_id for output in outputs.model_outputs] == [model_id]

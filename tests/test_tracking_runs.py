@@ -205,7 +205,7 @@ def test_datasets_and_descriptions(experiment: Experiment) -> None:
     state = MlflowClient(experiment.uri).get_run(run.run_id)
     assert state.inputs is not None
     (dataset,) = state.inputs.dataset_inputs
-    assert (dataset.dataset.name, dataset.dataset.digest, dataset.dataset.source_type) == ("ptb", "f" * 36, "s3")
+    assert (dataset.dataset.name, dataset.dataset.digest, dataset.dataset.source_type) == ("ptb", "f" * 12, "s3")
     assert json.loads(dataset.dataset.profile or "") == {"train": {"bytes": 10}, "valid": {"bytes": 2}}
     assert state.data.tags["mlflow.note.content"].startswith("# Results\nxxx")
 
@@ -244,11 +244,14 @@ def test_the_default_store_is_mlflows_own_in_the_working_directory(
 
 
 def test_what_shows_a_run() -> None:
-    assert ui_hint("http://user:word@server:5000", "7", "r1") == "http://server:5000/#/experiments/7/runs/r1"
-    assert ui_hint("https://server", "7") == "https://server/#/experiments/7/runs"
+    assert (
+        ui_hint("http://user:word@server:5000", "7", "r1")
+        == "http://server:5000/#/experiments/7/runs/r1?workflowType=machine_learning"
+    )
+    assert ui_hint("https://server", "7") == "https://server/#/experiments/7/runs?workflowType=machine_learning"
     hint = ui_hint("sqlite:////data/mlflow.db", "7", "r1")
     assert hint.startswith("mlflow ui --backend-store-uri sqlite:////data/mlflow.db ")
-    assert hint.endswith("http://127.0.0.1:5000/#/experiments/7/runs/r1")
+    assert hint.endswith("http://127.0.0.1:5000/#/experiments/7/runs/r1?workflowType=machine_learning")
     assert "word" not in ui_hint("postgresql://user:word@server/db", "7")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -183,6 +184,16 @@ def tokenise(model: Model, texts: Sequence[bytes], truncated: Sequence[bool] | N
     for number, row in enumerate(symbols):
         tokens[number, : len(row)] = torch.tensor(row)
     return tokens
+
+
+def one_line(text: str) -> str:
+    """A text with its control characters and line ends escaped, so that one line is one text."""
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in ("Cc", "Zl", "Zp")
+        else character
+        for character in text
+    )
 
 
 def readable(text: bytes) -> str:

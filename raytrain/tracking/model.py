@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from raytrain.tracking.runs import DESCRIPTION, MAX_TAG, Run
+from raytrain.tracking.runs import DESCRIPTION, MAX_TAG, Run, flat
 from raytrain.tracking.server import connect, patiently
 
 CHECKPOINT_TAG = "raytrain.checkpoint"
@@ -40,7 +40,8 @@ def log_model(
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     client = connect(run.uri)
-    length = json.loads((checkpoint / "config.json").read_text())["length"]
+    config = json.loads((checkpoint / "config.json").read_text())
+    length = config["length"]
     digest = hashlib.sha256((checkpoint / "manifest.json").read_bytes()).hexdigest()
     if (existing := _find(run, name, digest)) is not None:
         return existing
@@ -49,7 +50,7 @@ def log_model(
         name,
         source_run_id=run.run_id,
         tags={CHECKPOINT_TAG: digest, DESCRIPTION: card[:MAX_TAG]},
-        params=patiently(lambda: client.get_run(run.run_id)).data.params,
+        params=flat(config),
         model_type="text generation",
     )
     with tempfile.TemporaryDirectory() as scratch:

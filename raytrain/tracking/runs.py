@@ -15,7 +15,7 @@ from raytrain.tracking.server import connect, is_server, one_at_a_time, patientl
 
 MAX_PARAMETER = 6000
 MAX_TAG = 8000
-MAX_DATASET_DIGEST = 36
+MAX_DATASET_DIGEST = 12
 IDENTITY = "raytrain.identity"
 PARENT = "mlflow.parentRunId"
 REASON = "raytrain.reason"
@@ -62,7 +62,7 @@ class Run:
 
         client = connect(self.uri)
         known = patiently(lambda: client.get_run(self.run_id)).data.params
-        new = [Param(key, value) for key, value in _flat(parameters).items() if key not in known]
+        new = [Param(key, value) for key, value in flat(parameters).items() if key not in known]
         patiently(lambda: client.log_batch(self.run_id, params=new))
 
     def log_dataset(self, name: str, digest: str, source: str, splits: dict[str, dict[str, int]]) -> None:
@@ -211,15 +211,16 @@ class Experiment:
         return Run(self.uri, self.experiment_id, info.run_id, info.start_time)
 
 
-def _flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
+def flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested parameters under dotted names, as MLflow keeps them."""
+    values: dict[str, str] = {}
     for key, value in parameters.items():
         if isinstance(value, dict) and value:
-            flat.update(_flat(value, f"{prefix}{key}."))
+            values.update(flat(value, f"{prefix}{key}."))
         else:
             text = json.dumps(value) if isinstance(value, (dict, list, tuple)) else str(value)
-            flat[prefix + str(key)] = _cut(text, MAX_PARAMETER)
-    return flat
+            values[prefix + str(key)] = _cut(text, MAX_PARAMETER)
+    return values
 
 
 def _cut(text: str, length: int) -> str:

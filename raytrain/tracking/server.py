@@ -125,6 +125,7 @@ def ui_hint(uri: str, experiment_id: str, run_id: str | None = None) -> str:
     With a server that is the link itself; without one, the command that starts the UI and the link.
     """
     page = f"#/experiments/{experiment_id}/runs" + (f"/{run_id}" if run_id else "")
+    page += "?workflowType=machine_learning"  # a new browser is shown MLflow's pages for agents otherwise
     if is_server(uri):
         return f"{shown(uri)}/{page}"
     # A database's address may hold its password: such an address can only have come from the variable.
