@@ -63,7 +63,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["hybrid", "--objective.annealing", "cosine"], "must be one of constant, linear, sigmoid, cyclical"),
         (["hybrid", "--length", "3"], "need a length of at least 4"),
         (["hybrid", "--preset", "big"], "unknown preset 'big'"),
-        (["byte_lstm", "--preset", "paper-ptb"], "no preset 'paper-ptb' for byte_lstm"),
+        (["hybrid", "--preset", "bios"], "no preset 'bios' for hybrid"),
         (["hybrid", "--config", "none.json"], "cannot read the config none.json"),
         (["hybrid", "--data", "none.txt"], "none.txt"),
         (["hybrid", "--data", "empty.txt"], "empty.txt"),

@@ -16,8 +16,10 @@ ALL_PRESETS = [
     ("laptop", "byte_lstm"),
     ("paper-ptb", "hybrid"),
     ("paper-ptb", "lstm_vae"),
+    ("paper-ptb", "byte_lstm"),
     ("paper-tweets", "hybrid"),
     ("paper-tweets", "lstm_vae"),
+    ("paper-tweets", "byte_lstm"),
     ("bios", "byte_lstm"),
 ]
 
