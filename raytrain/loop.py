@@ -163,14 +163,14 @@ class Trainer:
         """The importance-weighted estimate; of a model without z it is the bound."""
         from raytrain.evaluation import estimate_likelihood  # which needs this module
 
-        nats = figures["bound"]
-        if self.model.latent:
-            batches = self.valid_batches.batches(self.world.rank, self.world.size)
-            with self.autocast():
-                sums = estimate_likelihood(self.model, batches, self.config.group_size, draws)
-            if self.world.size > 1:
-                dist.all_reduce(sums)
-            nats = float(sums[0] / sums[1])
+        if self.model.latent == 0:
+            return {"nll": figures["bound"], "nll_bits_per_byte": figures["bits_per_byte"]}
+        batches = self.valid_batches.batches(self.world.rank, self.world.size)
+        with self.autocast():
+            sums = estimate_likelihood(self.model, batches, self.config.group_size, draws)
+        if self.world.size > 1:
+            dist.all_reduce(sums)
+        nats = float(sums[0] / sums[1])
         return {"nll": nats, "nll_bits_per_byte": figures["bits_per_byte"] * nats / figures["bound"]}
 
     def figures(self, batch: Batch, terms: Terms) -> dict[str, float]:

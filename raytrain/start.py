@@ -79,13 +79,19 @@ def express(
             return -1, probe
         return sum(json.dumps(found.get(name)) == value for name, value in wanted.items()), probe
 
-    fit, probe = ask({})
-    for _ in range(ROUNDS):
-        for name in list(probe.candidates):
+    def settle(fit: int, probe: _Probe, names: list[str]) -> tuple[int, _Probe]:
+        for name in names:
             for value in probe.candidates.get(name, []):
                 fits, other = ask({**probe.values, name: value})
+                # a branch is as good as the best that can be answered in it
+                fits, other = settle(fits, other, [name for name in other.candidates if name not in probe.candidates])
                 if fits > fit:
                     fit, probe = fits, other
+        return fit, probe
+
+    fit, probe = ask({})
+    for _ in range(ROUNDS):
+        fit, probe = settle(fit, probe, list(probe.candidates))
         if fit == len(wanted):
             return probe.answers
     return None
