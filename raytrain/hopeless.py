@@ -16,6 +16,10 @@ PATIENCE = 8
 FEWEST_STEPS = 200
 """... nor before so many steps: a run this short has had no time to learn how frequent each byte is."""
 
+MARGIN = 1.05
+"""A trial must be worse by this factor: many a net first learns how frequent each byte is and rests there for a while,
+and the validation samples are not the training text."""
+
 
 class HopelessError(Exception):
     """A trial that no more steps would help; the message says why."""
@@ -44,7 +48,7 @@ def unigram_bits(corpus: Corpus, sampling: str) -> float:
 def why_hopeless(config: RunConfig[Any], step: int, figures: dict[str, float], limit: float) -> str | None:
     """Why a trial with these validation figures at ``step`` is hopeless, ``None`` if it is not.
 
-    It is when it is still worse than ``limit``, the ``unigram_bits`` of its corpus, after an eighth of its steps
+    It is when it is still 5% worse than ``limit``, the ``unigram_bits`` of its corpus, after an eighth of its steps
     (and 200 steps at least). While the KL weight is on its way, and for as long again after it has its final value,
     the reconstruction alone is judged: a code that costs nothing yet may be as large as it likes, and takes a while to
     become cheap. From then on it is the bound. A trial whose figures are not finite has diverged: the loop itself ends
@@ -56,9 +60,9 @@ def why_hopeless(config: RunConfig[Any], step: int, figures: dict[str, float], l
     bits, name = figures["bits_per_byte"], "bound"
     if step < annealing_end(config.objective, config.steps) + patience:
         bits, name = bits * figures["reconstruction"] / figures["bound"], "reconstruction"
-    if bits <= limit:
+    if bits <= MARGIN * limit:
         return None
     return (
-        f"hopeless at step {step}: its {name} of {bits:.3f} bits per byte is worse than the {limit:.3f} of a model "
-        "that knows only how frequent each byte is"
+        f"hopeless at step {step}: its {name} of {bits:.3f} bits per byte is far worse than the {limit:.3f} of a "
+        "model that knows only how frequent each byte is"
     )
