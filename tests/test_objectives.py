@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from ray.tune.schedulers import TrialScheduler
 from raytrain import checkpoint, evaluation
 from raytrain import loop as loop_module
 from raytrain.algorithms import Halving, make_study
+from raytrain.cli import parse_fields
 from raytrain.config import ObjectiveConfig, RunConfig, override, to_dict
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus, CorpusWriter
@@ -38,9 +40,13 @@ from raytrain.storage import FolderStorage, open_storage
 from raytrain.tables import summary
 from raytrain.tracking import Run
 from raytrain.trials import Records, Trial, pareto_front, rank, table, winner
+from raytrain.tune import TuneOptions
 from raytrain.workers import RUNG, Job, RayReport
 from tests.conftest import tiny_config
+from tests.test_commands import refused
 from tests.test_loop import Recorder, final, on_workers
+
+__all__ = ["refused"]
 
 # ------------------------------------------------------------------------------------------- hopeless
 
@@ -640,3 +646,51 @@ def test_an_interrupted_trial_is_not_told_to_optuna(corpus: Corpus, tmp_path: Pa
     found.suggest("0")
     end(found, found.trials[0], figures(2.0), "interrupted")
     assert found.study.trials[0].state == optuna.trial.TrialState.RUNNING
+
+
+# ------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["hybrid", "--objective", "kl"], "--objective is 'kl': must be one of bound, nll, pareto"),
+        (["hybrid", "--min-kl", "-1"], "--min-kl is -1: give nats of at least 0"),
+        (["hybrid", "--min-kl", "nan"], "--min-kl is nan: give nats of at least 0"),
+        (["byte_lstm", "--min-kl", "2"], "--min-kl 2: byte_lstm has no latent code, so its KL is 0"),
+        (["byte_lstm", "--objective", "pareto"], "--objective pareto: byte_lstm has no latent code, so its KL is 0"),
+        (
+            ["hybrid", "--start-from", "a.json", "b.json", "--num-samples", "1"],
+            "the 2 of --start-from count among them",
+        ),
+        (["hybrid", "--data", "text.txt", "--start-from", "a.json"], "cannot read the config a.json"),
+        (["hybrid", "--data", "text.txt", "--start-from", "gone"], "--start-from: "),
+    ],
+)
+def test_a_mistake_in_what_is_looked_for_is_one_line(
+    refused: Callable[..., str], arguments: list[str], line: str
+) -> None:
+    assert line in refused("tune", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--best-of", "gone"], "--best-of gone: there is no such search in"),
+        (["--best-of", "gone", "--steps", "30"], "--best-of gone: there is no such search in"),
+        (["--resume", "gone", "--best-of", "gone"], "--resume gone: there is no such run"),
+    ],
+)
+def test_a_mistake_in_what_is_built_upon_is_one_line(
+    refused: Callable[..., str], arguments: list[str], line: str
+) -> None:
+    assert line in refused("train", *arguments)
+
+
+def test_what_is_looked_for_and_the_fields_of_the_objective_are_told_apart() -> None:
+    arguments = ["--objective", "pareto", "--objective.alpha", "0.3", "--min-kl", "2", "--start-from", "a", "b"]
+    options, config = parse_fields("raytrain.tune", TuneOptions(), tiny_config("hybrid"), arguments)
+    assert (options.objective, options.min_kl, options.start_from) == ("pareto", 2.0, ("a", "b"))
+    assert config.objective.alpha == 0.3
+    options, config = parse_fields("raytrain.tune", TuneOptions(), tiny_config("hybrid"), ["--objective.end", "0.4"])
+    assert (options.objective, config.objective.end) == ("bound", 0.4)
