@@ -354,7 +354,7 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own banner; `show` is what the user sees
     # Tune's handler would end the search as if it had run to its end
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    # a trial may end before its first evaluation: it diverged, or ended just before the search was resumed
+    # a trial may end before its first evaluation, and the score that ASHA compares is made here, not by the trial
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     keep_keys_from_ray()
     steps = max(config.steps for config in search.plan.bases.values())

@@ -641,6 +641,16 @@ def test_a_search_for_a_front_tells_optuna_both_figures(corpus: Corpus, tmp_path
     assert found.study.trials[3].state == optuna.trial.TrialState.FAIL
 
 
+def test_a_point_that_diverged_is_a_poor_one_and_one_that_failed_says_nothing(corpus: Corpus, tmp_path: Path) -> None:
+    found = proposals(a_plan(), corpus, tmp_path)
+    for number, status in enumerate(("hopeless", "failed")):
+        found.suggest(str(number))
+        end(found, found.trials[number], {}, status)
+    states = optuna.trial.TrialState
+    assert [trial.state for trial in found.study.trials] == [states.PRUNED, states.FAIL]
+    found.suggest("next")
+
+
 def test_an_interrupted_trial_is_not_told_to_optuna(corpus: Corpus, tmp_path: Path) -> None:
     found = proposals(a_plan(), corpus, tmp_path)
     found.suggest("0")
