@@ -62,8 +62,10 @@ def markdown_table(trials: list[Trial]) -> str:
             f"{name.rpartition('.')[2]} {_short(value)}" for name, value in trial.fields.items()
         )
         # MLflow's page leaves no space between columns
-        rows.append([f"{text} &emsp;" for text in (trial.name, trial.status, *figures, fields)])
-    return table([f"{name} &emsp;" for name in ("trial", "state", "bits/byte", "KL", "active", "fields")], rows)
+        rows.append([f"{text}&nbsp;&nbsp;&nbsp;" for text in (trial.name, trial.status, *figures, fields)])
+    return table(
+        [f"{name}&nbsp;&nbsp;&nbsp;" for name in ("trial", "state", "bits/byte", "KL", "active", "fields")], rows
+    )
 
 
 class LiveTable:

@@ -14,7 +14,7 @@ from raytrain.registry import CHAMPION
 from raytrain.storage import open_storage
 from raytrain.tracking.server import connect
 from tests.machine import Machine, wait_for
-from tests.mlflow_server import MlflowServer
+from tests.mlflow_server import MlflowServer, new_store
 from tests.s3_server import S3Server
 from tests.test_search import SPACE, TINY, write_text
 
@@ -80,15 +80,17 @@ def test_a_run_outlives_a_minute_without_its_storage(
 
 @pytest.mark.parametrize("step", ["log_model", "enter"])
 def test_a_champion_is_there_and_loads_when_the_storage_goes_for_good_during_a_promotion(
-    machines: Callable[..., Machine], s3: S3Server, mlflow_server: MlflowServer, step: str
+    machines: Callable[..., Machine], s3: S3Server, tmp_path: Path, step: str
 ) -> None:
-    here = machines("here", RAYTRAIN_STORAGE=f"s3://raytrain/{step}")
+    # without a server, MLflow's artifacts are in the storage too
+    homes = {"RAYTRAIN_STORAGE": f"s3://raytrain/{step}", "MLFLOW_TRACKING_URI": new_store(tmp_path / "store")}
+    here = machines("here", **homes)
     write_text(here.folder / "text.txt")
     (here.folder / "space.py").write_text(SPACE)
     search = ["lstm_vae", *TINY[6:], "--model.latent", "4", "--model.hidden", "16", "--data", "text.txt"]
     search += ["--space", "space.py", "--num-samples", "1"]
     here.run("-m", "raytrain.tune", *search, "--name", "first", "--seed", "1")
-    client = connect(mlflow_server.uri)
+    client = connect(homes["MLFLOW_TRACKING_URI"])
     before = client.get_model_version_by_alias("raytrain-lstm_vae", CHAMPION)
 
     # more steps: the better model, which would take over
@@ -106,7 +108,7 @@ def test_a_champion_is_there_and_loads_when_the_storage_goes_for_good_during_a_p
     assert any(line.startswith("error: the best model was not") and "--resume second" in line for line in lines)
     assert client.get_model_version_by_alias("raytrain-lstm_vae", CHAMPION).version == before.version
 
-    elsewhere = machines("elsewhere", RAYTRAIN_STORAGE=f"s3://raytrain/{step}")
+    elsewhere = machines("elsewhere", **homes)
     loads = ["-m", "raytrain.sample", "models:/raytrain-lstm_vae@champion", "--num", "1"]
     elsewhere.run(*loads)
     told = elsewhere.run("-m", "raytrain.tune", "--resume", "second")

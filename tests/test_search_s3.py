@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from raytrain import checkpoint
 from raytrain.storage import open_storage
 from raytrain.tracking.server import connect
@@ -106,6 +108,28 @@ def test_a_run_goes_on_elsewhere_with_the_settings_of_older_servers(
     assert outcome["step"] == 4000
     refused = machines("third").run("-m", "raytrain.train", "--resume", "none", status=2)
     assert "error: --resume none: there is no such run in s3://raytrain/home" in refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "another"}, "wrong secret"),
+        ({"RAYTRAIN_STORAGE": "s3://missing/home"}, "there is no bucket 'missing'"),
+        ({"AWS_ACCESS_KEY_ID": "test:reader", "AWS_SECRET_ACCESS_KEY": "{reader}"}, "no permission"),
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_one_line_before_ray_starts(
+    machines: Callable[..., Machine], s3: S3Server, tmp_path: Path, changes: dict[str, str], line: str
+) -> None:
+    changes = {name: value.format(reader=s3.secret("test:reader")) for name, value in changes.items()}
+    rays = tmp_path / "ray"
+    rays.mkdir()
+    here = machines("here", RAY_TMPDIR=str(rays), **changes)
+    told = here.run("-m", "raytrain.tune", "hybrid", *TINY, status=2, timeout=90).strip()
+    assert told.startswith("error: storage")
+    assert line in told
+    assert "\n" not in told
+    assert list(rays.iterdir()) == []
 
 
 def assert_no_secret_on_command_lines(secret: str) -> None:
