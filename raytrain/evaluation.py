@@ -7,8 +7,9 @@ depend on how the samples are split, and the bound is the one that training repo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -238,6 +239,31 @@ class Totals:
 
 
 # ------------------------------------------------------------------------------------------ estimates
+
+
+@torch.no_grad()
+def estimate_likelihood(model: Model, batches: Iterable[Batch], group_size: int, num_draws: int) -> Tensor:
+    """[2] in float64, on the model's device: the importance-weighted negative log-likelihood in nats, and samples.
+
+    The estimate alone, for those who want it at every evaluation; ``evaluate`` gives it with all else. ``model`` is in
+    evaluation mode and has a latent code.
+    """
+    assert not isinstance(model, ByteLstm)
+    device = next(model.parameters()).device
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    for batch in batches:
+        tokens = batch.tokens.to(device)
+        mean, log_variance = model.encode(tokens)
+        nats, _ = importance_weighted(
+            partial(log_likelihood, model, tokens),
+            mean,
+            log_variance,
+            Noise(EVALUATION_SEED, 0, batch.groups, group_size, count=len(tokens), device=device),
+            num_draws,
+            draws_at_once=max(1, SYMBOLS_AT_ONCE // tokens.numel()),
+        )
+        sums += torch.stack((nats.sum(), nats.new_tensor(len(nats))))
+    return sums
 
 
 def log_likelihood(model: Model, tokens: Tensor, z: Tensor) -> Tensor:

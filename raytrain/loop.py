@@ -70,7 +70,7 @@ class Outcome:
 
     step: int
     best_step: int
-    """The evaluated step with the lowest bound."""
+    """The evaluated step with the best score."""
     best: dict[str, float]
     """Its validation figures."""
     precision: str
@@ -146,13 +146,32 @@ class Trainer:
                 layer.batch_statistics = None
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """Figures of the full bound on the validation samples (KL weight 1, no dropout, fixed noise)."""
+    def evaluate(self, draws: int = 0) -> dict[str, float]:
+        """Figures of the full bound on the validation samples (KL weight 1, no dropout, fixed noise).
+
+        With ``draws`` of z also the importance-weighted estimate of the likelihood, in nats per sample and bits per
+        byte. The noise of every figure follows from the samples alone.
+        """
         self.network.eval()
         totals = BoundTotals(self.model.latent, self.world.device)
         for batch in self.valid_batches.batches(self.world.rank, self.world.size):
             totals.add(self.forward(self.model, batch, EVALUATION_SEED, 0, 0.0), batch.text_bytes)
-        return self.reduce(totals).metrics()
+        figures = self.reduce(totals).metrics()
+        return figures | self.likelihood(figures, draws) if draws else figures
+
+    def likelihood(self, figures: dict[str, float], draws: int) -> dict[str, float]:
+        """The importance-weighted estimate; of a model without z it is the bound."""
+        from raytrain.evaluation import estimate_likelihood  # which needs this module
+
+        if self.model.latent == 0:
+            return {"nll": figures["bound"], "nll_bits_per_byte": figures["bits_per_byte"]}
+        batches = self.valid_batches.batches(self.world.rank, self.world.size)
+        with self.autocast():
+            sums = estimate_likelihood(self.model, batches, self.config.group_size, draws)
+        if self.world.size > 1:
+            dist.all_reduce(sums)
+        nats = float(sums[0] / sums[1])
+        return {"nll": nats, "nll_bits_per_byte": figures["bits_per_byte"] * nats / figures["bound"]}
 
     def figures(self, batch: Batch, terms: Terms) -> dict[str, float]:
         """Figures of a training batch over all ranks."""
@@ -204,13 +223,19 @@ class Trainer:
         return int(number)
 
 
-def train(config: RunConfig[Any], corpus: Corpus, world: World, storage: Storage, report: Report) -> Outcome:
+def train(
+    config: RunConfig[Any], corpus: Corpus, world: World, storage: Storage, report: Report, draws: int = 0
+) -> Outcome:
     """Train until ``config.steps``, from the newest valid checkpoint under ``storage`` if there is one.
+
+    The best checkpoint is the one with the lowest bound or, where evaluations take ``draws`` of z for it, with the
+    lowest estimate of the negative log-likelihood.
 
     Raises:
         UserError: more workers than sample groups, or a corpus shorter than one sample.
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss or a validation figure is not finite.
     """
+    score = "nll" if draws else "bound"
     trainer = Trainer(config, corpus, world)
     trainer.rehearse()
 
@@ -235,11 +260,7 @@ def train(config: RunConfig[Any], corpus: Corpus, world: World, storage: Storage
             # ------------------------------------------------------------------------------------ log
             if step % config.log_every == 0 or last:
                 figures = trainer.figures(batch, terms)
-                if not all(math.isfinite(value) for value in figures.values()):
-                    raise FloatingPointError(
-                        f"the loss is not finite at step {step}: "
-                        "try a lower --optimizer.learning-rate or --optimizer.clip 1"
-                    )
+                check_finite("loss is", figures, step)
                 metrics |= {f"train/{name}": value for name, value in figures.items() if name != "active_units"}
                 metrics |= {
                     "train/kl_weight": kl_weight(config.objective, step - 1, config.steps),
@@ -252,9 +273,11 @@ def train(config: RunConfig[Any], corpus: Corpus, world: World, storage: Storage
             evaluation: dict[str, float] = {}
             if step % config.evaluate_every == 0 or last:
                 with throughput.paused():
-                    evaluation = trainer.evaluate()
+                    evaluation = trainer.evaluate(draws)
+                # before it is saved: a checkpoint of it would help nobody
+                check_finite("validation figures are", evaluation, step)
                 metrics |= {f"valid/{name}": value for name, value in evaluation.items()}
-                if not best or evaluation["bound"] < best["bound"]:
+                if not best or evaluation[score] < best[score]:
                     best_step, best = step, evaluation
                     metrics |= {f"best/{name}": value for name, value in best.items()}
             if metrics and world.rank == 0:
@@ -273,13 +296,25 @@ def train(config: RunConfig[Any], corpus: Corpus, world: World, storage: Storage
                     },
                     config=to_dict(config),
                 )
-                writer.save(snapshot, score=evaluation.get("bound"))
+                writer.save(snapshot, score=evaluation.get(score))
             if evaluation:
                 report.evaluated(step, evaluation)
     return Outcome(step, best_step, best, trainer.precision, world.device.type)
 
 
 # --------------------------------------------------------------------------------------------- parts
+
+
+def check_finite(what: str, figures: dict[str, float], step: int) -> None:
+    """End a run that has diverged.
+
+    Raises:
+        FloatingPointError: a figure is not finite.
+    """
+    if not all(math.isfinite(value) for value in figures.values()):
+        raise FloatingPointError(
+            f"the {what} not finite at step {step}: try a lower --optimizer.learning-rate or --optimizer.clip 1"
+        )
 
 
 def learning_rate(config: RunConfig[Any], step: int) -> float:

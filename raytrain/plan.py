@@ -9,11 +9,21 @@ from typing import Any
 
 from raytrain.config import LOCATION, ModelName, RunConfig, differences, from_dict, to_dict
 from raytrain.errors import UserError
+from raytrain.goal import Goal, Objective
 from raytrain.space import Algorithm, Space, read_space
 from raytrain.storage import NotFoundError, Storage, StorageError
 
 PLAN = "search.json"
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Start:
+    """A config that the search begins with."""
+
+    reference: str
+    """What ``--start-from`` called it."""
+    config: RunConfig[Any]
 
 
 @dataclass(frozen=True)
@@ -35,11 +45,21 @@ class Plan:
     experiment: str
     corpus_path: str
     """Where the corpus was on the machine that started the search."""
+    objective: Objective = "bound"
+    min_kl: float = 0.0
+    starts: tuple[Start, ...] = ()
+    """Its first trials."""
+
+    @property
+    def goal(self) -> Goal:
+        """What the search looks for."""
+        return Goal(self.objective, self.min_kl)
 
     @property
     def early_stopping(self) -> bool:
-        """A grid is run in full: its points are to be compared, not to be won."""
-        return self.algorithm != "grid"
+        """A grid is run in full: its points are to be compared, not to be won; so is a search for a front, where
+        a trial that is behind in one of two figures may be ahead in the other."""
+        return self.algorithm != "grid" and self.objective != "pareto"
 
     def to_json(self) -> bytes:
         values: dict[str, Any] = {
@@ -47,6 +67,7 @@ class Plan:
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
             "space": {"name": self.space.name, "source": self.space.source},
             "bases": {model: to_dict(config) for model, config in self.bases.items()},
+            "starts": [{"reference": start.reference, "config": to_dict(start.config)} for start in self.starts],
         }
         return json.dumps(values, indent=1).encode()
 
@@ -54,13 +75,15 @@ class Plan:
         """What makes this another search than ``other``, in words."""
         parts = [
             f"{name} was {getattr(other, name)}, is {getattr(self, name)}"
-            for name in ("budget", "algorithm", "seed", "experiment")
+            for name in ("budget", "algorithm", "seed", "experiment", "objective", "min_kl")
             if getattr(self, name) != getattr(other, name)
         ]
         if self.space.source != other.space.source:
             parts.append("the search space is another")
         if self.corpus != other.corpus:
             parts.append("the corpus is another")
+        if [_placeless(start.config) for start in self.starts] != [_placeless(start.config) for start in other.starts]:
+            parts.append("it started from other configs")
         if self.bases.keys() != other.bases.keys():
             parts.append(f"the model was {', '.join(other.bases)}, is {', '.join(self.bases)}")
             return parts
@@ -71,8 +94,12 @@ class Plan:
         return parts
 
 
-def read_plan(storage: Storage) -> Plan | None:
-    """The plan of the search under ``storage``; ``None`` where there is no search. Runs its space's file.
+def _placeless(config: RunConfig[Any]) -> dict[str, Any]:
+    return {name: value for name, value in to_dict(config).items() if name not in LOCATION}
+
+
+def read_values(storage: Storage) -> dict[str, Any] | None:
+    """The plan of the search under ``storage`` as JSON; ``None`` where there is no search.
 
     Raises:
         UserError: the plan cannot be read, or is of a newer version.
@@ -87,9 +114,29 @@ def read_plan(storage: Storage) -> Plan | None:
         raise UserError(f"{storage.uri(PLAN)} is not a search's plan: {error}") from None
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise UserError(f"{storage.uri(PLAN)} is of another version of raytrain than this one")
+    return values
+
+
+def goal_of(values: dict[str, Any]) -> Goal:
+    """What the search of a plan's JSON looks for, or of its MLflow run's parameters; one of old the lowest bound."""
+    return Goal(values.get("objective") or "bound", float(values.get("min_kl") or 0.0))
+
+
+def read_plan(storage: Storage) -> Plan | None:
+    """The plan of the search under ``storage``; ``None`` where there is no search. Runs its space's file.
+
+    Raises:
+        UserError: the plan cannot be read, or is of a newer version.
+    """
+    values = read_values(storage)
+    if values is None:
+        return None
     try:
         values["space"] = read_space(values["space"]["name"], values["space"]["source"])
         values["bases"] = {model: from_dict(config) for model, config in values["bases"].items()}
+        values["starts"] = tuple(
+            Start(start["reference"], from_dict(start["config"])) for start in values.get("starts", [])
+        )
         return Plan(**values)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{storage.uri(PLAN)} is not a search's plan: {error}") from None

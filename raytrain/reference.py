@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from raytrain import checkpoint
 from raytrain.checkpoint import Checkpoint
 from raytrain.errors import UserError
-from raytrain.plan import PLAN
+from raytrain.goal import Goal
+from raytrain.plan import PLAN, goal_of, read_values
 from raytrain.storage import Storage, StorageError, open_storage
 from raytrain.trials import Records, rank
 
@@ -121,8 +122,9 @@ def _of_place(place: Storage) -> Found:
 
 def _of_search(place: Storage) -> Found:
     """The best checkpoint of a search's best trial."""
-    records = Records(place)
-    for trial in rank(records.read()):
+    records, values = Records(place), read_values(place)
+    goal = goal_of(values) if values is not None else Goal()
+    for trial in rank(records.read(), goal):
         own = records.place(trial.identity)
         if (stored := checkpoint.best(own.child(CHECKPOINTS))) is not None:
             return Found(stored, _known_run(trial.run) if trial.run else None)

@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from raytrain import checkpoint
+from raytrain.best_of import BEST_CONFIG, BEST_TRIAL
 from raytrain.checkpoint import Checkpoint
 from raytrain.config import RunConfig, flatten, to_dict
 from raytrain.errors import UserError
+from raytrain.goal import LIKELIHOOD, METRIC
 from raytrain.models import one_line
 from raytrain.progress import duration
+from raytrain.reference import CHECKPOINTS
 from raytrain.registry import Standing, VerificationError, enter
-from raytrain.search import Search, write_table
+from raytrain.search import Search
 from raytrain.search_report import write_search_report
 from raytrain.storage import Storage
-from raytrain.tables import markdown_table, summary
+from raytrain.tables import markdown_table, remarks, summary
 from raytrain.tracking import log_model
 from raytrain.tracking.view import share_view
-from raytrain.trials import METRIC, TRIALS, Trial, rank
+from raytrain.trials import TRIALS, Trial, pareto_front, rank, write_table
 from raytrain.workers import read_outcome
 
 CARD_SAMPLES = 10
@@ -32,45 +35,72 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
     Raises:
         UserError: no trial left a checkpoint, or the best model could not be registered.
     """
-    print(summary(trials))
+    goal = search.plan.goal
+    print(summary(trials, goal))
     with tempfile.TemporaryDirectory(prefix="raytrain-") as scratch:
         file = Path(scratch) / "trials.parquet"
-        write_table(trials, file)
+        write_table(trials, goal, file)
         search.parent.log_file(file)
         write_search_report(search.parent, Path(scratch) / "report")
-    best, stored = best_checkpoint(search, trials)
+    found = best_checkpoint(search, trials)
+    if found is None:
+        finish_without_winner(search, trials)
+        return
+    best, stored = found
     print(f"best trial {best.name} of {len(trials)} in {duration(seconds)}:")
     samples = say_best(search, best, stored)
     search.parent.log_text("".join(one_line(text) + "\n" for text in samples), "samples.txt")
-    search.parent.log_dict(to_dict(best.config), "best_config.json")
+    search.parent.log_dict(to_dict(best.config), BEST_CONFIG)
+    search.parent.set_tags({BEST_TRIAL: best.name})
     card = model_card(search, best, samples)
     standing = register(search, best, stored, card)
     fields = list(dict.fromkeys(name for trial in trials for name in trial.fields))
     view = share_view(search.parent, f"{search.name}: best trials first", fields)
     link = view[view.index("#/") :]  # relative: the page may be reached under several addresses
     search.parent.describe(description(search, trials, best, standing, link, seconds))
-    unended = [trial.name for trial in trials if not trial.ended]
-    if unended:
-        search.parent.finish("KILLED", f"time was up; trials {', '.join(unended)} are not at their end")
-    else:
-        search.parent.finish("FINISHED")
+    end(search, trials)
     print(f"checkpoint: {stored.uri}")
     print(f"model: {standing}")
     print(f"trials: {view}")
     print(f"see it: {search.parent.ui_hint()}")
 
 
-def best_checkpoint(search: Search, trials: list[Trial]) -> tuple[Trial, Checkpoint]:
-    """The best trial that left a checkpoint, and the best one that it left.
+def best_checkpoint(search: Search, trials: list[Trial]) -> tuple[Trial, Checkpoint] | None:
+    """The best trial that may win and left a checkpoint, and the best one that it left; ``None`` if none may win.
 
     Raises:
-        UserError: there is none.
+        UserError: no trial left a checkpoint.
     """
-    for trial in rank(trials):
-        if trial.best and (stored := checkpoint.best(place(search, trial).child("checkpoints"))) is not None:
-            return trial, stored
+    goal = search.plan.goal
+    left = [trial for trial in rank(trials, goal) if trial.best]
+    for trial in left:
+        if (stored := checkpoint.best(place(search, trial).child(CHECKPOINTS))) is not None:
+            # they are in order: if this one may not win, none may
+            return (trial, stored) if goal.reached(trial.best) else None
     reasons = sorted({trial.reason or trial.status for trial in trials})
     raise UserError(f"no trial left a checkpoint ({'; '.join(reasons)}); see {search.parent.ui_hint()}")
+
+
+def finish_without_winner(search: Search, trials: list[Trial]) -> None:
+    """End a search in which no trial has the KL that was asked for: nothing is registered."""
+    largest = max(trial.best["kl"] for trial in trials if trial.best)
+    text = (
+        f"no trial has a KL of at least {search.plan.min_kl:g} nats (the largest is {largest:.2f}): "
+        "no model is registered"
+    )
+    search.parent.describe(f"{text}.\n\n{markdown_table(rank(trials, search.plan.goal))}")
+    end(search, trials)
+    print(f"{text}; python -m raytrain.tune --resume {search.name} --num-samples N tries more")
+    print(f"see it: {search.parent.ui_hint()}")
+
+
+def end(search: Search, trials: list[Trial]) -> None:
+    """End the search's MLflow run."""
+    unended = [trial.name for trial in trials if not trial.ended]
+    if unended:
+        search.parent.finish("KILLED", f"time was up; trials {', '.join(unended)} are not at their end")
+    else:
+        search.parent.finish("FINISHED")
 
 
 def place(search: Search, trial: Trial) -> Storage:
@@ -89,10 +119,11 @@ def say_best(search: Search, best: Trial, stored: Checkpoint) -> list[str]:
     print(
         f"bound {figures['bits_per_byte']:.3f} bits/byte ({figures['bound']:.1f} nats a sample), "
         f"KL {figures['kl']:.2f} nats, {figures['active_units']:.0f} active units"
+        + (f"; likelihood {figures[LIKELIHOOD]:.3f} bits/byte" if LIKELIHOOD in figures else "")
     )
-    # one that was stopped has no outcome, and one that failed later has only its error
+    # one that was stopped has no outcome, and one that failed or became hopeless later only the reason
     outcome = read_outcome(place(search, best).uri())
-    if outcome is not None and "error" not in outcome:
+    if outcome is not None and "precision" in outcome:
         print(f"computed in {outcome['precision']} on {outcome['device']}")
     print("samples:")
     print("\n".join(f"  {sample!r}" for sample in samples))
@@ -142,15 +173,19 @@ def standing_of(config: RunConfig[Any], corpus: str, value: float) -> Standing:
 
 def description(search: Search, trials: list[Trial], best: Trial, standing: str, view: str, seconds: float) -> str:
     """What the UI shows at the top of the search's run, in Markdown."""
-    figures = best.best
+    figures, goal = best.best, search.plan.goal
     lines = [
         f"Best is trial {best.name} with {figures['bits_per_byte']:.3f} bits/byte and KL {figures['kl']:.2f} nats: "
         f"{standing}.",
         f"[All {len(trials)} trials, best first]({view}); space `{search.plan.space.name}`, corpus "
         f"{search.session.corpus.name}, {duration(seconds)}.",
+        f"Looked for: {goal}.",
+        *remarks(trials, goal),
         "",
-        markdown_table(rank(trials)),
+        markdown_table(rank(trials, goal)),
     ]
+    if goal.objective == "pareto":
+        lines += ["", "On the front of bound and KL:", "", markdown_table(pareto_front(trials))]
     return "\n".join(lines)
 
 

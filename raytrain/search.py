@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import shutil
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raytrain.config import flatten, identity, to_dict
+from raytrain.algorithms import Halving, make_study
+from raytrain.config import RunConfig, flatten, identity, to_dict
+from raytrain.goal import METRIC
+from raytrain.hopeless import unigram_bits
 from raytrain.plan import Plan
 from raytrain.reference import note_run
 from raytrain.resources import Gang
 from raytrain.session import Session
 from raytrain.space import grid
-from raytrain.trials import METRIC, Records, Trial
+from raytrain.start import express
+from raytrain.trials import FIGURES, LIKELIHOODS, Records, Trial
 from raytrain.workers import RETRIES, RUNG, Job, fit, read_outcome, work_alone
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
     from raytrain.storage import Storage
     from raytrain.tracking import Experiment, Run
-
-REDUCTION = 2
-"""Half of the trials that reach a rung go on from it."""
 
 
 @dataclass(frozen=True)
@@ -55,29 +53,6 @@ class Search:
         return self.session.storage.child(self.name)
 
 
-class Halving(AsyncHyperBandScheduler):
-    """ASHA with rungs at an eighth, a quarter and half of the steps, which can be told of earlier trials.
-
-    A trial enters it when its own annealing has ended, so that none is stopped before; and leaves it
-    at the last step, so that none is killed while it writes its outcome.
-    """
-
-    def __init__(self, steps: int) -> None:
-        super().__init__(
-            time_attr=RUNG,
-            grace_period=max(1, steps // 8),
-            max_t=steps,
-            reduction_factor=REDUCTION,
-            stop_last_trials=False,
-        )
-
-    def recall(self, trial_id: str, history: list[dict[str, Any]]) -> None:
-        """Take note of what a trial has reported before the search was resumed."""
-        for entry in history:
-            if RUNG in entry:
-                self._brackets[0].on_result(SimpleNamespace(trial_id=trial_id), entry[RUNG], -entry[METRIC])
-
-
 class Proposals(Searcher):
     """Draws the next point and makes everything that its trial needs.
 
@@ -94,6 +69,8 @@ class Proposals(Searcher):
         """All of them, in the order of their numbers."""
         self.scheduler = scheduler
         self._points: dict[str, optuna.Trial] = {}
+        """Optuna's trial of one of ours, by identity; a config that is no point of the space has none."""
+        self._unigram: dict[str, float] = {}
         self._by_tune: dict[str, Trial] = {}
         self._again = [trial for trial in known if not trial.ended]
         self._grid = grid(search.plan.space, search.plan.budget) if search.plan.algorithm == "grid" else None
@@ -101,7 +78,7 @@ class Proposals(Searcher):
         for trial in known:
             self._repeat(identity(trial.config, search.plan.corpus))
             if trial.ended:
-                trial.known_to(self.study)
+                trial.known_to(self.study, search.plan.goal)
                 self._recall(f"known-{trial.name}", trial)
 
     def trial(self, trial_id: str) -> Trial:
@@ -114,11 +91,8 @@ class Proposals(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """Tune's question for the next trial: the arguments of the trainable."""
-        if self._again:
-            trial, point = self._resume(self._again.pop(0))
-        else:
-            trial, point = self._draw()
-        self._by_tune[trial_id], self._points[trial_id] = trial, point
+        trial = self._resume(self._again.pop(0)) if self._again else self._draw()
+        self._by_tune[trial_id] = trial
         self._recall(trial_id, trial)
         search, corpus = self.search, self.search.session.corpus
         name, place = f"{search.name}-{trial.name}", self.place(trial)
@@ -136,47 +110,77 @@ class Proposals(Searcher):
                 "seed": str(trial.config.seed),
                 "trial": str(trial.number),
                 "place": place.uri(),
-            },
+            }
+            | ({"started_from": trial.origin} if trial.origin else {}),
         )
         trial.run = run.address()
         search.session.log_corpus(run)
         note_run(place, run)
-        job = Job(to_dict(trial.config), search.session.corpus_address(), place.uri(), asdict(run), search.gang.cpus)
+        job = Job(
+            to_dict(trial.config),
+            search.session.corpus_address(),
+            place.uri(),
+            asdict(run),
+            search.gang.cpus,
+            draws=search.plan.goal.draws,
+            unigram=self._hopeless_above(trial.config.sampling),
+        )
         return {"job": asdict(job), "gang": asdict(search.gang), "name": name, "scratch": self.scratch}
 
-    def _draw(self) -> tuple[Trial, optuna.Trial]:
-        """A new trial at the space's next point."""
+    def _hopeless_above(self, sampling: str) -> float:
+        """Bits per byte that every trial must beat in time."""
+        if sampling not in self._unigram:
+            self._unigram[sampling] = unigram_bits(self.search.session.corpus, sampling)
+        return self._unigram[sampling]
+
+    def _draw(self) -> Trial:
+        """A new trial: at a config to start from while there are any, then at the space's next point."""
+        plan, number = self.search.plan, len(self.trials)
+        if number < len(plan.starts):
+            start = plan.starts[number]
+            values = express(plan.space, plan.bases, plan.budget, start.config)
+            return self._add(start.config, None if values is None else self._point(values)[0], start.reference)
+        if self._grid is not None:
+            point, config = self._point(self._grid[(number - len(plan.starts)) % len(self._grid)])
+        else:
+            point, config = self._point(None)
+        return self._add(config, point)
+
+    def _point(self, values: dict[str, Any] | None) -> tuple[optuna.Trial, RunConfig[Any]]:
+        """Optuna's next trial, at these values where they are given, and its config."""
+        plan = self.search.plan
+        if values is not None:
+            self.study.enqueue_trial(values)
+        point = self.study.ask()
+        return point, plan.space.resolve(plan.bases, point, plan.budget)
+
+    def _add(self, config: RunConfig[Any], point: optuna.Trial | None, origin: str = "") -> Trial:
         import optuna
 
-        plan, number = self.search.plan, len(self.trials)
-        if self._grid is not None:
-            self.study.enqueue_trial(self._grid[number % len(self._grid)])
-        point = self.study.ask()
-        config = plan.space.resolve(plan.bases, point, plan.budget)
+        plan = self.search.plan
         # the same point can be drawn again: its repeat index makes it a run of its own
         own = identity(config, plan.corpus, self._repeat(identity(config, plan.corpus)))
         before, after = flatten(plan.bases[config.model_name]), flatten(config)
+        kinds = {} if point is None else point.distributions
         trial = Trial(
-            number,
+            len(self.trials),
             own,
             config,
-            dict(point.params),
-            {
-                name: optuna.distributions.distribution_to_json(distribution)
-                for name, distribution in point.distributions.items()
-            },
+            {} if point is None else dict(point.params),
+            {name: optuna.distributions.distribution_to_json(kind) for name, kind in kinds.items()},
             {name: value for name, value in after.items() if value != before[name]},
+            origin=origin,
         )
         self.trials.append(trial)
-        return trial, point
+        if point is not None:
+            self._points[own] = point
+        return trial
 
-    def _resume(self, trial: Trial) -> tuple[Trial, optuna.Trial]:
+    def _resume(self, trial: Trial) -> Trial:
         """A trial that had begun, at its own point."""
-        self.study.enqueue_trial(trial.params)
-        point = self.study.ask()
-        plan = self.search.plan
-        plan.space.resolve(plan.bases, point, plan.budget)  # makes Optuna learn the distributions
-        return trial, point
+        if trial.on_the_space:
+            self._points[trial.identity], _ = self._point(trial.params)
+        return trial
 
     def _repeat(self, key: str) -> int:
         repeat = self._drawn.get(key, 0)
@@ -189,17 +193,19 @@ class Proposals(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Tune passes an evaluation on."""
-        self._points[trial_id].report(result[METRIC], int(result["step"]))
+        point, goal = self._points.get(self._by_tune[trial_id].identity), self.search.plan.goal
+        if point is not None and len(goal.directions) == 1:  # Optuna takes none where there are two
+            point.report(goal.score(result), int(result["step"]))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna the best figure that the trial reached."""
-        import optuna
+        """Nothing yet: how the trial ended is known to its record."""
 
-        trial = self._by_tune[trial_id]
-        if error or not trial.best:
-            self.study.tell(self._points[trial_id], state=optuna.trial.TrialState.FAIL)
-        else:
-            self.study.tell(self._points[trial_id], trial.best[METRIC])
+    def ended(self, trial: Trial) -> None:
+        """Tell Optuna what a trial has reached in the end."""
+        point = self._points.get(trial.identity)
+        if point is not None and trial.ended:
+            state, values = trial.told(self.search.plan.goal)
+            self.study.tell(point, values, state=state)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its settings for snapshots, which are not used
@@ -209,17 +215,6 @@ class Proposals(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a search is not restored from Tune's snapshots")
-
-
-def make_study(plan: Plan, num_known: int) -> optuna.Study:
-    """The memory of the search's algorithm; a resumed search draws on from another place of the same seed."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    seed = plan.seed + num_known
-    if plan.algorithm == "tpe":
-        return optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
-    return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
 
 
 def run_gang(values: dict[str, Any]) -> None:
@@ -260,13 +255,15 @@ class Ledger(tune.Callback):
     ) -> None:
         record = self.proposals.trial(trial.trial_id)
         step = int(result["step"])
-        figures = {name: result[name] for name in ("bound", "bits_per_byte", "reconstruction", "kl", "active_units")}
-        if not record.best or math.isnan(record.best[METRIC]) or figures[METRIC] < record.best[METRIC]:
+        figures = {name: result[name] for name in (*FIGURES, *LIKELIHOODS) if name in result}
+        metric = self.proposals.search.plan.goal.metric
+        if not record.best or figures[metric] < record.best[metric]:  # as the loop chooses the best checkpoint
             record.best = figures
         if step > record.step:
             record.step = step
             rung = {RUNG: result[RUNG]} if RUNG in result else {}
-            record.history.append({"step": step, METRIC: figures[METRIC], "kl": figures["kl"], **rung})
+            compared = {name: figures[name] for name in dict.fromkeys((METRIC, metric, "kl"))}
+            record.history.append({"step": step, **compared, **rung})
         self._clock(record)
         self._note(record)
 
@@ -275,6 +272,8 @@ class Ledger(tune.Callback):
         outcome = read_outcome(self.proposals.place(record).uri())
         if outcome is not None and "error" in outcome:
             self._end(record, "failed", "FAILED", outcome["error"])
+        elif outcome is not None and "hopeless" in outcome:
+            self._end(record, "hopeless", "KILLED", outcome["hopeless"])
         elif outcome is not None:
             self._end(record, "finished", "FINISHED")
         elif self.time_is_up:
@@ -303,6 +302,7 @@ class Ledger(tune.Callback):
 
         self._clock(record)
         record.status, record.reason, record.ended_at = status, reason or "", time.time()
+        self.proposals.ended(record)
         Run(self.proposals.search.parent.uri, **record.run).finish(mlflow_status, reason)
         self._note(record)
 
@@ -354,9 +354,11 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own banner; `show` is what the user sees
     # Tune's handler would end the search as if it had run to its end
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    # a trial may end before its first evaluation, and the score that ASHA compares is made here, not by the trial
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     keep_keys_from_ray()
     steps = max(config.steps for config in search.plan.bases.values())
-    scheduler = Halving(steps) if search.plan.early_stopping else FIFOScheduler()
+    scheduler = Halving(steps, search.plan.goal) if search.plan.early_stopping else FIFOScheduler()
     records = Records(search.place)
     known = records.read()
     proposals = Proposals(search, records, known, scheduler)
@@ -403,18 +405,3 @@ def make_tuner(
             failure_config=tune.FailureConfig(max_failures=RETRIES if alone else 0),
         ),
     )
-
-
-def write_table(trials: list[Trial], file: Path) -> None:
-    """Write one row a trial to a Parquet file; a column of several kinds of value is written as text."""
-    import pyarrow
-    import pyarrow.parquet
-
-    from raytrain.trials import table
-
-    columns = {}
-    for name, values in table(trials).items():
-        kinds = {type(value) for value in values if value is not None}
-        mixed = len(kinds) > 1 and not kinds <= {int, float}
-        columns[name] = [None if value is None else json.dumps(value) for value in values] if mixed else values
-    pyarrow.parquet.write_table(pyarrow.table(columns), file)

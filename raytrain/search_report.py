@@ -19,6 +19,7 @@ from raytrain.figures.parallel import parallel_coordinates
 from raytrain.figures.records import TrialRow, ranked, read_trials
 from raytrain.figures.style import save
 from raytrain.figures.tables import TOP, top_trials, trial_cells
+from raytrain.plan import goal_of
 from raytrain.tables import COLLAPSED_KL
 from raytrain.tracking.history import Child, children, describe, download
 
@@ -148,6 +149,8 @@ def _summary(search: Child, rows: Sequence[TrialRow]) -> list[str]:
         lines.append(f"search space {space}")
     if corpus:
         lines.append(f"corpus {corpus[:12]}")
+    goal = goal_of({name: search.parameters.get(f"search.{name}") for name in ("objective", "min_kl")})
+    lines.append(f"looked for: {goal}")
     paragraphs = [f"<p class='quiet'>{html.escape('; '.join(lines))}.</p>"]
     if not (best := ranked(rows)[:1]):
         return [*paragraphs, "<p class='warning'>No trial has been evaluated.</p>"]
@@ -156,6 +159,8 @@ def _summary(search: Child, rows: Sequence[TrialRow]) -> list[str]:
         f"<p>Best: trial {html.escape(row.label)} with {row.bits_per_byte:.3f} bits per byte "
         f"({row.bound:.1f} nats a sample), of which KL {row.kl:.2f} nats; {row.active_units:.0f} active units.</p>"
     )
+    if goal.min_kl and row.kl < goal.min_kl:
+        paragraphs.append(f"<p class='warning'>No trial has a KL of at least {goal.min_kl:g} nats: none has won.</p>")
     if row.model != "byte_lstm" and row.kl < COLLAPSED_KL:
         paragraphs.append(
             "<p class='warning'>The best trial's posterior has collapsed: its latent code says nothing. "

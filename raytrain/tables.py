@@ -10,8 +10,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from raytrain.goal import LIKELIHOOD, Goal
 from raytrain.markdown import table
-from raytrain.trials import Trial, rank
+from raytrain.trials import Trial, pareto_front, rank, winner
 
 COLLAPSED_KL = 0.1
 """Nats per sample below which a latent code says practically nothing."""
@@ -20,7 +21,8 @@ COLLAPSED_KL = 0.1
 def trial_table(trials: list[Trial], title: str) -> Table:
     """One row a trial: state, progress, figures and the fields that the space has set."""
     table = Table(title=title, title_justify="left")
-    for column in ("trial", "state", "step", "bits/byte", "bound", "KL", "active", "time"):
+    bits = {"bits_per_byte": "bits/byte"} | ({LIKELIHOOD: "NLL"} if any(LIKELIHOOD in t.best for t in trials) else {})
+    for column in ("trial", "state", "step", *bits.values(), "bound", "KL", "active", "time"):
         table.add_column(column, justify="left" if column in ("trial", "state") else "right", no_wrap=True)
     table.add_column("fields", overflow="fold")
     for trial in trials:
@@ -29,13 +31,19 @@ def trial_table(trials: list[Trial], title: str) -> Table:
             trial.name,
             trial.status,
             f"{trial.step}/{trial.config.steps}",
-            *(f"{figures[name]:.3f}" if name in figures else "" for name in ("bits_per_byte",)),
+            *(f"{figures[name]:.3f}" if name in figures else "" for name in bits),
             *(f"{figures[name]:.1f}" if name in figures else "" for name in ("bound", "kl")),
             f"{figures['active_units']:.0f}" if figures else "",
             f"{trial.seconds:.0f} s",
-            "  ".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in trial.fields.items()),
+            _origin(trial)
+            + "  ".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in trial.fields.items()),
         )
     return table
+
+
+def _origin(trial: Trial) -> str:
+    """Marks a trial whose config the search was started from."""
+    return f"(from {trial.origin})  " if trial.origin else ""
 
 
 def _short(value: Any) -> str:
@@ -50,7 +58,9 @@ def markdown_table(trials: list[Trial]) -> str:
     for trial in trials:
         digits = {"bits_per_byte": 3, "kl": 2, "active_units": 0}
         figures = [f"{trial.best[name]:.{places}f}" if name in trial.best else "" for name, places in digits.items()]
-        fields = ", ".join(f"{name.rpartition('.')[2]} {_short(value)}" for name, value in trial.fields.items())
+        fields = _origin(trial) + ", ".join(
+            f"{name.rpartition('.')[2]} {_short(value)}" for name, value in trial.fields.items()
+        )
         # MLflow's page leaves no space between columns
         rows.append([f"{text}&nbsp;&nbsp;&nbsp;" for text in (trial.name, trial.status, *figures, fields)])
     return table(
@@ -91,16 +101,26 @@ class LiveTable:
         return Group(trial_table(list(self.trials.values()), f"{ended} of {self.num_samples} trials ended"))
 
 
-def summary(trials: list[Trial]) -> str:
-    """The trials from best to worst, as text; with a warning where the best has collapsed."""
-    ranked = rank(trials)
+def summary(trials: list[Trial], goal: Goal) -> str:
+    """The trials from best to worst and, where it was looked for, the front; with a warning where nothing can win
+    or the winner has collapsed."""
     console = Console(record=True, width=160, file=StringIO())
-    console.print(trial_table(ranked, "trials, best first"))
-    text = console.export_text()
-    best = ranked[0].best
-    if best and ranked[0].config.model_name != "byte_lstm" and best["kl"] < COLLAPSED_KL:
-        text += (
-            f"warning: the best trial's posterior has collapsed (KL {best['kl']:.3f} nats): "
-            "its latent code says nothing\n"
+    console.print(trial_table(rank(trials, goal), f"trials, best first: {goal}"))
+    if goal.objective == "pareto":
+        console.print(trial_table(pareto_front(trials), "the front: no trial beats these in both bound and KL"))
+    return console.export_text() + "".join(f"{line}\n" for line in remarks(trials, goal))
+
+
+def remarks(trials: list[Trial], goal: Goal) -> list[str]:
+    """What a user should know before trusting the winner."""
+    best, lines = winner(trials, goal), []
+    below = [trial for trial in trials if trial.best and not goal.reached(trial.best)]
+    if goal.min_kl and below:
+        names = ", ".join(trial.name for trial in below)
+        lines.append(f"no winners, since their KL is below {goal.min_kl:g} nats: {names}")
+    if best is not None and best.config.model_name != "byte_lstm" and best.best["kl"] < COLLAPSED_KL:
+        lines.append(
+            f"warning: the best trial's posterior has collapsed (KL {best.best['kl']:.3f} nats): "
+            "its latent code says nothing; --min-kl or --objective pareto look for one that does"
         )
-    return text
+    return lines

@@ -3,6 +3,7 @@
     python -m raytrain.train hybrid
     python -m raytrain.train hybrid --preset paper-ptb --data-path PTB --workers 2 --name ptb
     python -m raytrain.train byte_lstm --config config.json
+    python -m raytrain.train --best-of SEARCH --steps 10000 --seed 1
     python -m raytrain.train --resume NAME
 
 Started again with the same --name, or with --resume, it goes on where it stopped.
@@ -20,6 +21,7 @@ from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from raytrain.best_of import Winner, find_winner
 from raytrain.cli import OneLineParser, default_config, parse_choice, parse_fields, parse_options
 from raytrain.config import RunConfig, flatten, identity, to_dict
 from raytrain.errors import UserError, run_command
@@ -47,6 +49,8 @@ class TrainOptions:
 
     name: str | None = None
     """Name of the run; the same name resumes it. By default one that follows from the config."""
+    best_of: str | None = None
+    """Search whose winner's config is trained, changed by the options; or an MLflow experiment: its newest search."""
     resume: str | None = None
     """Name of a run to go on with; nothing else is needed but where its storage is."""
     storage: str | None = None
@@ -67,11 +71,18 @@ def main() -> None:
     """Check everything, then train, then report."""
     arguments = sys.argv[1:]
     looker = OneLineParser(prog="python -m raytrain.train", add_help=False, allow_abbrev=False)
-    for name in ("--resume", "--storage"):
+    for name in ("--resume", "--storage", "--best-of"):
         looker.add_argument(name)
+    looker.add_argument("--experiment", default=TrainOptions.experiment)
     looked = looker.parse_known_args(arguments)[0]
+    winner = None
     if looked.resume is not None:
         options, config, session = resumed_run(looked.resume, looked.storage, arguments)
+    elif looked.best_of is not None:
+        winner = find_winner(looked.best_of, looked.storage, looked.experiment)
+        options, config = read_command(arguments, has_gpus=False, winner=winner)
+        session = winner.open_session(config, options.storage)
+        print(f"config of trial {winner.trial} of the search {winner.search}", flush=True)
     else:
         options, config = read_command(arguments, has_gpus=False)
         session = open_session(config, options.storage)
@@ -79,19 +90,28 @@ def main() -> None:
 
     connect(options.address)
     cluster = read_cluster()
-    if cluster.has_gpus and looked.resume is None:
+    if cluster.has_gpus and looked.resume is None and winner is None:
         options, config = read_command(arguments, has_gpus=True)
         check_samples(config, session.corpus, options.workers)
     check_tracking(session.tracking_uri, cluster.num_nodes)
     gang = make_gang(options, cluster)
     cluster.admit(gang, 1, head_memory=float("inf"))
-    train(options, config, session, gang)
+    train(options, config, session, gang, winner)
 
 
-def read_command(arguments: list[str], has_gpus: bool) -> tuple[TrainOptions, RunConfig[Any]]:
-    """The options and the config that the command line describes."""
-    choice, rest = parse_choice("raytrain.train", arguments)
-    default = default_config(choice, full_size(choice.model) if has_gpus else "laptop")
+def read_command(
+    arguments: list[str], has_gpus: bool, winner: Winner | None = None
+) -> tuple[TrainOptions, RunConfig[Any]]:
+    """The options and the config that the command line describes, as changes to the config of ``winner`` if given."""
+    choice, rest = parse_choice("raytrain.train", arguments, winner.config.model_name if winner is not None else None)
+    if winner is None:
+        default = default_config(choice, full_size(choice.model) if has_gpus else "laptop")
+    elif choice.preset is not None or choice.file is not None:
+        raise UserError(f"--best-of {winner.search} says where to start from: give no --preset or --config beside it")
+    elif choice.model != winner.config.model_name:
+        raise UserError(f"--best-of {winner.search}: its winner is a {winner.config.model_name}, not a {choice.model}")
+    else:
+        default = winner.config
     options, config = parse_fields("raytrain.train", TrainOptions(), default, rest)
     if options.name is not None:
         check_name(options.name)
@@ -108,6 +128,8 @@ def resumed_run(name: str, storage: str | None, arguments: list[str]) -> tuple[T
     options = parse_options("raytrain.train", TrainOptions, arguments)
     if options.name is not None:
         raise UserError(f"--resume {name} takes no --name: the run goes on under its own")
+    if options.best_of is not None:
+        raise UserError(f"--resume {name} takes no --best-of: the run goes on as it was begun")
     return dataclasses.replace(options, name=name), config, reopen_session(storage, digest, path)
 
 
@@ -122,9 +144,10 @@ def make_gang(options: TrainOptions, cluster: Cluster) -> Gang:
     return Gang(options.workers, cpus, gpus)
 
 
-def train(options: TrainOptions, config: RunConfig[Any], session: Session, gang: Gang) -> None:
-    """Run the training and print what came of it."""
-
+def train(
+    options: TrainOptions, config: RunConfig[Any], session: Session, gang: Gang, winner: Winner | None = None
+) -> None:
+    """Run the training and print what came of it; ``winner`` is what the config is from."""
     corpus = session.corpus
     name = options.name or f"{config.model_name}-{identity(config, corpus.digest)[:8]}"
     own = claim_name(session.storage, name, config, corpus)
@@ -145,11 +168,12 @@ def train(options: TrainOptions, config: RunConfig[Any], session: Session, gang:
                 "seed": str(config.seed),
                 "workers": str(gang),
                 "place": place,
-            },
+            }
+            | ({"best_of": f"{winner.parent} trial {winner.trial}"} if winner is not None else {}),
         )
         note_run(session.storage.child(name), run)
         progress = f"raytrain/progress/{name}"
-        job = Job(to_dict(config), session.corpus_address(), place, asdict(run), gang.cpus, progress)
+        job = Job(to_dict(config), session.corpus_address(), place, asdict(run), gang.cpus, progress=progress)
         session.log_corpus(run)
         try:
             with shown_progress(progress, config.steps), TemporaryDirectory(prefix="raytrain-") as scratch:
@@ -157,14 +181,15 @@ def train(options: TrainOptions, config: RunConfig[Any], session: Session, gang:
         except BaseException as error:
             run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", repr(error))
             raise
-        run.finish("FAILED" if "error" in outcome else "FINISHED", outcome.get("error"))
+        reason = outcome.get("error") or outcome.get("hopeless")
+        run.finish("FAILED" if reason else "FINISHED", reason)
     else:
         print("this run has ended already; choose another --name to train again")
     if outcome.get("unsent"):
         unsent = session.storage.child(name).uri(UNSENT)
         print(f"{outcome['unsent']} records did not reach MLflow: python -m raytrain.tracking send {unsent}")
-    if "error" in outcome:
-        raise UserError(f"run {name} failed: {outcome['error']}")
+    if reason := outcome.get("error") or outcome.get("hopeless"):
+        raise UserError(f"run {name} failed: {reason}")
     best = outcome["best"]
     print(f"computed in {outcome['precision']} on {outcome['device']}")
     print(

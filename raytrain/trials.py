@@ -8,20 +8,24 @@ import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from raytrain.config import RunConfig, from_dict, to_dict
 from raytrain.errors import UserError
+from raytrain.goal import LIKELIHOOD, METRIC, Goal, front
 from raytrain.storage import Storage, StorageError
 
 if TYPE_CHECKING:
     import optuna
 
-METRIC = "bits_per_byte"
-"""What trials are compared on: the full bound on the same validation samples, whatever their annealing."""
-Status = Literal["waiting", "running", "interrupted", "finished", "stopped", "failed"]
-ENDED: tuple[Status, ...] = ("finished", "stopped", "failed")
+Status = Literal["waiting", "running", "interrupted", "finished", "stopped", "hopeless", "failed"]
+ENDED: tuple[Status, ...] = ("finished", "stopped", "hopeless", "failed")
 """A trial in one of these is not run again when its search is resumed."""
+FIGURES = ("bound", METRIC, "reconstruction", "kl", "active_units")
+"""What is kept of a trial's best evaluation ..."""
+LIKELIHOODS = ("nll", LIKELIHOOD)
+"""... and of one that also estimates the likelihood."""
 TRIALS = "trials"
 """Where under a search's storage its trials are, each in a folder that its identity names."""
 RECORD = "trial.json"
@@ -39,7 +43,7 @@ class Trial:
     identity: str
     config: RunConfig[Any]
     params: dict[str, Any]
-    """The values of the space's parameters, as Optuna drew them."""
+    """The values of the space's parameters, as Optuna drew them; empty if the space cannot express the config."""
     distributions: dict[str, str]
     """Their distributions, in Optuna's JSON."""
     fields: dict[str, Any]
@@ -59,6 +63,8 @@ class Trial:
     started_at: float = 0.0
     """Unix time of its first start; 0 before."""
     ended_at: float = 0.0
+    origin: str = ""
+    """What ``--start-from`` called its config; empty for one that was drawn."""
 
     @property
     def name(self) -> str:
@@ -84,21 +90,44 @@ class Trial:
         values = _decoded(json.loads(text))
         return cls(**{**values, "config": from_dict(values["config"])})
 
-    def known_to(self, study: optuna.Study) -> None:
+    @property
+    def on_the_space(self) -> bool:
+        """Whether it is a point of the search space: a config that a search starts from need not be."""
+        return not self.origin or bool(self.distributions)
+
+    def told(self, goal: Goal) -> tuple[optuna.trial.TrialState, list[float] | None]:
+        """What Optuna learns of a trial that has ended.
+
+        One that diverged before its first evaluation is pruned, which is worse than any value; one that failed
+        says nothing about its point.
+        """
+        from optuna.trial import TrialState
+
+        if self.status != "failed" and math.isfinite(self.best.get(goal.metric, math.nan)):
+            return TrialState.COMPLETE, goal.values(self.best)
+        if self.status == "hopeless" and goal.objective != "pareto":  # Optuna prunes no trial with two values
+            return TrialState.PRUNED, None
+        return TrialState.FAIL, None
+
+    def known_to(self, study: optuna.Study, goal: Goal) -> None:
         """Tell Optuna of a trial that ended before the search was resumed."""
         import optuna
 
+        if not self.on_the_space:
+            return
         distributions = optuna.distributions
-        finished = self.status != "failed" and not math.isnan(self.best.get(METRIC, math.nan))
+        state, values = self.told(goal)
         study.add_trial(
             optuna.trial.create_trial(
-                state=optuna.trial.TrialState.COMPLETE if finished else optuna.trial.TrialState.FAIL,
+                state=state,
                 params=self.params,
                 distributions={
                     name: distributions.json_to_distribution(text) for name, text in self.distributions.items()
                 },
-                value=self.best[METRIC] if finished else None,
-                intermediate_values={entry["step"]: entry[METRIC] for entry in self.history},
+                values=values,
+                intermediate_values=(
+                    {entry["step"]: goal.score(entry) for entry in self.history} if len(goal.directions) == 1 else None
+                ),
             )
         )
 
@@ -199,16 +228,27 @@ class Records:
             pause = min(2 * pause, 15.0)
 
 
-def rank(trials: list[Trial]) -> list[Trial]:
+def rank(trials: list[Trial], goal: Goal) -> list[Trial]:
     """The trials from best to worst; those without figures last."""
-    values = (trial.best.get(METRIC, math.nan) for trial in trials)
-    order = [math.inf if math.isnan(value) else value for value in values]
-    return [trials[index] for index in sorted(range(len(trials)), key=order.__getitem__)]
+    return sorted(trials, key=lambda trial: goal.score(trial.best))
 
 
-def table(trials: list[Trial]) -> dict[str, list[Any]]:
+def winner(trials: list[Trial], goal: Goal) -> Trial | None:
+    """The best of those that may win, if there is one."""
+    return next((trial for trial in rank(trials, goal) if goal.reached(trial.best)), None)
+
+
+def pareto_front(trials: list[Trial]) -> list[Trial]:
+    """The trials that no other beats in both a lower bound and a larger KL, by rising bound."""
+    usable = [trial for trial in trials if math.isfinite(trial.best.get(METRIC, math.nan))]
+    return [usable[index] for index in front([(trial.best[METRIC], trial.best["kl"]) for trial in usable])]
+
+
+def table(trials: list[Trial], goal: Goal) -> dict[str, list[Any]]:
     """One row a trial, as columns: what ``trials.parquet`` holds."""
-    rows = [_row(trial) for trial in trials]
+    places = {trial.number: place for place, trial in enumerate(rank(trials, goal), 1)}
+    on_front = {trial.number for trial in pareto_front(trials)}
+    rows = [{**_row(trial), "place": places[trial.number], "front": trial.number in on_front} for trial in trials]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 
@@ -220,6 +260,7 @@ def _row(trial: Trial) -> dict[str, Any]:
         "run_id": trial.run.get("run_id", ""),
         "status": trial.status,
         "reason": trial.reason,
+        "origin": trial.origin,
         "model": trial.config.model_name,
         "length": trial.config.length,
         "seed": trial.config.seed,
@@ -229,7 +270,8 @@ def _row(trial: Trial) -> dict[str, Any]:
         "started_at": trial.started_at,
         "ended_at": trial.ended_at,
     }
-    row |= {name: trial.best.get(name) for name in ("bound", "bits_per_byte", "reconstruction", "kl", "active_units")}
+    row |= {name: trial.best.get(name) for name in FIGURES}
+    row |= {name: trial.best[name] for name in LIKELIHOODS if name in trial.best}
     # a column has one type: values of several kinds, and lists, go in as text
     row |= {f"param/{name}": value for name, value in trial.params.items()}
     return row | {f"field/{name}": _plain(value) for name, value in trial.fields.items()}
@@ -237,3 +279,16 @@ def _row(trial: Trial) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, (list, tuple, dict)) else value
+
+
+def write_table(trials: list[Trial], goal: Goal, file: Path) -> None:
+    """Write one row a trial to a Parquet file; a column of several kinds of value is written as text."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {}
+    for name, values in table(trials, goal).items():
+        kinds = {type(value) for value in values if value is not None}
+        mixed = len(kinds) > 1 and not kinds <= {int, float}
+        columns[name] = [None if value is None else json.dumps(value) for value in values] if mixed else values
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)

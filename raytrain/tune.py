@@ -4,6 +4,7 @@
     python -m raytrain.tune lstm_vae --data tweets --data-path tweets.txt.gz --num-samples 12
     python -m raytrain.tune hybrid --space my_space.py --workers-per-trial 2
     python -m raytrain.tune --space paper_fig4 --budget small --data ptb
+    python -m raytrain.tune hybrid --min-kl 2 --start-from config.json
     python -m raytrain.tune --resume NAME
 
 Without a GPU the defaults are a search of a few minutes on a laptop; on a cluster with GPUs they are the
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -22,11 +24,13 @@ from typing import TYPE_CHECKING, Any
 from raytrain.cli import OneLineParser, default_config, parse_choice, parse_fields, parse_options
 from raytrain.config import ModelName, RunConfig, flatten, override, to_dict
 from raytrain.errors import UserError, run_command
+from raytrain.goal import Goal, Objective
 from raytrain.plan import PLAN, Plan, read_plan
 from raytrain.presets import full_size
 from raytrain.resources import Cluster, Gang, connect, read_cluster
 from raytrain.session import Session, check_name, check_samples, open_session, open_storage_root, reopen_session
 from raytrain.space import Algorithm, Space, check_space, grid, load_space
+from raytrain.start import read_starts
 
 if TYPE_CHECKING:
     from raytrain.search import Search
@@ -47,6 +51,13 @@ class TuneOptions:
     """One of the space's budgets, where it has any; default its first."""
     algorithm: Algorithm | None = None
     """How points are chosen; default what the space says, otherwise tpe."""
+    objective: Objective = "bound"
+    """What is looked for: the lowest bound, the lowest importance-weighted likelihood estimate (nll), or the trials
+    that none beats in both bound and KL (pareto: no trial is stopped for others)."""
+    min_kl: float = 0.0
+    """KL in nats per sample without which a trial is no winner."""
+    start_from: tuple[str, ...] = ()
+    """Configs that are tried first: config.json files, run folders, MLflow run ids, models:/NAME@ALIAS."""
     time_budget: float | None = None
     """Seconds after which running trials are interrupted; --resume goes on with them."""
     max_concurrent: int | None = None
@@ -109,21 +120,27 @@ def new_search(arguments: list[str]) -> Search:
     options, space, bases, size = read_command(arguments, has_gpus=False)
     check_options(options)
     budget, algorithm = space.budget(options.budget), options.algorithm or space.algorithm
+    check_goal(Goal(options.objective, options.min_kl), bases)
     points = check_space(space, bases, budget, algorithm, next(iter(bases.values())).seed)
     session = open_session(next(iter(bases.values())), options.storage)
-    check_all(points, session, options.workers_per_trial)
+    starts = read_starts(options.start_from, bases)
+    check_all([*points, *(start.config for start in starts)], session, options.workers_per_trial)
 
     connect(options.address)
     cluster = read_cluster()
     if cluster.has_gpus:
         options, space, bases, size = read_command(arguments, has_gpus=True)
         points = check_space(space, bases, budget, algorithm, next(iter(bases.values())).seed)
-        check_all(points, session, options.workers_per_trial)
-    num_samples = options.num_samples or (len(grid(space, budget)) if algorithm == "grid" else NUM_SAMPLES)
+        starts = read_starts(options.start_from, bases)
+        check_all([*points, *(start.config for start in starts)], session, options.workers_per_trial)
+    num_samples = options.num_samples or (
+        len(grid(space, budget)) + len(starts) if algorithm == "grid" else max(NUM_SAMPLES, len(starts))
+    )
     first = next(iter(bases.values()))
     plan = Plan(
         space, bases, budget, algorithm, session.corpus.digest, num_samples, first.seed,
         {name: getattr(options, name) for name in WORKERS}, options.experiment, str(session.corpus.path),
+        options.objective, options.min_kl, starts,
     )  # fmt: skip
     kind = first.model_name if len(bases) == 1 else space.name
     name = options.name or f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -166,10 +183,23 @@ def check_options(options: TuneOptions) -> None:
         check_name(options.name)
     if options.num_samples is not None and options.num_samples < 1:
         raise UserError(f"--num-samples is {options.num_samples}: a search needs at least one trial")
+    if options.num_samples is not None and options.num_samples < len(options.start_from):
+        raise UserError(
+            f"--num-samples is {options.num_samples}: the {len(options.start_from)} of --start-from count among them"
+        )
+    if not (options.min_kl >= 0 and math.isfinite(options.min_kl)):
+        raise UserError(f"--min-kl is {options.min_kl:g}: give nats of at least 0")
     if options.max_concurrent is not None and options.max_concurrent < 1:
         raise UserError(f"--max-concurrent is {options.max_concurrent}: at least one trial must run")
     if options.time_budget is not None and not options.time_budget > 0:
         raise UserError(f"--time-budget is {options.time_budget:g}: give a number of seconds above 0")
+
+
+def check_goal(goal: Goal, bases: dict[ModelName, RunConfig[Any]]) -> None:
+    """Refuse to look for a KL where no model has a latent code."""
+    if set(bases) == {"byte_lstm"} and (goal.objective == "pareto" or goal.min_kl):
+        option = "--objective pareto" if goal.objective == "pareto" else f"--min-kl {goal.min_kl:g}"
+        raise UserError(f"{option}: byte_lstm has no latent code, so its KL is 0")
 
 
 def check_all(points: list[RunConfig[Any]], session: Session, workers: int) -> None:
@@ -211,12 +241,20 @@ def resumed_search(arguments: list[str]) -> Search:
     plan = read_plan(storage.child(looked.resume))
     if plan is None:
         raise UserError(f"--resume {looked.resume}: there is no such search in {storage.uri()}")
-    default = TuneOptions(num_samples=plan.num_samples, experiment=plan.experiment, **plan.workers)
+    default = TuneOptions(
+        num_samples=plan.num_samples,
+        experiment=plan.experiment,
+        objective=plan.objective,
+        min_kl=plan.min_kl,
+        start_from=tuple(start.reference for start in plan.starts),
+        **plan.workers,
+    )
     options = parse_options("raytrain.tune", TuneOptions, arguments, default)
     check_options(options)
-    for option in ("space", "budget", "algorithm", "name"):
-        if getattr(options, option) is not None:
-            raise UserError(f"--resume {looked.resume} takes no --{option}: the search goes on as it was begun")
+    for option in ("space", "budget", "algorithm", "name", "objective", "min_kl", "start_from"):
+        if getattr(options, option) != getattr(default, option):
+            name = option.replace("_", "-")
+            raise UserError(f"--resume {looked.resume} takes no --{name}: the search goes on as it was begun")
     if options.experiment != plan.experiment:
         raise UserError(f"--resume {looked.resume}: the search is in experiment {plan.experiment}")
     session = reopen_session(looked.storage, plan.corpus, plan.corpus_path)
@@ -244,7 +282,13 @@ def admit(name: str, plan: Plan, session: Session, cluster: Cluster, options: Tu
         f"search-{name}",
         name,
         config=to_dict(first),
-        parameters=flatten(first) | {"search.num_samples": plan.num_samples, "search.algorithm": plan.algorithm},
+        parameters=flatten(first)
+        | {
+            "search.num_samples": plan.num_samples,
+            "search.algorithm": plan.algorithm,
+            "search.objective": plan.objective,
+            "search.min_kl": plan.min_kl,
+        },
         tags={
             "corpus": plan.corpus,
             "seed": str(plan.seed),
@@ -289,7 +333,8 @@ def describe(name: str, plan: Plan, session: Session, gang: Gang, concurrent: in
     print(
         f"corpus {corpus.name}: {corpus.split('train').num_bytes:,} bytes, digest {corpus.digest[:12]}\n"
         f"search {name}: {plan.num_samples} trials ({plan.space.name}, {plan.algorithm}), {concurrent} at a time, "
-        f"each {gang} on {'GPUs' if gang.gpus else 'CPUs'}, kept in {session.storage.uri(name)}",
+        f"each {gang} on {'GPUs' if gang.gpus else 'CPUs'}, kept in {session.storage.uri(name)}\n"
+        f"looked for: {plan.goal}" + "".join(f"\nstarts from {start.reference}" for start in plan.starts),
         flush=True,
     )
 

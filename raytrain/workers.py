@@ -41,6 +41,10 @@ class Job:
     """Address of its MLflow run: the fields of ``tracking.Run``."""
     cpus: float
     """CPUs of a worker: its threads."""
+    draws: int = 0
+    """Draws of z for the likelihood at each evaluation."""
+    unigram: float | None = None
+    """Bits per byte above which a trial is hopeless; a run that is no trial is never."""
     progress: str | None = None
     """Key of Ray's store under which the latest metrics are put for whoever shows them."""
 
@@ -129,6 +133,7 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
     import torch
 
     from raytrain.data.store import open_anywhere
+    from raytrain.hopeless import HopelessError
     from raytrain.loop import train
     from raytrain.storage import open_storage
 
@@ -137,15 +142,15 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
     storage = open_storage(job.storage)
     report = RayReport(job, config, world.rank, node, send)
     try:
-        trained = train(config, open_anywhere(job.corpus), world, storage.child(CHECKPOINTS), report)
+        trained = train(config, open_anywhere(job.corpus), world, storage.child(CHECKPOINTS), report, job.draws)
         outcome: dict[str, Any] = asdict(trained)
-    except FloatingPointError as error:
+    except (FloatingPointError, HopelessError) as error:
         # the same would happen again: an outcome, not something to retry
-        outcome = {"error": str(error)}
+        outcome = {"hopeless": str(error)}
     unsent = report.close(storage)
     if world.rank == 0:
         outcome["unsent"] = unsent
-        if "error" not in outcome:
+        if "hopeless" not in outcome:
             outcome["samples"] = final_samples(job)
         storage.write(OUTCOME, json.dumps(outcome).encode())
 
@@ -183,7 +188,8 @@ class RayReport:
         from raytrain.tracking import MetricWriter, Run, SystemMetrics, host_tags
 
         self.send = send
-        self.steps = config.steps
+        self.config = config
+        self.unigram = job.unigram
         self.annealing_end = annealing_end(config.objective, config.steps)
         self.progress = job.progress
         self.writer: MetricWriter | None = None
@@ -217,12 +223,17 @@ class RayReport:
         self.writer.replay(records)
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        from raytrain.hopeless import HopelessError, why_hopeless
+
+        hopeless = None if self.unigram is None else why_hopeless(self.config, step, metrics, self.unigram)
         # no trial is stopped before its own annealing has ended, nor while it writes its outcome
-        comparable = self.annealing_end <= step < self.steps
+        comparable = self.annealing_end <= step < self.config.steps and hopeless is None
         if comparable and self.writer is not None:
             # the scheduler's answer may be to kill this process
             self.writer.flush(self.FLUSH_S)
         self.send({"step": step, **metrics} | ({RUNG: step} if comparable else {}))
+        if hopeless is not None:
+            raise HopelessError(hopeless)  # on every rank: all have the same figures
 
     def close(self, storage: Storage) -> int:
         """Send what waits; what cannot be sent is kept under ``storage``. Returns the number of such records."""

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from raytrain import trials as module
 from raytrain.errors import UserError
-from raytrain.search import write_table
+from raytrain.goal import METRIC, Goal
 from raytrain.storage import FolderStorage, StorageError
-from raytrain.trials import METRIC, RECORD, TRIALS, Records, Trial, rank, table
+from raytrain.trials import RECORD, TRIALS, Records, Trial, rank, table, write_table
 from tests.conftest import tiny_config
 
 CONFIG = tiny_config("hybrid")
@@ -189,7 +189,7 @@ def test_a_storage_that_comes_back_is_waited_for(tmp_path: Path, monkeypatch: py
 def test_the_best_come_first_and_those_without_figures_last() -> None:
     values = [2.5, math.nan, 2.3, None, math.inf, 2.4]
     trials = [a_trial(number, best={} if value is None else {METRIC: value}) for number, value in enumerate(values)]
-    ranked = [trial.number for trial in rank(trials)]
+    ranked = [trial.number for trial in rank(trials, Goal())]
     assert ranked[:3] == [2, 5, 0]
     assert set(ranked[3:]) == {1, 3, 4}
 
@@ -213,9 +213,9 @@ def test_the_table_has_one_row_a_trial_whatever_its_columns_hold(tmp_path: Path)
         ),
         a_trial(2, params={"mixed": 1.5, "flag": 3}, best={METRIC: math.nan, "kl": math.inf}),
     ]
-    columns = table(trials)
+    columns = table(trials, Goal())
     assert {len(values) for values in columns.values()} == {3}
-    write_table(trials, tmp_path / "trials.parquet")
+    write_table(trials, Goal(), tmp_path / "trials.parquet")
     found = pyarrow.parquet.read_table(tmp_path / "trials.parquet").to_pydict()
     assert list(found) == list(columns)
     assert found["number"] == [0, 1, 2]
@@ -236,7 +236,7 @@ def test_the_table_has_one_row_a_trial_whatever_its_columns_hold(tmp_path: Path)
 
 
 def test_a_table_of_nothing_can_be_read(tmp_path: Path) -> None:
-    write_table([], tmp_path / "trials.parquet")
+    write_table([], Goal(), tmp_path / "trials.parquet")
     assert pyarrow.parquet.read_table(tmp_path / "trials.parquet").num_rows == 0
 
 
@@ -270,7 +270,7 @@ def test_optuna_is_told_the_best_of_what_ended() -> None:
     ]
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
     for trial in trials:
-        trial.known_to(study)
+        trial.known_to(study, Goal())
     states = optuna.trial.TrialState
     assert [told.state for told in study.trials] == [states.COMPLETE] * 2 + [states.FAIL] * 4
     assert [told.value for told in study.trials] == [2.2, 2.4, None, None, None, None]

@@ -42,6 +42,10 @@ class TrialRow:
     """The fields of the config that the space has set."""
     model: str = ""
     length: int = 0
+    place: int = 0
+    """Where it stands among all by what the search looks for, from 1; 0 if the table does not say."""
+    origin: str = ""
+    """What its config was called, where the search was started from it."""
 
     @property
     def label(self) -> str:
@@ -55,8 +59,9 @@ class TrialRow:
 
 
 def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """The trials that have a bound, best first. By byte, since a search may vary the length of samples."""
-    return sorted((row for row in rows if row.scored), key=lambda row: (row.bits_per_byte, row.number))
+    """The trials that have a bound, best first by what the search looks for: where the table does not say, by byte,
+    since a search may vary the length of samples."""
+    return sorted((row for row in rows if row.scored), key=lambda row: (row.place, row.bits_per_byte, row.number))
 
 
 def read_trials(file: Path) -> list[TrialRow]:
@@ -79,7 +84,7 @@ def read_trials(file: Path) -> list[TrialRow]:
 
 def _row(entry: dict[str, Any]) -> TrialRow:
     known = {key: value for key, value in entry.items() if key in TrialRow.__dataclass_fields__ and value is not None}
-    for name in ("number", "step", "steps", "length"):
+    for name in ("number", "step", "steps", "length", "place"):
         known[name] = int(known.get(name, 0))
     for name, value in known.items():
         if isinstance(value, float) and not math.isfinite(value):

@@ -30,6 +30,7 @@ from raytrain.figures.style import (
     plain,
     upper_limit,
 )
+from raytrain.goal import front
 from raytrain.objective import kl_weight
 from raytrain.tables import COLLAPSED_KL
 
@@ -107,12 +108,7 @@ def _limit(axes: Axes, values: Sequence[float]) -> None:
 def pareto_front(rows: Sequence[TrialRow]) -> list[TrialRow]:
     """The trials that no other beats in both a lower bound and a higher KL, by KL."""
     usable = [row for row in ranked(rows) if math.isfinite(row.kl)]
-    front: list[TrialRow] = []
-    # by rising bound; of equal bounds the one with the larger KL comes first
-    for row in sorted(usable, key=lambda row: (row.bits_per_byte, -row.kl, row.number)):
-        if not front or row.kl > front[-1].kl:
-            front.append(row)
-    return front
+    return [usable[index] for index in front([(row.bits_per_byte, row.kl) for row in usable])]
 
 
 def bound_against_kl(rows: Sequence[TrialRow]) -> Figure:
@@ -127,9 +123,9 @@ def bound_against_kl(rows: Sequence[TrialRow]) -> Figure:
     axes.axvspan(
         -1e9, COLLAPSED_KL, color=PALE, alpha=0.6, linewidth=0, label=f"collapsed (KL < {COLLAPSED_KL:g})", zorder=0
     )
-    front = pareto_front(usable)
+    best = pareto_front(usable)
     axes.plot(
-        *([row.kl for row in front], [row.bits_per_byte for row in front]),
+        *([row.kl for row in best], [row.bits_per_byte for row in best]),
         color=INK,
         linewidth=1.2,
         drawstyle="steps-pre",
@@ -150,7 +146,7 @@ def bound_against_kl(rows: Sequence[TrialRow]) -> Figure:
     kl_high = max(row.kl for row in usable)
     axes.set_xlim(-0.03 * max(kl_high, 1.0), 1.06 * max(kl_high, 1.0))
     _limit(axes, [row.bits_per_byte for row in usable])
-    _name_points(axes, front)
+    _name_points(axes, best)
     explain(axes)
     return figure
 

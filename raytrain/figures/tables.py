@@ -20,7 +20,7 @@ def trial_cells(rows: Sequence[TrialRow]) -> tuple[list[str], list[list[str]]]:
     head = ["trial", "status", "bits/byte", "bound", "KL", "active", "step", "time", *names]
     cells = [
         [
-            row.label,
+            f"{row.label} (from {short(row.origin, 24)})" if row.origin else row.label,
             row.status,
             number(row.bits_per_byte, 3),
             number(row.bound, 1),
