@@ -1,0 +1,33 @@
+"""What a search has left behind on the Ray instance that this process has joined."""
+
+from __future__ import annotations
+
+import time
+
+import ray
+
+
+def leftovers() -> list[str]:
+    """Actors, placement groups, demand, and CPUs that are not free."""
+    from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray.util.state import list_actors, list_placement_groups
+
+    actors = list_actors(filters=[("state", "!=", "DEAD")], limit=1000)
+    left = [f"actor {actor.class_name}" for actor in actors if "AutoscalingCoordinator" not in actor.class_name]
+    groups = list_placement_groups(filters=[("state", "!=", "REMOVED")], limit=1000)
+    left += [f"placement group {group.placement_group_id} {group.state}" for group in groups]
+    demands = get_cluster_status(ray.get_runtime_context().gcs_address).resource_demands
+    wanted = [*demands.ray_task_actor_demand, *demands.placement_group_demand, *demands.cluster_constraint_demand]
+    left += [f"demand {demand}" for demand in wanted]
+    free, total = ray.available_resources().get("CPU"), ray.cluster_resources()["CPU"]
+    if free != total:
+        left.append(f"CPUs {free} of {total}")
+    return left
+
+
+def assert_nothing_left(seconds: float = 60) -> None:
+    """Fail if anything is left after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while left := leftovers():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
