@@ -12,11 +12,12 @@ def leftovers() -> list[str]:
     from ray.autoscaler.v2.sdk import get_cluster_status
     from ray.util.state import list_actors, list_placement_groups
 
-    actors = list_actors(filters=[("state", "!=", "DEAD")], limit=1000)
+    address = ray.get_runtime_context().gcs_address  # there may be other instances on the machine
+    actors = list_actors(address, filters=[("state", "!=", "DEAD")], limit=1000)
     left = [f"actor {actor.class_name}" for actor in actors if "AutoscalingCoordinator" not in actor.class_name]
-    groups = list_placement_groups(filters=[("state", "!=", "REMOVED")], limit=1000)
+    groups = list_placement_groups(address, filters=[("state", "!=", "REMOVED")], limit=1000)
     left += [f"placement group {group.placement_group_id} {group.state}" for group in groups]
-    demands = get_cluster_status(ray.get_runtime_context().gcs_address).resource_demands
+    demands = get_cluster_status(address).resource_demands
     wanted = [*demands.ray_task_actor_demand, *demands.placement_group_demand, *demands.cluster_constraint_demand]
     left += [f"demand {demand}" for demand in wanted]
     free, total = ray.available_resources().get("CPU"), ray.cluster_resources()["CPU"]

@@ -25,7 +25,7 @@ from raytrain.trials import Records, Trial
 from tests.leftovers import assert_nothing_left
 from tests.scripted import ENDS, SCRIPT, SPACE, STEPS
 
-LIMIT_S = 900
+LIMIT_S = 1800
 """A search that takes longer hangs; alone on the machine it takes a tenth of that."""
 ARGUMENTS = (
     f"hybrid --model.feature-maps 8 16 --model.decoder-maps 16 8 --model.latent 4 --model.hidden 16 --length 16 "
