@@ -39,10 +39,13 @@ ENDS = {
 
 
 def bits(number: int, step: int) -> float:
-    """What the trial's evaluation says: good ones beat all before them, whatever runs beside them."""
+    """What the trial's evaluation says, such that ASHA decides the same in whatever order trials come to a rung.
+
+    Good ones are all alike, and so never worse than the median there; a bad one is worse than all before it.
+    """
     kind = SCRIPT[number]
-    good = 2.0 - number / 100 - step / 1000 - (0.5 if kind == "killed once" else 0.0)
-    return 5.0 + number / 10 if kind == "bad" or (kind == "late" and step > STEPS // 8) else good
+    bad = kind == "bad" or (kind == "late" and step > STEPS // 8)
+    return 5.0 + number / 10 if bad else 2.0 - step / 1000
 
 
 def number_of(config: dict[str, Any]) -> int:
