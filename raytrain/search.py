@@ -192,7 +192,9 @@ class Proposals(Searcher):
             self.scheduler.recall(trial_id, trial.history)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Tune passes an evaluation on."""
+        """Tune passes an evaluation on, or says that a trial has ended without any."""
+        if METRIC not in result:
+            return
         point, goal = self._points.get(self._by_tune[trial_id].identity), self.search.plan.goal
         if point is not None and len(goal.directions) == 1:  # Optuna takes none where there are two
             point.report(goal.score(result), int(result["step"]))
@@ -227,7 +229,12 @@ def run_gang(values: dict[str, Any]) -> None:
 
 
 def run_alone(values: dict[str, Any]) -> None:
-    """Tune's trainable for trials of one worker: it has the worker's resources and trains by itself."""
+    """Tune's trainable for trials of one worker: it has the worker's resources and trains by itself.
+
+    Its process runs one trial after the other, so that only the first waits for it to start.
+    """
+    # a trial that was stopped may have a checkpoint to upload before the next one begins
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "600"
     work_alone(Job(**values["job"]), Gang(**values["gang"]), tune.report)
 
 
@@ -354,7 +361,8 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own banner; `show` is what the user sees
     # Tune's handler would end the search as if it had run to its end
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    # a trial may end before its first evaluation, and the score that ASHA compares is made here, not by the trial
+    # a trial that ends before its first evaluation would end the whole search; and the score that ASHA compares is
+    # made here, not by the trial
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     keep_keys_from_ray()
     steps = max(config.steps for config in search.plan.bases.values())
@@ -393,7 +401,7 @@ def make_tuner(
             scheduler=scheduler,
             num_samples=num_left,
             max_concurrent_trials=search.concurrent,
-            reuse_actors=False,
+            reuse_actors=alone,
         ),
         run_config=tune.RunConfig(
             name=search.name,

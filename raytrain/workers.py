@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raytrain.config import RunConfig, from_dict
+from raytrain.errors import UserError
 from raytrain.reference import CHECKPOINTS
 from raytrain.resources import Gang
 
@@ -25,7 +27,28 @@ OUTCOME = "outcome.json"
 RUNG = "comparable_step"
 """A run's step as the scheduler of a search sees it: reported only while the run may be stopped."""
 RETRIES = 3
-"""Deaths of workers, and then of controllers, that a run survives."""
+"""Deaths of its processes, in training or while they start, that a run survives."""
+CERTAIN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    TypeError,
+    UserError,
+    ValueError,
+)
+"""Errors that come back when the same is done again: a run ends with them at once."""
+TRAIN_SETTINGS = {
+    # Ray Train looks after its workers this often, and passes on at most one evaluation each time
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # an autoscaler may take minutes; by default Ray gives up after one and asks anew, for ever
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3600",
+}
+"""Ray Train's settings where the user has not set them."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,18 +75,23 @@ class Job:
 def fit(job: Job, gang: Gang, name: str, scratch: str, callbacks: list[Any] | None = None) -> dict[str, Any]:
     """Train the run on a gang of workers; returns its outcome. Ray's own bookkeeping goes to ``scratch``.
 
-    A dead worker restarts the gang from the newest checkpoint. Ray's controller has no restarts of its
-    own, so a bounded retry stands around it.
+    Where a process of the gang dies, another gang goes on from the newest checkpoint, ``RETRIES`` times.
+    The retries are here and not in Ray's controller, which neither survives its own death, nor bounds
+    those while workers start, nor tells an error that will come back from one that may not.
 
     Raises:
-        ray.train.TrainingFailedError: the run failed more often than it may.
+        ray.exceptions.RayActorError, ray.train.TrainingFailedError: the run failed for good.
     """
     import ray
     from ray.exceptions import RayActorError
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal import constants as train_constants
 
+    from raytrain.gangs import LastMoments
+
+    for variable, value in TRAIN_SETTINGS.items():
+        os.environ.setdefault(variable, value)
     # Ray's cleaner of placement groups asks "the" cluster of its host who is alive; with two on one host
     # it gives up, unless it is told which one is its own.
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
@@ -79,16 +107,18 @@ def fit(job: Job, gang: Gang, name: str, scratch: str, callbacks: list[Any] | No
                 name=name,
                 # checkpoints are ours; a place of its own keeps Ray from resuming an attempt in its own way
                 storage_path=tempfile.mkdtemp(dir=scratch),
-                failure_config=FailureConfig(max_failures=RETRIES),
-                callbacks=callbacks or [],
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+                callbacks=[*(callbacks or []), LastMoments()],
             ),
         )
         try:
             trainer.fit()
             break
-        except RayActorError:
-            if attempt == RETRIES:
+        except (RayActorError, TrainingFailedError) as error:
+            failures = getattr(error, "worker_failures", {})
+            if attempt == RETRIES or any(isinstance(failure, CERTAIN) for failure in failures.values()):
                 raise
+            _log.warning("a gang of %s ended, another goes on from its newest checkpoint: %s", name, error)
     return read_outcome(job.storage) or {"error": "the run ended without an outcome"}
 
 
@@ -145,8 +175,16 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
         trained = train(config, open_anywhere(job.corpus), world, storage.child(CHECKPOINTS), report, job.draws)
         outcome: dict[str, Any] = asdict(trained)
     except (FloatingPointError, HopelessError) as error:
-        # the same would happen again: an outcome, not something to retry
-        outcome = {"hopeless": str(error)}
+        outcome = {"hopeless": str(error)}  # of the same figures on every worker
+    except CERTAIN as error:
+        if world.size > 1:
+            raise  # the others may be waiting for this worker
+        _log.exception("the run has failed")
+        outcome = {"error": f"{type(error).__name__}: {error}"}
+    except SystemExit:
+        # Tune has stopped the trial, and its process goes on with another
+        report.close(storage)
+        raise
     unsent = report.close(storage)
     if world.rank == 0:
         outcome["unsent"] = unsent
@@ -186,6 +224,7 @@ class RayReport:
     ) -> None:
         from raytrain.objective import annealing_end
         from raytrain.tracking import MetricWriter, Run, SystemMetrics, host_tags
+        from raytrain.tracking.server import connect
 
         self.send = send
         self.config = config
@@ -198,6 +237,7 @@ class RayReport:
         if rank != 0 and node is None:
             return
         run = Run(**job.tracking)
+        connect(run.uri)  # imports MLflow before there are threads: two that import it at once can fail
         if rank == 0:
             run.set_tags(host_tags())
             self.writer = MetricWriter(run.uri, run.run_id)

@@ -15,6 +15,7 @@ import ray
 
 from raytrain import checkpoint
 from raytrain.storage import open_storage
+from tests.leftovers import assert_nothing_left
 
 TINY = (
     "--model.feature-maps 8 16 --model.decoder-maps 16 8 --model.latent 4 --model.hidden 16 --length 16 "
@@ -70,31 +71,6 @@ def mlflow_runs(home: Path) -> list[Any]:
     experiment = client.get_experiment_by_name("raytrain")
     assert experiment is not None
     return list(client.search_runs([experiment.experiment_id]))
-
-
-def leftovers() -> list[str]:
-    """Actors, placement groups, demand and CPUs that a search has left behind."""
-    from ray.autoscaler.v2.sdk import get_cluster_status
-    from ray.util.state import list_actors, list_placement_groups
-
-    address = ray.get_runtime_context().gcs_address  # there may be other instances on this machine
-    actors = list_actors(address=address, filters=[("state", "!=", "DEAD")], limit=1000)
-    left = [f"actor {actor.class_name}" for actor in actors if "AutoscalingCoordinator" not in actor.class_name]
-    groups = list_placement_groups(address=address, filters=[("state", "!=", "REMOVED")], limit=1000)
-    left += [f"placement group {group.placement_group_id} {group.state}" for group in groups]
-    demands = get_cluster_status(address).resource_demands
-    wanted = [*demands.ray_task_actor_demand, *demands.placement_group_demand, *demands.cluster_constraint_demand]
-    left += [f"demand {demand}" for demand in wanted]
-    if ray.available_resources().get("CPU") != 2.0:
-        left.append(f"CPUs {ray.available_resources().get('CPU')} of 2")
-    return left
-
-
-def assert_nothing_left(seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while left := leftovers():
-        assert time.monotonic() < deadline, left
-        time.sleep(0.5)
 
 
 def test_a_search_of_two_worker_trials_on_two_cpus_ends_and_leaves_nothing(cluster: str, home: Path) -> None:

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from raytrain import workers
 from raytrain.config import ObjectiveConfig, to_dict
+from raytrain.loop import World
+from raytrain.resources import Gang
 from raytrain.search import Halving
-from raytrain.workers import RUNG, Job, RayReport
+from raytrain.storage import StorageError
+from raytrain.workers import RUNG, Job, RayReport, work_alone
 from tests.conftest import tiny_config
 
 
@@ -42,3 +47,58 @@ def test_a_resumed_search_stops_what_earlier_trials_have_beaten() -> None:
         trial = SimpleNamespace(trial_id="new")
         scheduler.on_trial_add(None, trial)
         assert scheduler.on_trial_result(None, trial, {"bits_per_byte": 2.4, RUNG: 10}) == decision
+
+
+class Silent:
+    """Takes the place of the report that writes to MLflow."""
+
+    closed = 0
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def close(self, storage: Any) -> int:
+        Silent.closed += 1
+        return 0
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Runs the worker of a run whose training raises the given error; returns its outcome."""
+    monkeypatch.setattr(workers, "RayReport", Silent)
+    monkeypatch.setattr("raytrain.data.store.open_anywhere", lambda address: None)
+    monkeypatch.setattr(Silent, "closed", 0)
+    job = Job(to_dict(tiny_config("hybrid")), {}, str(tmp_path), {}, 1.0)
+
+    def fail(error: BaseException, world: World | None = None) -> Any:
+        def train(*arguments: Any) -> None:
+            raise error
+
+        monkeypatch.setattr("raytrain.loop.train", train)
+        if world is not None:
+            return workers.run(job, world, print, node=None)
+        return work_alone(job, Gang(1, 1.0, 0.0), print)
+
+    return fail
+
+
+def test_an_error_that_comes_back_ends_a_run_at_once(failing: Any) -> None:
+    assert failing(FloatingPointError("the loss is not finite"))["error"] == "the loss is not finite"
+    assert failing(ValueError("no such layer"))["error"] == "ValueError: no such layer"
+    assert Silent.closed == 2
+
+
+def test_an_error_that_may_not_come_back_is_left_to_those_who_start_the_run_again(failing: Any, tmp_path: Path) -> None:
+    for error in (StorageError("away"), RuntimeError("connection closed by peer")):
+        with pytest.raises(type(error)):
+            failing(error)
+    # another worker of the gang may be waiting for this one
+    with pytest.raises(ValueError, match="only here"):
+        failing(ValueError("only here"), World(rank=1, size=2))
+    assert not (tmp_path / workers.OUTCOME).exists()
+
+
+def test_a_stopped_trial_leaves_no_thread_to_the_next_one_in_its_process(failing: Any) -> None:
+    with pytest.raises(SystemExit):
+        failing(SystemExit(0))
+    assert Silent.closed == 1

@@ -1,0 +1,34 @@
+"""What a search has left behind on the Ray instance that this process has joined."""
+
+from __future__ import annotations
+
+import time
+
+import ray
+
+
+def leftovers() -> list[str]:
+    """Actors, placement groups, demand, and CPUs that are not free."""
+    from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray.util.state import list_actors, list_placement_groups
+
+    address = ray.get_runtime_context().gcs_address  # there may be other instances on the machine
+    actors = list_actors(address, filters=[("state", "!=", "DEAD")], limit=1000)
+    left = [f"actor {actor.class_name}" for actor in actors if "AutoscalingCoordinator" not in actor.class_name]
+    groups = list_placement_groups(address, filters=[("state", "!=", "REMOVED")], limit=1000)
+    left += [f"placement group {group.placement_group_id} {group.state}" for group in groups]
+    demands = get_cluster_status(address).resource_demands
+    wanted = [*demands.ray_task_actor_demand, *demands.placement_group_demand, *demands.cluster_constraint_demand]
+    left += [f"demand {demand}" for demand in wanted]
+    free, total = ray.available_resources().get("CPU"), ray.cluster_resources()["CPU"]
+    if free != total:
+        left.append(f"CPUs {free} of {total}")
+    return left
+
+
+def assert_nothing_left(seconds: float = 60) -> None:
+    """Fail if anything is left after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while left := leftovers():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)

@@ -1,0 +1,139 @@
+"""Trials whose figures and failures follow a script, in real gangs of real Ray Train workers.
+
+The search is told to use ``run_gang`` of this module. Everything is the product's own but what an
+evaluation says, and what goes wrong.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+
+from raytrain import search, workers
+
+STEPS = 16
+SPACE = """
+def space(trial):
+    # the trial's number travels in a field that its training does not use
+    return {"objective.alpha": trial.number / 1000, "objective.annealing": "constant"}
+"""
+SCRIPT = (
+    "good", "good", "raises", "bad", "always killed", "bad", "nan", "good", "late", "bad", "killed once", "bad",
+)  # fmt: skip
+"""What becomes of each trial. The first two are good: the first at a rung is never stopped."""
+ENDS = {
+    "good": ("finished", STEPS, ""),
+    "killed once": ("finished", STEPS, ""),
+    "bad": ("stopped", STEPS // 8, "others were better"),
+    "late": ("stopped", STEPS // 4, "others were better"),
+    "raises": ("failed", 0, "ValueError: scripted"),
+    "always killed": ("failed", 0, "died"),
+    "nan": ("failed", 0, "not finite"),
+}
+"""Status, last step and reason that each kind of trial must end with."""
+
+
+def bits(number: int, step: int) -> float:
+    """What the trial's evaluation says, such that ASHA decides the same in whatever order trials come to a rung.
+
+    Good ones are all alike, and so never worse than the median there; a bad one is worse than all before it.
+    """
+    kind = SCRIPT[number]
+    bad = kind == "bad" or (kind == "late" and step > STEPS // 8)
+    return 5.0 + number / 10 if bad else 2.0 - step / 1000
+
+
+def number_of(config: dict[str, Any]) -> int:
+    """The trial that a config belongs to."""
+    return round(config["objective"]["alpha"] * 1000)
+
+
+def run_gang(values: dict[str, Any]) -> None:
+    """In place of ``search.run_gang``, in the process of the trial's driver."""
+    real = workers.fit
+    kind = SCRIPT[number_of(values["job"]["config"])]
+
+    def fit(job: workers.Job, gang: Any, name: str, scratch: str, callbacks: list[Any]) -> Any:
+        return real(job, gang, name, scratch, [*callbacks, Killer(kind, scratch)])
+
+    search.fit = fit
+    workers.work = work
+    try:
+        _REAL_GANG(values)
+    finally:
+        search.fit = real
+
+
+_REAL_GANG = search.run_gang
+
+
+class Killer(WorkerGroupCallback):
+    """Kills the second worker of a gang while the gang is starting."""
+
+    def __init__(self, kind: str, scratch: str) -> None:
+        self.kind = kind
+        self.scratch = scratch
+
+    def before_init_train_context(self, workers: list[Any]) -> dict[str, Any]:
+        """The processes are there, and have not been told what to do."""
+        once = Path(self.scratch) / "killed-once"
+        if self.kind == "killed once" and not once.exists():
+            once.touch()
+            os.kill(workers[1].metadata.pid, signal.SIGKILL)
+        return {}
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """The workers have found each other, and have not begun to train."""
+        if self.kind == "always killed":
+            os.kill(worker_group.get_workers()[1].metadata.pid, signal.SIGKILL)
+
+
+def work(values: dict[str, Any]) -> None:
+    """In place of ``workers.work``, in each worker."""
+    from raytrain import loop
+
+    number = number_of(values["config"])
+    kind = SCRIPT[number]
+    train_step, evaluate, figures = loop.Trainer.train_step, loop.Trainer.evaluate, loop.Trainer.figures
+
+    def scripted_evaluate(trainer: Any) -> dict[str, float]:
+        trainer.scripted_step += trainer.config.evaluate_every
+        return {**evaluate(trainer), "bits_per_byte": bits(number, trainer.scripted_step)}
+
+    def scripted_step(trainer: Any, step: int) -> Any:
+        if kind == "raises":
+            raise ValueError(f"scripted at step {step}")
+        return train_step(trainer, step)
+
+    def scripted_figures(trainer: Any, batch: Any, terms: Any) -> dict[str, float]:
+        found = figures(trainer, batch, terms)
+        return {**found, "bound": math.nan} if kind == "nan" else found
+
+    loop.Trainer.scripted_step = 0
+    loop.Trainer.evaluate, loop.Trainer.train_step, loop.Trainer.figures = (
+        scripted_evaluate, scripted_step, scripted_figures,
+    )  # fmt: skip
+    _REAL_WORK(values)
+
+
+_REAL_WORK = workers.work
+
+
+def main() -> None:
+    """``raytrain.tune`` with scripted trials."""
+    from raytrain import tune
+    from raytrain.errors import run_command
+
+    search.run_gang = run_gang
+    run_command(tune.main)
+
+
+if __name__ == "__main__":
+    from tests import scripted  # so that workers find everything under its name
+
+    scripted.main()
