@@ -33,7 +33,7 @@ ENDS = {
     "late": ("stopped", STEPS // 4, "others were better"),
     "raises": ("failed", 0, "ValueError: scripted"),
     "always killed": ("failed", 0, "died"),
-    "nan": ("failed", 0, "not finite"),
+    "nan": ("hopeless", 0, "not finite"),
 }
 """Status, last step and reason that each kind of trial must end with."""
 

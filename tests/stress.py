@@ -102,7 +102,7 @@ def check_mlflow(home: Path, trials: list[Trial]) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{home}/mlflow.db")
-    ends = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+    ends = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "hopeless": "KILLED"}
     experiment = client.get_experiment_by_name("raytrain")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])

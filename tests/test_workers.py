@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from raytrain import workers
+from raytrain.algorithms import Halving
 from raytrain.config import ObjectiveConfig, to_dict
+from raytrain.goal import Goal
 from raytrain.loop import World
 from raytrain.resources import Gang
-from raytrain.search import Halving
 from raytrain.storage import StorageError
 from raytrain.workers import RUNG, Job, RayReport, work_alone
 from tests.conftest import tiny_config
@@ -33,13 +34,13 @@ def test_a_trial_can_be_stopped_only_between_its_annealing_and_its_last_step(
         report.evaluated(step, {"bound": 1.0})
     assert [result["step"] for result in reported if RUNG in result] == comparable
     # the scheduler looks at nothing else
-    assert Halving(config.steps)._time_attr == RUNG
+    assert Halving(config.steps, Goal())._time_attr == RUNG
 
 
 def test_a_resumed_search_stops_what_earlier_trials_have_beaten() -> None:
     from types import SimpleNamespace
 
-    fresh, told = Halving(80), Halving(80)
+    fresh, told = Halving(80, Goal()), Halving(80, Goal())
     for number in range(4):
         told.recall(f"known-{number}", [{"step": 10, "bits_per_byte": 2.0 + number / 10, RUNG: 10}, {"step": 5}])
     for scheduler, decision in ((fresh, "CONTINUE"), (told, "STOP")):
@@ -83,7 +84,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 def test_an_error_that_comes_back_ends_a_run_at_once(failing: Any) -> None:
-    assert failing(FloatingPointError("the loss is not finite"))["error"] == "the loss is not finite"
+    assert failing(FloatingPointError("the loss is not finite"))["hopeless"] == "the loss is not finite"
     assert failing(ValueError("no such layer"))["error"] == "ValueError: no such layer"
     assert Silent.closed == 2
 
