@@ -117,7 +117,7 @@ def processes() -> list[str]:
     lines = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):  # one that has ended meanwhile
-            lines.append(" ".join(process.cmdline()))
+            lines.append(" ".join(process.cmdline()).strip())
     return [line for line in lines if line.startswith("ray::") and not line.startswith(idle)]
 
 
