@@ -78,6 +78,7 @@ def undisturbed(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.long
 def test_killed_at_the_worst_moments(address: str, undisturbed: Path, tmp_path: Path) -> None:
     command = ARGUMENTS
     for moment in MOMENTS.values():
