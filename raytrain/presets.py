@@ -20,6 +20,20 @@ PresetName = Literal["laptop", "paper-ptb", "paper-tweets", "bios"]
 PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
 
 
+SMALL_BUDGET: dict[str, Any] = {
+    "batch_size": 32,
+    "steps": 2000,
+    "log_every": 50,
+    "evaluate_every": 500,
+    "evaluate_samples": 1024,
+    "checkpoint_every": 1000,
+    "optimizer.learning_rate": 4e-3,
+    "optimizer.decay_start": 0.3,
+    "optimizer.clip": 10.0,
+}
+"""Fields that make a grid of the paper a matter of minutes a trial: ``--budget small`` of search_spaces/paper_*.py."""
+
+
 def paper_ptb(model: HybridConfig | LstmVaeConfig | ByteLstmConfig) -> RunConfig[Any]:
     """Windows of 60 characters of Penn Treebank (Semeniuta et al. 2017, section 5.1, and their code)."""
     return RunConfig(

@@ -9,21 +9,12 @@ from typing import Any
 
 import optuna
 
+from raytrain.presets import SMALL_BUDGET
+
 MODELS = ("hybrid", "lstm_vae")
 PRESET = "paper-ptb"
 ALGORITHM = "grid"
-SMALL = {
-    "batch_size": 32,
-    "steps": 2000,
-    "log_every": 50,
-    "evaluate_every": 500,
-    "evaluate_samples": 1024,
-    "checkpoint_every": 1000,
-    "optimizer.learning_rate": 4e-3,
-    "optimizer.decay_start": 0.3,
-    "optimizer.clip": 10.0,
-}
-BUDGETS = {"paper": {}, "small": SMALL | {"log_every": 25}}
+BUDGETS = {"paper": {}, "small": SMALL_BUDGET | {"log_every": 25}}
 LENGTHS = {"paper": [10, 20, 30, 50, 75, 100], "small": [10, 30, 60]}
 NO_HISTORY = {"objective.annealing": "constant", "objective.weight": 0.0, "objective.input_dropout": 1.0}
 

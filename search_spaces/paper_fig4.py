@@ -10,21 +10,12 @@ from typing import Any
 
 import optuna
 
+from raytrain.presets import SMALL_BUDGET
+
 MODELS = ("hybrid", "lstm_vae", "byte_lstm")
 PRESET = "paper-ptb"
 ALGORITHM = "grid"
-SMALL = {
-    "batch_size": 32,
-    "steps": 2000,
-    "log_every": 50,
-    "evaluate_every": 500,
-    "evaluate_samples": 1024,
-    "checkpoint_every": 1000,
-    "optimizer.learning_rate": 4e-3,
-    "optimizer.decay_start": 0.3,
-    "optimizer.clip": 10.0,
-}
-BUDGETS = {"paper": {}, "small": SMALL | {"objective.start": 0.05, "objective.end": 0.4}}
+BUDGETS = {"paper": {}, "small": SMALL_BUDGET | {"objective.start": 0.05, "objective.end": 0.4}}
 LENGTHS = {"paper": [12, 24, 36, 48, 60], "small": [24, 48, 60]}
 
 

@@ -6,21 +6,12 @@ from typing import Any
 
 import optuna
 
+from raytrain.presets import SMALL_BUDGET
+
 MODELS = ("hybrid",)
 PRESET = "paper-ptb"
 ALGORITHM = "grid"
-SMALL = {
-    "batch_size": 32,
-    "steps": 2000,
-    "log_every": 50,
-    "evaluate_every": 500,
-    "evaluate_samples": 1024,
-    "checkpoint_every": 1000,
-    "optimizer.learning_rate": 4e-3,
-    "optimizer.decay_start": 0.3,
-    "optimizer.clip": 10.0,
-}
-BUDGETS = {"paper": {}, "small": SMALL | {"objective.start": 0.05, "objective.end": 0.4}}
+BUDGETS = {"paper": {}, "small": SMALL_BUDGET | {"objective.start": 0.05, "objective.end": 0.4}}
 LAYERS = {"paper": [1, 2, 3, 5, 7, 10], "small": [1, 3, 7]}
 
 
