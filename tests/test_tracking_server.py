@@ -43,7 +43,7 @@ def test_the_server_owns_the_artifacts(mlflow_server: MlflowServer, run: Run, tm
 
 def test_the_link_leads_to_the_ui(run: Run) -> None:
     link = run.ui_hint()
-    assert link == f"{run.uri}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+    assert link == f"{run.uri}/#/experiments/{run.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
     with urllib.request.urlopen(link, timeout=20) as answer:
         assert b"MLflow" in answer.read()
 

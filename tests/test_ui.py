@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mlflow import MlflowClient
 
+from raytrain.algorithms import Halving
 from raytrain.config import from_dict, override
 from raytrain.data.corpus import Corpus
 from raytrain.loop import World, train
 from raytrain.plan import Plan
 from raytrain.resources import Cluster
 from raytrain.results import finish
-from raytrain.search import Halving, Proposals, Search
+from raytrain.search import Proposals, Search
 from raytrain.search_report import write_search_report
 from raytrain.session import Session
 from raytrain.space import read_space
@@ -83,7 +84,7 @@ def fill(uri: str, corpus: Corpus, folder: Path) -> Search:
     session = Session(open_storage(folder / "runs"), corpus, uri)
     search = admit(NAME, plan, session, Cluster(({"CPU": 2.0},)), TuneOptions(), "tests")
     records = Records(search.place)
-    proposals = Proposals(search, records, [], Halving(base.steps))
+    proposals = Proposals(search, records, [], Halving(base.steps, search.plan.goal))
     started = time.monotonic()
     for number in range(NUM_TRIALS):
         work(search, proposals, number)
