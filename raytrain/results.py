@@ -90,7 +90,7 @@ def finish_without_winner(search: Search, trials: list[Trial]) -> None:
     )
     search.parent.describe(f"{text}.\n\n{markdown_table(rank(trials, search.plan.goal))}")
     end(search, trials)
-    print(f"{text}; python -m raytrain.tune --resume {search.name} --num-samples N tries more")
+    print(f"{text}; {search.resume_command} --num-samples N tries more")
     print(f"see it: {search.parent.ui_hint()}")
 
 
@@ -143,7 +143,7 @@ def register(search: Search, best: Trial, stored: Checkpoint, card: str) -> str:
     from raytrain.tracking.server import explain
 
     figures = {name: value for name, value in best.best.items() if math.isfinite(value)}
-    again = f"python -m raytrain.tune --resume {search.name} tries again"
+    again = f"{search.resume_command} tries again"
     try:
         with tempfile.TemporaryDirectory(prefix="raytrain-") as scratch:
             folder = checkpoint.export(stored, Path(scratch))

@@ -21,7 +21,7 @@ from raytrain.hopeless import unigram_bits
 from raytrain.plan import Plan
 from raytrain.reference import note_run
 from raytrain.resources import Gang
-from raytrain.session import Session
+from raytrain.session import Session, open_storage_root
 from raytrain.space import grid
 from raytrain.start import express
 from raytrain.trials import FIGURES, LIKELIHOODS, Records, Trial
@@ -51,6 +51,13 @@ class Search:
     def place(self) -> Storage:
         """Where all of the search is."""
         return self.session.storage.child(self.name)
+
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on with it."""
+        root = self.session.storage.uri()
+        storage = "" if root == open_storage_root(None).uri() else f" --storage {root}"
+        return f"python -m raytrain.tune --resume {self.name}{storage}"
 
 
 class Proposals(Searcher):

@@ -100,7 +100,7 @@ def main() -> None:
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         search.parent.finish("KILLED" if interrupted else "FAILED", "interrupted" if interrupted else repr(error))
-        print(f"go on with it: {resume_command(search)}", flush=True)
+        print(f"go on with it: {search.resume_command}", flush=True)
         raise
 
 
@@ -337,13 +337,6 @@ def describe(name: str, plan: Plan, session: Session, gang: Gang, concurrent: in
         f"looked for: {plan.goal}" + "".join(f"\nstarts from {start.reference}" for start in plan.starts),
         flush=True,
     )
-
-
-def resume_command(search: Search) -> str:
-    """The command that goes on with a search that was interrupted."""
-    root = search.session.storage.uri()
-    storage = "" if root == open_storage_root(None).uri() else f" --storage {root}"
-    return f"python -m raytrain.tune --resume {search.name}{storage}"
 
 
 if __name__ == "__main__":
