@@ -19,11 +19,10 @@ from raytrain.reference import CHECKPOINTS
 from raytrain.registry import Standing, VerificationError, enter
 from raytrain.search import Search
 from raytrain.search_report import write_search_report
-from raytrain.storage import Storage
 from raytrain.tables import markdown_table, remarks, summary
 from raytrain.tracking import log_model
 from raytrain.tracking.view import share_view
-from raytrain.trials import TRIALS, Trial, pareto_front, rank, write_table
+from raytrain.trials import Trial, pareto_front, place_of, rank, write_table
 from raytrain.workers import read_outcome
 
 CARD_SAMPLES = 10
@@ -74,7 +73,7 @@ def best_checkpoint(search: Search, trials: list[Trial]) -> tuple[Trial, Checkpo
     goal = search.plan.goal
     left = [trial for trial in rank(trials, goal) if trial.best]
     for trial in left:
-        if (stored := checkpoint.best(place(search, trial).child(CHECKPOINTS))) is not None:
+        if (stored := checkpoint.best(place_of(search.place, trial.identity).child(CHECKPOINTS))) is not None:
             # they are in order: if this one may not win, none may
             return (trial, stored) if goal.reached(trial.best) else None
     reasons = sorted({trial.reason or trial.status for trial in trials})
@@ -103,11 +102,6 @@ def end(search: Search, trials: list[Trial]) -> None:
         search.parent.finish("FINISHED")
 
 
-def place(search: Search, trial: Trial) -> Storage:
-    """Where a trial keeps what it makes."""
-    return search.place.child(f"{TRIALS}/{trial.identity}")
-
-
 def say_best(search: Search, best: Trial, stored: Checkpoint) -> list[str]:
     """Print the best trial's settings, figures and samples; returns the samples."""
     from raytrain.models import from_checkpoint, sample_text
@@ -122,7 +116,7 @@ def say_best(search: Search, best: Trial, stored: Checkpoint) -> list[str]:
         + (f"; likelihood {figures[LIKELIHOOD]:.3f} bits/byte" if LIKELIHOOD in figures else "")
     )
     # one that was stopped has no outcome, and one that failed or became hopeless later only the reason
-    outcome = read_outcome(place(search, best).uri())
+    outcome = read_outcome(place_of(search.place, best.identity).uri())
     if outcome is not None and "precision" in outcome:
         print(f"computed in {outcome['precision']} on {outcome['device']}")
     print("samples:")

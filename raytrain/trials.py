@@ -151,6 +151,11 @@ def _decoded(value: Any) -> Any:
     return [_decoded(item) for item in value] if isinstance(value, list) else value
 
 
+def place_of(search: Storage, identity: str) -> Storage:
+    """Where under a search's storage one of its trials keeps what it makes."""
+    return search.child(f"{TRIALS}/{identity}")
+
+
 class Records:
     """Keeps the records of a search's trials under its storage, the newest state of each."""
 
@@ -200,7 +205,7 @@ class Records:
 
     def place(self, identity: str) -> Storage:
         """The storage of one trial."""
-        return self._storage.child(f"{TRIALS}/{identity}")
+        return place_of(self._storage, identity)
 
     def _key(self, trial: Trial) -> str:
         return f"{TRIALS}/{trial.identity}/{RECORD}"
