@@ -63,6 +63,19 @@ def search_plain(home: Path, workers: int, trials: int) -> None:
         )  # fmt: skip
 
 
+def train_once(values: dict[str, Any]) -> None:
+    """What a worker of the plain pattern does."""
+    from ray import train as ray_train
+    from ray.train.torch import get_device
+
+    from raytrain.loop import World
+    from raytrain.workers import Job, run
+
+    context = ray_train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size(), get_device())
+    run(Job(**values), world, ray_train.report, context.get_node_rank() if context.get_local_rank() == 0 else None)
+
+
 def plain_pattern(workers: int, trials: int) -> None:
     """Run it in the working directory."""
     import ray
@@ -76,7 +89,7 @@ def plain_pattern(workers: int, trials: int) -> None:
     from raytrain.session import open_session
     from raytrain.tracking import Experiment
     from raytrain.tune import read_command
-    from raytrain.workers import Job, work
+    from raytrain.workers import Job
 
     _, _, bases, _ = read_command(["hybrid", *TINY], has_gpus=False)
     config = bases["hybrid"]
@@ -111,7 +124,7 @@ def plain_pattern(workers: int, trials: int) -> None:
 
     def driver(values: dict[str, Any]) -> None:
         TorchTrainer(
-            work,
+            train_once,
             train_loop_config=values["job"],
             scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": CPUS_PER_WORKER}),
             run_config=RunConfig(

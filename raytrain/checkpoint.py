@@ -115,6 +115,17 @@ def best(storage: Storage) -> Checkpoint | None:
     return next(_valid(storage, sorted(scores, key=lambda step: (scores[step], step))), None)
 
 
+def newest_step(storage: Storage) -> int | None:
+    """The step of the newest checkpoint that was completed; what is in it is not looked at.
+
+    Raises:
+        StorageError: the store does not answer.
+    """
+    keys = set(storage.list())
+    steps = [step for step in _steps(storage) if f"{_folder(step)}/{_MANIFEST}" in keys]
+    return steps[-1] if steps else None
+
+
 def export(stored: Checkpoint, folder: Path) -> Path:
     """Write the weights of ``stored`` alone, without what only training needs, as a checkpoint; returns ``folder``.
 

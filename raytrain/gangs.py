@@ -1,14 +1,134 @@
-"""What Ray Train leaves out when a gang of workers starts and ends: runs inside its controller."""
+"""A gang of Ray Train workers that stays together from one run to the next, and what Ray Train leaves out of one."""
 
 from __future__ import annotations
 
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
+import ray
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal import constants as train_constants
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+
+from raytrain.desk import Desk
+from raytrain.resources import Gang
+
+TRAIN_SETTINGS = {
+    # Ray Train looks after its workers this often
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # an autoscaler may take minutes; by default Ray gives up after one and asks anew, for ever
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3600",
+}
+"""Ray Train's settings where the user has not set them."""
+POLL_S = 0.5
+"""How often a driver that waits for its gang looks whether there still is one."""
+
+
+class HeldGang:
+    """Workers that are started by the first run that needs them, and keep their places for the next.
+
+    A gang is eight processes or more that import torch and Ray: many times the work of a short trial.
+    One that dies is started again by the next call of ``train``.
+    """
+
+    def __init__(
+        self,
+        serve: Callable[[dict[str, Any]], None],
+        gang: Gang,
+        name: str,
+        scratch: str,
+        callbacks: Sequence[Any] = (),
+    ) -> None:
+        """``serve`` is what each worker does, given {"desk": handle}; Ray's own bookkeeping goes to ``scratch``."""
+        self.gang = gang
+        self._serve = serve
+        self._name = name
+        self._scratch = scratch
+        self._callbacks = callbacks
+        self._desk: Any = None
+        self._fit: Future[Any] | None = None
+
+    def train(self, job: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> None:
+        """Let the workers do ``job``; their evaluations go to ``send``, which stops them by raising.
+
+        Raises:
+            ray.exceptions.RayActorError, ray.train.TrainingFailedError: the gang has ended before the job has.
+        """
+        if self._fit is None or self._fit.done():
+            self._start()
+        number = self._wait(self._desk.give.remote(job))
+        while (event := self._wait(self._desk.event.remote())) is not None:
+            try:
+                send(event)
+            except BaseException:
+                self._desk.answer.remote(number, int(event["step"]), False)
+                # the workers are free for another job once they have closed what they had open
+                with suppress(RayActorError, TrainingFailedError):
+                    while self._wait(self._desk.event.remote()) is not None:
+                        pass
+                raise
+            self._desk.answer.remote(number, int(event["step"]), True)
+
+    def dismiss(self) -> None:
+        """Send the workers home, and wait until they are gone."""
+        if self._fit is not None and not self._fit.done():
+            self._wait(self._desk.give.remote(None))
+            self._fit.result()
+        self._fit = None
+
+    def _start(self) -> None:
+        for variable, value in TRAIN_SETTINGS.items():
+            os.environ.setdefault(variable, value)
+        # Ray's cleaner of placement groups asks "the" cluster of its host who is alive; with two on one host
+        # it gives up, unless it is told which one is its own.
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        train_constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+        self._desk = ray.remote(num_cpus=0)(Desk).remote(self.gang.workers)
+        trainer = TorchTrainer(
+            self._serve,
+            train_loop_config={"desk": self._desk},
+            scaling_config=ScalingConfig(
+                num_workers=self.gang.workers, use_gpu=self.gang.gpus > 0, resources_per_worker=self.gang.per_worker
+            ),
+            run_config=RunConfig(
+                name=self._name,
+                # checkpoints are ours; a place of its own keeps Ray from resuming an attempt in its own way
+                storage_path=tempfile.mkdtemp(dir=self._scratch),
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+                callbacks=[*self._callbacks, LastMoments()],
+            ),
+        )
+        ended: Future[Any] = Future()
+
+        def fit() -> None:
+            try:
+                ended.set_result(trainer.fit())
+            except BaseException as error:
+                ended.set_exception(error)
+
+        # not a pool's thread: this process may end while the gang stands
+        threading.Thread(target=fit, name="gang", daemon=True).start()
+        self._fit = ended
+
+    def _wait(self, answer: Any) -> Any:
+        """What the desk says, as long as there is a gang."""
+        assert self._fit is not None
+        while not ray.wait([answer], timeout=POLL_S)[0]:
+            if self._fit.done():
+                self._fit.result()
+                raise RuntimeError("the workers have gone home before their work was done")
+        return ray.get(answer)
 
 
 class LastMoments(WorkerGroupCallback, ControllerCallback):
-    """Takes down a gang whose worker died in the last moment of its start.
+    """Takes down a gang whose worker died in the last moment of its start; runs inside Ray Train's controller.
 
     Ray's controller does not know of such a gang: it ends without freeing its placement group, which
     then lives as long as the search's job and keeps its resources from all other trials.

@@ -25,13 +25,18 @@ from raytrain.session import Session, open_storage_root
 from raytrain.space import grid
 from raytrain.start import express
 from raytrain.trials import FIGURES, LIKELIHOODS, Records, Trial
-from raytrain.workers import RETRIES, RUNG, Job, fit, read_outcome, work_alone
+from raytrain.workers import RETRIES, RUNG, Job, fit, read_outcome, serve, work_alone
 
 if TYPE_CHECKING:
     import optuna
 
+    from raytrain.gangs import HeldGang
     from raytrain.storage import Storage
     from raytrain.tracking import Experiment, Run
+
+
+THREAD_TIMEOUT_S = "600"
+"""Of a trial that was stopped: it may have a checkpoint to upload before the next one begins in its process."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class Proposals(Searcher):
         self._by_tune[trial_id] = trial
         self._recall(trial_id, trial)
         search, corpus = self.search, self.search.session.corpus
-        name, place = f"{search.name}-{trial.name}", self.place(trial)
+        place = self.place(trial)
         # before there is an MLflow run of it: a trial that is drawn is never drawn otherwise
         self.records.add(trial)
         run = search.experiment.open_run(
@@ -132,7 +137,7 @@ class Proposals(Searcher):
             draws=search.plan.goal.draws,
             unigram=self._hopeless_above(trial.config.sampling),
         )
-        return {"job": asdict(job), "gang": asdict(search.gang), "name": name, "scratch": self.scratch}
+        return {"job": asdict(job), "gang": asdict(search.gang), "name": search.name, "scratch": self.scratch}
 
     def _hopeless_above(self, sampling: str) -> float:
         """Bits per byte that every trial must beat in time."""
@@ -226,13 +231,23 @@ class Proposals(Searcher):
         raise NotImplementedError("a search is not restored from Tune's snapshots")
 
 
-def run_gang(values: dict[str, Any]) -> None:
-    """Tune's trainable for trials of several workers: a driver without CPUs that runs the gang and waits for it."""
-    from ray.tune.integration.ray_train import TuneReportCallback
+_HELD: list[HeldGang] = []
+"""The gang of this process, if it is the driver of one."""
 
-    # where the driver of the search runs on another machine, its folder is made here too
-    os.makedirs(values["scratch"], exist_ok=True)
-    fit(Job(**values["job"]), Gang(**values["gang"]), values["name"], values["scratch"], [TuneReportCallback()])
+
+def run_gang(values: dict[str, Any]) -> None:
+    """Tune's trainable for trials of several workers: a driver without CPUs that waits for its gang.
+
+    Its process, and with it the gang, runs one trial after the other.
+    """
+    from raytrain.gangs import HeldGang
+
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = THREAD_TIMEOUT_S
+    if not _HELD:
+        # where the driver of the search runs on another machine, its folder is made here too
+        os.makedirs(values["scratch"], exist_ok=True)
+        _HELD.append(HeldGang(serve, Gang(**values["gang"]), values["name"], values["scratch"]))
+    fit(Job(**values["job"]), _HELD[0], tune.report)
 
 
 def run_alone(values: dict[str, Any]) -> None:
@@ -240,8 +255,7 @@ def run_alone(values: dict[str, Any]) -> None:
 
     Its process runs one trial after the other, so that only the first waits for it to start.
     """
-    # a trial that was stopped may have a checkpoint to upload before the next one begins
-    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "600"
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = THREAD_TIMEOUT_S
     work_alone(Job(**values["job"]), Gang(**values["gang"]), tune.report)
 
 
@@ -408,7 +422,7 @@ def make_tuner(
             scheduler=scheduler,
             num_samples=num_left,
             max_concurrent_trials=search.concurrent,
-            reuse_actors=alone,
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name=search.name,
@@ -416,7 +430,7 @@ def make_tuner(
             callbacks=[ledger],
             stop=TimeBudget(ledger, search.time_budget) if search.time_budget is not None else None,
             verbose=0,
-            # a gang is restarted by Ray Train
+            # a gang is started again by its driver
             failure_config=tune.FailureConfig(max_failures=RETRIES if alone else 0),
         ),
     )

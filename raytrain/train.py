@@ -40,7 +40,7 @@ from raytrain.session import (
     reopen_session,
 )
 from raytrain.tracking import Experiment, check_tracking
-from raytrain.workers import UNSENT, Job, fit, read_outcome
+from raytrain.workers import UNSENT, Job, fit, read_outcome, serve
 
 
 @dataclass
@@ -148,6 +148,8 @@ def train(
     options: TrainOptions, config: RunConfig[Any], session: Session, gang: Gang, winner: Winner | None = None
 ) -> None:
     """Run the training and print what came of it; ``winner`` is what the config is from."""
+    from raytrain.gangs import HeldGang
+
     corpus = session.corpus
     name = options.name or f"{config.model_name}-{identity(config, corpus.digest)[:8]}"
     own = claim_name(session.storage, name, config, corpus)
@@ -177,7 +179,9 @@ def train(
         session.log_corpus(run)
         try:
             with shown_progress(progress, config.steps), TemporaryDirectory(prefix="raytrain-") as scratch:
-                outcome = fit(job, gang, name, scratch)
+                held = HeldGang(serve, gang, name, scratch)
+                outcome = fit(job, held, send=lambda evaluation: None)
+                held.dismiss()
         except BaseException as error:
             run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", repr(error))
             raise

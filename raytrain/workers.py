@@ -1,12 +1,13 @@
-"""A gang of Ray Train workers that trains one run, and what each of them does."""
+"""What each worker does to train a run, in a gang or alone, and how a run outlives its gang."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
-import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from raytrain.reference import CHECKPOINTS
 from raytrain.resources import Gang
 
 if TYPE_CHECKING:
+    from raytrain.gangs import HeldGang
     from raytrain.loop import World
     from raytrain.storage import Storage
 
@@ -27,7 +29,7 @@ OUTCOME = "outcome.json"
 RUNG = "comparable_step"
 """A run's step as the scheduler of a search sees it: reported only while the run may be stopped."""
 RETRIES = 3
-"""Deaths of its processes, in training or while they start, that a run survives."""
+"""Gangs that take over from one that died, in training or while it started, as long as no newer checkpoint comes."""
 CERTAIN = (
     ArithmeticError,
     AssertionError,
@@ -40,14 +42,6 @@ CERTAIN = (
     ValueError,
 )
 """Errors that come back when the same is done again: a run ends with them at once."""
-TRAIN_SETTINGS = {
-    # Ray Train looks after its workers this often, and passes on at most one evaluation each time
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # an autoscaler may take minutes; by default Ray gives up after one and asks anew, for ever
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3600",
-}
-"""Ray Train's settings where the user has not set them."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -72,54 +66,60 @@ class Job:
     """Key of Ray's store under which the latest metrics are put for whoever shows them."""
 
 
-def fit(job: Job, gang: Gang, name: str, scratch: str, callbacks: list[Any] | None = None) -> dict[str, Any]:
-    """Train the run on a gang of workers; returns its outcome. Ray's own bookkeeping goes to ``scratch``.
+def fit(job: Job, gang: HeldGang, send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Train the run on a gang of workers; returns its outcome. ``send`` gets evaluations and may stop it by raising.
 
-    Where a process of the gang dies, another gang goes on from the newest checkpoint, ``RETRIES`` times.
-    The retries are here and not in Ray's controller, which neither survives its own death, nor bounds
-    those while workers start, nor tells an error that will come back from one that may not.
+    Where a process of the gang dies, another gang goes on from the newest checkpoint: ``RETRIES`` times without a
+    newer one, and once where an error was raised. The retries are here and not in Ray's controller, which neither
+    survives its own death, nor bounds those while workers start, nor tells an error that will come back from one that
+    may not.
 
     Raises:
-        ray.exceptions.RayActorError, ray.train.TrainingFailedError: the run failed for good.
+        ray.train.TrainingFailedError: an error that comes back, as it was raised.
+        GangLostError: the run failed for good; the first of the causes since its newest checkpoint.
     """
-    import ray
     from ray.exceptions import RayActorError
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2._internal import constants as train_constants
+    from ray.train import TrainingFailedError
 
-    from raytrain.gangs import LastMoments
+    from raytrain.checkpoint import newest_step
+    from raytrain.storage import open_storage
 
-    for variable, value in TRAIN_SETTINGS.items():
-        os.environ.setdefault(variable, value)
-    # Ray's cleaner of placement groups asks "the" cluster of its host who is alive; with two on one host
-    # it gives up, unless it is told which one is its own.
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    train_constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
-    for attempt in range(RETRIES + 1):
-        trainer = TorchTrainer(
-            work,
-            train_loop_config=asdict(job),
-            scaling_config=ScalingConfig(
-                num_workers=gang.workers, use_gpu=gang.gpus > 0, resources_per_worker=gang.per_worker
-            ),
-            run_config=RunConfig(
-                name=name,
-                # checkpoints are ours; a place of its own keeps Ray from resuming an attempt in its own way
-                storage_path=tempfile.mkdtemp(dir=scratch),
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
-                callbacks=[*(callbacks or []), LastMoments()],
-            ),
-        )
+    checkpoints = open_storage(job.storage).child(CHECKPOINTS)
+    newest = newest_step(checkpoints)
+    causes: list[str] = []
+    while True:
         try:
-            trainer.fit()
-            break
+            gang.train(asdict(job), send)
+            return read_outcome(job.storage) or {"error": "the run ended without an outcome"}
         except (RayActorError, TrainingFailedError) as error:
-            failures = getattr(error, "worker_failures", {})
-            if attempt == RETRIES or any(isinstance(failure, CERTAIN) for failure in failures.values()):
+            failures = _failures(error)
+            if any(isinstance(failure, CERTAIN) for failure in failures):
                 raise
-            _log.warning("a gang of %s ended, another goes on from its newest checkpoint: %s", name, error)
-    return read_outcome(job.storage) or {"error": "the run ended without an outcome"}
+            if (step := newest_step(checkpoints)) != newest:
+                newest, causes = step, []
+            causes.append(_in_words(failures[0]))
+            raised = any(not isinstance(failure, RayActorError) for failure in failures)
+            if len(causes) > (1 if raised else RETRIES):
+                raise GangLostError(
+                    f"{len(causes)} gangs in a row died without a newer checkpoint; the first: {causes[0]}"
+                ) from error
+            _log.warning("a gang died, another goes on from its newest checkpoint: %s", causes[-1])
+
+
+class GangLostError(Exception):
+    """A run whose gangs died again and again."""
+
+
+def _failures(error: Exception) -> list[BaseException]:
+    """What ended a gang: the errors of its workers, of its controller, or the death of either."""
+    of_workers = list(getattr(error, "worker_failures", {}).values())
+    return of_workers or [getattr(error, "controller_failure", error)]
+
+
+def _in_words(error: BaseException) -> str:
+    """An error in one line: what its process said last, or what Ray says of its end first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if "Traceback" in str(error) else lines[0]
 
 
 def read_outcome(storage: str) -> dict[str, Any] | None:
@@ -130,16 +130,30 @@ def read_outcome(storage: str) -> dict[str, Any] | None:
     return json.loads(place.read(OUTCOME)) if place.exists(OUTCOME) else None
 
 
-def work(values: dict[str, Any]) -> None:
-    """What each worker of a gang does: join the others and run."""
+def serve(values: dict[str, Any]) -> None:
+    """What each worker of a gang does: join the others, and train one run after the other until there is none."""
+    import ray
     from ray import train as ray_train
     from ray.train.torch import get_device
 
     from raytrain.loop import World
 
-    context = ray_train.get_context()
+    desk, context = values["desk"], ray_train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
-    run(Job(**values), world, ray_train.report, context.get_node_rank() if context.get_local_rank() == 0 else None)
+    node = context.get_node_rank() if context.get_local_rank() == 0 else None
+
+    for number in itertools.count():
+        job = ray.get(desk.job.remote(number))
+        if job is None:
+            return
+
+        def send(metrics: dict[str, Any], number: int = number) -> None:
+            if not ray.get(desk.evaluated.remote(number, world.rank, metrics)):
+                raise SystemExit  # as Tune does in a process of its own
+
+        with suppress(SystemExit):
+            run(Job(**job), world, send, node)
+        ray.get(desk.ended.remote())
 
 
 def work_alone(job: Job, gang: Gang, send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -182,7 +196,7 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
         _log.exception("the run has failed")
         outcome = {"error": f"{type(error).__name__}: {error}"}
     except SystemExit:
-        # Tune has stopped the trial, and its process goes on with another
+        # the trial was stopped, and its process goes on with another
         report.close(storage)
         raise
     unsent = report.close(storage)

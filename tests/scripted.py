@@ -14,7 +14,8 @@ from typing import Any
 
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
-from raytrain import search, workers
+from raytrain import gangs, loop, search, workers
+from raytrain.resources import Gang
 
 STEPS = 16
 SPACE = """
@@ -55,21 +56,28 @@ def number_of(config: dict[str, Any]) -> int:
 
 def run_gang(values: dict[str, Any]) -> None:
     """In place of ``search.run_gang``, in the process of the trial's driver."""
-    real = workers.fit
     kind = SCRIPT[number_of(values["job"]["config"])]
-
-    def fit(job: workers.Job, gang: Any, name: str, scratch: str, callbacks: list[Any]) -> Any:
-        return real(job, gang, name, scratch, [*callbacks, Killer(kind, scratch)])
-
-    search.fit = fit
-    workers.work = work
+    if "killed" in kind:
+        # a gang of its own, so that it is killed while it starts
+        send_home()
+        os.makedirs(values["scratch"], exist_ok=True)
+        callbacks = [Killer(kind, values["scratch"])]
+        search._HELD.append(gangs.HeldGang(serve, Gang(**values["gang"]), kind, values["scratch"], callbacks))
+    search.serve = serve
     try:
         _REAL_GANG(values)
     finally:
-        search.fit = real
+        if "killed" in kind:
+            send_home()
 
 
 _REAL_GANG = search.run_gang
+
+
+def send_home() -> None:
+    """Let this driver's next trial start with new workers."""
+    while search._HELD:
+        search._HELD.pop().dismiss()
 
 
 class Killer(WorkerGroupCallback):
@@ -93,35 +101,42 @@ class Killer(WorkerGroupCallback):
             os.kill(worker_group.get_workers()[1].metadata.pid, signal.SIGKILL)
 
 
-def work(values: dict[str, Any]) -> None:
-    """In place of ``workers.work``, in each worker."""
-    from raytrain import loop
+def serve(values: dict[str, Any]) -> None:
+    """In place of ``workers.serve``, in each worker."""
+    workers.run = run
+    _REAL_SERVE(values)
 
-    number = number_of(values["config"])
+
+_REAL_SERVE = workers.serve
+
+
+def run(job: workers.Job, world: Any, send: Any, node: int | None) -> None:
+    """In place of ``workers.run``."""
+    number = number_of(job.config)
     kind = SCRIPT[number]
-    train_step, evaluate, figures = loop.Trainer.train_step, loop.Trainer.evaluate, loop.Trainer.figures
 
-    def scripted_evaluate(trainer: Any) -> dict[str, float]:
+    def scripted_evaluate(trainer: Any, draws: int) -> dict[str, float]:
         trainer.scripted_step += trainer.config.evaluate_every
-        return {**evaluate(trainer), "bits_per_byte": bits(number, trainer.scripted_step)}
+        return {**_REAL_EVALUATE(trainer, draws), "bits_per_byte": bits(number, trainer.scripted_step)}
 
     def scripted_step(trainer: Any, step: int) -> Any:
         if kind == "raises":
             raise ValueError(f"scripted at step {step}")
-        return train_step(trainer, step)
+        return _REAL_STEP(trainer, step)
 
     def scripted_figures(trainer: Any, batch: Any, terms: Any) -> dict[str, float]:
-        found = figures(trainer, batch, terms)
+        found = _REAL_FIGURES(trainer, batch, terms)
         return {**found, "bound": math.nan} if kind == "nan" else found
 
     loop.Trainer.scripted_step = 0
     loop.Trainer.evaluate, loop.Trainer.train_step, loop.Trainer.figures = (
         scripted_evaluate, scripted_step, scripted_figures,
     )  # fmt: skip
-    _REAL_WORK(values)
+    _REAL_RUN(job, world, send, node)
 
 
-_REAL_WORK = workers.work
+_REAL_RUN = workers.run
+_REAL_EVALUATE, _REAL_STEP, _REAL_FIGURES = loop.Trainer.evaluate, loop.Trainer.train_step, loop.Trainer.figures
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError
+from ray.train import ControllerError, WorkerGroupError
 
 from raytrain import workers
 from raytrain.algorithms import Halving
@@ -11,8 +13,8 @@ from raytrain.config import ObjectiveConfig, to_dict
 from raytrain.goal import Goal
 from raytrain.loop import World
 from raytrain.resources import Gang
-from raytrain.storage import StorageError
-from raytrain.workers import RUNG, Job, RayReport, work_alone
+from raytrain.storage import FolderStorage, StorageError
+from raytrain.workers import RUNG, GangLostError, Job, RayReport, fit, work_alone
 from tests.conftest import tiny_config
 
 
@@ -103,3 +105,59 @@ def test_a_stopped_trial_leaves_no_thread_to_the_next_one_in_its_process(failing
     with pytest.raises(SystemExit):
         failing(SystemExit(0))
     assert Silent.closed == 1
+
+
+class Dying:
+    """Takes the place of a gang: each of its runs ends as scripted, and may have completed a checkpoint before."""
+
+    def __init__(self, place: Path, *ends: tuple[Exception | None, int | None]) -> None:
+        self.place, self.ends = place, list(ends)
+
+    def train(self, job: dict[str, Any], send: Any) -> None:
+        error, step = self.ends.pop(0)
+        if step is not None:
+            FolderStorage(self.place).write(f"checkpoints/step-{step:08}/manifest.json", b"{}")
+        if error is not None:
+            raise error
+        FolderStorage(self.place).write(workers.OUTCOME, b'{"step": 3}')
+
+
+def died(which: str = "one") -> Exception:
+    return WorkerGroupError("a worker died", {0: RayActorError(error_msg=f"Worker {which} died.\nSIGKILL")})
+
+
+def dead_controller() -> Exception:
+    return ControllerError(RayActorError(error_msg="The controller died."))
+
+
+def raised(error: Exception) -> Exception:
+    return WorkerGroupError("a worker raised", {1: error})
+
+
+def outlive(place: Path, *ends: tuple[Exception | None, int | None]) -> dict[str, Any]:
+    gang: Any = Dying(place, *ends)
+    outcome = fit(Job(to_dict(tiny_config("hybrid")), {}, str(place), {}, 1.0), gang, print)
+    assert not gang.ends
+    return outcome
+
+
+def test_a_run_outlives_as_many_deaths_as_come_while_it_gets_on(tmp_path: Path) -> None:
+    deaths = [(died(), step) for step in (None, None, None, 10, None, None, 20, None)]
+    assert outlive(tmp_path, *deaths, (None, None)) == {"step": 3}
+
+
+def test_a_run_that_dies_without_getting_on_ends_with_the_first_cause(tmp_path: Path) -> None:
+    with pytest.raises(GangLostError, match=r"4 gangs in a row.*Worker one died") as lost:
+        outlive(
+            tmp_path, (died("zero"), 10), (died("one"), 20), (dead_controller(), None), (died(), None), (died(), None)
+        )
+    assert "SIGKILL" not in str(lost.value)
+
+
+def test_an_error_that_was_raised_is_given_one_more_chance_and_a_certain_one_none(tmp_path: Path) -> None:
+    reset = raised(RuntimeError("connection reset by peer"))
+    assert outlive(tmp_path / "once", (reset, None), (None, None)) == {"step": 3}
+    with pytest.raises(GangLostError, match=r"2 gangs in a row.*connection reset by peer"):
+        outlive(tmp_path / "again", (reset, None), (reset, None))
+    with pytest.raises(WorkerGroupError):
+        outlive(tmp_path / "certain", (raised(ValueError("no such layer")), None))
