@@ -10,8 +10,7 @@ from typing import Any
 class Desk:
     """A Ray actor beside the driver. It lives as long as its gang, and imports nothing: it starts in no time."""
 
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
+    def __init__(self) -> None:
         self._jobs: list[dict[str, Any] | None] = []
         self._events: deque[dict[str, Any] | None] = deque()
         self._answers: dict[tuple[int, int], bool] = {}
@@ -43,6 +42,16 @@ class Desk:
 
     # -------------------------------------------------------------------------------- the workers' side
 
+    async def begin(self) -> int:
+        """A worker is there, and does the job of the number that this returns: the last one that was laid out.
+
+        Where Ray Train starts an elastic gang anew in another size, the job has begun before.
+        """
+        async with self._changed:
+            self._num_ended = 0
+            await self._changed.wait_for(lambda: self._jobs)
+        return len(self._jobs) - 1
+
     async def job(self, number: int) -> dict[str, Any] | None:
         """Wait for a job; ``None`` if there is none any more."""
         async with self._changed:
@@ -59,10 +68,10 @@ class Desk:
             await self._changed.wait_for(lambda: key in self._answers)
         return self._answers[key]
 
-    async def ended(self) -> None:
-        """A worker has ended the job."""
+    async def ended(self, workers: int) -> None:
+        """One of so many workers has ended the job."""
         async with self._changed:
             self._num_ended += 1
-            if self._num_ended == self._workers:
+            if self._num_ended == workers:
                 self._events.append(None)
                 self._changed.notify_all()

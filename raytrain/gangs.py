@@ -90,12 +90,14 @@ class HeldGang:
         # it gives up, unless it is told which one is its own.
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         train_constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
-        self._desk = ray.remote(num_cpus=0)(Desk).remote(self.gang.workers)
+        self._desk = ray.remote(num_cpus=0)(Desk).remote()
         trainer = TorchTrainer(
             self._serve,
             train_loop_config={"desk": self._desk},
             scaling_config=ScalingConfig(
-                num_workers=self.gang.workers, use_gpu=self.gang.gpus > 0, resources_per_worker=self.gang.per_worker
+                num_workers=(self.gang.workers, self.gang.most) if self.gang.most else self.gang.workers,
+                use_gpu=self.gang.gpus > 0,
+                resources_per_worker=self.gang.per_worker,
             ),
             run_config=RunConfig(
                 name=self._name,

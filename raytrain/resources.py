@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -20,21 +21,31 @@ class Gang:
     """What one run asks for: workers that start together or wait together."""
 
     workers: int
+    """Workers, of an elastic run the fewest."""
     cpus: float
     """CPUs of each worker."""
     gpus: float
     """GPUs of each worker; 0 computes on CPUs."""
+    most: int | None = None
+    """The most workers of an elastic run, which goes on with as many as there are places for."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UserError(f"{self.workers} workers: a run needs at least one")
+        if self.most is not None and self.most < self.workers:
+            raise UserError(f"--workers {self.workers}:{self.most}: the most must not be less than the fewest")
         if self.cpus < 0 or self.gpus < 0 or self.cpus + self.gpus == 0:
             raise UserError(f"a worker of {self.cpus:g} CPUs and {self.gpus:g} GPUs has nothing to compute on")
-        if self.workers > 1 and self.gpus % 1:
+        if self.limit > 1 and self.gpus % 1:
             raise UserError(
-                f"{self.workers} workers with {self.gpus:g} GPUs each: workers of one run cannot share a GPU (NCCL "
+                f"{self.limit} workers with {self.gpus:g} GPUs each: workers of one run cannot share a GPU (NCCL "
                 "refuses two ranks on one card); use whole GPUs, or fractions with one worker"
             )
+
+    @property
+    def limit(self) -> int:
+        """The most workers that there may be."""
+        return self.most or self.workers
 
     @property
     def per_worker(self) -> dict[str, float]:
@@ -43,7 +54,19 @@ class Gang:
 
     def __str__(self) -> str:
         each = " and ".join(f"{amount:g} {name}" for name, amount in self.per_worker.items())
-        return f"{self.workers} x ({each})"
+        return f"{self.workers}{f':{self.most}' if self.most else ''} x ({each})"
+
+
+def parse_workers(text: str) -> tuple[int, int | None]:
+    """The fewest workers, and the most where a run is elastic: of "2" or "2:8".
+
+    Raises:
+        UserError: it is neither.
+    """
+    match = re.fullmatch(r"(\d{1,6})(?::(\d{1,6}))?", text)
+    if match is None:
+        raise UserError(f"--workers {text!r} is neither a number of workers nor a range of them: give 2, or 2:8")
+    return int(match[1]), int(match[2]) if match[2] else None
 
 
 @dataclass(frozen=True)

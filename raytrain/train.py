@@ -28,7 +28,7 @@ from raytrain.errors import UserError, run_command
 from raytrain.presets import full_size
 from raytrain.progress import Progress
 from raytrain.reference import note_run
-from raytrain.resources import Cluster, Gang, connect, read_cluster
+from raytrain.resources import Cluster, Gang, connect, parse_workers, read_cluster
 from raytrain.session import (
     Session,
     check_name,
@@ -55,8 +55,8 @@ class TrainOptions:
     """Name of a run to go on with; nothing else is needed but where its storage is."""
     storage: str | None = None
     """Folder or s3://bucket/prefix for all that is kept; default $RAYTRAIN_STORAGE or ./runs."""
-    workers: int = 1
-    """DDP workers."""
+    workers: str = "1"
+    """DDP workers; 2:8 goes on with as few as 2 and grows to 8 where there are places."""
     cpus_per_worker: float | None = None
     """CPUs of each worker; default: an equal share of a machine's (CPU runs), or 1 beside its GPU."""
     gpus_per_worker: float | None = None
@@ -86,13 +86,14 @@ def main() -> None:
     else:
         options, config = read_command(arguments, has_gpus=False)
         session = open_session(config, options.storage)
-    check_samples(config, session.corpus, options.workers)
+    fewest, most = parse_workers(options.workers)
+    check_samples(config, session.corpus, most or fewest)
 
     connect(options.address)
     cluster = read_cluster()
     if cluster.has_gpus and looked.resume is None and winner is None:
         options, config = read_command(arguments, has_gpus=True)
-        check_samples(config, session.corpus, options.workers)
+        check_samples(config, session.corpus, most or fewest)
     check_tracking(session.tracking_uri, cluster.num_nodes)
     gang = make_gang(options, cluster)
     cluster.admit(gang, 1, head_memory=float("inf"))
@@ -135,13 +136,14 @@ def resumed_run(name: str, storage: str | None, arguments: list[str]) -> tuple[T
 
 def make_gang(options: TrainOptions, cluster: Cluster) -> Gang:
     """The workers to ask for: on GPUs if the cluster has or may get any, wherever this command runs."""
+    fewest, most = parse_workers(options.workers)
     gpus = options.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if cluster.has_gpus else 0.0
     cpus = options.cpus_per_worker
     if cpus is None:
-        cpus = 1.0 if gpus else max(1.0, cluster.total("CPU") // max(1, options.workers))
-    return Gang(options.workers, cpus, gpus)
+        cpus = 1.0 if gpus else max(1.0, cluster.total("CPU") // max(1, most or fewest))
+    return Gang(fewest, cpus, gpus, most)
 
 
 def train(

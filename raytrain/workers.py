@@ -142,7 +142,7 @@ def serve(values: dict[str, Any]) -> None:
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
     node = context.get_node_rank() if context.get_local_rank() == 0 else None
 
-    for number in itertools.count():
+    for number in itertools.count(ray.get(desk.begin.remote())):
         job = ray.get(desk.job.remote(number))
         if job is None:
             return
@@ -153,7 +153,7 @@ def serve(values: dict[str, Any]) -> None:
 
         with suppress(SystemExit):
             run(Job(**job), world, send, node)
-        ray.get(desk.ended.remote())
+        ray.get(desk.ended.remote(world.size))
 
 
 def work_alone(job: Job, gang: Gang, send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

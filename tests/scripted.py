@@ -62,6 +62,7 @@ def run_gang(values: dict[str, Any]) -> None:
         send_home()
         os.makedirs(values["scratch"], exist_ok=True)
         callbacks = [Killer(kind, values["scratch"])]
+        workers.RETRIES = 1
         search._HELD.append(gangs.HeldGang(serve, Gang(**values["gang"]), kind, values["scratch"], callbacks))
     search.serve = serve
     try:
