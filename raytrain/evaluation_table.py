@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raytrain.tables import COLLAPSED_KL
+from raytrain.goal import COLLAPSED_KL
 
 MAX_ROWS = 12
 """Positions and dimensions that are shown; all are in the JSON."""

@@ -15,6 +15,8 @@ LIKELIHOOD = "nll_bits_per_byte"
 """The importance-weighted estimate of the negative log-likelihood, on the same samples and with the same noise."""
 DRAWS = 8
 """Draws of z for that estimate: each costs about as much as another evaluation."""
+COLLAPSED_KL = 0.1
+"""Nats per sample below which a latent code says practically nothing."""
 BEHIND = 1000.0
 """Bits per byte by which a trial without the KL that is asked for is behind all that have it."""
 

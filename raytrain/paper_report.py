@@ -14,8 +14,8 @@ from raytrain.errors import UserError
 from raytrain.figures.paper import DRAWN
 from raytrain.figures.records import Record
 from raytrain.figures.style import MODEL_LOOK, save
+from raytrain.goal import COLLAPSED_KL
 from raytrain.markdown import cell, table
-from raytrain.tables import COLLAPSED_KL
 from raytrain.tracking.history import (
     CORPUS,
     Child,

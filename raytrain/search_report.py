@@ -19,8 +19,8 @@ from raytrain.figures.parallel import parallel_coordinates
 from raytrain.figures.records import TrialRow, ranked, read_trials
 from raytrain.figures.style import save
 from raytrain.figures.tables import TOP, top_trials, trial_cells
+from raytrain.goal import COLLAPSED_KL
 from raytrain.plan import goal_of
-from raytrain.tables import COLLAPSED_KL
 from raytrain.tracking.history import Child, children, describe, download
 
 if TYPE_CHECKING:

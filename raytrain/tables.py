@@ -10,12 +10,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from raytrain.goal import LIKELIHOOD, Goal
+from raytrain.goal import COLLAPSED_KL, LIKELIHOOD, Goal
 from raytrain.markdown import table
 from raytrain.trials import Trial, pareto_front, rank, winner
-
-COLLAPSED_KL = 0.1
-"""Nats per sample below which a latent code says practically nothing."""
 
 
 def trial_table(trials: list[Trial], title: str) -> Table:

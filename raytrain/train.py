@@ -25,6 +25,7 @@ from raytrain.best_of import Winner, find_winner
 from raytrain.cli import OneLineParser, default_config, parse_choice, parse_fields, parse_options
 from raytrain.config import RunConfig, flatten, identity, to_dict
 from raytrain.errors import UserError, run_command
+from raytrain.goal import COLLAPSED_KL
 from raytrain.presets import full_size
 from raytrain.progress import Progress
 from raytrain.reference import note_run
@@ -202,6 +203,11 @@ def train(
         f"best at step {outcome['best_step']}: bound {best['bits_per_byte']:.3f} bits/byte "
         f"({best['bound']:.1f} nats a sample, KL {best['kl']:.2f}, {best['active_units']:.0f} active units)"
     )
+    if config.model_name != "byte_lstm" and best["kl"] < COLLAPSED_KL:
+        print(
+            f"warning: its posterior has collapsed (KL {best['kl']:.3f} nats): the latent code says nothing; "
+            "try --objective.free-bits 2, or a later --objective.end"
+        )
     print("\n".join(f"  {sample!r}" for sample in outcome["samples"]))
     print(f"see it: {run.ui_hint() if run is not None else experiment.ui_hint()}")
 

@@ -30,9 +30,8 @@ from raytrain.figures.style import (
     plain,
     upper_limit,
 )
-from raytrain.goal import front
+from raytrain.goal import COLLAPSED_KL, front
 from raytrain.objective import kl_weight
-from raytrain.tables import COLLAPSED_KL
 
 BITS = "bound (bits per byte)"
 NOTHING = "No trial has been evaluated."
