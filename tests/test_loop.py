@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,10 @@ import torch.multiprocessing as mp
 from raytrain import checkpoint
 from raytrain.config import ByteLstmConfig, ObjectiveConfig, OptimizerConfig, RunConfig, to_dict
 from raytrain.data.corpus import Corpus, CorpusWriter
-from raytrain.loop import Trainer, World, learning_rate, train
-from raytrain.storage import open_storage
+from raytrain.loop import train
+from raytrain.optimizer import learning_rate
+from raytrain.storage import FolderStorage, Storage, StorageError, open_storage
+from raytrain.trainer import Trainer, World
 from tests.conftest import tiny_config
 
 
@@ -200,8 +203,56 @@ def test_the_best_checkpoint_is_kept(corpus: Corpus, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_run(corpus: Corpus, tmp_path: Path) -> None:
     config = tiny_config("byte_lstm", optimizer=OptimizerConfig(learning_rate=1e39))
-    with pytest.raises(FloatingPointError, match="not finite at step"):
+    with pytest.raises(FloatingPointError, match=r"^9 steps in a row had a loss or gradients not finite at step 10"):
         run(config, corpus, World(), tmp_path)
+
+
+class Away(FolderStorage):
+    """Refuses what is written while it is away."""
+
+    def __init__(self, root: Path, away: threading.Event) -> None:
+        super().__init__(root)
+        self.away = away
+
+    def write(self, key: str, data: bytes) -> None:
+        if self.away.is_set():
+            raise StorageError(f"cannot write {key}: the disk is away")
+        super().write(key, data)
+
+    def child(self, prefix: str) -> FolderStorage:
+        return Away(self._path(prefix), self.away)
+
+
+def test_training_goes_on_while_the_storage_is_away(corpus: Corpus, tmp_path: Path) -> None:
+    """The step size makes it worse after the first evaluations, so the best has to wait beside the newest."""
+    config = tiny_config(
+        "byte_lstm", steps=80, checkpoint_every=5, optimizer=OptimizerConfig(learning_rate=0.3, decay=1.0)
+    )
+    whole = run(config, corpus, World(), tmp_path / "whole")
+    storage: Storage = Away(tmp_path / "away", threading.Event())
+
+    class Observer(Recorder):
+        stored: dict[int, checkpoint.Checkpoint | None]
+
+        def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+            storage.away.set() if step < 70 else storage.away.clear()  # type: ignore[attr-defined]
+            self.stored[step] = checkpoint.latest(storage)
+
+    observer = Observer()
+    observer.stored = {}
+    train(config, corpus, World(), storage, observer)
+    steps = [stored.step for stored in observer.stored.values() if stored is not None]
+    assert observer.stored[60] is None or max(steps) < 20  # all of these steps were taken with the storage away
+    ended, undisturbed = checkpoint.latest(storage), final(tmp_path / "whole")
+    assert ended is not None
+    assert ended.step == 80
+    assert all(
+        torch.equal(tensor, ended.tensors("model")[name]) for name, tensor in undisturbed.tensors("model").items()
+    )
+    best = checkpoint.best(storage)
+    assert best is not None
+    assert best.step == ended.state["best_step"] == undisturbed.state["best_step"] < 70
+    assert sorted(observer.records) == sorted(whole.records)
 
 
 def test_learning_rate_decays_by_hundredths() -> None:
