@@ -21,6 +21,7 @@ from raytrain.checkpoint import Checkpoint, CheckpointWriter, Snapshot, best, la
 from raytrain.checkpoint_form import manifest_of
 from raytrain.errors import UserError
 from raytrain.storage import FolderStorage, NotFoundError, Storage, StorageError, open_storage
+from tests.away import Away
 
 if TYPE_CHECKING:
     from tests.s3_server import S3Server
@@ -253,33 +254,6 @@ def test_a_store_that_stays_away_is_an_error_in_the_end(tmp_path: Path) -> None:
     assert latest(open_storage(tmp_path)) is None
 
 
-class Away(FolderStorage):
-    """Refuses everything while it is away."""
-
-    def __init__(self, root: Path, away: threading.Event) -> None:
-        super().__init__(root)
-        self.away = away
-
-    def _refuse(self, key: str) -> None:
-        if self.away.is_set():
-            raise StorageError(f"cannot reach {key}: the disk is away")
-
-    def write(self, key: str, data: bytes) -> None:
-        self._refuse(key)
-        super().write(key, data)
-
-    def read(self, key: str) -> bytes:
-        self._refuse(key)
-        return super().read(key)
-
-    def list(self, prefix: str = "") -> list[str]:
-        self._refuse(prefix)
-        return super().list(prefix)
-
-    def child(self, prefix: str) -> FolderStorage:
-        return Away(self._path(prefix), self.away)
-
-
 @pytest.fixture
 def away(tmp_path: Path) -> Away:
     return Away(tmp_path / "checkpoints", threading.Event())
@@ -334,7 +308,7 @@ def test_what_waited_while_the_store_was_away_arrives(away: Away, caplog: pytest
         time.sleep(0.2)
         assert writer.committed == 10
         with pytest.raises(StorageError):
-            latest(away)
+            latest(away)  # not "there is none"
         away.away.clear()
     assert_same(latest(away), snapshot(50))
     assert_same(best(away), snapshot(30))

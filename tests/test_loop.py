@@ -23,8 +23,9 @@ from raytrain.config import ByteLstmConfig, ObjectiveConfig, OptimizerConfig, Ru
 from raytrain.data.corpus import Corpus, CorpusWriter
 from raytrain.loop import train
 from raytrain.optimizer import learning_rate
-from raytrain.storage import FolderStorage, Storage, StorageError, open_storage
+from raytrain.storage import open_storage
 from raytrain.trainer import Trainer, World
+from tests.away import Away
 from tests.conftest import tiny_config
 
 
@@ -207,49 +208,29 @@ def test_a_loss_that_is_not_finite_ends_the_run(corpus: Corpus, tmp_path: Path) 
         run(config, corpus, World(), tmp_path)
 
 
-class Away(FolderStorage):
-    """Refuses what is written while it is away."""
-
-    def __init__(self, root: Path, away: threading.Event) -> None:
-        super().__init__(root)
-        self.away = away
-
-    def write(self, key: str, data: bytes) -> None:
-        if self.away.is_set():
-            raise StorageError(f"cannot write {key}: the disk is away")
-        super().write(key, data)
-
-    def child(self, prefix: str) -> FolderStorage:
-        return Away(self._path(prefix), self.away)
-
-
 def test_training_goes_on_while_the_storage_is_away(corpus: Corpus, tmp_path: Path) -> None:
     """The step size makes it worse after the first evaluations, so the best has to wait beside the newest."""
-    config = tiny_config(
-        "byte_lstm", steps=80, checkpoint_every=5, optimizer=OptimizerConfig(learning_rate=0.3, decay=1.0)
-    )
+    optimizer = OptimizerConfig(learning_rate=0.3, decay=1.0)
+    config = tiny_config("byte_lstm", steps=80, checkpoint_every=5, optimizer=optimizer)
     whole = run(config, corpus, World(), tmp_path / "whole")
-    storage: Storage = Away(tmp_path / "away", threading.Event())
+    away = threading.Event()
+    there: list[checkpoint.Checkpoint | None] = []
 
     class Observer(Recorder):
-        stored: dict[int, checkpoint.Checkpoint | None]
-
         def evaluated(self, step: int, metrics: dict[str, float]) -> None:
-            storage.away.set() if step < 70 else storage.away.clear()  # type: ignore[attr-defined]
-            self.stored[step] = checkpoint.latest(storage)
+            if step == 70:
+                there.append(checkpoint.latest(open_storage(tmp_path / "away")))
+                away.clear()
 
+    away.set()
     observer = Observer()
-    observer.stored = {}
-    train(config, corpus, World(), storage, observer)
-    steps = [stored.step for stored in observer.stored.values() if stored is not None]
-    assert observer.stored[60] is None or max(steps) < 20  # all of these steps were taken with the storage away
-    ended, undisturbed = checkpoint.latest(storage), final(tmp_path / "whole")
-    assert ended is not None
-    assert ended.step == 80
-    assert all(
-        torch.equal(tensor, ended.tensors("model")[name]) for name, tensor in undisturbed.tensors("model").items()
-    )
-    best = checkpoint.best(storage)
+    train(config, corpus, World(), Away(tmp_path / "away", away), observer)
+    assert there == [None]  # 70 steps were taken with nothing saved
+    ended, undisturbed = final(tmp_path / "away"), final(tmp_path / "whole")
+    assert ended.step == undisturbed.step == 80
+    for name, tensor in undisturbed.tensors("model").items():
+        assert torch.equal(tensor, ended.tensors("model")[name])
+    best = checkpoint.best(open_storage(tmp_path / "away"))
     assert best is not None
     assert best.step == ended.state["best_step"] == undisturbed.state["best_step"] < 70
     assert sorted(observer.records) == sorted(whole.records)
