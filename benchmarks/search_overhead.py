@@ -68,7 +68,7 @@ def train_once(values: dict[str, Any]) -> None:
     from ray import train as ray_train
     from ray.train.torch import get_device
 
-    from raytrain.loop import World
+    from raytrain.trainer import World
     from raytrain.workers import Job, run
 
     context = ray_train.get_context()

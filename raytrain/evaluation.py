@@ -19,11 +19,11 @@ from raytrain.config import RunConfig, from_dict
 from raytrain.data.batches import BUCKET_WIDTH, Batch, EvaluationBatches
 from raytrain.data.store import open_anywhere
 from raytrain.data.vocabulary import PAD, STOP
-from raytrain.loop import EVALUATION_SEED
 from raytrain.models import Model, Noise, Terms, build
 from raytrain.models.byte_lstm import ByteLstm
 from raytrain.models.layers import draw_posterior, gaussian_kl, negative_log_likelihood
 from raytrain.objective import BoundTotals
+from raytrain.trainer import EVALUATION_SEED
 
 MIXTURE_SAMPLES = 8192
 """Most samples whose posteriors make up the aggregate posterior: its cost grows with their square."""

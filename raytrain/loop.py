@@ -14,38 +14,25 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from raytrain import checkpoint as checkpoints
 from raytrain.config import RunConfig, from_dict, to_dict
-from raytrain.data.batches import Batch, EvaluationBatches, TrainingBatches, rank_groups
+from raytrain.data.batches import Batch
 from raytrain.data.corpus import Corpus
+from raytrain.divergence import DivergedError, check_finite
 from raytrain.errors import UserError, run_command
-from raytrain.models import Model, Noise, Terms, build
-from raytrain.models.layers import GroupBatchNorm, synchronise_statistics
-from raytrain.objective import BoundTotals, kl_weight, loss
+from raytrain.objective import kl_weight
+from raytrain.optimizer import learning_rate
 from raytrain.progress import Progress
 from raytrain.storage import Storage, open_storage
-
-EVALUATION_SEED = 0x5EED
-"""Seeds the posterior noise of evaluation: the same for every run, so that bounds can be compared."""
-
-
-@dataclass(frozen=True)
-class World:
-    """Where this worker stands among all."""
-
-    rank: int = 0
-    size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+from raytrain.trainer import Trainer, World
 
 
 class Report(Protocol):
@@ -78,151 +65,6 @@ class Outcome:
     device: str
 
 
-class Trainer:
-    """The state of a run on one worker, and what a step does to it."""
-
-    def __init__(self, config: RunConfig[Any], corpus: Corpus, world: World) -> None:
-        rank_groups(config, world.rank, world.size)  # refuses more workers than groups before anything is built
-        self.config = config
-        self.world = world
-        self.train_batches = TrainingBatches(corpus, config)
-        self.valid_batches = EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples)
-        self.model: Model = build(config).to(world.device)
-        self.network: nn.Module = self.model
-        if world.size > 1:
-            self.network = DistributedDataParallel(
-                self.model,
-                device_ids=[world.device] if world.device.type == "cuda" else None,
-                forward_sync_buffers=False,  # synchronise_statistics keeps them alike
-                gradient_as_bucket_view=True,
-            )
-        self.optimizer = build_optimizer(self.model, config)
-        self.precision = resolve_precision(config.precision, world.device)
-
-    # ------------------------------------------------------------------------------------------ step
-
-    def forward(self, network: nn.Module, batch: Batch, seed: int, step: int, input_dropout: float) -> Terms:
-        """The terms of a batch, its noise drawn from (seed, step, group)."""
-        device = self.world.device
-        noise = Noise(seed, step, batch.groups, self.config.group_size, count=len(batch.tokens), device=device)
-        with self.autocast():
-            terms: Terms = network(batch.tokens.to(device, non_blocking=True), noise, input_dropout)
-        return terms
-
-    def forward_backward(self, batch: Batch, step: int) -> Terms:
-        """Gradients of the mean loss over the global batch, averaged by DDP; returns the local terms."""
-        config = self.config
-        terms = self.forward(self.network, batch, config.seed, step, config.objective.input_dropout)
-        weight = kl_weight(config.objective, step, config.steps)
-        # DDP divides the sum over ranks by their number
-        (loss(terms, config, weight) * (self.world.size / config.batch_size)).backward()
-        return terms
-
-    def train_step(self, step: int) -> tuple[Batch, Terms, Tensor]:
-        """One optimiser step; returns the local batch, its terms and the gradient's norm before clipping."""
-        self.network.train()
-        batch = self.train_batches.batch(step, self.world.rank, self.world.size)
-        terms = self.forward_backward(batch, step)
-        synchronise_statistics(self.model, self.config.batch_size // self.config.group_size)
-        clip = self.config.optimizer.clip or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, step)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)
-        return batch, terms, norm
-
-    def rehearse(self) -> None:
-        """A forward and backward pass that leaves no trace.
-
-        DDP orders its buckets anew after the first backward pass. Doing that before any state is loaded
-        makes the sums of a resumed run the same, bit for bit, as those of one that was never stopped.
-        """
-        self.network.train()
-        self.forward_backward(self.train_batches.batch(0, self.world.rank, self.world.size), 0)
-        self.optimizer.zero_grad(set_to_none=False)
-        for layer in self.model.modules():
-            if isinstance(layer, GroupBatchNorm):
-                layer.batch_statistics = None
-
-    @torch.no_grad()
-    def evaluate(self, draws: int = 0) -> dict[str, float]:
-        """Figures of the full bound on the validation samples (KL weight 1, no dropout, fixed noise).
-
-        With ``draws`` of z also the importance-weighted estimate of the likelihood, in nats per sample and bits per
-        byte. The noise of every figure follows from the samples alone.
-        """
-        self.network.eval()
-        totals = BoundTotals(self.model.latent, self.world.device)
-        for batch in self.valid_batches.batches(self.world.rank, self.world.size):
-            totals.add(self.forward(self.model, batch, EVALUATION_SEED, 0, 0.0), batch.text_bytes)
-        figures = self.reduce(totals).metrics()
-        return figures | self.likelihood(figures, draws) if draws else figures
-
-    def likelihood(self, figures: dict[str, float], draws: int) -> dict[str, float]:
-        """The importance-weighted estimate; of a model without z it is the bound."""
-        from raytrain.evaluation import estimate_likelihood  # which needs this module
-
-        if self.model.latent == 0:
-            return {"nll": figures["bound"], "nll_bits_per_byte": figures["bits_per_byte"]}
-        batches = self.valid_batches.batches(self.world.rank, self.world.size)
-        with self.autocast():
-            sums = estimate_likelihood(self.model, batches, self.config.group_size, draws)
-        if self.world.size > 1:
-            dist.all_reduce(sums)
-        nats = float(sums[0] / sums[1])
-        return {"nll": nats, "nll_bits_per_byte": figures["bits_per_byte"] * nats / figures["bound"]}
-
-    def figures(self, batch: Batch, terms: Terms) -> dict[str, float]:
-        """Figures of a training batch over all ranks."""
-        totals = BoundTotals(self.model.latent, self.world.device)
-        totals.add(terms, batch.text_bytes)
-        return self.reduce(totals).metrics()
-
-    def reduce(self, totals: BoundTotals) -> BoundTotals:
-        """Totals over all ranks."""
-        if self.world.size > 1:
-            dist.all_reduce(totals.sums)
-        return totals
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Computes matrix products in bfloat16 where that is the precision; losses stay in float32."""
-        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
-
-    # ----------------------------------------------------------------------------------------- state
-
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Copies on the CPU of all that changes from step to step: weights, statistics, moments."""
-        moments = {
-            f"{key}.{name}": value
-            for name, parameter in self.model.named_parameters()
-            for key, value in self.optimizer.state[parameter].items()
-        }
-        groups = {"model": self.model.state_dict(), "optimizer": moments}
-        return {
-            stem: {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in group.items()}
-            for stem, group in groups.items()
-        }
-
-    def load(self, stored: checkpoints.Checkpoint) -> None:
-        """Take over the tensors of a checkpoint."""
-        self.model.load_state_dict(stored.tensors("model"))
-        moments = stored.tensors("optimizer")
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state[parameter].items():
-                value.copy_(moments[f"{key}.{name}"])
-
-    def share(self, step: int) -> int:
-        """Give rank 0's state and step to all ranks; returns that step."""
-        if self.world.size == 1:
-            return step
-        moments = [value for slots in self.optimizer.state.values() for value in slots.values()]
-        number = torch.tensor(step, device=self.world.device)
-        for tensor in [number, *self.model.state_dict().values(), *moments]:
-            dist.broadcast(tensor, 0)
-        return int(number)
-
-
 def train(
     config: RunConfig[Any], corpus: Corpus, world: World, storage: Storage, report: Report, draws: int = 0
 ) -> Outcome:
@@ -233,7 +75,9 @@ def train(
 
     Raises:
         UserError: more workers than sample groups, or a corpus shorter than one sample.
-        FloatingPointError: the loss or a validation figure is not finite.
+        DivergedError: on all workers: too many steps in a row were skipped for a loss or gradients that are not finite,
+            or a validation figure or the state to be saved is not finite.
+        StorageError: the store stayed away for longer than ``CheckpointWriter`` tries again.
     """
     score = "nll" if draws else "bound"
     trainer = Trainer(config, corpus, world)
@@ -248,30 +92,39 @@ def train(
     step = trainer.share(step)
 
     throughput = Throughput(world.size)
-    with checkpoints.CheckpointWriter(storage) if world.rank == 0 else nullcontext() as writer:
+    with saving(trainer, storage, step) as writer:
         while step < config.steps:
             # ----------------------------------------------------------------------------------- step
             batch, terms, norm = trainer.train_step(step)
             throughput.count(batch)
             step += 1
             last = step == config.steps
-            metrics: dict[str, float] = {}
+            logs = step % config.log_every == 0 or last
+            evaluates = step % config.evaluate_every == 0 or last
+            saves = evaluates or step % config.checkpoint_every == 0
+            if logs or saves:  # otherwise the host does not wait for the device
+                skipped = trainer.skipped.check(step)
 
             # ------------------------------------------------------------------------------------ log
-            if step % config.log_every == 0 or last:
-                figures = trainer.figures(batch, terms)
-                check_finite("loss is", figures, step)
-                metrics |= {f"train/{name}": value for name, value in figures.items() if name != "active_units"}
+            metrics: dict[str, float] = {}
+            if logs:
+                figures = trainer.figures(batch, terms) | {"gradient_norm": norm.item()}
+                # those of a skipped step are left out where they are not finite: MLflow makes 1.8e308 of an infinity
+                metrics |= {
+                    f"train/{name}": value
+                    for name, value in figures.items()
+                    if name != "active_units" and math.isfinite(value)
+                }
                 metrics |= {
                     "train/kl_weight": kl_weight(config.objective, step - 1, config.steps),
-                    "train/gradient_norm": norm.item(),
                     "train/learning_rate": learning_rate(config, step - 1),
+                    "train/skipped_steps": skipped,
                     "train/bytes_per_second": throughput.rate(),
                 }
 
             # ------------------------------------------------------------------------------- evaluate
             evaluation: dict[str, float] = {}
-            if step % config.evaluate_every == 0 or last:
+            if evaluates:
                 with throughput.paused():
                     evaluation = trainer.evaluate(draws)
                 # before it is saved: a checkpoint of it would help nobody
@@ -284,19 +137,15 @@ def train(
                 report.log(step, metrics)
 
             # ----------------------------------------------------------------------------- checkpoint
-            if writer is not None and (evaluation or step % config.checkpoint_every == 0):
-                snapshot = checkpoints.Snapshot(
-                    step=step,
-                    tensors=trainer.tensors(),
-                    state={
-                        "best_step": best_step,
-                        "best": best,
-                        "pending": report.pending(),
-                        "corpus": corpus.digest,
-                    },
-                    config=to_dict(config),
-                )
-                writer.save(snapshot, score=evaluation.get(score))
+            if saves:
+                state = {
+                    "best_step": best_step,
+                    "best": best,
+                    "skipped": trainer.skipped.counts(),
+                    "pending": report.pending(),
+                    "corpus": corpus.digest,
+                }
+                save(trainer, writer, step, state, evaluation.get(score))
             if evaluation:
                 report.evaluated(step, evaluation)
     return Outcome(step, best_step, best, trainer.precision, world.device.type)
@@ -305,51 +154,47 @@ def train(
 # --------------------------------------------------------------------------------------------- parts
 
 
-def check_finite(what: str, figures: dict[str, float], step: int) -> None:
-    """End a run that has diverged.
+@contextmanager
+def saving(trainer: Trainer, storage: Storage, step: int) -> Iterator[checkpoints.CheckpointWriter | None]:
+    """The writer of checkpoints on rank 0, none on others, for a run that goes on from ``step``.
+
+    Where the run diverges inside, what was handed to the writer is saved, and the error then says, on all ranks, from
+    which checkpoint one could go on.
+    """
+    with checkpoints.CheckpointWriter(storage) if trainer.world.rank == 0 else nullcontext() as writer:
+        try:
+            yield writer
+        except DivergedError as error:
+            if writer is not None:
+                writer.wait()
+                step = writer.committed or step
+            step = trainer.first(step)
+            place = f"the last good checkpoint is that of step {step}" if step > 0 else "there is no good checkpoint"
+            raise DivergedError(f"{error}; {place}", last_good=step or None) from None
+
+
+def save(
+    trainer: Trainer,
+    writer: checkpoints.CheckpointWriter | None,
+    step: int,
+    state: dict[str, Any],
+    score: float | None,
+) -> None:
+    """Hand the state after ``step`` to the writer; called on every rank.
 
     Raises:
-        FloatingPointError: a figure is not finite.
+        DivergedError: on all ranks: the writer refused it because it is not finite.
     """
-    if not all(math.isfinite(value) for value in figures.values()):
-        raise FloatingPointError(
-            f"the {what} not finite at step {step}: try a lower --optimizer.learning-rate or --optimizer.clip 1"
-        )
-
-
-def learning_rate(config: RunConfig[Any], step: int) -> float:
-    """The paper's decay, with a hundredth of the steps for an epoch: x decay at each after decay_start."""
-    optimizer = config.optimizer
-    # the small number keeps a step that is a whole hundredth from being rounded down
-    hundredths = math.floor(100 * (step / config.steps - optimizer.decay_start) + 1e-9)
-    return optimizer.learning_rate * optimizer.decay ** max(0, hundredths)
-
-
-def build_optimizer(model: nn.Module, config: RunConfig[Any]) -> torch.optim.Adam:
-    """Adam whose moments exist from the start, so that a checkpoint can be loaded into them."""
-    settings = config.optimizer
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True
-    )
-    for parameter in model.parameters():
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
-    return optimizer
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """``auto`` is bfloat16 where the hardware multiplies bfloat16 matrices, otherwise float32."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return "bfloat16" if fast else "float32"
+    refusal = ""
+    if writer is not None:
+        snapshot = checkpoints.Snapshot(step, trainer.tensors(), state, to_dict(trainer.config))
+        try:
+            writer.save(snapshot, score)
+        except FloatingPointError as error:
+            refusal = str(error)
+    # only rank 0 has looked, and none may go on alone
+    if trainer.first(bool(refusal)):
+        raise DivergedError(refusal or f"the state after step {step} is not finite")
 
 
 class Throughput:

@@ -155,7 +155,7 @@ def verify(uri: str, model_id: str, stored: Checkpoint, corpus: Corpus) -> float
 
 def _bound(stored: Checkpoint, corpus: Corpus) -> float:
     from raytrain.config import from_dict
-    from raytrain.loop import Trainer, World
+    from raytrain.trainer import Trainer, World
 
     config = dataclasses.replace(from_dict(stored.config), evaluate_samples=VERIFIED_SAMPLES, precision="float32")
     trainer = Trainer(config, corpus, World())

@@ -19,8 +19,8 @@ from raytrain.resources import Gang
 
 if TYPE_CHECKING:
     from raytrain.gangs import HeldGang
-    from raytrain.loop import World
     from raytrain.storage import Storage
+    from raytrain.trainer import World
 
 UNSENT = "unsent_metrics.jsonl"
 """Metrics that MLflow did not take before the run ended, for ``python -m raytrain.tracking send``."""
@@ -136,7 +136,7 @@ def serve(values: dict[str, Any]) -> None:
     from ray import train as ray_train
     from ray.train.torch import get_device
 
-    from raytrain.loop import World
+    from raytrain.trainer import World
 
     desk, context = values["desk"], ray_train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
@@ -163,7 +163,7 @@ def work_alone(job: Job, gang: Gang, send: Callable[[dict[str, Any]], None]) -> 
     """
     import torch
 
-    from raytrain.loop import World
+    from raytrain.trainer import World
 
     run(job, World(device=torch.device("cuda" if gang.gpus else "cpu")), send, node=0)
     return read_outcome(job.storage) or {"error": "the run ended without an outcome"}
@@ -177,6 +177,7 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
     import torch
 
     from raytrain.data.store import open_anywhere
+    from raytrain.divergence import DivergedError
     from raytrain.hopeless import HopelessError
     from raytrain.loop import train
     from raytrain.storage import open_storage
@@ -190,6 +191,8 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
         outcome: dict[str, Any] = asdict(trained)
     except (FloatingPointError, HopelessError) as error:
         outcome = {"hopeless": str(error)}  # of the same figures on every worker
+        if isinstance(error, DivergedError):
+            outcome["last_good"] = error.last_good
     except CERTAIN as error:
         if world.size > 1:
             raise  # the others may be waiting for this worker

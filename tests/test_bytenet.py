@@ -80,7 +80,7 @@ def test_padding_costs_nothing_and_every_weight_learns() -> None:
     terms = model(text(32, 24), Noise(0, 0, range(2), 16))
     (terms.reconstruction.sum() + terms.auxiliary.sum()).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-    synchronise_statistics(model, num_groups=2)
+    synchronise_statistics(model, 2, torch.tensor(True))
 
 
 def test_training_lowers_the_loss() -> None:
@@ -91,7 +91,7 @@ def test_training_lowers_the_loss() -> None:
     losses = []
     for step in range(30):
         terms = model(tokens, Noise(0, step, [0], 16))
-        synchronise_statistics(model, num_groups=1)
+        synchronise_statistics(model, 1, torch.tensor(True))
         optimiser.zero_grad()
         terms.reconstruction.mean().backward()
         optimiser.step()

@@ -17,10 +17,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raytrain import checkpoint as checkpoints
 from raytrain.checkpoint import Checkpoint, CheckpointWriter, Snapshot, best, latest, load
+from raytrain.checkpoint_form import manifest_of
 from raytrain.errors import UserError
 from raytrain.storage import FolderStorage, NotFoundError, Storage, StorageError, open_storage
+from tests.away import Away
 
 if TYPE_CHECKING:
     from tests.s3_server import S3Server
@@ -63,6 +64,7 @@ def save(storage: Storage, *steps: int, **options: Any) -> None:
     with CheckpointWriter(storage, keep_last=100, **options) as writer:
         for step in steps:
             writer.save(snapshot(step), score=float(step % 7))
+            writer.wait()
 
 
 def folders(storage: Storage) -> list[str]:
@@ -102,7 +104,7 @@ def test_the_last_and_the_best_are_kept_also_after_a_restart(storage: Storage) -
     with CheckpointWriter(storage, keep_last=2, keep_best=1) as writer:
         for step in (10, 20, 30, 40):
             writer.save(snapshot(step), score=scores[step])
-        writer.wait()
+            writer.wait()
         assert steps() == [20, 30, 40]  # the first of two equal ones is the best
     with CheckpointWriter(storage, keep_last=2, keep_best=1) as writer:
         writer.save(snapshot(50), score=scores[50])
@@ -112,6 +114,7 @@ def test_the_last_and_the_best_are_kept_also_after_a_restart(storage: Storage) -
         assert best(storage).step == 20  # type: ignore[union-attr]
         for step in (60, 70, 80):
             writer.save(snapshot(step), score=scores[step])
+            writer.wait()
     assert steps() == [60, 70, 80]
     assert best(storage).step == 60  # type: ignore[union-attr]
     assert latest(storage).step == 80  # type: ignore[union-attr]
@@ -194,16 +197,16 @@ class Failing(FolderStorage):
         return Failing(self._path(prefix), self.fails)
 
 
-def test_saving_does_not_stop_the_caller_and_waiting_is_counted(tmp_path: Path) -> None:
+def test_a_slow_store_does_not_stop_the_caller_and_waiting_is_counted(tmp_path: Path) -> None:
     with CheckpointWriter(Slow(tmp_path, 0.1)) as writer:
         begin = time.monotonic()
-        writer.save(snapshot(1))
+        for step in range(1, 6):
+            writer.save(snapshot(step))
         assert time.monotonic() - begin < 0.1
         assert writer.seconds_waiting < 0.05
-        writer.save(snapshot(2))
-        assert 0.3 < writer.seconds_waiting < 2
-        assert writer.committed == 1
-    assert writer.committed == 2
+        assert writer.committed is None
+    assert writer.committed == 5
+    assert 0.4 < writer.seconds_waiting < 4  # the last at least, of five files
 
 
 def test_the_manifest_is_written_last_and_taken_away_first(tmp_path: Path) -> None:
@@ -216,6 +219,7 @@ def test_the_manifest_is_written_last_and_taken_away_first(tmp_path: Path) -> No
     changed.step = 5
     with CheckpointWriter(slow, keep_last=1) as writer:
         writer.save(changed)
+        writer.wait()
         writer.save(snapshot(9))
     assert slow.order[0] == "delete manifest.json"
     assert slow.order[5] == "write manifest.json"
@@ -239,13 +243,118 @@ def test_a_save_that_fails_is_tried_again(tmp_path: Path, caplog: pytest.LogCapt
 def test_a_store_that_stays_away_is_an_error_in_the_end(tmp_path: Path) -> None:
     writer = CheckpointWriter(Failing(tmp_path, lambda action, key: key == "manifest.json"), retry_seconds=0.2)
     writer.save(snapshot(1))
+    writer.save(snapshot(2))
+    time.sleep(1)
     with pytest.raises(StorageError, match=r"step 1 could not be saved within 0 s: cannot write manifest.json"):
-        writer.save(snapshot(2))
-    writer.save(snapshot(3))
-    with pytest.raises(StorageError, match="step 3"):
+        writer.save(snapshot(3))
+    writer.save(snapshot(4))
+    with pytest.raises(StorageError, match="step 4"):  # 2 gave way to it
         writer.close()
     assert writer.committed is None
     assert latest(open_storage(tmp_path)) is None
+
+
+@pytest.fixture
+def away(tmp_path: Path) -> Away:
+    return Away(tmp_path / "checkpoints", threading.Event())
+
+
+SCORES = st.lists(st.one_of(st.none(), st.integers(0, 5).map(float)), min_size=1, max_size=12)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(scores=SCORES, keep_best=st.integers(0, 2))
+def test_what_waits_for_the_store_is_the_newest_and_the_best(
+    tmp_path_factory: pytest.TempPathFactory, scores: list[float | None], keep_best: int
+) -> None:
+    committed: list[int] = []
+    held = threading.Event()
+
+    class Held(FolderStorage):
+        def write(self, key: str, data: bytes) -> None:
+            held.wait()
+            super().write(key, data)
+
+        def child(self, prefix: str) -> FolderStorage:
+            return Held(self._path(prefix))
+
+    storage = Held(tmp_path_factory.mktemp("held"))
+    with CheckpointWriter(storage, keep_best=keep_best, on_commit=committed.append) as writer:
+        try:
+            for step, score in enumerate(scores):
+                writer.save(snapshot(step), score)
+            assert len(writer._waiting) <= keep_best + 1
+        finally:
+            held.set()
+    ranked = sorted((score, step) for step, score in enumerate(scores) if score is not None)[:keep_best]
+    # the first was in the thread's hands, or waited as the others did
+    wanted = {len(scores) - 1, *(step for _, step in ranked)}
+    assert wanted <= set(committed) <= wanted | {0}
+    assert committed == sorted(committed)
+    assert latest(storage).step == len(scores) - 1  # type: ignore[union-attr]
+    found = best(storage)
+    if keep_best > 0 and ranked:
+        assert found is not None
+        assert (found.score, found.step) == ranked[0]
+
+
+def test_what_waited_while_the_store_was_away_arrives(away: Away, caplog: pytest.LogCaptureFixture) -> None:
+    with CheckpointWriter(away, retry_seconds=30) as writer:
+        writer.save(snapshot(10), score=3.0)
+        writer.wait()
+        away.away.set()
+        for step, score in ((20, None), (30, 1.0), (40, 2.0), (50, None)):
+            writer.save(snapshot(step), score)
+        time.sleep(0.2)
+        assert writer.committed == 10
+        with pytest.raises(StorageError):
+            latest(away)  # not "there is none"
+        away.away.clear()
+    assert_same(latest(away), snapshot(50))
+    assert_same(best(away), snapshot(30))
+    assert writer.committed == 50
+    assert "is not saved yet, trying again: cannot reach" in caplog.text
+
+
+def test_the_end_of_a_run_waits_for_the_store_only_so_long(away: Away) -> None:
+    writer = CheckpointWriter(away, retry_seconds=0.3)
+    away.away.set()
+    for step in (1, 2, 3):
+        writer.save(snapshot(step), score=float(step))
+    begin = time.monotonic()
+    with pytest.raises(StorageError, match=r"step 1 could not be saved within 0 s: cannot reach .*: the disk is away"):
+        writer.close()
+    assert 0.1 < time.monotonic() - begin < 5
+
+
+def test_a_caller_that_is_stopped_still_leaves_what_waited(tmp_path: Path) -> None:
+    storage = Slow(tmp_path, 0.05)
+
+    def run() -> None:
+        with CheckpointWriter(storage) as writer:
+            for step, score in ((1, 3.0), (2, 1.0), (3, 2.0)):
+                writer.save(snapshot(step), score)
+            raise SystemExit
+
+    with pytest.raises(SystemExit):
+        run()
+    assert_same(latest(storage), snapshot(3))
+    assert_same(best(storage), snapshot(2))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_state_that_is_not_finite_is_refused_by_name(tmp_path: Path, value: float) -> None:
+    storage = open_storage(tmp_path)
+    for stem, name in (("model", "half"), ("optimizer", "w.exp_avg")):
+        poisoned = snapshot(2)
+        poisoned.tensors[stem][name][-1] = value
+        with CheckpointWriter(storage) as writer:
+            writer.save(snapshot(1))
+            with pytest.raises(
+                FloatingPointError, match=f"after step 2 is not finite and is not saved: {name} of {stem}"
+            ):
+                writer.save(poisoned)
+    assert_same(latest(storage), snapshot(1))
 
 
 def test_an_exception_of_the_caller_does_not_wait_for_the_store(tmp_path: Path) -> None:
@@ -523,7 +632,7 @@ def test_random_tensor_files_with_the_right_sums_never_crash(whole: dict[str, by
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     files = {name: whole[name] for name in ("state.json", "config.json")} | {"model.safetensors": bytes(content)}
-    manifest = checkpoints._manifest(3, None, files)
+    manifest = manifest_of(3, None, files)
     files["manifest.json"] = json.dumps(manifest).encode()
     read, _ = refusal(files)
     assert read is None or "model" in read._tensors

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,11 @@ import torch.multiprocessing as mp
 from raytrain import checkpoint
 from raytrain.config import ByteLstmConfig, ObjectiveConfig, OptimizerConfig, RunConfig, to_dict
 from raytrain.data.corpus import Corpus, CorpusWriter
-from raytrain.loop import Trainer, World, learning_rate, train
+from raytrain.loop import train
+from raytrain.optimizer import learning_rate
 from raytrain.storage import open_storage
+from raytrain.trainer import Trainer, World
+from tests.away import Away
 from tests.conftest import tiny_config
 
 
@@ -200,8 +204,36 @@ def test_the_best_checkpoint_is_kept(corpus: Corpus, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_run(corpus: Corpus, tmp_path: Path) -> None:
     config = tiny_config("byte_lstm", optimizer=OptimizerConfig(learning_rate=1e39))
-    with pytest.raises(FloatingPointError, match="not finite at step"):
+    with pytest.raises(FloatingPointError, match=r"^9 steps in a row had a loss or gradients not finite at step 10"):
         run(config, corpus, World(), tmp_path)
+
+
+def test_training_goes_on_while_the_storage_is_away(corpus: Corpus, tmp_path: Path) -> None:
+    """The step size makes it worse after the first evaluations, so the best has to wait beside the newest."""
+    optimizer = OptimizerConfig(learning_rate=0.3, decay=1.0)
+    config = tiny_config("byte_lstm", steps=80, checkpoint_every=5, optimizer=optimizer)
+    whole = run(config, corpus, World(), tmp_path / "whole")
+    away = threading.Event()
+    there: list[checkpoint.Checkpoint | None] = []
+
+    class Observer(Recorder):
+        def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+            if step == 70:
+                there.append(checkpoint.latest(open_storage(tmp_path / "away")))
+                away.clear()
+
+    away.set()
+    observer = Observer()
+    train(config, corpus, World(), Away(tmp_path / "away", away), observer)
+    assert there == [None]  # 70 steps were taken with nothing saved
+    ended, undisturbed = final(tmp_path / "away"), final(tmp_path / "whole")
+    assert ended.step == undisturbed.step == 80
+    for name, tensor in undisturbed.tensors("model").items():
+        assert torch.equal(tensor, ended.tensors("model")[name])
+    best = checkpoint.best(open_storage(tmp_path / "away"))
+    assert best is not None
+    assert best.step == ended.state["best_step"] == undisturbed.state["best_step"] < 70
+    assert sorted(observer.records) == sorted(whole.records)
 
 
 def test_learning_rate_decays_by_hundredths() -> None:

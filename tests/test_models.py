@@ -147,7 +147,7 @@ def test_statistics_are_those_of_groups_and_leave_padding_out() -> None:
         # another group in the batch changes nothing
         torch.testing.assert_close(layer(features[group], mask[group]), normalised[group])
     layer(features, mask)
-    synchronise_statistics(layer, num_groups=2)
+    synchronise_statistics(layer, 2, torch.tensor(True))
     expected = torch.stack(
         [features[g].transpose(0, 1)[:, mask[g, 0].bool()].mean(1) for g in (slice(0, 4), slice(4, 8))]
     )

@@ -71,6 +71,7 @@ def train_to(place: Storage, scores: dict[int, float | None]) -> None:
     with CheckpointWriter(place.child("checkpoints"), keep_last=9) as writer:
         for step, score in scores.items():
             writer.save(Snapshot(step, {"model": {}}, {}, to_dict(config)), score)
+            writer.wait()
 
 
 def search_at(place: Storage, experiment: Experiment) -> list[Trial]:

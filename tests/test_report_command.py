@@ -25,7 +25,7 @@ from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
 from raytrain.data.vocabulary import STOP
 from raytrain.errors import run_command
-from raytrain.loop import World, train
+from raytrain.trainer import World, train
 from raytrain.markdown import cell, table
 from raytrain.models import build, load
 from raytrain.models.byte_lstm import ByteLstm

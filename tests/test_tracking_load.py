@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from raytrain.data.corpus import Corpus
-from raytrain.loop import World, train
+from raytrain.trainer import World, train
 from raytrain.presets import preset
 from raytrain.storage import open_storage
 from raytrain.tracking import Experiment, MetricWriter, check_tracking

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from raytrain.algorithms import Halving
 from raytrain.config import from_dict, override
 from raytrain.data.corpus import Corpus
-from raytrain.loop import World, train
+from raytrain.trainer import World, train
 from raytrain.plan import Plan
 from raytrain.resources import Cluster
 from raytrain.results import finish

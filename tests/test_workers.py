@@ -10,10 +10,11 @@ from ray.train import ControllerError, WorkerGroupError
 from raytrain import workers
 from raytrain.algorithms import Halving
 from raytrain.config import ObjectiveConfig, to_dict
+from raytrain.divergence import DivergedError
 from raytrain.goal import Goal
-from raytrain.loop import World
 from raytrain.resources import Gang
 from raytrain.storage import FolderStorage, StorageError
+from raytrain.trainer import World
 from raytrain.workers import RUNG, GangLostError, Job, RayReport, fit, work_alone
 from tests.conftest import tiny_config
 
@@ -86,7 +87,11 @@ def failing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 def test_an_error_that_comes_back_ends_a_run_at_once(failing: Any) -> None:
-    assert failing(FloatingPointError("the loss is not finite"))["hopeless"] == "the loss is not finite"
+    assert failing(DivergedError("not finite", last_good=20)) == {
+        "hopeless": "not finite",
+        "last_good": 20,
+        "unsent": 0,
+    }
     assert failing(ValueError("no such layer"))["error"] == "ValueError: no such layer"
     assert Silent.closed == 2
 

@@ -146,25 +146,32 @@ class GroupBatchNorm(nn.Module):
         return scale, self.bias - self.running_mean * scale
 
 
-def synchronise_statistics(model: nn.Module, num_groups: int) -> None:
+def synchronise_statistics(model: nn.Module, num_groups: int, good: Tensor) -> Tensor:
     """Move the running statistics of every ``GroupBatchNorm`` by the mean over all ranks' groups.
 
     Called once after each training forward; ``num_groups`` counts the groups of all ranks. One small
     all-reduce keeps the statistics identical on all ranks at every step, so that evaluation needs no
     reduction and a checkpoint at any step is the same whoever writes it.
+
+    Nothing is moved where ``good``, a bool without dimensions and the same on all ranks, is false or a statistic is not
+    finite. Returns whether all was good.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GroupBatchNorm)]
     if not layers:
-        return
+        return good
     statistics = [layer.batch_statistics for layer in layers if layer.batch_statistics is not None]
     sums = torch.cat(statistics, dim=1)
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(sums)
     means = sums / num_groups
+    good = good & means.isfinite().all()
+    running = [torch.stack((layer.running_mean, layer.running_var)) for layer in layers]
+    means = torch.where(good, means, torch.cat(running, dim=1))
     for layer, (mean, variance) in zip(layers, means.split([len(layer.weight) for layer in layers], 1), strict=True):
         layer.running_mean.lerp_(mean, layer.momentum)
         layer.running_var.lerp_(variance, layer.momentum)
         layer.batch_statistics = None
+    return good
 
 
 # ----------------------------------------------------------------------------------------- functions

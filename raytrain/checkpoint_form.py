@@ -1,0 +1,208 @@
+"""The form of a checkpoint: reading one with every sum checked, and writing one so that it counts only when whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from raytrain.errors import UserError
+from raytrain.storage import NotFoundError, Storage
+
+FORMAT = 1
+"""Version of the form; a reader refuses what is newer than itself."""
+
+MANIFEST = "manifest.json"
+STEM = re.compile(r"[a-z0-9_]{1,64}")
+"""What a file of tensors may be called, before ``.safetensors``."""
+_JSON_FILES = ("config.json", "state.json")
+_FOLDER = re.compile(r"step-(\d{8,18})")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Snapshot:
+    """The state of a run after ``step`` steps."""
+
+    step: int
+    tensors: dict[str, dict[str, torch.Tensor]]
+    """File stem (``model``, ``optimizer``, ``average``) -> name -> tensor, on the CPU and not changed afterwards."""
+    state: dict[str, Any]
+    """Whatever else is needed to go on, as JSON. Copied when it is saved."""
+    config: dict[str, Any]
+    """The config of the run, as JSON."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A snapshot that was read back, with all sums right."""
+
+    step: int
+    score: float | None
+    """What it is ranked by, lower is better; None where it was not scored."""
+    state: dict[str, Any]
+    config: dict[str, Any]
+    uri: str
+    _tensors: dict[str, dict[str, torch.Tensor]] = field(repr=False)
+
+    def tensors(self, stem: str) -> dict[str, torch.Tensor]:
+        """Name -> tensor of one file.
+
+        Raises:
+            UserError: the checkpoint has no such file.
+        """
+        if stem not in self._tensors:
+            raise UserError(f"checkpoint {self.uri}: it has no {stem}.safetensors; it has {', '.join(self._tensors)}")
+        return self._tensors[stem]
+
+
+class Refused(Exception):
+    """Why a folder is not a checkpoint, in words."""
+
+
+# --------------------------------------------------------------------------------------------- read
+
+
+def valid(storage: Storage, steps: list[int]) -> Iterator[Checkpoint]:
+    """The checkpoints of ``steps`` that are whole; of each other, the reason is logged."""
+    for step in steps:
+        place = storage.child(folder_of(step))
+        try:
+            yield read(place, step)
+        except Refused as error:
+            _log.warning("checkpoint %s is not used: %s", place.uri(), error)
+
+
+def folder_of(step: int) -> str:
+    """The name of a checkpoint's folder."""
+    return f"step-{step:08d}"
+
+
+def steps_in(storage: Storage) -> list[int]:
+    """The steps of all folders that look like checkpoints, whole or not, in order."""
+    folders = {key.partition("/")[0] for key in storage.list() if "/" in key}
+    steps = {int(match[1]) for folder in folders if (match := _FOLDER.fullmatch(folder))}
+    return sorted(step for step in steps if folder_of(step) in folders)
+
+
+def read(place: Storage, step: int | None = None) -> Checkpoint:
+    """The checkpoint in ``place``; ``step`` is the one that it must be of, if given.
+
+    Raises:
+        Refused: it is not whole.
+        StorageError: the store does not answer.
+    """
+    manifest = read_manifest(place, step)
+    data = {name: _read_file(place, name, entry) for name, entry in manifest["files"].items()}
+    stems = [name.removesuffix(".safetensors") for name in data if name not in _JSON_FILES]
+    return Checkpoint(
+        step=manifest["step"],
+        score=manifest["score"],
+        state=_parse_object(data["state.json"], "state.json"),
+        config=_parse_object(data["config.json"], "config.json"),
+        uri=place.uri(),
+        _tensors={stem: _parse_tensors(data[f"{stem}.safetensors"], stem) for stem in stems},
+    )
+
+
+def read_manifest(place: Storage, step: int | None = None) -> dict[str, Any]:
+    """The manifest, every field of it checked; ``step`` is the one that it must be of, if given."""
+    try:
+        manifest = _parse_object(place.read(MANIFEST), MANIFEST)
+    except NotFoundError:
+        raise Refused(f"it has no {MANIFEST}: not a checkpoint, or one that was not completed") from None
+    version = manifest.get("format")
+    if type(version) is not int or version < 1:
+        raise Refused(f"{MANIFEST} is not one of a checkpoint")
+    if version > FORMAT:
+        raise Refused(f"its form is {version} and this version reads up to {FORMAT}: upgrade raytrain")
+    seal = manifest.pop("sha256", None)
+    if seal != _seal(manifest):
+        raise Refused(f"{MANIFEST} was altered")
+    score, files = manifest.get("score"), manifest.get("files")
+    if type(manifest.get("step")) is not int or not (score is None or (type(score) is float and math.isfinite(score))):
+        raise Refused(f"{MANIFEST} has no valid step or score")
+    if step is not None and manifest["step"] != step:
+        raise Refused(f"it is the checkpoint of step {manifest['step']}, in the folder of another")
+    if not isinstance(files, dict) or not all(name in files for name in _JSON_FILES):
+        raise Refused(f"{MANIFEST} does not name {' and '.join(_JSON_FILES)}")
+    for name, entry in files.items():
+        stem = name.removesuffix(".safetensors")
+        if name not in _JSON_FILES and not (stem != name and STEM.fullmatch(stem)):
+            raise Refused(f"{MANIFEST} names {name!r}, which is no file of a checkpoint")
+        if not isinstance(entry, dict) or not {"size", "sha256"} <= entry.keys():
+            raise Refused(f"{MANIFEST} has no size and sum of {name}")
+    return manifest
+
+
+def _read_file(place: Storage, name: str, entry: dict[str, Any]) -> bytes:
+    try:
+        data = place.read(name)
+    except NotFoundError:
+        raise Refused(f"{name} is missing") from None
+    if len(data) != entry["size"]:
+        raise Refused(f"{name} has {len(data)} bytes instead of {entry['size']}")
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise Refused(f"{name} was altered: its SHA-256 sum is not the one of the manifest")
+    return data
+
+
+def _parse_object(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError):
+        raise Refused(f"{name} is not JSON") from None
+    if not isinstance(values, dict):
+        raise Refused(f"{name} is not a JSON object")
+    return values
+
+
+def _parse_tensors(data: bytes, stem: str) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OverflowError, AssertionError) as error:
+        raise Refused(f"{stem}.safetensors is not a valid safetensors file ({' '.join(str(error).split())})") from None
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(to_json(manifest)).hexdigest()
+
+
+def to_json(values: dict[str, Any]) -> bytes:
+    """The same bytes for the same values."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
+
+
+# -------------------------------------------------------------------------------------------- write
+
+
+def manifest_of(step: int, score: float | None, files: dict[str, bytes]) -> dict[str, Any]:
+    """The manifest that makes ``files`` a checkpoint."""
+    sums = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    manifest: dict[str, Any] = {"format": FORMAT, "step": step, "score": score, "files": sums}
+    return manifest | {"sha256": _seal(manifest)}
+
+
+def commit(place: Storage, step: int, files: dict[str, bytes], manifest: dict[str, Any]) -> None:
+    """Write the files, then the manifest that makes them count."""
+    try:
+        present = read_manifest(place, step)
+        if present["files"] == manifest["files"] and present["score"] == manifest["score"]:
+            read(place, step)
+            return  # the very same checkpoint, whole: it never stops counting
+    except Refused:
+        pass
+    place.delete(MANIFEST)
+    for name, data in files.items():
+        place.write(name, data)
+    place.write(MANIFEST, to_json(manifest))
