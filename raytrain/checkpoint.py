@@ -12,6 +12,7 @@ from pathlib import Path
 import safetensors.torch
 
 from raytrain.checkpoint_form import (
+    MANIFEST,
     Checkpoint,
     Refused,
     Snapshot,
@@ -28,7 +29,7 @@ from raytrain.checkpoint_writer import CheckpointWriter
 from raytrain.errors import UserError
 from raytrain.storage import Storage, StorageError, open_storage
 
-__all__ = ["Checkpoint", "CheckpointWriter", "Snapshot", "best", "export", "latest", "load"]
+__all__ = ["Checkpoint", "CheckpointWriter", "Snapshot", "best", "export", "latest", "load", "newest_step"]
 
 
 def load(source: Storage | str | Path) -> Checkpoint:
@@ -76,8 +77,7 @@ def newest_step(storage: Storage) -> int | None:
         StorageError: the store does not answer.
     """
     keys = set(storage.list())
-    steps = [step for step in _steps(storage) if f"{_folder(step)}/{_MANIFEST}" in keys]
-    return steps[-1] if steps else None
+    return max((step for step in steps_in(storage) if f"{folder_of(step)}/{MANIFEST}" in keys), default=None)
 
 
 def export(stored: Checkpoint, folder: Path) -> Path:
