@@ -31,6 +31,7 @@ from raytrain.data.corpus import Corpus
 from raytrain.errors import UserError, run_command
 from raytrain.models import Model, Noise, Terms, build
 from raytrain.models.layers import GroupBatchNorm, synchronise_statistics
+from raytrain.notice import PreemptedError, Rounds
 from raytrain.objective import BoundTotals, kl_weight, loss
 from raytrain.progress import Progress
 from raytrain.storage import Storage, open_storage
@@ -62,6 +63,9 @@ class Report(Protocol):
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """The validation figures of a step; called on every rank."""
+
+    def notice(self) -> bool:
+        """Whether this worker's machine is about to be taken away; called on every rank about every two seconds."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +238,7 @@ def train(
     Raises:
         UserError: more workers than sample groups, or a corpus shorter than one sample.
         FloatingPointError: the loss or a validation figure is not finite.
+        PreemptedError: a worker's machine is about to go; the newest checkpoint has all steps that were done.
     """
     score = "nll" if draws else "bound"
     trainer = Trainer(config, corpus, world)
@@ -247,7 +252,7 @@ def train(
         report.replay(stored.state["pending"])
     step = trainer.share(step)
 
-    throughput = Throughput(world.size)
+    throughput, rounds = Throughput(world.size), Rounds(world, step)
     with checkpoints.CheckpointWriter(storage) if world.rank == 0 else nullcontext() as writer:
         while step < config.steps:
             # ----------------------------------------------------------------------------------- step
@@ -284,7 +289,8 @@ def train(
                 report.log(step, metrics)
 
             # ----------------------------------------------------------------------------- checkpoint
-            if writer is not None and (evaluation or step % config.checkpoint_every == 0):
+            leave = rounds.due(step) and rounds.ask(step, report.notice()) and not last
+            if writer is not None and (evaluation or leave or step % config.checkpoint_every == 0):
                 snapshot = checkpoints.Snapshot(
                     step=step,
                     tensors=trainer.tensors(),
@@ -299,6 +305,10 @@ def train(
                 writer.save(snapshot, score=evaluation.get(score))
             if evaluation:
                 report.evaluated(step, evaluation)
+            if leave:
+                if writer is not None:
+                    writer.wait()
+                raise PreemptedError(f"a machine under the run is about to go; saved at step {step}")
     return Outcome(step, best_step, best, trainer.precision, world.device.type)
 
 
@@ -399,6 +409,9 @@ class PrintReport:
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """The progress line has said it."""
+
+    def notice(self) -> bool:
+        return False  # nobody gives any
 
 
 @contextmanager

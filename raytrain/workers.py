@@ -28,6 +28,8 @@ RUNG = "comparable_step"
 """A run's step as the scheduler of a search sees it: reported only while the run may be stopped."""
 RETRIES = 3
 """Deaths of its processes, in training or while they start, that a run survives."""
+PREEMPTIONS = 100
+"""Times that a run survives the loss of a machine that was announced."""
 CERTAIN = (
     ArithmeticError,
     AssertionError,
@@ -75,7 +77,8 @@ class Job:
 def fit(job: Job, gang: Gang, name: str, scratch: str, callbacks: list[Any] | None = None) -> dict[str, Any]:
     """Train the run on a gang of workers; returns its outcome. Ray's own bookkeeping goes to ``scratch``.
 
-    Where a process of the gang dies, another gang goes on from the newest checkpoint, ``RETRIES`` times.
+    Where a process of the gang dies, another gang goes on from the newest checkpoint, ``RETRIES`` times; where a
+    machine is taken away with notice, ``PREEMPTIONS`` times.
     The retries are here and not in Ray's controller, which neither survives its own death, nor bounds
     those while workers start, nor tells an error that will come back from one that may not.
 
@@ -88,6 +91,7 @@ def fit(job: Job, gang: Gang, name: str, scratch: str, callbacks: list[Any] | No
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal import constants as train_constants
 
+    from raytrain.drain import was_preempted
     from raytrain.gangs import LastMoments
 
     for variable, value in TRAIN_SETTINGS.items():
@@ -96,7 +100,8 @@ def fit(job: Job, gang: Gang, name: str, scratch: str, callbacks: list[Any] | No
     # it gives up, unless it is told which one is its own.
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     train_constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
-    for attempt in range(RETRIES + 1):
+    deaths = preemptions = 0
+    while True:
         trainer = TorchTrainer(
             work,
             train_loop_config=asdict(job),
@@ -107,7 +112,7 @@ def fit(job: Job, gang: Gang, name: str, scratch: str, callbacks: list[Any] | No
                 name=name,
                 # checkpoints are ours; a place of its own keeps Ray from resuming an attempt in its own way
                 storage_path=tempfile.mkdtemp(dir=scratch),
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
                 callbacks=[*(callbacks or []), LastMoments()],
             ),
         )
@@ -116,7 +121,10 @@ def fit(job: Job, gang: Gang, name: str, scratch: str, callbacks: list[Any] | No
             break
         except (RayActorError, TrainingFailedError) as error:
             failures = getattr(error, "worker_failures", {})
-            if attempt == RETRIES or any(isinstance(failure, CERTAIN) for failure in failures.values()):
+            preempted = was_preempted(error)
+            preemptions, deaths = preemptions + preempted, deaths + (not preempted)
+            spent = deaths > RETRIES or preemptions > PREEMPTIONS
+            if spent or any(isinstance(failure, CERTAIN) for failure in failures.values()):
                 raise
             _log.warning("a gang of %s ended, another goes on from its newest checkpoint: %s", name, error)
     return read_outcome(job.storage) or {"error": "the run ended without an outcome"}
@@ -146,12 +154,21 @@ def work_alone(job: Job, gang: Gang, send: Callable[[dict[str, Any]], None]) -> 
     """Train the run in this very process, which has the resources of the gang's one worker; returns its outcome.
 
     The same loop and the same MLflow run as in a gang, without the processes that hold a gang together.
+
+    Raises:
+        ray.exceptions.RayActorError: its machine is about to go.
     """
     import torch
+    from ray.exceptions import RayActorError
 
     from raytrain.loop import World
+    from raytrain.notice import PreemptedError
 
-    run(job, World(device=torch.device("cuda" if gang.gpus else "cpu")), send, node=0)
+    try:
+        run(job, World(device=torch.device("cuda" if gang.gpus else "cpu")), send, node=0)
+    except PreemptedError as error:
+        # the only error that Tune does not count among a trial's failures
+        raise RayActorError(error_msg=str(error), preempted=True) from error
     return read_outcome(job.storage) or {"error": "the run ended without an outcome"}
 
 
@@ -165,6 +182,7 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
     from raytrain.data.store import open_anywhere
     from raytrain.hopeless import HopelessError
     from raytrain.loop import train
+    from raytrain.notice import PreemptedError
     from raytrain.storage import open_storage
 
     torch.set_num_threads(max(1, int(job.cpus)))
@@ -181,6 +199,11 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
             raise  # the others may be waiting for this worker
         _log.exception("the run has failed")
         outcome = {"error": f"{type(error).__name__}: {error}"}
+    except PreemptedError:
+        report.close(None)
+        if world.size > 1:
+            torch.distributed.barrier()  # the first to leave ends the gang: not before rank 0 has saved
+        raise
     except SystemExit:
         # Tune has stopped the trial, and its process goes on with another
         report.close(storage)
@@ -222,6 +245,7 @@ class RayReport:
         node: int | None,
         send: Callable[[dict[str, Any]], None],
     ) -> None:
+        from raytrain.drain import OwnNode
         from raytrain.objective import annealing_end
         from raytrain.tracking import MetricWriter, Run, SystemMetrics, host_tags
         from raytrain.tracking.server import connect
@@ -234,6 +258,8 @@ class RayReport:
         self.writer: MetricWriter | None = None
         self.system: SystemMetrics | None = None
         self.system_writer: MetricWriter | None = None
+        # one worker of each machine asks for it
+        self.own_node = OwnNode() if node is not None else None
         if rank != 0 and node is None:
             return
         run = Run(**job.tracking)
@@ -275,14 +301,22 @@ class RayReport:
         if hopeless is not None:
             raise HopelessError(hopeless)  # on every rank: all have the same figures
 
-    def close(self, storage: Storage) -> int:
-        """Send what waits; what cannot be sent is kept under ``storage``. Returns the number of such records."""
+    def notice(self) -> bool:
+        return self.own_node is not None and self.own_node.is_draining()
+
+    def close(self, storage: Storage | None) -> int:
+        """Send what waits; what cannot be sent is kept under ``storage``. Returns the number of such records.
+
+        ``None`` where the newest checkpoint keeps it.
+        """
         if self.system is not None:
             self.system.close()
         if self.system_writer is not None:
             self.system_writer.close()
         if self.writer is None:
             return 0
+        if storage is None:
+            return self.writer.close(self.FLUSH_S)
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / UNSENT
             num_unsent = self.writer.close(unsent=file)
