@@ -283,3 +283,16 @@ def test_only_deaths_without_notice_count_as_failures() -> None:
     assert was_preempted(RayActorError(preempted=True))
     assert not was_preempted(WorkerGroupError("", {0: RuntimeError("peer"), 1: died}))
     assert not was_preempted(died)
+
+
+def test_all_nodes_of_a_host_end_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = {"b": "127.0.0.1", "a": "127.0.0.1", "c": "198.51.100.7"}
+    monkeypatch.setattr("raytrain.drain.alive_nodes", lambda address: nodes)
+    assert spot.own_nodes(None, None) == ["a", "b"]
+    assert spot.own_nodes(None, "c") == ["c"]
+    for wrong in ("d", "127.0.0.1"):
+        with pytest.raises(LookupError, match=f"no node {wrong} among its 3"):
+            spot.own_nodes(None, wrong)
+    del nodes["a"], nodes["b"]
+    with pytest.raises(LookupError, match="no node on this host"):
+        spot.own_nodes(None, None)

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError
 
 from raytrain import workers
 from raytrain.algorithms import Halving
 from raytrain.config import ObjectiveConfig, to_dict
 from raytrain.goal import Goal
 from raytrain.loop import World
+from raytrain.notice import PreemptedError
 from raytrain.resources import Gang
 from raytrain.storage import StorageError
 from raytrain.workers import RUNG, Job, RayReport, work_alone
@@ -103,3 +105,14 @@ def test_a_stopped_trial_leaves_no_thread_to_the_next_one_in_its_process(failing
     with pytest.raises(SystemExit):
         failing(SystemExit(0))
     assert Silent.closed == 1
+
+
+def test_a_trial_whose_machine_is_to_go_ends_in_the_error_that_tune_does_not_count(
+    failing: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(RayActorError) as raised:
+        failing(PreemptedError("saved at step 7"))
+    assert raised.value.preempted
+    assert str(raised.value) == "saved at step 7"
+    assert Silent.closed == 1
+    assert not (tmp_path / workers.OUTCOME).exists()
