@@ -103,7 +103,7 @@ class HeldGang:
                 name=self._name,
                 # checkpoints are ours; a place of its own keeps Ray from resuming an attempt in its own way
                 storage_path=tempfile.mkdtemp(dir=self._scratch),
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
                 callbacks=[*self._callbacks, LastMoments()],
             ),
         )

@@ -28,6 +28,7 @@ from raytrain.data.batches import Batch
 from raytrain.data.corpus import Corpus
 from raytrain.divergence import DivergedError, check_finite
 from raytrain.errors import UserError, run_command
+from raytrain.notice import PreemptedError, Rounds
 from raytrain.objective import kl_weight
 from raytrain.optimizer import learning_rate
 from raytrain.progress import Progress
@@ -49,6 +50,9 @@ class Report(Protocol):
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """The validation figures of a step; called on every rank."""
+
+    def notice(self) -> bool:
+        """Whether this worker's machine is about to be taken away; called on every rank about every two seconds."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ def train(
         DivergedError: on all workers: too many steps in a row were skipped for a loss or gradients that are not finite,
             or a validation figure or the state to be saved is not finite.
         StorageError: the store stayed away for longer than ``CheckpointWriter`` tries again.
+        PreemptedError: a worker's machine is about to go; the newest checkpoint has all steps that were done.
     """
     score = "nll" if draws else "bound"
     trainer = Trainer(config, corpus, world)
@@ -91,7 +96,7 @@ def train(
         report.replay(stored.state["pending"])
     step = trainer.share(step)
 
-    throughput = Throughput(world.size)
+    throughput, rounds = Throughput(world.size), Rounds(world, step)
     with saving(trainer, storage, step) as writer:
         while step < config.steps:
             # ----------------------------------------------------------------------------------- step
@@ -137,7 +142,8 @@ def train(
                 report.log(step, metrics)
 
             # ----------------------------------------------------------------------------- checkpoint
-            if saves:
+            leave = rounds.due(step) and rounds.ask(step, report.notice()) and not last
+            if saves or leave:
                 state = {
                     "best_step": best_step,
                     "best": best,
@@ -148,6 +154,10 @@ def train(
                 save(trainer, writer, step, state, evaluation.get(score))
             if evaluation:
                 report.evaluated(step, evaluation)
+            if leave:
+                if writer is not None:
+                    writer.wait()
+                raise PreemptedError(f"a machine under the run is about to go; saved at step {step}")
     return Outcome(step, best_step, best, trainer.precision, world.device.type)
 
 
@@ -244,6 +254,9 @@ class PrintReport:
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """The progress line has said it."""
+
+    def notice(self) -> bool:
+        return False  # nobody gives any
 
 
 @contextmanager

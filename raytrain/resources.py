@@ -131,6 +131,7 @@ def connect(address: str | None) -> None:
 
     if address is not None and ":" in address:
         _check_answers(address)
+    # a process for each gang; workers ask themselves whether their node is draining
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
         ray.init(

@@ -30,6 +30,8 @@ RUNG = "comparable_step"
 """A run's step as the scheduler of a search sees it: reported only while the run may be stopped."""
 RETRIES = 3
 """Gangs that take over from one that died, in training or while it started, as long as no newer checkpoint comes."""
+PREEMPTIONS = 100
+"""Times that a run survives the loss of a machine that was announced."""
 CERTAIN = (
     ArithmeticError,
     AssertionError,
@@ -70,9 +72,9 @@ def fit(job: Job, gang: HeldGang, send: Callable[[dict[str, Any]], None]) -> dic
     """Train the run on a gang of workers; returns its outcome. ``send`` gets evaluations and may stop it by raising.
 
     Where a process of the gang dies, another gang goes on from the newest checkpoint: ``RETRIES`` times without a
-    newer one, and once where an error was raised. The retries are here and not in Ray's controller, which neither
-    survives its own death, nor bounds those while workers start, nor tells an error that will come back from one that
-    may not.
+    newer one, and once where an error was raised; where a machine is taken away with notice, ``PREEMPTIONS`` times.
+    The retries are here and not in Ray's controller, which neither survives its own death, nor bounds those while
+    workers start, nor tells an error that will come back from one that may not.
 
     Raises:
         ray.train.TrainingFailedError: an error that comes back, as it was raised.
@@ -82,16 +84,22 @@ def fit(job: Job, gang: HeldGang, send: Callable[[dict[str, Any]], None]) -> dic
     from ray.train import TrainingFailedError
 
     from raytrain.checkpoint import newest_step
+    from raytrain.drain import was_preempted
     from raytrain.storage import open_storage
 
     checkpoints = open_storage(job.storage).child(CHECKPOINTS)
     newest = newest_step(checkpoints)
     causes: list[str] = []
+    preemptions = 0
     while True:
         try:
             gang.train(asdict(job), send)
             return read_outcome(job.storage) or {"error": "the run ended without an outcome"}
         except (RayActorError, TrainingFailedError) as error:
+            if was_preempted(error) and preemptions < PREEMPTIONS:
+                preemptions += 1
+                _log.warning("a machine was taken away, another gang goes on from the newest checkpoint")
+                continue
             failures = _failures(error)
             if any(isinstance(failure, CERTAIN) for failure in failures):
                 raise
@@ -160,12 +168,21 @@ def work_alone(job: Job, gang: Gang, send: Callable[[dict[str, Any]], None]) -> 
     """Train the run in this very process, which has the resources of the gang's one worker; returns its outcome.
 
     The same loop and the same MLflow run as in a gang, without the processes that hold a gang together.
+
+    Raises:
+        ray.exceptions.RayActorError: its machine is about to go.
     """
     import torch
+    from ray.exceptions import RayActorError
 
+    from raytrain.notice import PreemptedError
     from raytrain.trainer import World
 
-    run(job, World(device=torch.device("cuda" if gang.gpus else "cpu")), send, node=0)
+    try:
+        run(job, World(device=torch.device("cuda" if gang.gpus else "cpu")), send, node=0)
+    except PreemptedError as error:
+        # the only error that Tune does not count among a trial's failures
+        raise RayActorError(error_msg=str(error), preempted=True) from error
     return read_outcome(job.storage) or {"error": "the run ended without an outcome"}
 
 
@@ -180,6 +197,7 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
     from raytrain.divergence import DivergedError
     from raytrain.hopeless import HopelessError
     from raytrain.loop import train
+    from raytrain.notice import PreemptedError
     from raytrain.storage import open_storage
 
     torch.set_num_threads(max(1, int(job.cpus)))
@@ -198,6 +216,11 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
             raise  # the others may be waiting for this worker
         _log.exception("the run has failed")
         outcome = {"error": f"{type(error).__name__}: {error}"}
+    except PreemptedError:
+        report.close(None)
+        if world.size > 1:
+            torch.distributed.barrier()  # the first to leave ends the gang: not before rank 0 has saved
+        raise
     except SystemExit:
         # the trial was stopped, and its process goes on with another
         report.close(storage)
@@ -239,6 +262,7 @@ class RayReport:
         node: int | None,
         send: Callable[[dict[str, Any]], None],
     ) -> None:
+        from raytrain.drain import OwnNode
         from raytrain.objective import annealing_end
         from raytrain.tracking import MetricWriter, Run, SystemMetrics, host_tags
         from raytrain.tracking.server import connect
@@ -251,6 +275,8 @@ class RayReport:
         self.writer: MetricWriter | None = None
         self.system: SystemMetrics | None = None
         self.system_writer: MetricWriter | None = None
+        # one worker of each machine asks for it
+        self.own_node = OwnNode() if node is not None else None
         if rank != 0 and node is None:
             return
         run = Run(**job.tracking)
@@ -292,14 +318,22 @@ class RayReport:
         if hopeless is not None:
             raise HopelessError(hopeless)  # on every rank: all have the same figures
 
-    def close(self, storage: Storage) -> int:
-        """Send what waits; what cannot be sent is kept under ``storage``. Returns the number of such records."""
+    def notice(self) -> bool:
+        return self.own_node is not None and self.own_node.is_draining()
+
+    def close(self, storage: Storage | None) -> int:
+        """Send what waits; what cannot be sent is kept under ``storage``. Returns the number of such records.
+
+        ``None`` where the newest checkpoint keeps it.
+        """
         if self.system is not None:
             self.system.close()
         if self.system_writer is not None:
             self.system_writer.close()
         if self.writer is None:
             return 0
+        if storage is None:
+            return self.writer.close(self.FLUSH_S)
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / UNSENT
             num_unsent = self.writer.close(unsent=file)

@@ -17,10 +17,11 @@ from raytrain import evaluate
 from raytrain.config import flatten, to_dict
 from raytrain.data.corpus import Corpus, CorpusWriter
 from raytrain.errors import run_command
-from raytrain.loop import PrintReport, World, train
+from raytrain.loop import PrintReport, train
 from raytrain.reference import note_run
 from raytrain.storage import open_storage
 from raytrain.tracking import Experiment
+from raytrain.trainer import World
 from tests.conftest import TINY_MODELS, tiny_config
 from tests.mlflow_server import new_store
 from tests.test_evaluation import same

@@ -16,9 +16,9 @@ from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
 from raytrain.data.vocabulary import STOP
 from raytrain.evaluation import aggregate_posterior, evaluate, importance_weighted, log_likelihood
-from raytrain.loop import Trainer, World
 from raytrain.models import Model, Noise, build
 from raytrain.models.byte_lstm import ByteLstm
+from raytrain.trainer import Trainer, World
 from tests.conftest import TINY_MODELS, tiny_config
 from tests.test_models import with_statistics
 

@@ -53,6 +53,9 @@ class Recorder:
         if step == self.stop_at:
             raise Stop
 
+    def notice(self) -> bool:
+        return False
+
 
 def run(config: RunConfig[Any], corpus: Corpus, world: World, folder: Path, stop_at: int | None = None) -> Recorder:
     recorder = Recorder(stop_at)

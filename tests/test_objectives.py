@@ -28,7 +28,7 @@ from raytrain.data.corpus import Corpus, CorpusWriter
 from raytrain.errors import UserError
 from raytrain.goal import BEHIND, LIKELIHOOD, METRIC, Goal, front
 from raytrain.hopeless import MARGIN, HopelessError, unigram_bits, why_hopeless
-from raytrain.loop import Trainer, World, train
+from raytrain.loop import train
 from raytrain.plan import PLAN, Plan, Start, goal_of, read_plan
 from raytrain.presets import preset
 from raytrain.resources import Gang
@@ -39,6 +39,7 @@ from raytrain.start import express, read_starts
 from raytrain.storage import FolderStorage, open_storage
 from raytrain.tables import summary
 from raytrain.tracking import Run
+from raytrain.trainer import Trainer, World
 from raytrain.trials import Records, Trial, pareto_front, rank, table, winner
 from raytrain.tune import TuneOptions
 from raytrain.workers import RUNG, Job, RayReport

@@ -336,6 +336,9 @@ class Reporting:
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None: ...
 
+    def notice(self) -> bool:
+        return False
+
 
 def trained(experiment: Experiment, corpus: Corpus, folder: Path, model: str) -> tuple[Run, Path]:
     """A run of a tiny model on documents, with its checkpoints under ``folder``."""

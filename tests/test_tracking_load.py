@@ -67,6 +67,9 @@ class WriterReport:
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """Nobody stops this run."""
 
+    def notice(self) -> bool:
+        return False
+
 
 def test_logging_takes_less_than_half_a_percent_of_a_step(
     mlflow_server: MlflowServer, corpus: Corpus, tmp_path: Path

@@ -73,6 +73,9 @@ class Logged:
         if not self.trial.best or metrics[METRIC] < self.trial.best[METRIC]:
             self.trial.best = metrics
 
+    def notice(self) -> bool:
+        return False
+
 
 def fill(uri: str, corpus: Corpus, folder: Path) -> Search:
     """A search as the command leaves it, but for Ray: real trials, trained one after the other in this process."""

@@ -12,6 +12,7 @@ from raytrain.algorithms import Halving
 from raytrain.config import ObjectiveConfig, to_dict
 from raytrain.divergence import DivergedError
 from raytrain.goal import Goal
+from raytrain.notice import PreemptedError
 from raytrain.resources import Gang
 from raytrain.storage import FolderStorage, StorageError
 from raytrain.trainer import World
@@ -166,3 +167,14 @@ def test_an_error_that_was_raised_is_given_one_more_chance_and_a_certain_one_non
         outlive(tmp_path / "again", (reset, None), (reset, None))
     with pytest.raises(WorkerGroupError):
         outlive(tmp_path / "certain", (raised(ValueError("no such layer")), None))
+
+
+def test_a_trial_whose_machine_is_to_go_ends_in_the_error_that_tune_does_not_count(
+    failing: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(RayActorError) as raised:
+        failing(PreemptedError("saved at step 7"))
+    assert raised.value.preempted
+    assert str(raised.value) == "saved at step 7"
+    assert Silent.closed == 1
+    assert not (tmp_path / workers.OUTCOME).exists()

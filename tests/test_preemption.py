@@ -1,0 +1,237 @@
+"""Machines of a real Ray cluster that are taken away with notice, under a run and under a search."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raytrain import checkpoint
+from raytrain.config import from_dict
+from raytrain.data.corpus import Corpus
+from raytrain.storage import open_storage
+from raytrain.tracking.server import connect
+from raytrain.trainer import World, train
+from tests.machine import Machine, wait_for
+from tests.metadata_server import ACTION, MetadataServer
+from tests.mlflow_server import MlflowServer
+from tests.test_loop import Recorder, on_workers
+from tests.test_search import SPACE, write_text
+from tests.test_spot import assert_same
+
+pytest_plugins = ["tests.metadata_server", "tests.mlflow_server"]
+pytestmark = pytest.mark.long
+
+TOKEN = "0123456789abcdef0123456789abcdef"
+STEPS = 1500
+SMALL = (
+    f"--model.feature-maps 8 16 --model.decoder-maps 16 8 --model.latent 4 --model.hidden 16 --length 16 "
+    f"--batch-size 32 --steps {STEPS} --log-every 5 --evaluate-every {STEPS} --evaluate-samples 32 "
+    f"--checkpoint-every {STEPS} --precision float32 --data text.txt --storage runs"
+).split()
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+from raytrain.drain import alive_nodes
+
+cluster = Cluster(initialize_head=True, head_node_args={
+    "num_cpus": 0, "object_store_memory": 80 * 2**20, "dashboard_port": int(sys.argv[1]), "include_dashboard": True,
+})
+print(cluster.address, flush=True)
+nodes = {}
+for line in sys.stdin:
+    action, name = line.split()
+    if action == "add":
+        nodes[name] = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        print(nodes[name].node_id, flush=True)
+    elif action == "show":
+        print(*alive_nodes(cluster.address), flush=True)
+    else:
+        cluster.remove_node(nodes[name], allow_graceful=False)
+        print("removed", flush=True)
+cluster.shutdown()
+"""
+"""A cluster in a process of its own: how a process proves who it is follows from the environment that it began in."""
+
+
+class Nodes:
+    """A head without CPUs, which asks everybody for a token, and nodes of one CPU that come and go."""
+
+    def __init__(self, folder: Path) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        self.environment = {**kept, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
+        with (folder / "cluster.log").open("w") as log, socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", CLUSTER, str(probe.getsockname()[1])],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=self.environment,
+            )  # fmt: skip
+        self.address = self._answer()
+
+    def add(self, name: str) -> str:
+        """Returns the node's id."""
+        return self._tell(f"add {name}")
+
+    def remove(self, name: str) -> None:
+        """End a node at once, as EC2 does."""
+        self._tell(f"remove {name}")
+
+    def alive(self) -> list[str]:
+        return self._tell("show alive").split()
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+
+    def _tell(self, line: str) -> str:
+        assert self._process.stdin is not None
+        print(line, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        answer = self._process.stdout.readline().strip()
+        assert answer, "the cluster has ended: see cluster.log"
+        return answer
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    nodes = Nodes(tmp_path_factory.mktemp("cluster"))
+    yield nodes
+    nodes.close()
+
+
+@pytest.fixture
+def machine(nodes: Nodes, mlflow_server: MlflowServer, tmp_path: Path) -> Machine:
+    """Where the command is typed."""
+    ray = {name: value for name, value in nodes.environment.items() if name.startswith("RAY_")}
+    machine = Machine(
+        tmp_path / "here", {**ray, "RAY_ADDRESS": nodes.address, "MLFLOW_TRACKING_URI": mlflow_server.uri}
+    )
+    write_text(machine.folder / "text.txt")
+    return machine
+
+
+@pytest.fixture
+def watch(nodes: Nodes, metadata_server: MetadataServer, tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Starts the watcher of a node; returns the file of what it says."""
+    watchers = []
+
+    def start(node_id: str) -> Path:
+        said = tmp_path / f"watcher-{node_id[:8]}.txt"
+        environment = {**nodes.environment, "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata_server.uri}
+        options = ["--address", nodes.address, "--node-id", node_id, "--interval", "0.5"]
+        with said.open("w") as file:
+            watchers.append(
+                subprocess.Popen([sys.executable, "-m", "raytrain.spot", *options], env=environment, stderr=file)
+            )
+        wait_for(lambda: "watching for the end of node" in said.read_text(), 120, "the watcher")
+        return said
+
+    yield start
+    for watcher in watchers:
+        watcher.kill()
+        watcher.wait()
+
+
+def the_run(server: MlflowServer, name: str) -> Any:
+    client = connect(server.uri)
+    experiment = client.get_experiment_by_name("raytrain")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
+    return found
+
+
+def steps_in_mlflow(server: MlflowServer, run: Any, metric: str = "train/bound") -> list[int]:
+    return sorted(point.step for point in connect(server.uri).get_metric_history(run.info.run_id, metric))
+
+
+def undisturbed(world: World, corpus: Path, config: dict[str, Any], folder: Path) -> None:
+    train(from_dict(config), Corpus.open(corpus), world, open_storage(folder), Recorder())
+
+
+def test_a_run_on_two_nodes_goes_on_where_one_was_taken_away(
+    nodes: Nodes, machine: Machine, watch: Callable[[str], Path], metadata_server: MetadataServer,
+    mlflow_server: MlflowServer, tmp_path: Path,
+) -> None:  # fmt: skip
+    nodes.add("one")
+    doomed = nodes.add("two")
+    said = watch(doomed)
+    process = machine.start("-m", "raytrain.train", "hybrid", *SMALL, "--workers", "2", "--name", "spot")
+    place = open_storage(machine.folder / "runs/spot/checkpoints")
+    try:
+        wait_for(lambda: "step" in machine.output() or process.poll() is not None, 300, "a first step")
+        assert not place.list()
+        metadata_server.pages[ACTION] = {"action": "terminate", "time": "2100-01-01T00:00:00Z"}
+        wait_for(lambda: "saved at step" in machine.output() or process.poll() is not None, 120, "the notice")
+        saved = int(re.findall(r"saved at step (\d+)", machine.output())[0])
+        assert 0 < saved < STEPS
+        stored = checkpoint.latest(place)
+        assert stored is not None
+        assert stored.step == saved
+        run = the_run(mlflow_server, "spot")
+        assert steps_in_mlflow(mlflow_server, run) == list(range(5, saved + 1, 5))
+        # nothing works on it any more: it has left the cluster before its machine is taken
+        wait_for(lambda: doomed not in nodes.alive(), 30, "the end of the node")
+        assert "will terminate this instance" in said.read_text()
+        assert said.read_text().count(f"node {doomed} is drained") == 1
+        nodes.remove("two")
+        assert process.poll() is None
+        nodes.add("three")
+        assert process.wait(400) == 0, machine.output()[-3000:]
+    finally:
+        process.kill()
+    run = the_run(mlflow_server, "spot")
+    assert run.info.status == "FINISHED"
+    assert steps_in_mlflow(mlflow_server, run) == list(range(5, STEPS + 1, 5))
+    (corpus,) = (machine.folder / "runs").glob(".cache/corpora/*/corpus.json")
+    on_workers(2, undisturbed, corpus.parent, stored.config, tmp_path / "undisturbed")
+    assert_same(tmp_path / "undisturbed", machine.folder / "runs/spot/checkpoints")
+    nodes.remove("one")
+    nodes.remove("three")
+
+
+WITHOUT_RETRIES = """
+import raytrain.search
+from raytrain.errors import run_command
+from raytrain.tune import main
+
+raytrain.search.RETRIES = 0
+run_command(main)
+"""
+
+
+def test_a_trial_of_one_worker_goes_on_where_its_node_was_taken_away(
+    nodes: Nodes, machine: Machine, watch: Callable[[str], Path], metadata_server: MetadataServer,
+    mlflow_server: MlflowServer,
+) -> None:  # fmt: skip
+    (machine.folder / "space.py").write_text(SPACE)
+    watch(nodes.add("four"))
+    search = ["--space", "space.py", "--num-samples", "1", "--name", "spots", "--cpus-per-worker", "1"]
+    process = machine.start("-c", WITHOUT_RETRIES, "hybrid", *SMALL, *search)
+
+    def logged() -> list[int]:
+        return steps_in_mlflow(mlflow_server, the_run(mlflow_server, "000 spots")) if began() else []
+
+    def began() -> bool:
+        return "trial 000" in machine.output()
+
+    try:
+        wait_for(lambda: bool(logged()) or process.poll() is not None, 300, "a first step")
+        metadata_server.pages[ACTION] = {"action": "terminate", "time": "2100-01-01T00:00:00Z"}
+        found = machine.folder / "runs/spots"
+        wait_for(lambda: any(found.rglob("manifest.json")) or process.poll() is not None, 120, "a checkpoint")
+        nodes.add("five")
+        assert process.wait(400) == 0, machine.output()[-3000:]
+    finally:
+        process.kill()
+    assert "trial 000 finished" in machine.output()
