@@ -84,7 +84,8 @@ def address(stock: Stock, given: Path, random: Random) -> Act:
     """An address of a storage."""
     (given / "file").write_bytes(b"in the way")
     parts = ("s3://", "S3://", "bucket", "b", "/", "//", "..", "?x=1", "#f", "a:b@", "\0", "\udcff", " ", "é",
-             str(given / "file"), "/nowhere", "/proc/x", "~", "~nobody-at-all", "x" * 300, "file://", "C:\\", "\n", "%2e", ".")  # fmt: skip
+             str(given / "file"),
+             "/nowhere", "/proc/x", "~", "~nobody-at-all", "x" * 300, "file://", "C:\\", "\n", "%2e", ".")  # fmt: skip
     text = "".join(random.choice(parts) for _ in range(random.randint(1, 4)))
 
     def act() -> None:

@@ -60,7 +60,7 @@ def agrees(found: Any, told: Any) -> None:
 def space(stock: Stock, given: Path, random: Random) -> Act:
     """A search space's file; whatever is drawn from one that is taken is a config."""
     path = given / "space.py"
-    names = ("low", "high", "step", "0", "-1", "10**12", "1e-12", "float('nan')", "None", "'x'", "[]", 
+    names = ("low", "high", "step", "0", "-1", "10**12", "1e-12", "float('nan')", "None", "'x'", "[]",
              "raise SystemExit", "raise KeyError", "()", "{}", "1/0", "lambda: 0", "import nothing", "\\d", "print(1)",
              "yield")  # fmt: skip
     source = random.choice((SPACE, *(file.read_text() for file in sorted(SPACES.glob("*.py")))))
