@@ -151,7 +151,7 @@ def _check_values(values: dict[str, Any]) -> None:
         if not isinstance(text, str) or "\0" in text:
             raise ValueError(f"{name} is not a text")
         text.encode()
-    if not re.fullmatch("[0-9a-f]{64}", values["corpus"]):
+    if not re.fullmatch("[0-9a-f]{1,64}", values["corpus"]):
         raise ValueError("corpus is not a digest")
     if values["algorithm"] not in get_args(Algorithm):
         raise ValueError(f"algorithm is {values['algorithm']!r}")

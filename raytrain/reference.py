@@ -108,8 +108,9 @@ def _of_place(place: Storage) -> Found:
     else:
         found = checkpoint.best(place.child(CHECKPOINTS))
         if found is None:
-            there = place.exists(ADDRESS) or place.list(CHECKPOINTS)
-            what = "has no checkpoint that was evaluated" if there else "does not exist or is not of a run"
+            folder = place.folder
+            there = any(folder.iterdir()) if folder is not None and folder.is_dir() else place.list()
+            what = "has no checkpoint that was evaluated" if there else "does not exist or is empty"
             raise UserError(
                 f"{place.uri()} {what}: give a checkpoint, a run's folder, an MLflow run id or models:/NAME@ALIAS"
             )

@@ -105,7 +105,7 @@ def corpus_of(stored: Checkpoint, place: Storage, data: str | None, path: str | 
     if data is not None:
         return prepare(data, path=path, field=field, cache=cache)
     digest = stored.state.get("corpus")
-    if digest is not None and not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)):
+    if digest is not None and not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{1,64}", digest)):
         raise UserError(f"checkpoint {stored.uri}: its state names no corpus; name one by --data")
     if digest is not None and (corpus := _prepared(place, digest)) is not None:
         return corpus
@@ -235,7 +235,7 @@ def _read_owner(place: Storage) -> dict[str, Any]:
     try:
         stored = parse_json(data)
         from_dict(stored["config"])
-        if not re.fullmatch("[0-9a-f]{64}", stored["corpus"]) or not isinstance(stored["identity"], str):
+        if not re.fullmatch("[0-9a-f]{1,64}", stored["corpus"]) or not isinstance(stored["identity"], str):
             raise ValueError("it names no run on a corpus")
         os.fsencode(stored["corpus_path"])
     except (UserError, ValueError, TypeError, KeyError) as error:
