@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain.config import LOCATION, RunConfig, from_dict
 from raytrain.errors import UserError
+from raytrain.json_text import parse_json
 from raytrain.plan import goal_of, read_values
 from raytrain.reference import is_there
 from raytrain.session import Session, open_session, open_storage_root, reopen_session
@@ -135,5 +135,8 @@ def _of_search(search: Child) -> Winner:
         file = download(search.run, BEST_CONFIG, Path(scratch))
         if file is None:
             raise UserError(f"--best-of {search.name}: its run {search.run.run_id} has lost {BEST_CONFIG}")
-        config = from_dict(json.loads(file.read_text()))
+        try:
+            config = from_dict(parse_json(file.read_bytes()))
+        except ValueError as error:
+            raise UserError(f"--best-of {search.name}: its {BEST_CONFIG} is not JSON: {error}") from None
     return Winner(config, search.name, search.tags[BEST_TRIAL], search.run.run_id, search.tags.get(CORPUS, ""), "")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
-from raytrain.config import MODEL_CONFIGS, MODEL_NAMES, ModelName, RunConfig, from_dict
+from raytrain.config import MODEL_CONFIGS, MODEL_NAMES, ModelName, RunConfig, from_dict, to_dict
 from raytrain.errors import UserError
+from raytrain.json_text import parse_json
 from raytrain.presets import PRESET_NAMES, PresetName, for_source, preset
 
 OptionsT = TypeVar("OptionsT")
@@ -95,7 +95,7 @@ def read_config(file: Path) -> RunConfig[Any]:
         UserError: the file cannot be read or is not a config.
     """
     try:
-        values = json.loads(file.read_bytes())
+        values = parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the config {file}: {error}") from None
     return from_dict(values)
@@ -120,7 +120,7 @@ def parse_fields(
     parsed: Any = parse_options(
         f"{command} {config.model_name}", dataclasses.make_dataclass("Command", fields), arguments
     )
-    return parsed.options, parsed.config
+    return parsed.options, from_dict(to_dict(parsed.config))  # which also refuses numbers that are not finite
 
 
 def parse_options(

@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
+import sys
 import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
-from raytrain.errors import UserError
+from raytrain.errors import UserError, check_text
 
 ModelName = Literal["hybrid", "lstm_vae", "byte_lstm"]
 MODEL_NAMES: tuple[ModelName, ...] = typing.get_args(ModelName)
@@ -24,6 +24,8 @@ MODEL_NAMES: tuple[ModelName, ...] = typing.get_args(ModelName)
 
 LOCATION = ("data", "data_path", "data_field")
 """Where the text of a run lies: the digest of its corpus says what it is."""
+MAX_LAYERS = 256
+"""No net of this kind is deeper; a number with a zero too many would only be built for ever."""
 
 
 def _require(condition: bool, name: str, value: object, rule: str) -> None:
@@ -61,7 +63,12 @@ class HybridConfig:
             _require(all(width > 0 for width in widths), f"model.{name}", widths, "widths must be positive")
         _require(self.latent > 0, "model.latent", self.latent, "must be positive")
         _require(self.hidden > 0, "model.hidden", self.hidden, "must be positive")
-        _require(self.decoder_layers > 0, "model.decoder_layers", self.decoder_layers, "must be positive")
+        _require(
+            0 < self.decoder_layers <= MAX_LAYERS,
+            "model.decoder_layers",
+            self.decoder_layers,
+            f"must be in [1, {MAX_LAYERS}]",
+        )
         _require(
             self.decoder == "bytenet" or self.decoder_layers == 1,
             "model.decoder_layers",
@@ -96,7 +103,7 @@ class ByteLstmConfig:
     """Dropout between layers (not after the last)."""
 
     def __post_init__(self) -> None:
-        _require(self.layers > 0, "model.layers", self.layers, "must be positive")
+        _require(0 < self.layers <= MAX_LAYERS, "model.layers", self.layers, f"must be in [1, {MAX_LAYERS}]")
         _require(self.hidden > 0, "model.hidden", self.hidden, "must be positive")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must be in [0, 1)")
 
@@ -267,7 +274,7 @@ def from_dict(values: dict[str, Any]) -> RunConfig[Any]:
     if not isinstance(values, dict):
         raise UserError(f"config: expected an object, got {type(values).__name__}")
     model = values.get("model")
-    if not isinstance(model, dict) or model.get("name") not in MODEL_CONFIGS:
+    if not isinstance(model, dict) or model.get("name") not in MODEL_NAMES:
         raise UserError(f"config: model.name must be one of {', '.join(MODEL_NAMES)}")
     kind = MODEL_CONFIGS[model["name"]]
     fields = {
@@ -363,9 +370,13 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
             return None
         return _convert(value, next(arm for arm in typing.get_args(hint) if arm is not type(None)), name)
     if hint is float:
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
             raise ValueError(f"{name} is {value!r}: must be a finite number")
         return float(value)
     if type(value) is not hint:
         raise ValueError(f"{name} is {value!r}: must be {hint.__name__}")
+    if hint is int and abs(value) >= 2**63:
+        raise ValueError(f"{name} is a number of {value.bit_length()} bits: must fit in 63")
+    if hint is str:
+        check_text(value, f"config: {name}")
     return value

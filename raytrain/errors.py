@@ -13,9 +13,24 @@ class UserError(Exception):
     """
 
 
+def check_text(text: str, what: str) -> None:
+    """Make sure that ``text`` can be written: bytes of a name that are not UTF-8 are no text.
+
+    Raises:
+        UserError: it cannot; the line calls it ``what``.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{what} is not valid UTF-8: {ascii(text)[:100]}") from None
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Run the body of a command, turning a ``UserError`` into one line and exit status 2."""
     try:
+        for argument in sys.argv[1:]:
+            if not argument.isascii():
+                check_text(argument, "an argument")
         main()
     except UserError as error:
         line = " ".join(str(error).split())

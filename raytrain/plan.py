@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
-from raytrain.config import LOCATION, ModelName, RunConfig, differences, from_dict, to_dict
+from raytrain.config import LOCATION, MODEL_NAMES, ModelName, RunConfig, differences, from_dict, to_dict
 from raytrain.errors import UserError
 from raytrain.goal import Goal, Objective
+from raytrain.json_text import parse_json
 from raytrain.space import Algorithm, Space, read_space
 from raytrain.storage import NotFoundError, Storage, StorageError
 
@@ -105,7 +108,7 @@ def read_values(storage: Storage) -> dict[str, Any] | None:
         UserError: the plan cannot be read, or is of a newer version.
     """
     try:
-        values = json.loads(storage.read(PLAN))
+        values = parse_json(storage.read(PLAN))
     except NotFoundError:
         return None
     except StorageError as error:
@@ -118,8 +121,49 @@ def read_values(storage: Storage) -> dict[str, Any] | None:
 
 
 def goal_of(values: dict[str, Any]) -> Goal:
-    """What the search of a plan's JSON looks for, or of its MLflow run's parameters; one of old the lowest bound."""
-    return Goal(values.get("objective") or "bound", float(values.get("min_kl") or 0.0))
+    """What the search of a plan's JSON looks for, or of its MLflow run's parameters; one of old the lowest bound.
+
+    Raises:
+        UserError: there is no such goal.
+    """
+    objective, min_kl = values.get("objective") or "bound", values.get("min_kl") or 0.0
+    try:
+        if objective not in get_args(Objective) or not 0 <= float(min_kl) < math.inf:
+            raise ValueError
+    except (ValueError, TypeError, OverflowError):
+        raise UserError(f"a search cannot look for objective {objective!r} with min_kl {min_kl!r}") from None
+    return Goal(objective, float(min_kl))
+
+
+def _check_values(values: dict[str, Any]) -> None:
+    """That a plan's JSON has what all that read it take for granted.
+
+    Raises:
+        ValueError: a field is of another type, or has a value that cannot be.
+    """
+    goal_of(values)
+    texts = {"corpus": values["corpus"], "corpus_path": values["corpus_path"], "experiment": values["experiment"]}
+    texts |= {"budget": values["budget"] or "", "space.name": values["space"]["name"]}
+    texts |= {"space.source": values["space"]["source"]}
+    starts = values.get("starts", [])
+    texts |= {f"starts.{number}.reference": start["reference"] for number, start in enumerate(starts)}
+    for name, text in texts.items():
+        if not isinstance(text, str) or "\0" in text:
+            raise ValueError(f"{name} is not a text")
+        text.encode()
+    if not re.fullmatch("[0-9a-f]{1,64}", values["corpus"]):
+        raise ValueError("corpus is not a digest")
+    if values["algorithm"] not in get_args(Algorithm):
+        raise ValueError(f"algorithm is {values['algorithm']!r}")
+    if type(values["num_samples"]) is not int or values["num_samples"] < 1 or type(values["seed"]) is not int:
+        raise ValueError("num_samples and seed must be numbers of trials and of a seed")
+    if not values["bases"] or not values["bases"].keys() <= set(MODEL_NAMES):
+        raise ValueError("bases must be configs of models")
+    if any(values["bases"][model]["model"]["name"] != model for model in values["bases"]):
+        raise ValueError("bases must be configs of the models that they are named by")
+    for name, value in values["workers"].items():
+        if value is not None and type(value) not in (int, float):
+            raise ValueError(f"workers.{name} is not a number")
 
 
 def read_plan(storage: Storage) -> Plan | None:
@@ -132,11 +176,14 @@ def read_plan(storage: Storage) -> Plan | None:
     if values is None:
         return None
     try:
+        _check_values(values)
         values["space"] = read_space(values["space"]["name"], values["space"]["source"])
         values["bases"] = {model: from_dict(config) for model, config in values["bases"].items()}
         values["starts"] = tuple(
             Start(start["reference"], from_dict(start["config"])) for start in values.get("starts", [])
         )
-        return Plan(**values)
-    except (KeyError, TypeError, AttributeError) as error:
+        plan = Plan(**values)
+        plan.space.budget(plan.budget)
+        return plan
+    except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{storage.uri(PLAN)} is not a search's plan: {error}") from None

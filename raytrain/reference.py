@@ -18,6 +18,7 @@ from raytrain import checkpoint
 from raytrain.checkpoint import Checkpoint
 from raytrain.errors import UserError
 from raytrain.goal import Goal
+from raytrain.json_text import parse_json
 from raytrain.plan import PLAN, goal_of, read_values
 from raytrain.storage import Storage, StorageError, open_storage
 from raytrain.trials import Records, rank
@@ -97,17 +98,19 @@ def note_run(place: Storage, run: Run) -> None:
 
 
 def _of_place(place: Storage) -> Found:
-    keys = place.list()
-    if "manifest.json" in keys:
+    # asked for by name: to list a folder that is none of ours could take for ever
+    if place.exists("manifest.json"):
         stored = checkpoint.load(place)
         parts = place.uri().rsplit("/", 2)  # .../RUN/checkpoints/step-N
         owner = open_storage(parts[0] or "/") if parts[-2:-1] == [CHECKPOINTS] else None
-    elif PLAN in keys:
+    elif place.exists(PLAN):
         return _of_search(place)
     else:
-        found = checkpoint.best(place.child(CHECKPOINTS)) if any(key.startswith(CHECKPOINTS) for key in keys) else None
+        found = checkpoint.best(place.child(CHECKPOINTS))
         if found is None:
-            what = "has no checkpoint that was evaluated" if keys else "does not exist or is empty"
+            folder = place.folder
+            there = any(folder.iterdir()) if folder is not None and folder.is_dir() else place.list()
+            what = "has no checkpoint that was evaluated" if there else "does not exist or is empty"
             raise UserError(
                 f"{place.uri()} {what}: give a checkpoint, a run's folder, an MLflow run id or models:/NAME@ALIAS"
             )
@@ -115,8 +118,8 @@ def _of_place(place: Storage) -> Found:
     if owner is None or not owner.exists(ADDRESS):
         return Found(stored, None)
     try:
-        return Found(stored, _known_run(json.loads(owner.read(ADDRESS))))
-    except (ValueError, TypeError):
+        return Found(stored, _known_run(parse_json(owner.read(ADDRESS))))
+    except (UserError, ValueError, TypeError):
         raise UserError(f"{owner.uri(ADDRESS)} is not the address of an MLflow run: delete it") from None
 
 
@@ -142,7 +145,12 @@ def _known_run(address: dict[str, Any]) -> Run | None:
     uri = tracking_uri()
     if not is_there(uri):
         return None
-    run = Run(uri, **address)
+    try:
+        run = Run(uri, **address)
+    except TypeError:
+        raise UserError(f"{address} is not the address of an MLflow run") from None
+    if not (isinstance(run.run_id, str) and isinstance(run.experiment_id, str) and type(run.created_ms) is int):
+        raise UserError(f"{address} is not the address of an MLflow run")
     try:
         connect(uri).get_run(run.run_id)
     except (MlflowException, SQLAlchemyError):

@@ -14,6 +14,7 @@ from raytrain.data.batches import EvaluationBatches, TrainingBatches, rank_group
 from raytrain.data.corpus import Corpus
 from raytrain.data.store import CORPORA, address, fetch, is_published, publish
 from raytrain.errors import UserError
+from raytrain.json_text import parse_json
 from raytrain.storage import NotFoundError, Storage, StorageError, check_writable, open_storage
 
 if TYPE_CHECKING:
@@ -101,9 +102,11 @@ def corpus_of(stored: Checkpoint, place: Storage, data: str | None, path: str | 
     from raytrain.data.prepare import prepare
 
     cache = place.folder / CACHE if place.folder is not None and place.folder.is_dir() else None
-    digest = stored.state.get("corpus")
     if data is not None:
         return prepare(data, path=path, field=field, cache=cache)
+    digest = stored.state.get("corpus")
+    if digest is not None and not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{1,64}", digest)):
+        raise UserError(f"checkpoint {stored.uri}: its state names no corpus; name one by --data")
     if digest is not None and (corpus := _prepared(place, digest)) is not None:
         return corpus
     if digest is not None and is_published(place, digest):
@@ -125,6 +128,7 @@ def _prepared(place: Storage, digest: str, *paths: Path) -> Corpus | None:
         known += sorted((place.folder / CACHE / "corpora").glob("*/corpus.json"))
     for info in known:
         if info.is_file() and (corpus := Corpus.open(info.parent)).digest == digest:
+            corpus.verify()
             return corpus
     return None
 
@@ -153,8 +157,14 @@ def check_samples(config: RunConfig[Any], corpus: Corpus, workers: int) -> None:
     """Make sure that training and evaluation have samples, and every worker a share of each batch.
 
     Raises:
-        UserError: a split shorter than one sample, or more workers than groups.
+        UserError: a model that cannot be, a split shorter than one sample, or more workers than groups.
     """
+    from raytrain.models import build_empty
+
+    try:
+        build_empty(config)
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        raise UserError(f"the model of this config cannot be built: {str(error).splitlines()[0]}") from None
     TrainingBatches(corpus, config)
     EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples)
     rank_groups(config, 0, workers)
@@ -188,7 +198,7 @@ def claim_name(storage: Storage, name: str, config: RunConfig[Any], corpus: Corp
         }
         place.write(RUN, json.dumps(values, indent=2).encode())
         return own
-    stored = json.loads(place.read(RUN))
+    stored = _read_owner(place)
     if stored["identity"] != own:
         changed = "; ".join(differences(stored["config"], to_dict(config))) or "another corpus"
         raise UserError(
@@ -206,9 +216,29 @@ def read_claim(storage: Storage, name: str) -> tuple[RunConfig[Any], str, str]:
     """
     check_name(name)
     try:
-        stored = json.loads(storage.child(name).read(RUN))
+        stored = _read_owner(storage.child(name))
     except NotFoundError:
         raise UserError(f"--resume {name}: there is no such run in {storage.uri()}") from None
     except StorageError as error:
         raise UserError(f"--resume {name}: {error}") from None
     return from_dict(stored["config"]), stored["corpus"], stored["corpus_path"]
+
+
+def _read_owner(place: Storage) -> dict[str, Any]:
+    """What ``claim_name`` has written.
+
+    Raises:
+        StorageError: it cannot be read.
+        UserError: it is something else.
+    """
+    data = place.read(RUN)
+    try:
+        stored = parse_json(data)
+        from_dict(stored["config"])
+        if not re.fullmatch("[0-9a-f]{1,64}", stored["corpus"]) or not isinstance(stored["identity"], str):
+            raise ValueError("it names no run on a corpus")
+        os.fsencode(stored["corpus_path"])
+    except (UserError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{place.uri(RUN)} does not say whose the name is ({error}): choose another name") from None
+    owner: dict[str, Any] = stored
+    return owner

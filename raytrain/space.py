@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -122,7 +122,7 @@ def read_space(name: str, source: str) -> Space:
     sys.modules[module.__name__] = module  # dataclasses look there for the module that they are in
     try:
         exec(compile(source, f"{name}.py", "exec"), module.__dict__)
-    except Exception as error:  # whatever a user's file raises is the user's mistake
+    except (Exception, SystemExit) as error:  # whatever a user's file raises is the user's mistake
         raise UserError(f"search space {name} cannot be loaded: {type(error).__name__}: {error}") from None
     values = vars(module)
     if not callable(values.get("space")):
@@ -176,7 +176,7 @@ def check_space(
             build_empty(configs[-1])
     except UserError as error:
         raise UserError(f"search space {space.name}: {error}") from None
-    except Exception as error:  # whatever a user's file raises is the user's mistake
+    except (Exception, SystemExit) as error:  # whatever a user's file raises is the user's mistake
         raise UserError(f"search space {space.name}: {type(error).__name__}: {error}") from None
     return configs
 
@@ -198,7 +198,7 @@ class _Odometer:
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         if log:
             raise UserError(f"a grid cannot have {name!r} on a logarithmic scale: use suggest_categorical")
-        return int(self._answer(name, list(range(low, high + 1, step))))
+        return int(self._answer(name, range(low, high + 1, step)))
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
@@ -208,10 +208,12 @@ class _Odometer:
         # in decimals, as Optuna does: three steps of 0.2 would be more than 0.6
         start, width = Decimal(str(low)), Decimal(str(step))
         count = int((Decimal(str(high)) - start) / width) + 1
-        return float(self._answer(name, [float(start + index * width) for index in range(count)]))
+        return float(start + self._answer(name, range(count)) * width)
 
-    def _answer(self, name: str, choices: list[Any]) -> Any:
+    def _answer(self, name: str, choices: Sequence[Any]) -> Any:
         if name not in self.point:
+            if not 0 < len(choices) <= LARGEST_GRID:
+                raise UserError(f"a grid cannot have {name!r} with {len(choices):,} values")
             position = len(self.point)
             if position == len(self.wheels):
                 self.wheels.append((0, len(choices)))

@@ -9,12 +9,13 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from raytrain.config import RunConfig, from_dict, to_dict
 from raytrain.errors import UserError
 from raytrain.goal import LIKELIHOOD, METRIC, Goal, front
-from raytrain.storage import Storage, StorageError
+from raytrain.json_text import parse_json
+from raytrain.storage import Storage, StorageError, checked_key
 
 if TYPE_CHECKING:
     import optuna
@@ -85,10 +86,12 @@ class Trial:
         """The trial of a record.
 
         Raises:
-            UserError, ValueError, TypeError, KeyError: not a record.
+            UserError, ValueError, TypeError, KeyError, AttributeError: not a record.
         """
-        values = _decoded(json.loads(text))
-        return cls(**{**values, "config": from_dict(values["config"])})
+        values = _decoded(parse_json(text))
+        trial = cls(**{**values, "config": from_dict(values["config"])})
+        _check(trial)
+        return trial
 
     @property
     def on_the_space(self) -> bool:
@@ -130,6 +133,38 @@ class Trial:
                 ),
             )
         )
+
+
+def _check(trial: Trial) -> None:
+    """That every field of a record has the form that all who read trials expect.
+
+    Raises:
+        ValueError: one has not; the line names it.
+    """
+    for name, number in (("number", trial.number), ("step", trial.step)):
+        if type(number) is not int or not 0 <= number < 2**63:
+            raise ValueError(f"{name} is {number!r}")
+    for name, text in (("identity", trial.identity), ("reason", trial.reason), ("origin", trial.origin)):
+        if not isinstance(text, str):
+            raise ValueError(f"{name} is {text!r}")
+    for name, time_s in (("seconds", trial.seconds), ("started_at", trial.started_at), ("ended_at", trial.ended_at)):
+        if type(time_s) not in (int, float):
+            raise ValueError(f"{name} is {time_s!r}")
+    if not all(type(figure) in (int, float) for figure in trial.best.values()):
+        raise ValueError(f"best is {trial.best!r}")
+    if not all(isinstance(text, str) for text in trial.distributions.values()):
+        raise ValueError(f"distributions is {trial.distributions!r}")
+    checked_key(trial.identity)
+    if trial.status not in get_args(Status):
+        raise ValueError(f"status is {trial.status!r}")
+    for name, mapping in (("params", trial.params), ("fields", trial.fields), ("run", trial.run)):
+        if not isinstance(mapping, dict):
+            raise ValueError(f"{name} is {mapping!r}")
+    if not isinstance(trial.run.get("run_id", ""), str):
+        raise ValueError(f"run is {trial.run!r}")
+    for entry in trial.history:
+        if any(type(value) not in (int, float) for value in entry.values()):
+            raise ValueError(f"history has {entry!r}")
 
 
 _NOT_FINITE = ("nan", "inf", "-inf")
@@ -176,7 +211,7 @@ class Records:
             if key.endswith(f"/{RECORD}"):
                 try:
                     trials.append(Trial.from_json(self._storage.read(key)))
-                except (UserError, ValueError, TypeError, KeyError) as error:
+                except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
                     raise UserError(f"{self._storage.uri(key)} is not the record of a trial: {error}") from None
         return sorted(trials, key=lambda trial: trial.number)
 

@@ -241,6 +241,8 @@ def resumed_search(arguments: list[str]) -> Search:
     plan = read_plan(storage.child(looked.resume))
     if plan is None:
         raise UserError(f"--resume {looked.resume}: there is no such search in {storage.uri()}")
+    if unknown := plan.workers.keys() - set(WORKERS):
+        raise UserError(f"{storage.uri(looked.resume)}/{PLAN} is not a search's plan: workers.{min(unknown)}")
     default = TuneOptions(
         num_samples=plan.num_samples,
         experiment=plan.experiment,

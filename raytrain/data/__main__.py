@@ -31,7 +31,9 @@ def main() -> None:
     if options.command == "prepare":
         _show_info(prepare(options.source, path=options.data_path, field=options.field, output=options.output))
     else:
-        _show_info(Corpus.open(options.corpus))
+        corpus = Corpus.open(options.corpus)
+        corpus.verify()
+        _show_info(corpus)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -88,15 +88,20 @@ class TrainingBatches:
         self.buckets = [(0, self.samples.count)]
         self.lengths = [config.length]
         if not self.samples.windows:
-            edges = [*range(BUCKET_WIDTH, config.length, BUCKET_WIDTH), config.length]
-            ranges = [
-                corpus.split("train").length_range(low, high) for low, high in zip([0, *edges], edges, strict=False)
-            ]
+            split = self.samples.split
+            longest = int(split.lengths(split.by_length[-1:])[0])  # beyond it there are no buckets to fill
+            edges = [*range(BUCKET_WIDTH, min(config.length, longest + BUCKET_WIDTH + 1), BUCKET_WIDTH), config.length]
+            ranges = [split.length_range(low, high) for low, high in zip([0, *edges], edges, strict=False)]
             filled = [(part, edge) for part, edge in zip(ranges, edges, strict=True) if part[1] > part[0]]
             self.buckets, self.lengths = [part for part, _ in filled], [edge for _, edge in filled]
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
-        """The slice of step ``step``'s batch that ``rank`` of ``world_size`` computes."""
+        """The slice of step ``step``'s batch that ``rank`` of ``world_size`` computes.
+
+        Raises:
+            UserError: the corpus was altered since it was opened.
+        """
+        self.samples.split.check()
         positions, length = self._draw(step)
         groups = rank_groups(self.config, rank, world_size)
         size = self.config.group_size
@@ -146,7 +151,12 @@ class EvaluationBatches:
         self.positions = np.linspace(0, self.samples.count - 1, self.num_samples).astype(np.int64)
 
     def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-        """The batches that ``rank`` evaluates; every sample is in exactly one rank's share."""
+        """The batches that ``rank`` evaluates; every sample is in exactly one rank's share.
+
+        Raises:
+            UserError: the corpus was altered since it was opened.
+        """
+        self.samples.split.check()
         size = self.config.group_size
         groups = range(rank, -(-self.num_samples // size), world_size)
         for first in range(0, len(groups), EVALUATION_GROUPS):

@@ -14,9 +14,11 @@ A corpus is a folder with ``corpus.json`` and, for each of ``train``, ``valid`` 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable
@@ -28,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raytrain.errors import UserError
+from raytrain.json_text import parse_json
 
 FORMAT = 1
 SplitName = Literal["train", "valid", "test"]
@@ -44,11 +47,28 @@ _OFFSETS_BUFFERED = 1 << 16
 class Split:
     """One split of a corpus, memory-mapped: its memory does not grow with the corpus."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, files: dict[str, Any]) -> None:
+        """``files``: what corpus.json says of them."""
         self.name = name
+        self._sums = {folder / file: recorded["sha256"] for file, recorded in files.items()}
+        self._stamps = _stamps(self._sums)  # before they are mapped
         self.stream: Bytes = np.memmap(folder / f"{name}.bin", dtype=np.uint8, mode="r")
         self.offsets: Numbers = np.memmap(folder / f"{name}.offsets", dtype="<i8", mode="r")
         self.by_length: Numbers = np.memmap(folder / f"{name}.by_length", dtype="<i8", mode="r")
+
+    def check(self) -> None:
+        """Make sure that what is mapped is what was opened; costs microseconds as long as no file is written to.
+
+        Raises:
+            UserError: a file was altered since.
+        """
+        stamps = _stamps(self._sums)
+        for path, (node, *stamp) in stamps.items():
+            before, *opened = self._stamps[path]
+            # a file that was removed or replaced stays mapped as it was
+            if node == before and stamp != opened and _sha256(path) != self._sums[path]:
+                raise UserError(f"{path} was altered while it was in use: restore it, or {_AGAIN}")
+        self._stamps |= {path: stamp for path, stamp in stamps.items() if stamp[0] == self._stamps[path][0]}
 
     @property
     def num_documents(self) -> int:
@@ -102,7 +122,7 @@ class Corpus:
         """
         folder = Path(folder)
         try:
-            info = json.loads((folder / "corpus.json").read_bytes())
+            info = parse_json((folder / "corpus.json").read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{folder} is not a prepared corpus: it has no corpus.json") from None
         except (OSError, ValueError) as error:
@@ -110,10 +130,11 @@ class Corpus:
         if not isinstance(info, dict) or info.get("format") != FORMAT:
             raise UserError(f"{folder} is not a corpus of format {FORMAT}; prepare it again with this version")
         try:
+            _check_info(info)
             for split, values in info["splits"].items():
                 _check_sizes(folder, split, values)
             return Corpus(folder, info)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{folder}/corpus.json is incomplete ({error}); {_AGAIN}") from None
 
     def split(self, name: str) -> Split:
@@ -125,11 +146,11 @@ class Corpus:
         if name not in self.splits:
             raise UserError(f"corpus {self.name} has no split {name!r}; it has {', '.join(self.splits)}")
         if name not in self._open:
-            self._open[name] = Split(self.path, name)
+            self._open[name] = Split(self.path, name, self.info["splits"][name]["files"])
         return self._open[name]
 
     def verify(self) -> None:
-        """Read every file and compare its SHA-256 sum with the recorded one.
+        """Read every file: it must have its recorded SHA-256 sum, and the numbers in it must be those of documents.
 
         Raises:
             UserError: a file was altered.
@@ -137,9 +158,14 @@ class Corpus:
         for values in self.info["splits"].values():
             for file, recorded in values["files"].items():
                 if _sha256(self.path / file) != recorded["sha256"]:
-                    raise UserError(f"{self.path / file} was altered: its SHA-256 sum is not the recorded one")
+                    raise UserError(
+                        f"{self.path / file} was altered: its SHA-256 sum is not the recorded one; {_AGAIN}"
+                    )
         if _digest(self.info["splits"]) != self.digest:
-            raise UserError(f"{self.path}/corpus.json was altered: its digest does not follow from its sums")
+            raise UserError(f"{self.path}/corpus.json was altered: its digest does not follow from its sums; {_AGAIN}")
+        for name in self.splits:
+            if not _fits(self.split(name)):
+                raise UserError(f"corpus {self.path} is damaged: the numbers of {name} are not its documents; {_AGAIN}")
 
 
 class CorpusWriter:
@@ -270,6 +296,54 @@ class _SplitFiles:
         self._pending.clear()
 
 
+def _check_info(info: dict[str, Any]) -> None:
+    """That what corpus.json says of a corpus has the form that its readers expect.
+
+    Raises:
+        ValueError: it has not; the line names the field.
+    """
+    kinds = {"name": str, "source": str, "digest": str, "cleaning": list, "splits": dict}
+    kinds |= {name: int for name in ("empty_dropped", "duplicates_dropped") if name in info}
+    kinds |= {name: float for name in ("entropy_bits_per_byte",) if name in info}
+    for name, kind in kinds.items():
+        if type(info[name]) is not kind:
+            raise ValueError(f"{name} is not of type {kind.__name__}")
+    for text in (info["name"], info["source"], *info["cleaning"]):
+        if not isinstance(text, str) or "\0" in text:
+            raise ValueError("name, source and cleaning must be texts")
+        text.encode()
+    if not re.fullmatch("[0-9a-f]{64}", info["digest"]):
+        raise ValueError("digest is not a SHA-256 sum")
+    if not {"train", "valid"} <= info["splits"].keys() <= set(SPLITS):
+        raise ValueError("splits must be train, valid and test")
+    for split, values in info["splits"].items():
+        if set(values["files"]) != {f"{split}.{part}" for part in PARTS}:
+            raise ValueError(f"files of {split} must be its {', '.join(PARTS)}")
+        if any(type(values[name]) is not int for name in ("documents", "bytes")):
+            raise ValueError(f"documents and bytes of {split} must be numbers")
+        if type(values.get("nll_bits_per_byte", 0.0)) is not float:
+            raise ValueError(f"nll_bits_per_byte of {split} must be a number")
+    if len({"nll_bits_per_byte" in values for values in info["splits"].values()}) > 1:
+        raise ValueError("nll_bits_per_byte must be of every split")
+
+
+def _fits(split: Split) -> bool:
+    """Whether the offsets cut the stream into documents, none empty, and ``by_length`` sorts these by length."""
+    offsets, order = split.offsets, split.by_length
+    lengths = np.diff(offsets) - 1
+    if (
+        offsets[0] != 0
+        or offsets[-1] != len(split.stream)
+        or offsets.max() > len(split.stream)
+        or offsets.min() < 0
+        or lengths.min() < 1
+    ):
+        return False
+    if not (split.stream[offsets[1:] - 1] == ord(SEPARATOR)).all():
+        return False
+    return bool(np.array_equal(order, np.argsort(lengths, kind="stable")))
+
+
 def _check_sizes(folder: Path, split: str, values: dict[str, Any]) -> None:
     """That a split's files have their recorded sizes, and that these fit each other."""
     sizes = {}
@@ -298,6 +372,16 @@ def _digest(splits: dict[str, Any]) -> str:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _stamps(paths: Iterable[Path]) -> dict[Path, tuple[int, int, int]]:
+    """Of each file: which it is, its size, and when it was written to; files that are not there are left out."""
+    found = {}
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            found[path] = status.st_ino, status.st_size, status.st_mtime_ns
+    return found
 
 
 def _is_empty_folder(folder: Path) -> bool:

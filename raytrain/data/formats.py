@@ -7,7 +7,7 @@ object. ``.parquet``: a string or binary column. A null is an empty document.
 from __future__ import annotations
 
 import gzip
-import json
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 
 from raytrain.data.cleaning import valid_utf8
 from raytrain.errors import UserError
+from raytrain.json_text import parse_json
 
 TEXT_FIELDS = ("text", "bio", "tweet", "content")
 """Fields that hold the text when none is named and there are several."""
@@ -87,8 +88,8 @@ def _json_lines(lines: Iterator[bytes], name: str, field: str | None) -> Iterato
         place = f"{name} line {number}"
         try:
             # Valid UTF-8 first: one bad byte in a text must not make the whole line unreadable.
-            item = json.loads(valid_utf8(line))
-        except (ValueError, RecursionError) as error:
+            item = parse_json(valid_utf8(line))
+        except ValueError as error:
             raise UserError(f"{place} is not JSON: {error}") from None
         if not isinstance(item, dict):
             raise UserError(f"{place} is not a JSON object")
@@ -108,7 +109,7 @@ def _parquet(path: Path, name: str, field: str | None) -> Iterator[bytes]:
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        with pyarrow.OSFile(os.fsencode(path)) as source, parquet.ParquetFile(source) as file:
             schema = file.schema_arrow
             if field is None:
                 field = _text_field([item.name for item in schema if _is_text(item.type)], schema.names, name)

@@ -40,9 +40,15 @@ class Input:
 
     @contextlib.contextmanager
     def local(self) -> Iterator[Path]:
-        """The file on this machine; an object is fetched to a temporary file that is removed afterwards."""
+        """The file on this machine; an object is fetched to a temporary file that is removed afterwards.
+
+        Raises:
+            UserError: the object cannot be fetched; or, at the end, the file changed while it was read.
+        """
         if not is_s3(self.name):
             yield Path(self.name)
+            if not os.path.exists(self.name) or _local(Path(self.name)) != self:
+                raise UserError(f"{self.name} changed while it was read: do it again when it is complete")
             return
         bucket, key = _bucket_and_key(self.name)
         with tempfile.TemporaryDirectory(prefix="raytrain-") as folder:
@@ -61,6 +67,22 @@ def default_cache() -> Path:
     return Path(os.environ.get("RAYTRAIN_CACHE") or Path.home() / ".cache" / "raytrain")
 
 
+def expanded(path: str) -> Path:
+    """``path`` with the home folder in place of ``~``, where there is such a home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: there is no such home folder") from None
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; not where the name is too long for there to be one."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def find(path: str) -> list[Input]:
     """The files at ``path``, sorted: itself, or what can be read below the folder or s3:// prefix.
 
@@ -69,12 +91,12 @@ def find(path: str) -> list[Input]:
     """
     if is_s3(path):
         return _find_s3(path)
-    root = Path(path).expanduser()
-    if root.is_file():
+    root = expanded(path)
+    if is_file(root):
         if not root.name.lower().endswith(SUFFIXES):
             raise UserError(f"{path}: cannot read this kind of file; give {KINDS}")
         return [_local(root)]
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(f"{path}: no such file or folder")
     found = sorted(item for item in root.rglob("*") if item.name.lower().endswith(SUFFIXES) and item.is_file())
     visible = [item for item in found if not any(part.startswith(".") for part in item.relative_to(root).parts)]

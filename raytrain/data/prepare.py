@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
 from raytrain.data import cleaning, inputs, sources, synthetic
 from raytrain.data.corpus import FORMAT, SPLITS, Corpus, CorpusWriter, SplitName, partial_prefix
-from raytrain.errors import UserError
+from raytrain.errors import UserError, check_text
 from raytrain.locks import locked
 
 TRAIN_SHARE = 0.9
@@ -35,19 +36,24 @@ def prepare(
         cache: folder of downloads and corpora; default ``$RAYTRAIN_CACHE`` or ``~/.cache/raytrain``.
 
     Raises:
-        UserError: see ``sources`` and ``corpus``; or a folder that cannot be written.
+        UserError: see ``sources`` and ``corpus``; a corpus that was altered; or a folder that cannot be written.
     """
-    if source not in sources.NAMES and (Path(source).expanduser() / "corpus.json").is_file():
+    for given, what in ((source, "the source"), (path, "--data-path"), (output, "--output")):
+        if given is not None:
+            check_text(str(given), what)  # corpus.json records them
+    if source not in sources.NAMES and inputs.is_file(inputs.expanded(source) / "corpus.json"):
         if path is not None or field is not None or output is not None:
             raise UserError(f"{source} is a prepared corpus: it takes no --data-path, field or --output")
-        return Corpus.open(Path(source).expanduser())
+        corpus = Corpus.open(inputs.expanded(source))
+        corpus.verify()
+        return corpus
     cache = cache or inputs.default_cache()
     key = _key(source, path, field)
     folder = output or cache / "corpora" / f"{_name(source)}-{key}"
     if (found := _existing(folder, key)) is not None:
         return found
     try:
-        with locked(cache / "locks" / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]):
+        with locked(cache / "locks" / hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]):
             if (found := _existing(folder, key)) is not None:
                 return found
             for leftover in folder.parent.glob(f"{partial_prefix(folder)}*"):
@@ -63,7 +69,10 @@ def _existing(folder: Path, key: str) -> Corpus | None:
     if not (folder / "corpus.json").is_file():
         return None
     corpus = Corpus.open(folder)
-    return corpus if corpus.info.get("key") == key else None
+    if corpus.info.get("key") != key:
+        return None
+    corpus.verify()
+    return corpus
 
 
 def split_of(text: bytes) -> SplitName:

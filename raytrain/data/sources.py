@@ -11,6 +11,7 @@ validation file were also computed from copies of our own.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def check(source: str, path: str | None) -> None:
     if source not in NAMES:
         if path is not None:
             raise UserError(f"--data-path goes with ptb, tweets or bios; {source!r} is a path already")
-        if not inputs.is_s3(source) and not Path(source).expanduser().exists():
+        if not inputs.is_s3(source) and not os.path.exists(inputs.expanded(source)):
             raise UserError(
                 f"no source {source!r}: it is neither one of {', '.join(NAMES)} nor a file or folder that exists"
             )

@@ -79,14 +79,22 @@ def read_trials(file: Path) -> list[TrialRow]:
         raise UserError(f"{file} is not a table of trials: {' '.join(str(error).split())}") from None
     if values and "number" not in values[0]:
         raise UserError(f"{file} is not a table of trials: it has no column 'number'")
-    return sorted((_row(entry) for entry in values), key=lambda row: row.number)
+    try:
+        return sorted((_row(entry) for entry in values), key=lambda row: row.number)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{file} is not a table of trials: {error}") from None
 
 
 def _row(entry: dict[str, Any]) -> TrialRow:
     known = {key: value for key, value in entry.items() if key in TrialRow.__dataclass_fields__ and value is not None}
     for name in ("number", "step", "steps", "length", "place"):
-        known[name] = int(known.get(name, 0))
+        known[name] = int(known.get(name) or 0)
     for name, value in known.items():
+        kind = type(TrialRow.__dataclass_fields__[name].default)
+        if kind is float and type(value) is int:
+            known[name] = value = float(value)
+        if kind in (int, float, str) and type(value) is not kind:
+            raise TypeError(f"{name} is {value!r}")
         if isinstance(value, float) and not math.isfinite(value):
             known[name] = math.nan
     for name in ("started_at", "ended_at"):

@@ -92,7 +92,8 @@ class OneHot(nn.Module):
 
     def __init__(self, symbols: int = SIZE) -> None:
         super().__init__()
-        identity = torch.eye(symbols)
+        # not torch.eye: on the meta device (build_empty) that imports torch's compiler, which takes seconds
+        identity = torch.zeros(symbols, symbols).fill_diagonal_(1)
         if symbols > PAD:
             identity[PAD] = 0
         self.register_buffer("identity", identity, persistent=False)

@@ -8,14 +8,16 @@ already has is not sent twice.
 
 from __future__ import annotations
 
-import json
+import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from raytrain.cli import OneLineParser
 from raytrain.errors import UserError, run_command
-from raytrain.tracking.server import check_tracking, shown, tracking_uri
+from raytrain.json_text import parse_json
+from raytrain.tracking.server import check_tracking, connect, explain, patiently, shown, tracking_uri
 from raytrain.tracking.writer import MetricWriter
 
 
@@ -26,6 +28,8 @@ def main(arguments: list[str] | None = None) -> None:
     send_parser.add_argument("file", type=Path, help="the .jsonl file that the run named when it ended")
     send_parser.add_argument("--timeout", type=float, default=120.0, help="seconds to try for, for each run")
     options = parser.parse_args(arguments)
+    if not 0 <= options.timeout < math.inf:
+        raise UserError(f"--timeout is {options.timeout}: give seconds of at least 0")
     records = _read(options.file)
     uri = tracking_uri()
     check_tracking(uri)
@@ -43,16 +47,26 @@ def _read(path: Path) -> dict[str, list[list[Any]]]:
     records: dict[str, list[list[Any]]] = {}
     for number, line in enumerate(lines, 1):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             metrics = {str(key): float(value) for key, value in entry["metrics"].items()}
-            record = [int(entry["step"]), int(entry["timestamp_ms"]), metrics]
-            records.setdefault(str(entry["run_id"]), []).append(record)
-        except (ValueError, KeyError, TypeError, AttributeError):
+            record = [entry["step"], entry["timestamp_ms"], metrics]
+            if not all(type(value) is int and 0 <= value < 2**63 for value in record[:2]):
+                raise ValueError("no step or time that a store can hold")
+            if not re.fullmatch("[0-9a-f]{32}", entry["run_id"]):
+                raise ValueError("no run")
+            records.setdefault(entry["run_id"], []).append(record)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise UserError(f"{path}, line {number}: not a metric record that raytrain wrote") from None
     return records
 
 
 def _send(uri: str, run_id: str, records: list[list[Any]], timeout_s: float) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        patiently(lambda: connect(uri).get_run(run_id), timeout_s)
+    except MlflowException as error:  # the writer would go on trying
+        raise UserError(f"no records of run {run_id} were sent to {shown(uri)}: {explain(error)}") from None
     writer = MetricWriter(uri, run_id)
     try:
         writer.replay(records)

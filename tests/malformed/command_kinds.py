@@ -1,0 +1,96 @@
+"""Command lines of every command, and addresses of storages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+from raytrain import evaluate, registry, report, sample, storage_check, train, tune
+from raytrain.data import __main__ as data_command
+from raytrain.storage import check_writable, open_storage
+from raytrain.tracking import __main__ as tracking_command
+from tests.malformed.oracle import command
+from tests.malformed.stock import Stock
+
+Act = Callable[[], None]
+
+JUNK = (
+    "", "x", "-", "--", "0", "-1", "1", "1e400", "nan", "inf", "10" * 30, "9" * 5000, "1e-400", "0x10", "1_0", "True",
+    "None", "[]", "1,2", "a=b", "../..", "/dev/null", "/proc/self/mem", "~nobody-at-all/x", "x" * 300, "x" * 5000,
+    "\udcff", "é", "\N{SNOWMAN}", "a\nb", "[red]", "%s", "{}", "$HOME", "s3://", "s3://b", "s3://b/k", "s3:/x", "ftp://x",
+    "http://127.0.0.1:9", "models:/", "models:/x@y", "127.0.0.1:1", "hybrid", "laptop", "ptb", "--help", "--steps",
+    "-h",
+)  # fmt: skip
+
+
+def trains(stock: Stock, given: Path, random: Random) -> Act:
+    """train and tune: any option with any value, on a small text."""
+    options = (
+        "--steps", "--length", "--batch-size", "--group-size", "--seed", "--model.latent", "--model.feature-maps",
+        "--model.decoder-maps", "--model.decoder", "--objective.alpha", "--objective.annealing", "--optimizer.decay",
+        "--data", "--data-path", "--data-field", "--sampling", "--preset", "--config", "--workers", "--cpus-per-worker",
+        "--gpus-per-worker", "--name", "--storage", "--experiment", "--best-of", "--resume", "--precision", "--space",
+        "--evaluate-samples", "--num-samples", "--budget", "--algorithm", "--objective", "--min-kl", "--start-from",
+        "--time-budget", "--max-concurrent", "--workers-per-trial", "--optimizer.learning-rate", "--log-every",
+    )  # fmt: skip
+    main = random.choice((train.main, tune.main))
+    model = random.choice(("hybrid", "hybrid", "lstm_vae", "byte_lstm", random.choice(JUNK)))
+    fixed = ["--data", str(stock.corpus), "--storage", "runs"] if random.random() < 0.7 else []
+    return command(main, model, *fixed, *_options(options, random))
+
+
+def models(stock: Stock, given: Path, random: Random) -> Act:
+    """sample, evaluate and the figures of one model."""
+    options = (
+        "--num", "--temperature", "--top-p", "--max-length", "--seed", "--prefix", "--interpolate", "--steps",
+        "--reconstruct", "--format", "--split", "--data", "--data-path", "--num-samples", "--iw-samples", "--samples",
+        "--storage", "--workers", "--output", "--log-to-mlflow",
+    )  # fmt: skip
+    main = random.choice((sample.main, sample.main, evaluate.main))
+    place = random.choice((str(stock.checkpoint), str(stock.checkpoint), random.choice(JUNK)))
+    # few samples of each kind, unless the option says otherwise
+    small = ("--num", "2") if main is sample.main else ("--samples", "0", "--num-samples", "4", "--iw-samples", "1")
+    return command(main, place, *small, *_options(options, random))
+
+
+def others(stock: Stock, given: Path, random: Random) -> Act:
+    """report, registry, data, storage and tracking."""
+    kinds = {
+        report.main: (("run", "search", "bios", "paper_fig3"), ("--output", "--experiment", "--search", "--num")),
+        registry.main: (("list", "promote", "rollback"), ("raytrain-hybrid", "1", "x", "--alias")),
+        data_command.main: (("prepare", "info"), ("--output", "--field", "--data-path", str(stock.corpus), "bios")),
+        storage_check.main: (("check",), ("there", str(given), "--help")),
+        tracking_command.main: (("send",), ("--timeout", str(stock.corpus), "/dev/null")),
+    }
+    main = random.choice(sorted(kinds, key=lambda main: main.__module__))
+    words, more = kinds[main]
+    first = random.choice((*words, *words, random.choice(JUNK)))
+    return command(main, first, *_options(more, random))
+
+
+def _options(names: tuple[str, ...], random: Random) -> list[str]:
+    chosen: list[str] = []
+    for _ in range(random.choice((0, 1, 1, 1, 2, 3))):
+        name, value = random.choice(names), random.choice((*JUNK, str(random.randint(-3, 40))))
+        chosen += random.choice(
+            ([name, value], [name, value], [f"{name}={value}"], [name], [value], [name, value, value])
+        )
+    # of several gigabytes of a model or hours of sampling nothing is learned here
+    return [item for item in chosen if "\0" not in item]
+
+
+def address(stock: Stock, given: Path, random: Random) -> Act:
+    """An address of a storage."""
+    (given / "file").write_bytes(b"in the way")
+    parts = ("s3://", "S3://", "bucket", "b", "/", "//", "..", "?x=1", "#f", "a:b@", "\0", "\udcff", " ", "é",
+             str(given / "file"),
+             "/nowhere", "/proc/x", "~", "~nobody-at-all", "x" * 300, "file://", "C:\\", "\n", "%2e", ".")  # fmt: skip
+    text = "".join(random.choice(parts) for _ in range(random.randint(1, 4)))
+
+    def act() -> None:
+        storage = open_storage(text)
+        check_writable(storage)
+        assert storage.folder is not None
+
+    return act

@@ -1,0 +1,184 @@
+"""Configs, search spaces, and what searches and runs write down."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from raytrain import report, sample, train, tune
+from raytrain.cli import read_config
+from raytrain.config import to_dict
+from raytrain.figures.records import read_trials
+from raytrain.plan import read_plan, read_values
+from raytrain.search_report import search_figures
+from raytrain.space import check_space, load_space
+from raytrain.storage import open_storage
+from raytrain.tracking import __main__ as tracking_command
+from raytrain.trials import Records
+from tests.malformed.mutate import damaged, restructured, written
+from tests.malformed.oracle import command
+from tests.malformed.stock import SPACE, TRIALS, Stock
+from tests.malformed.stock import config as whole_config
+
+Act = Callable[[], None]
+SPACES = Path(__file__).parents[2] / "search_spaces"
+
+
+def config(stock: Stock, given: Path, random: Random) -> Act:
+    """A config.json; if it is taken, each of its values must be what the config says."""
+    path = given / "config.json"
+    values = restructured(json.loads((stock.folder / "config.json").read_bytes()), random)
+    data = written(values, random)
+    path.write_bytes(data)
+    if random.random() < 0.25:
+        return command(train.main, "hybrid", "--config", str(path), "--storage", "runs")
+
+    def act() -> None:
+        agrees(to_dict(read_config(path)), json.loads(data))
+
+    return act
+
+
+def agrees(found: Any, told: Any) -> None:
+    """Every member of ``told`` is in ``found``."""
+    if isinstance(told, dict):
+        for name, value in told.items():
+            agrees(found[name], value)
+    elif isinstance(told, list):
+        assert len(found) == len(told)
+        for one, other in zip(found, told, strict=True):
+            agrees(one, other)
+    else:
+        assert found == told, f"{told!r} was read as {found!r}"
+
+
+def space(stock: Stock, given: Path, random: Random) -> Act:
+    """A search space's file; whatever is drawn from one that is taken is a config."""
+    path = given / "space.py"
+    names = ("low", "high", "step", "0", "-1", "10**12", "1e-12", "float('nan')", "None", "'x'", "[]",
+             "raise SystemExit", "raise KeyError", "()", "{}", "1/0", "lambda: 0", "import nothing", "\\d", "print(1)",
+             "yield")  # fmt: skip
+    source = random.choice((SPACE, *(file.read_text() for file in sorted(SPACES.glob("*.py")))))
+    for _ in range(random.randint(1, 2)):
+        tokens = source.split(" ")
+        tokens[random.randrange(len(tokens))] = random.choice((*names, random.choice(tokens)))
+        source = " ".join(tokens)
+    data = source.encode() if random.random() < 0.7 else damaged(source.encode(), random)
+    path.write_bytes(data)
+    algorithm: Any = random.choice(("tpe", "random", "grid"))
+    if random.random() < 0.4:
+        arguments = ("--algorithm", algorithm, "--data", str(stock.corpus), "--storage", "runs")
+        return command(tune.main, "hybrid", "--space", str(path), *arguments)
+
+    def act() -> None:
+        loaded = load_space(str(path))
+        points = check_space(loaded, {"hybrid": whole_config()}, loaded.budget(None), algorithm, 0)
+        assert points
+        assert all(to_dict(point)["model"]["name"] == "hybrid" for point in points)
+
+    return act
+
+
+def plan(stock: Stock, given: Path, random: Random) -> Act:
+    """A search's ``search.json``."""
+    shutil.copytree(stock.runs / "search", given / "search")
+    path = given / "search" / "search.json"
+    values = json.loads(path.read_bytes())
+    path.write_bytes(written(restructured(values, random), random))
+    match random.randrange(5):
+        case 0:
+            return lambda: none_or(read_values(open_storage(given / "search")))
+        case 1:
+            return lambda: none_or(read_plan(open_storage(given / "search")))
+        case 2:
+            return command(sample.main, str(given / "search"), "--num", "1")
+        case 3:
+            return command(train.main, "--best-of", "search", "--storage", str(given))
+    return command(tune.main, "--resume", "search", "--storage", str(given))
+
+
+def none_or(value: object) -> None:
+    assert value is not None
+
+
+def trial(stock: Stock, given: Path, random: Random) -> Act:
+    """The record of a trial."""
+    shutil.copytree(stock.runs / "search", given / "search")
+    path = given / "search" / "trials" / random.choice(TRIALS) / "trial.json"
+    before = json.loads(path.read_bytes())
+    path.write_bytes(written(restructured(before, random), random))
+    match random.randrange(4):
+        case 0:
+            return command(sample.main, str(given / "search"), "--num", "1")
+        case 1:
+            return command(train.main, "--best-of", "search", "--storage", str(given))
+
+    def act() -> None:
+        read = Records(open_storage(given / "search")).read()
+        assert len(read) == 2
+        assert all(math.isfinite(item.number) and to_dict(item.config) for item in read)
+        assert all(item.from_json(item.to_json()).to_json() == item.to_json() for item in read)
+
+    return act
+
+
+def claim(stock: Stock, given: Path, random: Random) -> Act:
+    """What says whose a name is: a run's ``run.json``."""
+    (given / "run").mkdir()
+    path = given / "run" / "run.json"
+    path.write_bytes(written(restructured(json.loads((stock.runs / "run" / "run.json").read_bytes()), random), random))
+    return command(train.main, "--resume", "run", "--storage", str(given))
+
+
+def unsent(stock: Stock, given: Path, random: Random) -> Act:
+    """Metrics that were not sent."""
+    run_id = (stock.folder / "run_id").read_text()
+    records: list[Any] = [
+        {"run_id": run_id, "step": step, "timestamp_ms": 1_700_000_000_000 + step, "metrics": {"a": 1.5, "b": "nan"}}
+        for step in range(4)
+    ]
+    place = random.randrange(len(records))
+    records[place] = restructured(records[place], random)
+    data = b"".join(json.dumps(item).encode() + b"\n" for item in records)
+    path = given / "unsent_metrics.jsonl"
+    path.write_bytes(data if random.random() < 0.6 else damaged(data, random))
+    arguments = random.choice(((), (), ("--timeout", random.choice(("-1", "nan", "1e400", "x")))))
+    return command(lambda: tracking_command.main(["send", str(path), *arguments]))
+
+
+def trials_table(stock: Stock, given: Path, random: Random) -> Act:
+    """The table of a search's trials, from which its report is drawn."""
+    import pyarrow
+    import pyarrow.parquet
+
+    path = given / "trials.parquet"
+    shutil.copyfile(stock.folder / "trials.parquet", path)
+    if random.random() < 0.5:
+        path.write_bytes(damaged(path.read_bytes(), random))
+    else:
+        table = pyarrow.parquet.read_table(path)
+        column = random.randrange(table.num_columns)
+        name = table.column_names[column]
+        values = random.choice((["x", "y"], [None, None], [1.5, float("nan")], [[1], [2]], [2**62, -5], [b"\xff", b""]))
+        table = table.remove_column(column)
+        pyarrow.parquet.write_table(table.append_column(name, [values]) if random.random() < 0.8 else table, path)
+    draw = random.random() < 0.15
+
+    def act() -> None:
+        rows = read_trials(path)
+        assert all(isinstance(row.number, int) and isinstance(row.bits_per_byte, float) for row in rows)
+        if draw:
+            search_figures(rows, {})
+
+    return act
+
+
+def report_of(stock: Stock, given: Path, random: Random) -> Act:
+    """A report of a search or experiment that is not there."""
+    words = ("search", "paper_fig4", "run", "bios", "raytrain", "x", "", "--experiment", "--output", "'", "[red]", "é")
+    return command(report.main, *(random.choice(words) for _ in range(random.randint(0, 4))))
