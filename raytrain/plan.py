@@ -126,7 +126,8 @@ def goal_of(values: dict[str, Any]) -> Goal:
     Raises:
         UserError: there is no such goal.
     """
-    objective, min_kl = values.get("objective") or "bound", values.get("min_kl") or 0.0
+    objective: Any = values.get("objective") or "bound"
+    min_kl = values.get("min_kl") or 0.0
     try:
         if objective not in get_args(Objective) or not 0 <= float(min_kl) < math.inf:
             raise ValueError

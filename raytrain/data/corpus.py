@@ -302,7 +302,7 @@ def _check_info(info: dict[str, Any]) -> None:
     Raises:
         ValueError: it has not; the line names the field.
     """
-    kinds = {"name": str, "source": str, "digest": str, "cleaning": list, "splits": dict}
+    kinds: dict[str, type] = {"name": str, "source": str, "digest": str, "cleaning": list, "splits": dict}
     kinds |= {name: int for name in ("empty_dropped", "duplicates_dropped") if name in info}
     kinds |= {name: float for name in ("entropy_bits_per_byte",) if name in info}
     for name, kind in kinds.items():
