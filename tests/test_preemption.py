@@ -16,9 +16,10 @@ import pytest
 from raytrain import checkpoint
 from raytrain.config import from_dict
 from raytrain.data.corpus import Corpus
+from raytrain.loop import train
 from raytrain.storage import open_storage
 from raytrain.tracking.server import connect
-from raytrain.trainer import World, train
+from raytrain.trainer import World
 from tests.machine import Machine, wait_for
 from tests.metadata_server import ACTION, MetadataServer
 from tests.mlflow_server import MlflowServer

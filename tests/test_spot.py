@@ -20,10 +20,11 @@ from raytrain import notice as notices
 from raytrain import spot
 from raytrain.data.corpus import Corpus
 from raytrain.drain import was_preempted
+from raytrain.loop import train
 from raytrain.notice import PreemptedError, Rounds
 from raytrain.spot import Metadata, Notice, Watcher
 from raytrain.storage import open_storage
-from raytrain.trainer import World, train
+from raytrain.trainer import World
 from tests.conftest import tiny_config
 from tests.metadata_server import ACTION, REBALANCE, MetadataServer
 from tests.test_loop import Recorder, final, on_workers
