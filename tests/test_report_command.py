@@ -25,6 +25,7 @@ from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
 from raytrain.data.vocabulary import STOP
 from raytrain.errors import run_command
+from raytrain.loop import train
 from raytrain.markdown import cell, table
 from raytrain.models import build, load
 from raytrain.models.byte_lstm import ByteLstm
@@ -35,7 +36,7 @@ from raytrain.search_report import write_search_report
 from raytrain.storage import open_storage
 from raytrain.tracking import Experiment, MetricWriter, Run
 from raytrain.tracking.history import children, find_search, history
-from raytrain.trainer import World, train
+from raytrain.trainer import World
 from tests.conftest import tiny_config
 from tests.mlflow_server import new_store
 

@@ -23,10 +23,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from raytrain.data.corpus import Corpus
+from raytrain.loop import train
 from raytrain.presets import preset
 from raytrain.storage import open_storage
 from raytrain.tracking import Experiment, MetricWriter, check_tracking
-from raytrain.trainer import World, train
+from raytrain.trainer import World
 from tests.mlflow_server import MlflowServer, mlflow_server
 from tests.postgres_server import PostgresServer, postgres_server
 from tests.tracking_load import Load, measure

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from raytrain.algorithms import Halving
 from raytrain.config import from_dict, override
 from raytrain.data.corpus import Corpus
+from raytrain.loop import train
 from raytrain.plan import Plan
 from raytrain.resources import Cluster
 from raytrain.results import finish
@@ -25,7 +26,7 @@ from raytrain.space import read_space
 from raytrain.storage import open_storage
 from raytrain.tracking import MetricWriter, Run
 from raytrain.tracking.view import share_view
-from raytrain.trainer import World, train
+from raytrain.trainer import World
 from raytrain.trials import METRIC, Records, Trial
 from raytrain.tune import TuneOptions, admit
 from raytrain.workers import Job, final_samples
