@@ -184,6 +184,18 @@ def check_space(
 # ---------------------------------------------------------------------------------------------- grid
 
 
+def check_length(name: str, count: int) -> None:
+    """That a parameter of a grid has values, and not so many that they could not all be tried.
+
+    Raises:
+        UserError: it has none, or too many.
+    """
+    if count < 1:
+        raise UserError(f"a grid needs a value for {name!r}: its range is empty")
+    if count > LARGEST_GRID:
+        raise UserError(f"the grid has more than {LARGEST_GRID:,} points: {name!r} alone has {count:,}")
+
+
 class _Odometer:
     """Stands for an Optuna trial: answers from a list of choices, which it extends where it ends."""
 
@@ -208,12 +220,12 @@ class _Odometer:
         # in decimals, as Optuna does: three steps of 0.2 would be more than 0.6
         start, width = Decimal(str(low)), Decimal(str(step))
         count = int((Decimal(str(high)) - start) / width) + 1
-        return float(start + self._answer(name, range(count)) * width)
+        check_length(name, count)
+        return float(self._answer(name, [float(start + index * width) for index in range(count)]))
 
     def _answer(self, name: str, choices: Sequence[Any]) -> Any:
         if name not in self.point:
-            if not 0 < len(choices) <= LARGEST_GRID:
-                raise UserError(f"a grid cannot have {name!r} with {len(choices):,} values")
+            check_length(name, len(choices))
             position = len(self.point)
             if position == len(self.wheels):
                 self.wheels.append((0, len(choices)))

