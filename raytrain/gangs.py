@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal import constants as train_constants
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 from raytrain.desk import Desk
@@ -91,7 +92,7 @@ class HeldGang:
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         train_constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
         self._desk = ray.remote(num_cpus=0)(Desk).remote()
-        trainer = TorchTrainer(
+        trainer = WithoutDatasets(
             self._serve,
             train_loop_config={"desk": self._desk},
             scaling_config=ScalingConfig(
@@ -127,6 +128,13 @@ class HeldGang:
                 self._fit.result()
                 raise RuntimeError("the workers have gone home before their work was done")
         return ray.get(answer)
+
+
+class WithoutDatasets(TorchTrainer):
+    """Ray Train without the actor that hands out Ray datasets: a process of 200 MB beside each gang for nothing."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
 
 class LastMoments(WorkerGroupCallback, ControllerCallback):

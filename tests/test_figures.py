@@ -185,6 +185,7 @@ def test_importance_finds_the_parameter_that_matters() -> None:
         if number % 2:
             chosen["cycles"] = chance.randint(2, 4)
         rows.append(row(number, bits, parameters=chosen))
+    rows.append(row(30, 9.0, parameters={}))  # started from a config outside the space
     found = importances(rebuild_study(rows))
     assert found[0].name == "rate"
     assert found[0].share > 0.8

@@ -76,7 +76,7 @@ def mlflow_runs(home: Path) -> list[Any]:
 def test_a_search_of_two_worker_trials_on_two_cpus_ends_and_leaves_nothing(cluster: str, home: Path) -> None:
     output = run(
         cluster, home, "raytrain.tune", "hybrid", *TINY, "--data", "text.txt", "--space", "space.py", "--name", "s",
-        "--num-samples", "4", "--workers-per-trial", "2", "--max-concurrent", "2",
+        "--num-samples", "4", "--workers-per-trial", "2", "--max-concurrent", "2", "--log-every", "5",
     )  # fmt: skip
     assert "4 trials (space, tpe), 1 at a time, each 2 x (1 CPU)" in output
     assert_nothing_left()

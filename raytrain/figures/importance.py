@@ -40,7 +40,8 @@ def importances(study: optuna.Study) -> list[Importance]:
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
     from optuna.trial import TrialState
 
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    # one that was started from a config outside the space has no parameters
+    trials = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if trial.params]
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     having = {name: [trial for trial in trials if name in trial.params] for name in names}
     enough = [name for name in names if len(having[name]) >= MIN_TRIALS]
@@ -95,7 +96,7 @@ def importance(rows: Sequence[TrialRow], study: optuna.Study | None = None) -> F
 
     ``study`` is the search's own, if at hand: it knows the scale of each parameter.
     """
-    scored = [row for row in ranked(rows) if row.status != "failed"]
+    scored = [row for row in ranked(rows) if row.status != "failed" and row.parameters]
     if len(scored) < MIN_TRIALS:
         return message(
             f"The importance of hyper-parameters needs at least {MIN_TRIALS} evaluated trials; there are {len(scored)}."
