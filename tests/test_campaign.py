@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import http.server
 import json
 import os
@@ -16,13 +17,16 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.campaign import episode as episode_module
 from tests.campaign import lab
+from tests.campaign.episode import Episode, Injected, Stuck
 from tests.campaign.journal import Fault, Journal, choose, summary
-from tests.campaign.kinds import KINDS
-from tests.campaign.scenario import Result
+from tests.campaign.kinds import KINDS, Kind
+from tests.campaign.scenario import Result, Scenario
 from tests.campaign.steps import progress, read_steps, toll
 from tests.fault_proxy import FaultProxy
 from tests.postgres_server import REQUIRE_ALL
@@ -41,6 +45,9 @@ class Answers(http.server.BaseHTTPRequestHandler):
         kind = "application/xml" if self.path == "/listing" else "application/octet-stream"
         self._answer(BODY, kind)
 
+    def do_HEAD(self) -> None:
+        self._answer(BODY)
+
     def do_PUT(self) -> None:
         Answers.taken = self.rfile.read(int(self.headers["Content-Length"]))
         self._answer(b"")
@@ -50,7 +57,8 @@ class Answers(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, *arguments: object) -> None:
         """Nothing is said."""
@@ -94,6 +102,13 @@ def test_a_proxy_alters_one_bit_of_as_many_bodies_as_it_is_told(proxy: FaultProx
     proxy.budget = 1
     assert get(proxy, "listing") == BODY
     assert proxy.touched == 2
+    # on one connection, after an answer that has a length and no body
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
+    connection.request("HEAD", "/")
+    assert connection.getresponse().read() == b""
+    connection.request("GET", "/")
+    assert connection.getresponse().read() != BODY
+    connection.close()
 
 
 def test_a_proxy_drops_connections_half_way(proxy: FaultProxy) -> None:
@@ -191,6 +206,73 @@ def test_results_that_differ_are_told() -> None:
         "there are metrics of ['0'] instead of ['0', '1']",
         "the best trial is 0 instead of 1",
     ]
+
+
+class Pretended:
+    """Stands for a cluster: a thread that makes steps; one that is killed goes on from its newest checkpoint."""
+
+    EVERY, LAST, PACE_S, AWAY_S = 50, 400, 0.005, 0.5
+
+    def __init__(self, steps: Path, lost: int = 0) -> None:
+        self.steps = steps
+        self.pace_s = self.PACE_S
+        self.lost = lost
+        self.killed = threading.Event()
+        self.status: int | None = None
+
+    def begin(self, folder: Path, command: list[str], name: str, last_step: int) -> None:
+        threading.Thread(target=self.train, daemon=True).start()
+
+    def ended(self) -> int | None:
+        return self.status
+
+    def train(self) -> None:
+        reached, attempt = 0, 0
+        while reached < self.LAST:
+            with (self.steps / f"run-one-1-{attempt}.steps").open("ab", buffering=0) as file:
+                while reached < self.LAST and not self.killed.is_set():
+                    time.sleep(self.PACE_S)
+                    reached += 1
+                    file.write(struct.pack("<dq", time.time(), reached))
+            if self.killed.is_set():
+                reached, attempt = max(0, reached // self.EVERY * self.EVERY - self.lost), attempt + 1
+                time.sleep(self.AWAY_S)
+                self.killed.clear()
+        self.status = 0
+
+
+class Killed(Kind):
+    name, what, another_gang = "worker", "ends the pretended worker", True
+
+    def inject(self, cluster: Any, chance: random.Random) -> None:
+        cluster.killed.set()
+
+
+@pytest.mark.parametrize(("lost", "survived"), [(0, True), (100, False)])
+def test_an_episode_measures_what_its_faults_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: int, survived: bool
+) -> None:
+    monkeypatch.setattr(episode_module, "PAUSE_S", (0.4, 0.6))
+    cluster: Any = Pretended(tmp_path, lost)
+    scenario = Scenario("pretended", Pretended.LAST, Pretended.EVERY, 100)
+    episode, injected = Episode(cluster, scenario, "pretended", tmp_path / "run"), list[Injected]()
+    episode.play([Killed, Killed], random.Random(1), injected)
+    episode.wait(lambda: cluster.ended() is not None, 30, "end")
+    faults = episode.costs(injected, seed=1, number=0)
+    assert [fault.kind for fault in faults] == ["worker", "worker"]
+    assert [not fault.wrong for fault in faults] == [survived] * 2
+    for fault in faults:
+        assert abs(fault.repeated - fault.step % Pretended.EVERY - lost) < 3
+        assert Pretended.AWAY_S <= fault.back_s < 10
+    assert faults[0].step < faults[1].step <= Pretended.LAST
+
+
+def test_a_run_that_ends_badly_is_told(tmp_path: Path) -> None:
+    cluster: Any = Pretended(tmp_path)
+    cluster.begin = lambda *arguments: setattr(cluster, "status", 2)
+    episode = Episode(cluster, Scenario("pretended", 400, 50, 100), "pretended", tmp_path / "run")
+    with pytest.raises(Stuck, match="status 2 instead of a first step"):
+        episode.play([Killed], random.Random(1), [])
 
 
 def campaign(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -39,10 +39,10 @@ def main() -> int:
     if options.table is not None:
         print(summary(Journal(options.table).faults), end="")
         return 0
-    if (reason := lab.why_not()) is not None:
-        print(f"error: no lab on this machine: {reason}", file=sys.stderr)
-        return 2
     if not lab.enclosed():
+        if (reason := lab.why_not()) is not None:
+            print(f"error: no lab on this machine: {reason}", file=sys.stderr)
+            return 2
         return lab.enclose("-m", "tests.campaign", *sys.argv[1:])
     work = options.work or Path(tempfile.mkdtemp(prefix="raytrain-campaign-"))
     print(f"work in {work}", flush=True)
@@ -69,6 +69,9 @@ class Campaign:
             self.cluster.start_ray()
             while (missing := self.options.faults - len(self.journal.faults)) > 0:
                 well &= self.episode(min(missing, self.options.per_episode))
+                if len(self.journal.faults) + missing == self.options.faults:
+                    print("no fault could be injected: given up", file=sys.stderr)
+                    return False
         finally:
             self.cluster.close()
         return well
@@ -80,7 +83,7 @@ class Campaign:
         chance = random.Random(f"{self.options.seed}/{number}")
         kinds = choose(self.journal.faults, chance, num, self.options.kinds, RETRIES)
         expected = self.reference(scenario)
-        name = f"c{self.options.seed}-{number:03d}"
+        name = f"c{self.options.seed}-{number:03d}-{time.time_ns() // 10**9}"
         print(f"{name} ({scenario.name}): {', '.join(kind.name for kind in kinds)}", flush=True)
         episode = Episode(self.cluster, scenario, name, self.work / name)
         injected: list[Injected] = []
@@ -112,7 +115,7 @@ class Campaign:
         if known is None:
             print(f"{scenario.name}, undisturbed", flush=True)
             self.cluster.set_pace(0)
-            name = f"reference-{scenario.key}"
+            name = f"reference-{scenario.key}-{time.time_ns() // 10**9}"
             known = asdict(Episode(self.cluster, scenario, name, self.work / name).finish())
             self.cluster.set_pace(PACE_S)
             self.journal.add_reference(scenario.key, known)

@@ -21,6 +21,8 @@ WORKERS = ("one", "two")
 S3_PORT, MLFLOW_PORT, RAY_PORT = 9000, 5000, 6379
 PACE_S = 0.03
 """What a step lasts at least: wall-clock time for faults to hit, without work for the processor."""
+START_ATTEMPTS = 5
+"""Ray gives its own processes 30 s to start, which a loaded machine may not keep."""
 BUCKET = "raytrain"
 FILL = "fill"
 """File that takes all the space of a host's disk."""
@@ -53,6 +55,7 @@ class Cluster:
         self.output = work / "output.txt"
         self.command: list[str] = []
         self.name = ""
+        self.last_step = 0
 
     def set_pace(self, seconds: float) -> None:
         """What a step of runs that begin from now on lasts at least."""
@@ -108,12 +111,16 @@ class Cluster:
     def _ray(self, host: Host, *arguments: str) -> None:
         ray = str(Path(sys.executable).with_name("ray"))
         settings = [f"--node-ip-address={host.address}", "--object-store-memory=80000000", "--disable-usage-stats"]
-        done = subprocess.run(
-            host.command(ray, "start", *arguments, *settings),
-            env=self.environment(), capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            raise RuntimeError(f"Ray did not start on {host.name}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        settings.append("--include-log-monitor=false")
+        for _ in range(START_ATTEMPTS):
+            done = subprocess.run(
+                host.command(ray, "start", *arguments, *settings),
+                env=self.environment(), capture_output=True, text=True, timeout=300, check=False,
+            )  # fmt: skip
+            if done.returncode == 0:
+                return
+            host.kill_all()
+        raise RuntimeError(f"Ray did not start on {host.name}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
     def repair(self) -> None:
         """Mend all that a fault may have left behind, and start Ray anew."""
@@ -130,8 +137,9 @@ class Cluster:
 
     # ---------------------------------------------------------------------------------------- driver
 
-    def begin(self, folder: Path, command: list[str], name: str) -> None:
+    def begin(self, folder: Path, command: list[str], name: str, last_step: int) -> None:
         """Start ``command`` on the head, in ``folder``."""
+        self.last_step = last_step
         self.output = folder / "output.txt"
         self.command, self.name = command, name
         self._start(*command, "--name", name, "--experiment", name)

@@ -44,7 +44,7 @@ class Episode:
         scenario.prepare(folder)
         for file in cluster.steps.glob("*.steps"):
             file.unlink()
-        cluster.begin(folder, scenario.command, name)
+        cluster.begin(folder, scenario.command, name, scenario.steps)
 
     def play(self, kinds: Sequence[type[Kind]], chance: random.Random, injected: list[Injected]) -> None:
         """Inject one fault after the other and note each in ``injected``; those that the run does not live to see not.
@@ -77,26 +77,22 @@ class Episode:
         return self.cluster.ended() is None
 
     def inject(self, fault: Kind, chance: random.Random) -> float | None:
-        """Inject it while steps are made; returns the time, ``None`` if the run came to its end before."""
+        """Inject it as soon as it can be; returns the time, ``None`` if the run came to its end before."""
         deadline = time.monotonic() + START_S
         while self.cluster.ended() is None:
-            steps = read_steps(self.cluster.steps)
-            if steps[-1].at > time.time() - 1:
-                at = time.time()
-                try:
-                    fault.inject(self.cluster, chance)
-                except NotNow:
-                    pass
-                else:
-                    return at
+            at = time.time()
+            try:
+                fault.inject(self.cluster, chance)
+                return at
+            except NotNow:
+                time.sleep(0.2)
             if time.monotonic() > deadline:
-                raise Stuck(f"no steps for {START_S:.0f} s before {fault.name}")
-            time.sleep(0.2)
+                raise Stuck(f"for {START_S:.0f} s there was nothing that {fault.name} could hit")
         return None
 
     def recover(self, fault: Kind, at: float, chance: random.Random) -> float:
         """Hold the fault, mend it, and wait for a step that was not done before; returns its time."""
-        before = {step.process for step in read_steps(self.cluster.steps) if step.at <= at}
+        before = {step.trainer for step in read_steps(self.cluster.steps) if step.at <= at}
         time.sleep(chance.uniform(*fault.hold_s))
         fault.heal(self.cluster)
         healed = time.time()
@@ -107,7 +103,7 @@ class Episode:
             for step in read_steps(self.cluster.steps):
                 new = step.number > reached.get(step.run, 0)
                 reached[step.run] = max(reached.get(step.run, 0), step.number)
-                anew = step.process not in before if fault.another_gang else step.at > healed
+                anew = step.trainer not in before if fault.another_gang else step.at > healed
                 if new and anew and step.at > at:
                     found.append(step.at)
                     return True

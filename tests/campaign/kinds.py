@@ -195,7 +195,7 @@ class StorageDrops(StorageProxied):
 
 
 class StorageDelays(StorageProxied):
-    name, what, mode = "S3 delays", "all that passes between S3 and clients waits up to 2 s, for 10 to 20 s", "delay"
+    name, what, mode = "S3 delays", "all that passes between S3 and clients waits up to 0.5 s, for 10 to 20 s", "delay"
 
 
 class StorageCorrupts(StorageProxied):
@@ -227,12 +227,21 @@ class CheckpointAltered(Kind):
     def inject(self, cluster: Cluster, chance: random.Random) -> None:
         client = cluster.s3.client()
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"campaign/{cluster.name}/")
-        found = [item for page in pages for item in page.get("Contents", ())]
-        manifests = [item for item in found if item["Key"].endswith("/manifest.json")]
-        newest = max(manifests, key=lambda item: item["LastModified"])["Key"].removesuffix("manifest.json")
+        written = {item["Key"]: item["LastModified"] for page in pages for item in page.get("Contents", ())}
+        whole = [
+            key.removesuffix("manifest.json")
+            for key in written
+            # of a run that goes on: nothing would read it again in one that has ended
+            if key.endswith("/manifest.json")
+            and f"step-{cluster.last_step:08d}" not in key
+            and f"{key.partition('/checkpoints/')[0]}/outcome.json" not in written
+        ]
+        if not whole or not cluster.train_workers():
+            raise NotNow
+        newest = max(whole, key=lambda folder: written[f"{folder}manifest.json"])
         key = f"{newest}{chance.choice(['model', 'optimizer'])}.safetensors"
-        whole = client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
-        client.put_object(Bucket=BUCKET, Key=key, Body=whole[: len(whole) // 2])
+        data = client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        client.put_object(Bucket=BUCKET, Key=key, Body=data[: len(data) // 2])
         kill(cluster.train_workers(), chance)
 
 

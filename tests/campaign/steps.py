@@ -20,17 +20,18 @@ class Step:
     run: str
     """Whose: of a search each trial is one."""
     number: int
-    process: str
+    trainer: str
+    """Which of the processes, and there which attempt, has done it."""
 
 
 def read_steps(folder: Path) -> list[Step]:
     """All steps that were written down under ``folder``, by time."""
     steps = []
     for file in folder.glob("*.steps"):
-        run, _, process = file.stem.partition("-")
+        run, _, trainer = file.stem.partition("-")
         data = file.read_bytes()
         whole = len(data) - len(data) % _RECORD.size
-        steps += [Step(at, run, number, process) for at, number in _RECORD.iter_unpack(data[:whole])]
+        steps += [Step(at, run, number, trainer) for at, number in _RECORD.iter_unpack(data[:whole])]
     return sorted(steps, key=lambda step: (step.at, step.number))
 
 

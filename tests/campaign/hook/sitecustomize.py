@@ -33,9 +33,9 @@ class Watcher(MetaPathFinder):
 
 
 def watch(trainer_class):
-    """Write a record of rank 0's steps, each as soon as it is done."""
+    """Write a record of rank 0's steps, each as soon as it is done; every trainer has a file of its own."""
     train_step = trainer_class.train_step
-    folder, files = Path(os.environ["RAYTRAIN_STEPS"]), {}
+    folder = Path(os.environ["RAYTRAIN_STEPS"])
     pace = float((folder / "pace").read_text())
 
     @functools.wraps(train_step)
@@ -44,12 +44,12 @@ def watch(trainer_class):
         result = train_step(self, step, *arguments, **named)
         time.sleep(max(0.0, pace - (time.monotonic() - began)))
         if self.world.rank == 0:
-            if self not in files:
+            if not hasattr(self, "steps_file"):
                 from raytrain.config import identity
 
-                name = f"{identity(self.config, '')[:16]}-{os.uname().nodename}-{os.getpid()}.steps"
-                files[self] = os.open(folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-            os.write(files[self], struct.pack("<dq", time.time(), step + 1))
+                name = f"{identity(self.config, '')[:16]}-{os.uname().nodename}-{os.getpid()}-{time.time_ns()}.steps"
+                self.steps_file = (folder / name).open("ab", buffering=0)
+            self.steps_file.write(struct.pack("<dq", time.time(), step + 1))
         return result
 
     trainer_class.train_step = watched
