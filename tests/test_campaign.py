@@ -25,7 +25,7 @@ from tests.campaign import episode as episode_module
 from tests.campaign import lab
 from tests.campaign.episode import Episode, Injected, Stuck
 from tests.campaign.journal import Fault, Journal, choose, summary
-from tests.campaign.kinds import KINDS, Kind
+from tests.campaign.kinds import KINDS, Kind, NotNow
 from tests.campaign.scenario import Result, Scenario
 from tests.campaign.steps import progress, read_steps, toll
 from tests.fault_proxy import FaultProxy
@@ -211,12 +211,13 @@ def test_results_that_differ_are_told() -> None:
 class Pretended:
     """Stands for a cluster: a thread that makes steps; one that is killed goes on from its newest checkpoint."""
 
-    EVERY, LAST, PACE_S, AWAY_S = 50, 400, 0.005, 0.5
+    EVERY, LAST, PACE_S, AWAY_S = 50, 600, 0.005, 0.5
 
     def __init__(self, steps: Path, lost: int = 0) -> None:
         self.steps = steps
         self.pace_s = self.PACE_S
         self.lost = lost
+        self.reached = 0
         self.killed = threading.Event()
         self.status: int | None = None
 
@@ -227,15 +228,15 @@ class Pretended:
         return self.status
 
     def train(self) -> None:
-        reached, attempt = 0, 0
-        while reached < self.LAST:
+        attempt = 0
+        while self.reached < self.LAST:
             with (self.steps / f"run-one-1-{attempt}.steps").open("ab", buffering=0) as file:
-                while reached < self.LAST and not self.killed.is_set():
+                while self.reached < self.LAST and not self.killed.is_set():
                     time.sleep(self.PACE_S)
-                    reached += 1
-                    file.write(struct.pack("<dq", time.time(), reached))
+                    self.reached += 1
+                    file.write(struct.pack("<dq", time.time(), self.reached))
             if self.killed.is_set():
-                reached, attempt = max(0, reached // self.EVERY * self.EVERY - self.lost), attempt + 1
+                self.reached, attempt = self.reached // self.EVERY * self.EVERY - self.lost, attempt + 1
                 time.sleep(self.AWAY_S)
                 self.killed.clear()
         self.status = 0
@@ -245,6 +246,8 @@ class Killed(Kind):
     name, what, another_gang = "worker", "ends the pretended worker", True
 
     def inject(self, cluster: Any, chance: random.Random) -> None:
+        if cluster.reached < 160:  # later than all that may be lost
+            raise NotNow
         cluster.killed.set()
 
 
@@ -270,7 +273,9 @@ def test_an_episode_measures_what_its_faults_cost(
 def test_a_run_that_ends_badly_is_told(tmp_path: Path) -> None:
     cluster: Any = Pretended(tmp_path)
     cluster.begin = lambda *arguments: setattr(cluster, "status", 2)
-    episode = Episode(cluster, Scenario("pretended", 400, 50, 100), "pretended", tmp_path / "run")
+    episode = Episode(
+        cluster, Scenario("pretended", Pretended.LAST, Pretended.EVERY, 100), "pretended", tmp_path / "run"
+    )
     with pytest.raises(Stuck, match="status 2 instead of a first step"):
         episode.play([Killed], random.Random(1), [])
 

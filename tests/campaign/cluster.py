@@ -43,7 +43,7 @@ class Cluster:
         self.head = self.lab.hosts["head"]
         self.workers = [self.lab.hosts[name] for name in WORKERS]
         self.s3 = S3Server(work / "s3")
-        self.mlflow = MlflowServer(work / "mlflow")
+        self.mlflow = MlflowServer(work / "mlflow", start_timeout_s=600)
         self.s3.start()
         self.mlflow.start()
         with suppress(self.s3.client().exceptions.BucketAlreadyOwnedByYou):
