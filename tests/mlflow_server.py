@@ -28,11 +28,14 @@ class MlflowServer:
     The store is a sqlite file in ``folder``, or the database at ``store_uri``.
     """
 
-    def __init__(self, folder: Path, store_uri: str | None = None, *, workers: int = 1) -> None:
+    def __init__(
+        self, folder: Path, store_uri: str | None = None, *, workers: int = 1, start_timeout_s: float = START_TIMEOUT_S
+    ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.store_uri = store_uri or new_store(folder)
         self._workers = workers
+        self._start_timeout_s = start_timeout_s
         self.artifacts = folder / "artifacts"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -59,7 +62,7 @@ class MlflowServer:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, cwd=self.folder, start_new_session=True
             )
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + self._start_timeout_s
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()

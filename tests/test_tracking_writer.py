@@ -52,6 +52,32 @@ def test_what_is_logged_is_stored(run: Run) -> None:
     assert history(run, "kl")[1] == (2, 3.0)
 
 
+@pytest.mark.parametrize("first", ["the new one", "the old one"])
+def test_a_writer_that_was_given_up_and_comes_back_repeats_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    monkeypatch.setattr(writer_module, "SILENCE_S", 0.2)
+    old = MetricWriter(run.uri, run.run_id, interval_s=60)
+    for step in (1, 2, 3):
+        old.log(step, {"loss": step}, timestamp_ms=step)
+    assert old.flush(20)
+    for step in (4, 5, 6):
+        old.log(step, {"loss": step}, timestamp_ms=step)
+    time.sleep(0.3)  # its host is off the network
+    # another gang has gone on from step 3
+    new = MetricWriter(run.uri, run.run_id, interval_s=60)
+    new.log(4, {"loss": 4}, timestamp_ms=104)
+    assert new.flush(20)
+    if first == "the old one":
+        assert old.flush(20)
+    for step in (5, 6, 7):
+        new.log(step, {"loss": step}, timestamp_ms=100 + step)
+    assert new.flush(20)
+    assert old.close() == 0
+    assert new.close() == 0
+    assert sorted(history(run, "loss")) == [(step, float(step)) for step in range(1, 8)]
+
+
 def test_more_than_a_batch_at_once(run: Run) -> None:
     writer = MetricWriter(run.uri, run.run_id, interval_s=60)
     writer.log(1, {f"wide{number}": number for number in range(2345)})

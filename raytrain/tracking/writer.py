@@ -24,6 +24,10 @@ MAX_BATCH = 1000
 """Most metrics that MLflow takes in one request."""
 MAX_PAUSE_S = 10.0
 """Longest pause between two attempts while the store is away."""
+SILENCE_S = 30.0
+"""A writer that could not send for this long may have been given up, and another writes the same run."""
+CAUTION_S = 120.0
+"""For this long after a restart the writer before may still be there, unreachable and not yet ended."""
 _KEY = re.compile(r"[/\w.\- :]{1,250}")
 
 _Entry = tuple[int, int, dict[str, float]]
@@ -36,7 +40,9 @@ class MetricWriter:
     For each metric the steps must grow: a step at or below the last one that the store has is a
     repetition after a restart and is dropped. A record is sent with the same timestamp however often it
     is tried, which MLflow absorbs. So whatever is killed when, a metric has one value per step, as long
-    as each checkpoint keeps ``pending()`` and a resumed run gives it to ``replay``.
+    as each checkpoint keeps ``pending()`` and a resumed run gives it to ``replay``. That holds beside a
+    writer that was given up and comes back too: each looks at what the store has before it sends, while
+    there may be two.
 
     Attributes:
         seconds_logging: time spent inside ``log`` so far.
@@ -53,6 +59,9 @@ class MetricWriter:
         self._queue: deque[_Entry] = deque()
         self._keys: set[str] = set()
         self._last_step: dict[str, int] | None = None
+        self._looked_until = math.inf
+        """When the other writer of a restarted run is sure to have ended; infinite before the first look."""
+        self._last_answer = -math.inf
         self._num_queued = 0
         self._num_sent = 0
         self._closing = False
@@ -163,14 +172,17 @@ class MetricWriter:
     def _send_waiting(self) -> None:
         while entries := self._first_entries():
             client = connect(self._uri)
-            if self._last_step is None:
+            now = time.monotonic()
+            if self._last_step is None or now < self._looked_until or now > self._last_answer + SILENCE_S:
                 # The latest value of each metric comes with the run, so this costs the same at any length
                 # of history; to_proto is the public form that keeps the steps.
                 latest = client.get_run(self.run_id).data.to_proto().metrics
                 self._last_step = {metric.key: metric.step for metric in latest}
+                if self._looked_until == math.inf:
+                    self._looked_until = now + CAUTION_S if latest else now
             metrics, last_step = _new_metrics(entries, self._last_step)
             client.log_batch(self.run_id, metrics=metrics)  # splits an entry wider than MAX_BATCH by itself
-            self._last_step = last_step
+            self._last_step, self._last_answer = last_step, time.monotonic()
             with self._changed:
                 for _ in entries:
                     self._queue.popleft()

@@ -1,0 +1,181 @@
+"""Hosts on one machine: each has its own network card, processes, ``/run`` and shared memory, and no way out.
+
+Everything lives in namespaces nested in that of one process (``enclosed``): when that dies, all is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+GATEWAY = "10.77.0.1"
+"""Address of the machine beside the hosts, where the servers are."""
+HERE = Path("/run/host")
+"""On every host the same path of a disk of its own."""
+DISK = "192m"
+_INSIDE = "RAYTRAIN_LAB"
+_NOBODY = "02:00:00:00:00:99"
+"""A card that is nowhere: what is sent to it is lost without a word."""
+_SPACES = ["--net", "--pid", "--mount", "--ipc", "--uts", "--fork", "--kill-child", "--mount-proc"]
+_LAB = """
+mount --make-rprivate /
+mount -t tmpfs -o size=16m run /run
+ip link set lo up
+ip link add br0 address 02:00:00:00:00:01 type bridge
+ip addr add {gateway}/24 dev br0
+ip link set br0 up
+ip route add unreachable default
+{command}
+"""
+_HOST = """
+mount --make-rprivate /
+mount -t tmpfs -o size=16m run /run
+mkdir {here} && mount -t tmpfs -o size={disk} host {here} && mkdir {here}/tmp {here}/home {here}/ray
+mount -t tmpfs -o size=256m shm /dev/shm
+hostname {name}
+ip link set lo up
+until ip link show dev eth0 > /dev/null 2>&1; do sleep 0.05; done
+ip addr add {address}/24 dev eth0
+ip link set eth0 up
+ip route add default via {gateway} src {address}
+touch {here}/ready
+while :; do sleep 3600 & wait $!; done
+"""
+
+
+def why_not() -> str | None:
+    """What keeps this machine from having a lab, or ``None``."""
+    missing = [tool for tool in ("unshare", "nsenter", "ip", "mount") if shutil.which(tool) is None]
+    if missing:
+        return f"{', '.join(missing)} not installed (Debian: iproute2, util-linux)"
+    tried = subprocess.run([*_unshare(), "ip", "link", "add", "br0", "type", "bridge"], capture_output=True, text=True)
+    return tried.stderr.strip() or "namespaces cannot be made" if tried.returncode else None
+
+
+def enclosed() -> bool:
+    """Whether this process is in a lab."""
+    return _INSIDE in os.environ
+
+
+def enclose(*command: str) -> int:
+    """Run ``command`` of this interpreter inside a new lab; returns its exit status."""
+    line = shlex.join([sys.executable, *command])
+    # bash stays process 1: it takes care of those whose parent dies
+    script = _LAB.format(gateway=GATEWAY, command=f"{line}\nexit $?")
+    lab = subprocess.Popen([*_unshare(), "bash", "-euc", script], env={**os.environ, _INSIDE: "1"})
+    try:
+        return lab.wait()
+    except BaseException:
+        lab.kill()  # --kill-child: and with it all that is inside
+        lab.wait()
+        raise
+
+
+def _unshare() -> list[str]:
+    return ["unshare", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"]), *_SPACES]
+
+
+@dataclass
+class Host:
+    """One machine of the lab."""
+
+    name: str
+    address: str
+    pid: int
+    """Of its process 1, as the lab sees it."""
+
+    @property
+    def disk(self) -> Path:
+        """Its disk, as the lab reaches it."""
+        return Path(f"/proc/{self.pid}/root{HERE}")
+
+    def command(self, *arguments: str, folder: Path | None = None) -> list[str]:
+        """What runs ``arguments`` on the host, in ``folder``."""
+        place = f"--wd={folder or Path.cwd()}"
+        return ["nsenter", "-t", str(self.pid), "-n", "-p", "-m", "-u", "-i", place, "--", *arguments]
+
+    def processes(self, sign: str = "") -> list[psutil.Process]:
+        """Its processes but for the first and its sleep, those with ``sign`` in their command line, oldest first."""
+        space = os.readlink(f"/proc/{self.pid}/ns/pid")
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                line = " ".join(process.cmdline())
+                mine = os.readlink(f"/proc/{process.pid}/ns/pid") == space and process.pid != self.pid
+                if mine and sign in line and line and line != "sleep 3600":
+                    found.append(process)
+        return sorted(found, key=lambda process: process.create_time())
+
+    def kill_all(self) -> None:
+        """End all that runs on it at once, as when its power fails; the disk and the network card stay."""
+        while processes := self.processes():
+            for process in processes:
+                with suppress(psutil.Error):
+                    process.send_signal(signal.SIGKILL)
+            psutil.wait_procs(processes, timeout=1)
+
+
+class Lab:
+    """The hosts and the wires between them."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.hosts = {name: self._start(name, f"10.77.0.{11 + number}") for number, name in enumerate(names)}
+
+    def _start(self, name: str, address: str) -> Host:
+        script = _HOST.format(here=HERE, disk=DISK, name=name, address=address, gateway=GATEWAY)
+        outer = subprocess.Popen(["unshare", *_SPACES, "bash", "-euc", script], start_new_session=True)
+        children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
+        wait_until(lambda: bool(children.read_text().strip()), 10, f"processes of host {name}")
+        host = Host(name, address, int(children.read_text()))
+        mine = os.readlink("/proc/self/ns/net")
+        wait_until(lambda: os.readlink(f"/proc/{host.pid}/ns/net") != mine, 10, f"a network of host {name}")
+        _ip("link", "add", f"v-{name}", "type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
+        _ip("link", "set", f"v-{name}", "master", "br0", "up")
+        wait_until((host.disk / "ready").exists, 20, f"host {name}")
+        return host
+
+    def unplug(self, host: Host) -> None:
+        """Pull its cable: what is sent to or from it is lost."""
+        _ip("link", "set", f"v-{host.name}", "nomaster")
+
+    def plug(self, host: Host) -> None:
+        _ip("link", "set", f"v-{host.name}", "master", "br0")
+
+    def cut(self, one: Host, other: Host) -> None:
+        """Lose all that the two send to each other; each reaches everybody else."""
+        for here, there in ((one, other), (other, one)):
+            permanent = ["lladdr", _NOBODY, "nud", "permanent", "dev", "eth0"]
+            subprocess.run(here.command("ip", "neigh", "replace", there.address, *permanent), check=True)
+
+    def join(self, one: Host, other: Host) -> None:
+        """Undo ``cut``, if it was done."""
+        for here, there in ((one, other), (other, one)):
+            subprocess.run(here.command("ip", "neigh", "flush", "nud", "permanent", "to", there.address), check=True)
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    """Return when ``condition()`` holds.
+
+    Raises:
+        TimeoutError: it does not within ``seconds``.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"after {seconds:.0f} s still no {what}")
+        time.sleep(0.1)
