@@ -7,9 +7,11 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -27,6 +29,10 @@ STEM = re.compile(r"[a-z0-9_]{1,64}")
 _JSON_FILES = ("config.json", "state.json")
 _FOLDER = re.compile(r"step-(\d{8,18})")
 
+PAUSES_S = (0.1, 0.5)
+"""Before a file whose content is refused is read again: a connection can alter what lies there unharmed."""
+
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -68,6 +74,10 @@ class Checkpoint:
 
 class Refused(Exception):
     """Why a folder is not a checkpoint, in words."""
+
+
+class Altered(Refused):
+    """A file that is not what was written; it may have been altered on its way here."""
 
 
 # --------------------------------------------------------------------------------------------- read
@@ -117,18 +127,7 @@ def read(place: Storage, step: int | None = None) -> Checkpoint:
 
 def read_manifest(place: Storage, step: int | None = None) -> dict[str, Any]:
     """The manifest, every field of it checked; ``step`` is the one that it must be of, if given."""
-    try:
-        manifest = _parse_object(place.read(MANIFEST), MANIFEST)
-    except NotFoundError:
-        raise Refused(f"it has no {MANIFEST}: not a checkpoint, or one that was not completed") from None
-    version = manifest.get("format")
-    if type(version) is not int or version < 1:
-        raise Refused(f"{MANIFEST} is not one of a checkpoint")
-    if version > FORMAT:
-        raise Refused(f"its form is {version} and this version reads up to {FORMAT}: upgrade raytrain")
-    seal = manifest.pop("sha256", None)
-    if seal != _seal(manifest):
-        raise Refused(f"{MANIFEST} was altered")
+    manifest = _read_again(place, MANIFEST, _parse_manifest)
     score, files = manifest.get("score"), manifest.get("files")
     if type(manifest.get("step")) is not int or not (score is None or (type(score) is float and math.isfinite(score))):
         raise Refused(f"{MANIFEST} has no valid step or score")
@@ -145,23 +144,52 @@ def read_manifest(place: Storage, step: int | None = None) -> dict[str, Any]:
     return manifest
 
 
+def _parse_manifest(data: bytes) -> dict[str, Any]:
+    manifest = _parse_object(data, MANIFEST)
+    version = manifest.get("format")
+    if type(version) is not int or version < 1:
+        raise Altered(f"{MANIFEST} is not one of a checkpoint")
+    if version > FORMAT:
+        raise Refused(f"its form is {version} and this version reads up to {FORMAT}: upgrade raytrain")
+    if manifest.pop("sha256", None) != _seal(manifest):
+        raise Altered(f"{MANIFEST} was altered")
+    return manifest
+
+
 def _read_file(place: Storage, name: str, entry: dict[str, Any]) -> bytes:
+    def check(data: bytes) -> bytes:
+        if len(data) != entry["size"]:
+            raise Altered(f"{name} has {len(data)} bytes instead of {entry['size']}")
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise Altered(f"{name} was altered: its SHA-256 sum is not the one of the manifest")
+        return data
+
+    return _read_again(place, name, check)
+
+
+def _read_again(place: Storage, name: str, check: Callable[[bytes], T]) -> T:
+    """What ``check`` makes of a file, read again after each of ``PAUSES_S`` where it says that it is altered."""
+    for pause in PAUSES_S:
+        with suppress(Altered):
+            return check(_read_once(place, name))
+        time.sleep(pause)
+    return check(_read_once(place, name))
+
+
+def _read_once(place: Storage, name: str) -> bytes:
     try:
-        data = place.read(name)
+        return place.read(name)
     except NotFoundError:
+        if name == MANIFEST:
+            raise Refused(f"it has no {MANIFEST}: not a checkpoint, or one that was not completed") from None
         raise Refused(f"{name} is missing") from None
-    if len(data) != entry["size"]:
-        raise Refused(f"{name} has {len(data)} bytes instead of {entry['size']}")
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise Refused(f"{name} was altered: its SHA-256 sum is not the one of the manifest")
-    return data
 
 
 def _parse_object(data: bytes, name: str) -> dict[str, Any]:
     try:
         values = json.loads(data)
     except (ValueError, RecursionError):
-        raise Refused(f"{name} is not JSON") from None
+        raise Altered(f"{name} is not JSON") from None
     if not isinstance(values, dict):
         raise Refused(f"{name} is not a JSON object")
     return values

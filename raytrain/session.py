@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from raytrain.config import RunConfig, differences, from_dict, identity, to_dict
 from raytrain.data.batches import EvaluationBatches, TrainingBatches, rank_groups
 from raytrain.data.corpus import Corpus
 from raytrain.data.store import CORPORA, address, fetch, is_published, publish
-from raytrain.errors import UserError
+from raytrain.errors import UserError, check_text
 from raytrain.json_text import parse_json
 from raytrain.storage import NotFoundError, Storage, StorageError, check_writable, open_storage
 
@@ -180,51 +180,58 @@ def check_name(name: str) -> None:
         raise UserError(f"--name {name!r}: use letters, digits, '.', '_' and '-', at most 100, and not {ARTIFACTS!r}")
 
 
-def claim_name(storage: Storage, name: str, config: RunConfig[Any], corpus: Corpus) -> str:
-    """The identity of the run that owns ``name``; a new name is taken for this config.
+@dataclass(frozen=True)
+class Claim:
+    """Whose a name is: what a run is resumed by."""
+
+    identity: str
+    config: RunConfig[Any]
+    corpus: str
+    """Digest of its corpus."""
+    corpus_path: str
+    experiment: str
+    """MLflow experiment that it was begun in, and goes on in."""
+
+
+def claim_name(storage: Storage, name: str, config: RunConfig[Any], corpus: Corpus, experiment: str) -> Claim:
+    """The claim of the run that owns ``name``; a new name is taken for this config.
 
     Raises:
         UserError: the name belongs to a run with another config.
     """
     check_name(name)
-    own = identity(config, corpus.digest)
+    own = Claim(identity(config, corpus.digest), config, corpus.digest, str(corpus.path), experiment)
     place = storage.child(name)
     if not place.exists(RUN):
-        values = {
-            "identity": own,
-            "config": to_dict(config),
-            "corpus": corpus.digest,
-            "corpus_path": str(corpus.path),
-        }
+        values = {**{field.name: getattr(own, field.name) for field in fields(own)}, "config": to_dict(config)}
         place.write(RUN, json.dumps(values, indent=2).encode())
         return own
     stored = _read_owner(place)
-    if stored["identity"] != own:
-        changed = "; ".join(differences(stored["config"], to_dict(config))) or "another corpus"
+    if stored.identity != own.identity:
+        changed = "; ".join(differences(to_dict(stored.config), to_dict(config))) or "another corpus"
         raise UserError(
             f"--name {name} belongs to a run with another config ({changed}); choose another name, "
             "or give the same config to resume that run"
         )
-    return own
+    return stored
 
 
-def read_claim(storage: Storage, name: str) -> tuple[RunConfig[Any], str, str]:
-    """The config of the run that owns ``name``, the digest of its corpus, and where that was.
+def read_claim(storage: Storage, name: str) -> Claim:
+    """The claim of the run that owns ``name``.
 
     Raises:
         UserError: there is no such run.
     """
     check_name(name)
     try:
-        stored = _read_owner(storage.child(name))
+        return _read_owner(storage.child(name))
     except NotFoundError:
         raise UserError(f"--resume {name}: there is no such run in {storage.uri()}") from None
     except StorageError as error:
         raise UserError(f"--resume {name}: {error}") from None
-    return from_dict(stored["config"]), stored["corpus"], stored["corpus_path"]
 
 
-def _read_owner(place: Storage) -> dict[str, Any]:
+def _read_owner(place: Storage) -> Claim:
     """What ``claim_name`` has written.
 
     Raises:
@@ -234,11 +241,10 @@ def _read_owner(place: Storage) -> dict[str, Any]:
     data = place.read(RUN)
     try:
         stored = parse_json(data)
-        from_dict(stored["config"])
         if not re.fullmatch("[0-9a-f]{1,64}", stored["corpus"]) or not isinstance(stored["identity"], str):
             raise ValueError("it names no run on a corpus")
         os.fsencode(stored["corpus_path"])
-    except (UserError, ValueError, TypeError, KeyError) as error:
+        check_text(stored["experiment"], "experiment")
+        return Claim(**{**stored, "config": from_dict(stored["config"])})
+    except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{place.uri(RUN)} does not say whose the name is ({error}): choose another name") from None
-    owner: dict[str, Any] = stored
-    return owner

@@ -126,13 +126,14 @@ def resumed_run(name: str, storage: str | None, arguments: list[str]) -> tuple[T
     Raises:
         UserError: there is no such run, or an option that would make it another.
     """
-    config, digest, path = read_claim(open_storage_root(storage), name)
+    claim = read_claim(open_storage_root(storage), name)
     options = parse_options("raytrain.train", TrainOptions, arguments)
     if options.name is not None:
         raise UserError(f"--resume {name} takes no --name: the run goes on under its own")
     if options.best_of is not None:
         raise UserError(f"--resume {name} takes no --best-of: the run goes on as it was begun")
-    return dataclasses.replace(options, name=name), config, reopen_session(storage, digest, path)
+    session = reopen_session(storage, claim.corpus, claim.corpus_path)
+    return dataclasses.replace(options, name=name), claim.config, session
 
 
 def make_gang(options: TrainOptions, cluster: Cluster) -> Gang:
@@ -155,15 +156,15 @@ def train(
 
     corpus = session.corpus
     name = options.name or f"{config.model_name}-{identity(config, corpus.digest)[:8]}"
-    own = claim_name(session.storage, name, config, corpus)
+    claim = claim_name(session.storage, name, config, corpus, options.experiment)
     place = session.storage.uri(name)
     outcome = read_outcome(place)
-    experiment = Experiment.open(session.tracking_uri, options.experiment, session.artifact_root())
+    experiment = Experiment.open(session.tracking_uri, claim.experiment, session.artifact_root())
     print(f"run {name}: {config.model_name} on {corpus.name}, {gang}, kept in {place}", flush=True)
-    run = experiment.find_run(own)
+    run = experiment.find_run(claim.identity)
     if outcome is None:
         run = experiment.open_run(
-            own,
+            claim.identity,
             name,
             config=to_dict(config),
             parameters=flatten(config),

@@ -295,6 +295,7 @@ def a_lab() -> None:
         pytest.skip(f"no lab: {reason}")
 
 
+@pytest.mark.campaign
 @pytest.mark.usefixtures("a_lab")
 def test_a_short_campaign(tmp_path: Path) -> None:
     log, kinds = tmp_path / "log.jsonl", ["worker", "S3 drops", "MLflow killed"]

@@ -48,7 +48,7 @@ def test_a_run_outlives_a_minute_without_its_storage(
 ) -> None:
     here = machines("here")
     write_text(here.folder / "text.txt")
-    often = ["--steps", "6000", "--evaluate-every", "1000", "--checkpoint-every", "200", "--data", "text.txt"]
+    often = ["--steps", "3000", "--evaluate-every", "500", "--checkpoint-every", "200", "--data", "text.txt"]
     process = here.start("-m", "raytrain.train", "hybrid", *TINY, *often, "--name", "outage")
     place = open_storage("s3://raytrain/home/outage/checkpoints")
     try:
@@ -67,7 +67,7 @@ def test_a_run_outlives_a_minute_without_its_storage(
     ended = checkpoint.latest(place)
     assert whole is not None
     assert ended is not None
-    assert ended.step == whole.step == 6000
+    assert ended.step == whole.step == 3000
     assert all((ended.tensors("model")[name] == tensor).all() for name, tensor in whole.tensors("model").items())
     client = connect(mlflow_server.uri)
     experiment = client.get_experiment_by_name("raytrain")
@@ -75,7 +75,7 @@ def test_a_run_outlives_a_minute_without_its_storage(
     found = client.search_runs([experiment.experiment_id], "attributes.run_name = 'outage'")
     assert len(found) == 1
     history = client.get_metric_history(found[0].info.run_id, "train/bound")
-    assert sorted(point.step for point in history) == list(range(10, 6001, 10))
+    assert sorted(point.step for point in history) == list(range(10, 3001, 10))
 
 
 @pytest.mark.parametrize("step", ["log_model", "enter"])

@@ -75,7 +75,7 @@ def make_stock(folder: Path) -> Stock:
     given = config(data=str(stock.corpus))
     storage = open_storage(stock.runs)
 
-    own = claim_name(storage, "run", given, corpus)
+    own = claim_name(storage, "run", given, corpus, "raytrain").identity
     run = experiment.open_run(own, "run", config=to_dict(given), parameters={}, tags={"place": storage.uri("run")})
     note_run(storage.child("run"), run)
     _train(stock, given, corpus, "run")
