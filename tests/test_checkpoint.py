@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import torch
@@ -457,7 +457,7 @@ def test_a_damaged_one_is_skipped_by_name(
 class AltersOnTheWay(FolderStorage):
     """What is read arrives with one bit altered, the first time of each key."""
 
-    seen: set[str] = set()
+    seen: ClassVar[set[str]] = set()
 
     def read(self, key: str) -> bytes:
         data = super().read(key)

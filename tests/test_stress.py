@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.stress import instance, search
 
 
-@pytest.mark.long
 def test_every_trial_is_accounted_for_and_nothing_is_left(tmp_path: Path) -> None:
     with instance() as address:
         search(address, tmp_path)
