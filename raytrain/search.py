@@ -24,19 +24,15 @@ from raytrain.resources import Gang
 from raytrain.session import Session, open_storage_root
 from raytrain.space import grid
 from raytrain.start import express
+from raytrain.trainables import run_alone, run_gang
 from raytrain.trials import FIGURES, LIKELIHOODS, Records, Trial
-from raytrain.workers import RETRIES, RUNG, Job, fit, read_outcome, serve, work_alone
+from raytrain.workers import RETRIES, RUNG, Job, read_outcome
 
 if TYPE_CHECKING:
     import optuna
 
-    from raytrain.gangs import HeldGang
     from raytrain.storage import Storage
     from raytrain.tracking import Experiment, Run
-
-
-THREAD_TIMEOUT_S = "600"
-"""Of a trial that was stopped: it may have a checkpoint to upload before the next one begins in its process."""
 
 
 @dataclass(frozen=True)
@@ -229,34 +225,6 @@ class Proposals(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a search is not restored from Tune's snapshots")
-
-
-_HELD: list[HeldGang] = []
-"""The gang of this process, if it is the driver of one."""
-
-
-def run_gang(values: dict[str, Any]) -> None:
-    """Tune's trainable for trials of several workers: a driver without CPUs that waits for its gang.
-
-    Its process, and with it the gang, runs one trial after the other.
-    """
-    from raytrain.gangs import HeldGang
-
-    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = THREAD_TIMEOUT_S
-    if not _HELD:
-        # where the driver of the search runs on another machine, its folder is made here too
-        os.makedirs(values["scratch"], exist_ok=True)
-        _HELD.append(HeldGang(serve, Gang(**values["gang"]), values["name"], values["scratch"]))
-    fit(Job(**values["job"]), _HELD[0], tune.report)
-
-
-def run_alone(values: dict[str, Any]) -> None:
-    """Tune's trainable for trials of one worker: it has the worker's resources and trains by itself.
-
-    Its process runs one trial after the other, so that only the first waits for it to start.
-    """
-    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = THREAD_TIMEOUT_S
-    work_alone(Job(**values["job"]), Gang(**values["gang"]), tune.report)
 
 
 class Ledger(tune.Callback):

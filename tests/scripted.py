@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
-from raytrain import gangs, loop, search, workers
+from raytrain import gangs, loop, search, trainables, workers
 from raytrain.resources import Gang
 
 STEPS = 16
@@ -56,7 +56,7 @@ def number_of(config: dict[str, Any]) -> int:
 
 
 def run_gang(values: dict[str, Any]) -> None:
-    """In place of ``search.run_gang``, in the process of the trial's driver."""
+    """In place of ``trainables.run_gang``, in the process of the trial's driver."""
     kind = SCRIPT[number_of(values["job"]["config"])]
     if "killed" in kind:
         # a gang of its own, so that it is killed while it starts
@@ -64,8 +64,8 @@ def run_gang(values: dict[str, Any]) -> None:
         os.makedirs(values["scratch"], exist_ok=True)
         callbacks = [Killer(kind, values["scratch"])]
         workers.RETRIES = 1
-        search._HELD.append(gangs.HeldGang(serve, Gang(**values["gang"]), kind, values["scratch"], callbacks))
-    search.serve = serve
+        trainables._HELD.append(gangs.HeldGang(serve, Gang(**values["gang"]), kind, values["scratch"], callbacks))
+    trainables.serve = serve
     try:
         _REAL_GANG(values)
     finally:
@@ -73,13 +73,13 @@ def run_gang(values: dict[str, Any]) -> None:
             send_home()
 
 
-_REAL_GANG = search.run_gang
+_REAL_GANG = trainables.run_gang
 
 
 def send_home() -> None:
     """Let this driver's next trial start with new workers."""
-    while search._HELD:
-        search._HELD.pop().dismiss()
+    while trainables._HELD:
+        trainables._HELD.pop().dismiss()
 
 
 class Killer(WorkerGroupCallback):
