@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from raytrain.reference import CHECKPOINTS
 from raytrain.resources import Gang
 
 if TYPE_CHECKING:
+    from raytrain.drain import OwnNode
     from raytrain.gangs import HeldGang
     from raytrain.storage import Storage
     from raytrain.trainer import World
@@ -262,7 +264,6 @@ class RayReport:
         node: int | None,
         send: Callable[[dict[str, Any]], None],
     ) -> None:
-        from raytrain.drain import OwnNode
         from raytrain.objective import annealing_end
         from raytrain.tracking import MetricWriter, Run, SystemMetrics, host_tags
         from raytrain.tracking.server import connect
@@ -275,8 +276,6 @@ class RayReport:
         self.writer: MetricWriter | None = None
         self.system: SystemMetrics | None = None
         self.system_writer: MetricWriter | None = None
-        # one worker of each machine asks for it
-        self.own_node = OwnNode() if node is not None else None
         if rank != 0 and node is None:
             return
         run = Run(**job.tracking)
@@ -318,8 +317,14 @@ class RayReport:
         if hopeless is not None:
             raise HopelessError(hopeless)  # on every rank: all have the same figures
 
+    @cached_property
+    def own_node(self) -> OwnNode:
+        from raytrain.drain import OwnNode
+
+        return OwnNode()
+
     def notice(self) -> bool:
-        return self.own_node is not None and self.own_node.is_draining()
+        return self.own_node.is_draining()
 
     def close(self, storage: Storage | None) -> int:
         """Send what waits; what cannot be sent is kept under ``storage``. Returns the number of such records.
