@@ -98,11 +98,11 @@ def fit(job: Job, gang: HeldGang, send: Callable[[dict[str, Any]], None]) -> dic
             gang.train(asdict(job), send)
             return read_outcome(job.storage) or {"error": "the run ended without an outcome"}
         except (RayActorError, TrainingFailedError) as error:
+            failures = _failures(error)
             if was_preempted(error) and preemptions < PREEMPTIONS:
                 preemptions += 1
-                _log.warning("a machine was taken away, another gang goes on from the newest checkpoint")
+                _log.warning("another gang goes on from the newest checkpoint: %s", _in_words(failures[0]))
                 continue
-            failures = _failures(error)
             if any(isinstance(failure, CERTAIN) for failure in failures):
                 raise
             if (step := newest_step(checkpoints)) != newest:
