@@ -78,7 +78,7 @@ def train(
     lowest estimate of the negative log-likelihood.
 
     Raises:
-        UserError: more workers than sample groups, or a corpus shorter than one sample.
+        UserError: more workers than sample groups, a corpus shorter than one sample, or checkpoints of another run.
         DivergedError: on all workers: too many steps in a row were skipped for a loss or gradients that are not finite,
             or a validation figure or the state to be saved is not finite.
         StorageError: the store stayed away for longer than ``CheckpointWriter`` tries again.
@@ -90,7 +90,7 @@ def train(
 
     # ------------------------------------------------------------------------------------- resume
     step, best_step, best = 0, 0, {}
-    if world.rank == 0 and (stored := checkpoints.latest(storage)) is not None:
+    if world.rank == 0 and (stored := to_resume(storage, config, corpus)) is not None:
         trainer.load(stored)
         step, best_step, best = stored.step, stored.state["best_step"], stored.state["best"]
         report.replay(stored.state["pending"])
@@ -162,6 +162,21 @@ def train(
 
 
 # --------------------------------------------------------------------------------------------- parts
+
+
+def to_resume(storage: Storage, config: RunConfig[Any], corpus: Corpus) -> checkpoints.Checkpoint | None:
+    """The newest valid checkpoint, if there is one.
+
+    Raises:
+        UserError: it is of another model or of another corpus.
+        StorageError: the store does not answer.
+    """
+    stored = checkpoints.latest(storage)
+    if stored is not None and (
+        stored.state["corpus"] != corpus.digest or stored.config["model"] != to_dict(config)["model"]
+    ):
+        raise UserError(f"{stored.uri} is of a run with another model or another corpus: give an empty --storage")
+    return stored
 
 
 @contextmanager

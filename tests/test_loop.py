@@ -21,6 +21,7 @@ import torch.multiprocessing as mp
 from raytrain import checkpoint
 from raytrain.config import ByteLstmConfig, ObjectiveConfig, OptimizerConfig, RunConfig, to_dict
 from raytrain.data.corpus import Corpus, CorpusWriter
+from raytrain.errors import UserError
 from raytrain.loop import train
 from raytrain.optimizer import learning_rate
 from raytrain.storage import open_storage
@@ -159,6 +160,18 @@ def test_gradients_of_slices_add_up_to_those_of_the_batch(corpus: Corpus, model:
 
     for whole, summed in zip(gradients(1), gradients(3), strict=True):
         torch.testing.assert_close(summed, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()) + 1e-7)
+
+
+def test_checkpoints_of_another_run_are_refused(corpus: Corpus, tmp_path: Path) -> None:
+    config = tiny_config("byte_lstm", steps=4)
+    run(config, corpus, World(), tmp_path)
+    with pytest.raises(UserError, match="is of a run with another model or another corpus"):
+        run(tiny_config("hybrid", steps=4), corpus, World(), tmp_path)
+    with CorpusWriter(tmp_path / "other", name="other", source="here") as writer:
+        for split in ("train", "valid"):
+            writer.add(split, b"another text " * 1000)
+    with pytest.raises(UserError, match="is of a run with another model or another corpus"):
+        run(config, Corpus.open(tmp_path / "other"), World(), tmp_path)
 
 
 def test_metrics_of_a_resumed_run_are_those_of_an_undisturbed_one(corpus: Corpus, tmp_path: Path) -> None:
