@@ -94,7 +94,7 @@ def test_the_options_change_the_winners_config(home: Path) -> None:
     options, config = read_command(arguments, has_gpus=True, winner=found)
     objective = replace(found.config.objective, alpha=0.9)
     assert config == replace(found.config, steps=70, objective=objective)
-    assert options.workers == 2
+    assert options.workers == "2"
     assert read_command(["hybrid", *arguments], has_gpus=False, winner=found) == (options, config)
 
 
