@@ -250,7 +250,7 @@ def test_a_record_with_a_value_that_cannot_be_is_one_line(tmp_path: Path, change
     ],
 )
 def test_a_space_that_ends_python_or_has_no_end_is_one_line(source: str) -> None:
-    with pytest.raises(UserError, match=r"SystemExit|a grid cannot have"):
+    with pytest.raises(UserError, match=r"SystemExit|the grid has more than 10,000 points"):
         check_space(read_space("mine", source), {"hybrid": tiny_config("hybrid")}, None, "grid", 0)
 
 
