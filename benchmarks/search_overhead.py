@@ -33,7 +33,8 @@ TINY = (
     "--batch-size 32 --steps 10 --log-every 1 --evaluate-every 5 --evaluate-samples 32 --checkpoint-every 10 "
     "--precision float32"
 ).split()
-SPACE = "def space(trial):\n    return {'objective.alpha': trial.suggest_float('alpha', 0.0, 1.0)}\n"
+# a grid stops no trial early: all have the same steps
+SPACE = "def space(trial):\n    return {'objective.alpha': trial.suggest_float('alpha', 0.0, 0.9, step=0.1)}\n"
 CPUS_PER_WORKER = 0.5
 PATTERNS = [("raytrain", 1), ("plain", 1), ("raytrain", 2), ("plain", 2)]
 ADMITTED = "admitted.json"
@@ -45,7 +46,7 @@ ADMITTED = "admitted.json"
 def search_raytrain(home: Path, workers: int, trials: int) -> None:
     """A search as a user starts it."""
     (home / "space.py").write_text(SPACE)
-    arguments = [*TINY, "--space", "space.py", "--algorithm", "random", "--name", "s", "--num-samples", str(trials)]
+    arguments = [*TINY, "--space", "space.py", "--algorithm", "grid", "--name", "s", "--num-samples", str(trials)]
     arguments += ["--workers-per-trial", str(workers), "--cpus-per-worker", str(CPUS_PER_WORKER)]
     with (home / "output.txt").open("w") as output:
         subprocess.run(
