@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from raytrain.goal import Goal
 from raytrain.storage import FolderStorage
 from raytrain.trials import Records, Trial, rank
 from tests.leftovers import assert_nothing_left
@@ -119,7 +120,7 @@ def assert_the_same(home: Path, other: Path) -> None:
     assert [trial.number for trial in mine] == list(range(8))
     assert [trial.status for trial in mine] == ["finished"] * 8
     assert {trial.identity: trial.best for trial in mine} == {trial.identity: trial.best for trial in theirs}
-    assert rank(mine)[0].identity == rank(theirs)[0].identity
+    assert rank(mine, Goal())[0].identity == rank(theirs, Goal())[0].identity
     found, expected = histories(home), histories(other)
     assert found.keys() == expected.keys() == {trial.identity for trial in mine}
     assert found == expected
