@@ -52,7 +52,7 @@ def test_a_run_outlives_a_minute_without_its_storage(
     process = here.start("-m", "raytrain.train", "hybrid", *TINY, *often, "--name", "outage")
     place = open_storage("s3://raytrain/home/outage/checkpoints")
     try:
-        wait_for(lambda: len(place.list()) > 0 or process.poll() is not None, 120, "a checkpoint")
+        wait_for(lambda: checkpoint.newest_step(place) is not None or process.poll() is not None, 120, "a checkpoint")
         s3.kill()
         time.sleep(AWAY_S)
         assert process.poll() is None, here.output()[-3000:]

@@ -94,7 +94,7 @@ def test_a_run_goes_on_elsewhere_with_the_settings_of_older_servers(
     steps = ["--steps", "4000", "--evaluate-every", "200", "--checkpoint-every", "100"]
     process = first.start("-m", "raytrain.train", "hybrid", *TINY, *steps, "--data", "text.txt", "--name", "old")
     place = open_storage("s3://raytrain/home/old/checkpoints")
-    wait_for(lambda: len(place.list()) > 0 or process.poll() is not None, 120, "a checkpoint")
+    wait_for(lambda: checkpoint.newest_step(place) is not None or process.poll() is not None, 120, "a checkpoint")
     assert process.poll() is None, first.output()[-3000:]
     kill(process)
     assert not open_storage("s3://raytrain/home/old").exists("outcome.json")
