@@ -25,6 +25,8 @@ ARTIFACTS = "mlflow-artifacts"
 """Where under the storage MLflow keeps artifacts when there is no tracking server."""
 CACHE = ".cache"
 """Where under a folder the corpora are that were prepared for it."""
+EXPERIMENT = "raytrain"
+"""MLflow experiment where no other is named."""
 RUN = "run.json"
 """Says which run owns a name: its identity and config."""
 
@@ -244,6 +246,7 @@ def _read_owner(place: Storage) -> Claim:
         if not re.fullmatch("[0-9a-f]{1,64}", stored["corpus"]) or not isinstance(stored["identity"], str):
             raise ValueError("it names no run on a corpus")
         os.fsencode(stored["corpus_path"])
+        stored.setdefault("experiment", EXPERIMENT)  # runs of before do not say it
         check_text(stored["experiment"], "experiment")
         return Claim(**{**stored, "config": from_dict(stored["config"])})
     except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:

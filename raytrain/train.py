@@ -31,6 +31,7 @@ from raytrain.progress import Progress
 from raytrain.reference import note_run
 from raytrain.resources import Cluster, Gang, connect, parse_workers, read_cluster
 from raytrain.session import (
+    EXPERIMENT,
     Session,
     check_name,
     check_samples,
@@ -64,7 +65,7 @@ class TrainOptions:
     """GPUs of each worker; default 1 if the cluster has any, otherwise 0."""
     address: str | None = None
     """Ray cluster to use; by default the one that is found, or a new one on this machine."""
-    experiment: str = "raytrain"
+    experiment: str = EXPERIMENT
     """MLflow experiment."""
 
 

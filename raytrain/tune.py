@@ -28,7 +28,15 @@ from raytrain.goal import Goal, Objective
 from raytrain.plan import PLAN, Plan, read_plan
 from raytrain.presets import full_size
 from raytrain.resources import Cluster, Gang, connect, read_cluster
-from raytrain.session import Session, check_name, check_samples, open_session, open_storage_root, reopen_session
+from raytrain.session import (
+    EXPERIMENT,
+    Session,
+    check_name,
+    check_samples,
+    open_session,
+    open_storage_root,
+    reopen_session,
+)
 from raytrain.space import Algorithm, Space, check_space, grid, load_space
 from raytrain.start import read_starts
 
@@ -76,7 +84,7 @@ class TuneOptions:
     """Folder or s3://bucket/prefix for all that is kept; default $RAYTRAIN_STORAGE or ./runs."""
     address: str | None = None
     """Ray cluster to use; by default the one that is found, or a new one on this machine."""
-    experiment: str = "raytrain"
+    experiment: str = EXPERIMENT
     """MLflow experiment."""
 
 

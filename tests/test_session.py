@@ -33,3 +33,12 @@ def test_a_claim_that_cannot_be_read_is_one_line(corpus: Corpus, tmp_path: Path,
     storage.write(f"mine/{RUN}", json.dumps(values | change).encode())
     with pytest.raises(UserError, match="does not say whose the name is"):
         read_claim(storage, "mine")
+
+
+def test_a_run_that_was_begun_before_experiments_were_noted_is_resumed(corpus: Corpus, tmp_path: Path) -> None:
+    storage = FolderStorage(tmp_path)
+    claim_name(storage, "mine", tiny_config("hybrid"), corpus, "tweets")
+    values = json.loads(storage.read(f"mine/{RUN}"))
+    del values["experiment"]
+    storage.write(f"mine/{RUN}", json.dumps(values).encode())
+    assert read_claim(storage, "mine").experiment == "raytrain"
