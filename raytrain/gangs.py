@@ -35,7 +35,7 @@ POLL_S = 0.5
 class HeldGang:
     """Workers that are started by the first run that needs them, and keep their places for the next.
 
-    A gang is eight processes or more that import torch and Ray: many times the work of a short trial.
+    A gang is seven processes or more, most of which import torch and Ray: many times the work of a short trial.
     One that dies is started again by the next call of ``train``.
     """
 
