@@ -17,11 +17,11 @@ from raytrain.errors import UserError
 from raytrain.storage import FolderStorage, Storage, StorageError, open_storage
 from raytrain.tracking.database import COPY, DatabaseCopy, is_whole
 from raytrain.tracking.serve import check_host
-from tests.machine import s3, wait_for
+from tests.machine import wait_for
 from tests.mlflow_server import new_store
-from tests.s3_server import S3Server, s3_server
+from tests.s3_server import S3Server
 
-__all__ = ["s3", "s3_server"]
+pytest_plugins = ["tests.s3_server", "tests.machine"]
 
 
 def write(file: Path, value: str) -> None:

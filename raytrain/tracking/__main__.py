@@ -49,7 +49,8 @@ def _serve(options: argparse.Namespace) -> None:
 
     if not 1 <= options.interval < math.inf:
         raise UserError(f"--interval is {options.interval:g}: give seconds of at least 1")
-    logging.basicConfig(format="%(asctime)s raytrain.tracking: %(message)s", level=logging.INFO)
+    logging.basicConfig(format="%(asctime)s raytrain.tracking: %(message)s")
+    logging.getLogger("raytrain.tracking").setLevel(logging.INFO)
     serve(options.host, options.port, options.folder, open_storage_root(options.storage), options.interval)
 
 

@@ -96,10 +96,12 @@ def _serve(host: str, port: int, folder: Path, storage: Storage, interval_s: flo
 
 def command(host: str, port: int, storage: Storage) -> list[str]:
     """The command line of the server; what may hold a password is not on it."""
+    # a forward of ssh's may begin at another port
+    names = ",".join(f"{name}{end}" for name in dict.fromkeys((host, "localhost", "127.0.0.1")) for end in ("", ":*"))
     return [
         *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"),
-        *("--artifacts-destination", storage.uri(ARTIFACTS)),
-    ]  # fmt: skip
+        *("--artifacts-destination", storage.uri(ARTIFACTS), "--allowed-hosts", names),
+    ]
 
 
 def environment(folder: Path) -> dict[str, str]:
