@@ -300,3 +300,63 @@ def test_the_command_lists_all_mistakes_and_ends_with_status_2(laptop: Path) -> 
     assert "start it: ray up" in good.stdout
     assert none.stderr.startswith("error: ")
     assert len(none.stderr.splitlines()) == 1
+
+
+# -------------------------------------------------------------------------------------- Kubernetes
+
+SPEC = {"headGroupSpec", "workerGroupSpecs", "rayVersion", "enableInTreeAutoscaling", "autoscalerOptions"}
+GROUP = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+"""Fields of ray.io/v1 that are used, by the Go types from which KubeRay makes its schema."""
+
+
+def test_the_kuberay_manifest_has_known_fields_and_the_same_ray() -> None:
+    text = (ROOT / "docs" / "kuberay.yaml").read_text()
+    manifest = yaml.safe_load(text)
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayCluster")
+    spec = manifest["spec"]
+    assert spec.keys() == SPEC
+    assert spec["rayVersion"] == version("ray")
+    assert spec["headGroupSpec"].keys() == {"rayStartParams", "template"}
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    (workers,) = spec["workerGroupSpecs"]
+    assert workers.keys() == GROUP
+    assert workers["replicas"] == workers["minReplicas"] == 0
+    for group in (spec["headGroupSpec"], workers):
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        (container,) = group["template"]["spec"]["containers"]
+        environment = {entry["name"]: entry for entry in container["env"]}
+        assert environment["RAY_AUTH_MODE"]["value"] == "token"
+        assert "value" not in environment["RAY_AUTH_TOKEN"]
+    gpus = workers["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]
+    assert workers["rayStartParams"]["num-gpus"] == gpus
+    assert all("# CHANGE" in line for line in text.splitlines() if "CHANGE-ME" in line)
+
+
+# ----------------------------------------------------------------------------------------- policies
+
+
+def statements(name: str) -> list[dict[str, Any]]:
+    policy = json.loads((ROOT / "docs" / "aws" / name).read_text())
+    assert policy["Version"] == "2012-10-17"
+    return list(policy["Statement"])
+
+
+def test_the_policies_name_each_action_and_one_prefix_of_one_bucket() -> None:
+    for name in ("storage.json", "head.json"):
+        for statement in statements(name):
+            actions = statement["Action"]
+            assert not any("*" in action for action in ([actions] if isinstance(actions, str) else actions))
+            assert statement["Resource"] != "*" or actions == "ec2:DescribeInstances"
+    objects, listing = statements("storage.json")
+    assert objects["Resource"] == "arn:aws:s3:::BUCKET/raytrain/*"
+    assert listing["Condition"] == {"StringLike": {"s3:prefix": ["raytrain", "raytrain/*"]}}
+
+
+def test_the_head_may_pass_the_workers_role_alone_and_end_its_own_instances_alone() -> None:
+    config = yaml.safe_load(AWS)
+    by_action = {str(statement["Action"]): statement for statement in statements("head.json")}
+    worker = config["available_node_types"]["gpu_spot"]["node_config"]["IamInstanceProfile"]["Name"]
+    assert by_action["iam:PassRole"]["Resource"] == f"arn:aws:iam::ACCOUNT:role/{worker}"
+    own = {"ec2:ResourceTag/ray-cluster-name": config["cluster_name"]}
+    (ends,) = [statement for action, statement in by_action.items() if "TerminateInstances" in action]
+    assert ends["Condition"] == {"StringEquals": own}

@@ -60,7 +60,11 @@ def _secrets(file: ClusterFile) -> Iterator[str]:
 def _shipped(file: ClusterFile) -> Iterator[str]:
     for remote, local in file.mounts.items():
         if not Path(local).expanduser().exists():
-            fix = "ray get-auth-token --generate makes it" if remote == TOKEN else "correct it, or run this where it is"
+            fix = (
+                "ray get-auth-token --generate > /dev/null makes it"
+                if remote == TOKEN
+                else "correct it, or run this where it is"
+            )
             yield f"file_mounts.{remote}: there is no {local} here; {fix}"
     for module in ("raytrain", "search_spaces"):
         if not any(Path(remote).name == module for remote in file.mounts):
