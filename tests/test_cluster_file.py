@@ -84,6 +84,29 @@ def test_ray_takes_it(text: str) -> None:
     assert config["head_setup_commands"] == config["worker_setup_commands"] == yaml.safe_load(text)["setup_commands"]
 
 
+@pytest.mark.parametrize("text", [AWS, ONPREM], ids=["aws", "onprem"])
+def test_the_set_up_can_be_done_twice_and_leads_to_the_shipped_project(text: str, tmp_path: Path) -> None:
+    """In an empty home with Ubuntu's profile; what is installed is left out."""
+    (tmp_path / ".profile").write_text(". ~/.bashrc\n")
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "raytrain").symlink_to(ROOT / "raytrain")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+
+    def run(command: str) -> str:
+        # as Ray does it; not from a folder in which raytrain is found anyway
+        return subprocess.run(
+            ["bash", "--login", "-c", "-i", command], cwd="/", capture_output=True, text=True, check=True, timeout=60,
+            env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}, stdin=subprocess.DEVNULL, start_new_session=True,
+        ).stdout  # fmt: skip
+
+    for command in 2 * [command for command in yaml.safe_load(text)["setup_commands"] if "pip install" not in command]:
+        run(command)
+    assert (tmp_path / ".bashrc").read_text().count("raytrain.env") == 1
+    assert run("python -c 'import raytrain; print(raytrain.__file__)'").strip().startswith(str(tmp_path / "project"))
+    said = run("echo $RAY_AUTH_MODE $RAYTRAIN_STORAGE $MLFLOW_TRACKING_URI")
+    assert re.fullmatch(r"token s3://(my-)?bucket/raytrain http://[\d.]+:5000\n", said), said
+
+
 def test_ec2_knows_every_field() -> None:
     """Names and kinds of all that a node's request holds, by the model of EC2 that boto3 has."""
     from botocore.loaders import Loader
