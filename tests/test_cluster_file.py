@@ -152,6 +152,7 @@ def test_the_summary_says_what_there_may_be(laptop: Path) -> None:
 # ---------------------------------------------------------------------------------- what is refused
 
 HEAD_PROFILE, WORKER_PROFILE = "{Name: raytrain-head}", "{Name: raytrain-worker}"
+SPOT_IMAGE = "      InstanceMarketOptions: {MarketType: spot}\n"
 PROFILE_LINE = f"IamInstanceProfile: {WORKER_PROFILE}\n      "
 SPOT_TYPE = "  gpu_spot:\n    resources: {GPU: 1}\n    min_workers: 0"
 RULE = "security_group:\n    IpPermissions: [{FromPort: %s, ToPort: %s, IpProtocol: tcp, IpRanges: [{CidrIp: %s}]}]"
@@ -234,11 +235,27 @@ AWS_MISTAKES: dict[str, tuple[str, str, str]] = {
     ),
     "unknown field": ("upscaling_speed", "upscaling_spede", "'upscaling_spede' was unexpected"),
     "wrong kind": ("max_workers: 10", "max_workers: ten", "max_workers: 'ten' is not of type 'integer'"),
+    "quotes": ("-r ~/project", "'rich==15 -r ~/project", "pip install .*: No closing quotation"),
+    "Ray's own start": ("ray start --head", "ray start", "no ray start --head"),
+    "fewer than none": (SPOT_TYPE, SPOT_TYPE[:-1] + "-1", "gpu_spot: min_workers and max_workers must be at least 0"),
+    "GPU on a CPU type": ("g5.2xlarge", "m6i.xlarge", "GPU is 1, but m6i.xlarge has none"),
+    "no type": ("      InstanceType: m6i.2xlarge", "      EbsOptimized: true", "head.*InstanceType: missing"),
+    "images differ": (SPOT_IMAGE, SPOT_IMAGE + "      ImageId: ami-0123456789abcdef0\n", "the ImageIds differ"),
+    "no key": ("  ssh_user: ubuntu", "  ssh_user: ubuntu\n  ssh_private_key: none.pem", "there is no none.pem here"),
     "provider": ("type: aws", "type: gcp", "provider.type: 'gcp' is not known here"),
 }
 """What is changed in the file that ships, into what, and the line that must come of it."""
 
-SEVERAL_NODES = {"disk", "default image", "key without name", "no profile", "head on spot"}
+SEVERAL_NODES = {
+    "no key",
+    "no type",
+    "quotes",
+    "disk",
+    "default image",
+    "key without name",
+    "no profile",
+    "head on spot",
+}
 """The mistakes that stand in a field which other node types take over."""
 
 
@@ -270,6 +287,29 @@ def test_a_mistake_on_machines_of_ones_own_is_named(name: str, laptop: Path) -> 
     old, new, expected = ONPREM_MISTAKES[name]
     (line,) = mistakes_in(changed(ONPREM, old, new), laptop)
     assert re.search(expected, line), line
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("setup_commands", [], "setup_commands: there are none"),
+        ("available_node_types", {}, "available_node_types: missing"),
+        (
+            "available_node_types",
+            {"head": yaml.safe_load(AWS)["available_node_types"]["head"]},
+            "there can be no worker",
+        ),
+    ],
+)
+def test_a_mistake_of_what_is_left_out_is_named(field: str, value: Any, expected: str, laptop: Path) -> None:
+    found = mistakes_in(yaml.safe_dump({**yaml.safe_load(AWS), field: value}), laptop)
+    assert any(expected in line for line in found), found
+
+
+def test_a_mistake_of_types_with_machines_of_ones_own_is_named(laptop: Path) -> None:
+    types = {"gpu": {"resources": {}, "node_config": {}}}
+    found = mistakes_in(yaml.safe_dump({**yaml.safe_load(ONPREM), "available_node_types": types}), laptop)
+    assert any("available_node_types: Ray refuses them" in line for line in found), found
 
 
 def test_a_secret_is_not_repeated(laptop: Path) -> None:
