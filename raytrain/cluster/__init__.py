@@ -1,0 +1,7 @@
+"""What is wrong with a file for ``ray up``, found before money is spent. No network, no AWS."""
+
+from __future__ import annotations
+
+from raytrain.cluster.check import check, summary
+
+__all__ = ["check", "summary"]

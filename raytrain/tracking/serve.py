@@ -1,0 +1,158 @@
+"""An MLflow server for a cluster, whose database outlives the machine that it runs on.
+
+It listens on one private address, where the workers reach it, and on 127.0.0.1, where ssh forwards a browser to.
+Artifacts go to the storage. The database is a sqlite file whose copy the storage has, unless
+``MLFLOW_BACKEND_STORE_URI`` names another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+from raytrain.errors import UserError
+from raytrain.locks import locked
+from raytrain.session import ARTIFACTS
+from raytrain.storage import Storage, StorageError
+from raytrain.tracking.database import DatabaseCopy
+
+STOP_S = 10.0
+"""What the server gets to end in, before it is killed."""
+
+_log = logging.getLogger("raytrain.tracking")
+
+
+def serve(host: str, port: int, folder: Path, storage: Storage, interval_s: float) -> None:
+    """Run the server until SIGTERM; its database is copied every ``interval_s`` seconds, and at the end.
+
+    Raises:
+        UserError: an address that all the world would reach, a damaged copy, or a storage that does not answer.
+        SystemExit: the server has ended by itself; status 1.
+    """
+    check_host(host)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder / "lock", wait=False):
+            _serve(host, port, folder, storage, interval_s)
+    except BlockingIOError:
+        _log.info("a server is running in %s already", folder)
+
+
+def check_host(host: str) -> None:
+    """Make sure that ``host`` is one private address.
+
+    Raises:
+        UserError: it is not.
+    """
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise UserError(f"--host {host}: give the machine's private address, in digits") from None
+    if address.is_unspecified or not address.is_private:
+        raise UserError(f"--host {host}: MLflow asks nobody for a password, so give a private address of this machine")
+
+
+def _serve(host: str, port: int, folder: Path, storage: Storage, interval_s: float) -> None:
+    stopped = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    copy = None if "MLFLOW_BACKEND_STORE_URI" in os.environ else DatabaseCopy(folder / "mlflow.db", storage)
+    try:
+        if copy is not None and copy.fetch():
+            _log.info("the database is the one that %s had", storage.uri())
+    except StorageError as error:
+        raise UserError(f"whether there is a database already cannot be found out: {error}") from None
+    if host != "127.0.0.1":
+        threading.Thread(target=lambda: asyncio.run(relay(host, port)), daemon=True).start()
+    server = subprocess.Popen(command(host, port, storage), env=environment(folder), start_new_session=True)
+    try:
+        due = time.monotonic() + interval_s
+        while not stopped.wait(1.0) and server.poll() is None:
+            if copy is not None and time.monotonic() >= due:
+                _save(copy)
+                due = time.monotonic() + interval_s
+    finally:
+        ended = server.poll()
+        _end(server)
+        if copy is not None:
+            _save(copy)
+    if ended is not None:
+        _log.error("mlflow server has ended with status %d", ended)
+        raise SystemExit(1)
+
+
+def command(host: str, port: int, storage: Storage) -> list[str]:
+    """The command line of the server; what may hold a password is not on it."""
+    # a forward of ssh's may begin at another port
+    names = ",".join(f"{name}{end}" for name in dict.fromkeys((host, "localhost", "127.0.0.1")) for end in ("", ":*"))
+    return [
+        *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"),
+        *("--artifacts-destination", storage.uri(ARTIFACTS), "--allowed-hosts", names),
+    ]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The server's variables: docs/tracking.md says why."""
+    settings = {
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder.resolve() / 'mlflow.db'}",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "40",
+        "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "40",
+    }
+    own = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    return {**settings, **own}
+
+
+def _save(copy: DatabaseCopy) -> None:
+    try:
+        copy.save()
+    except StorageError as error:
+        _log.warning("the database is not copied: %s", " ".join(str(error).split()))
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """End the server and the processes that it has started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(STOP_S)
+
+
+async def relay(host: str, port: int) -> None:
+    """Lead what connects to 127.0.0.1 to ``host``, same port: a forward of ssh's ends at localhost."""
+
+    async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(1 << 16):
+                target.write(data)
+                await target.drain()
+        except ConnectionError as error:
+            _log.debug("a browser has gone: %s", error)
+        finally:
+            target.close()
+
+    async def lead(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            there_reader, there_writer = await asyncio.open_connection(host, port)
+        except OSError:  # the server is starting
+            writer.close()
+            return
+        await asyncio.gather(pump(reader, there_writer), pump(there_reader, writer))
+
+    server = await asyncio.start_server(lead, "127.0.0.1", port)
+    await server.serve_forever()
