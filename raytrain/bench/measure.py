@@ -24,7 +24,6 @@ from raytrain.bench.steps import Data, Evaluation, Steps
 from raytrain.config import to_dict
 from raytrain.data.corpus import Corpus
 from raytrain.session import open_storage_root
-from raytrain.storage import check_writable
 
 
 class Part(Protocol):
@@ -89,7 +88,6 @@ def in_this_process(options: BenchOptions, corpus: Corpus, device: torch.device,
     if "checkpoint" in chosen:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raytrain-bench-")))
         root = open_storage_root(options.storage or str(folder))
-        check_writable(root)
         stack.callback(root.delete_prefix, folder.name)
         saving = Saving(config, corpus, device, root.child(folder.name), seconds)
         stack.callback(saving.writer.close)

@@ -13,6 +13,8 @@ from raytrain.config import RunConfig, override
 from raytrain.data.batches import rank_groups
 from raytrain.errors import UserError
 from raytrain.presets import full_size
+from raytrain.session import open_storage_root
+from raytrain.storage import check_writable
 
 SECTIONS = ("ceiling", "step", "plain", "ddp", "ray", "checkpoint", "sampling", "data", "memory")
 PRECISIONS = ("float32", "bfloat16")
@@ -92,7 +94,7 @@ def parse_command(arguments: list[str]) -> BenchOptions:
         samples=int(numbers["samples"]),
         sections=[name for name in SECTIONS if name in (values.only or SECTIONS)],
         quick=values.quick,
-        storage=values.storage,
+        storage=_checked(values.storage),
         output=_writable(values.output),
         experiment=values.experiment,
     )
@@ -154,6 +156,13 @@ def _powers_of_two(most: int, config: RunConfig[Any]) -> list[int]:
     """1, 2, 4 ... up to ``most`` workers, and as many as share a batch."""
     most = max(1, min(most, config.batch_size // config.group_size))
     return [2**power for power in range(most.bit_length())]
+
+
+def _checked(storage: str | None) -> str | None:
+    """``storage``, in which something has been written for a trial."""
+    if storage is not None:
+        check_writable(open_storage_root(storage))
+    return storage
 
 
 def _writable(output: Path | None) -> Path | None:

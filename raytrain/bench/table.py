@@ -65,7 +65,9 @@ def _ceiling(part: dict[str, Any]) -> Table:
 
 
 def _steps(part: list[dict[str, Any]], title: str) -> Table:
-    table = _table(title, "batch", "type", "bytes/s", "s/step", "of ceiling", "no look-ups", "x plain")
+    beside = any("times_plain" in row for row in part)
+    columns = ("batch", "type", "bytes/s", "s/step", "of ceiling", "no look-ups", *(["x plain"] if beside else []))
+    table = _table(title, *columns)
     for row in part:
         table.add_row(
             str(row["batch_size"]),
@@ -74,7 +76,7 @@ def _steps(part: list[dict[str, Any]], title: str) -> Table:
             _figure(row["step_seconds"], ".3g"),
             _share(row.get("share_of_ceiling")),
             _share(row.get("share_without_look_ups")),
-            _figure(row.get("times_plain"), ".2f"),
+            *([_figure(row.get("times_plain"), ".2f")] if beside else []),
         )
     return table
 
