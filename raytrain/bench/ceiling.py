@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from raytrain.bench.blocks import Contender, Measured, Series, repeat
 from raytrain.bench.operations import model_products
@@ -33,11 +35,11 @@ class Ceiling:
     def contenders(self) -> list[Contender]:
         """One for each compute type, and the copy."""
         return [
-            *(Contender(f"products {name}", lambda _, name=name: self._products(name)) for name in self.precisions),
+            *(Contender(f"products {name}", partial(self._products, name)) for name in self.precisions),
             Contender("copy", lambda _: self._copy()),
         ]
 
-    def _products(self, precision: str) -> dict[str, float]:
+    def _products(self, precision: str, number: int) -> dict[str, float]:
         """Operations a second by shape."""
         rates = {}
         for name, (m, k, n) in self.shapes.items():
@@ -45,9 +47,7 @@ class Ceiling:
             a, b = (torch.randn(shape, device=self.device).to(kind) for shape in ((m, k), (k, n)))
             out = torch.empty(m, n, dtype=kind, device=self.device)
             torch.mm(a, b, out=out)
-            calls, seconds = repeat(
-                lambda _, a=a, b=b, out=out: torch.mm(a, b, out=out), self.seconds / len(self.shapes), self.device
-            )
+            calls, seconds = repeat(partial(_multiply, a, b, out), self.seconds / len(self.shapes), self.device)
             rates[name] = 2 * m * k * n * calls / seconds
         return rates
 
@@ -73,6 +73,10 @@ class Ceiling:
             "copy": {"bytes": self.copied, "bytes_per_second": measured["copy"]["bytes"].json()},
         }
         return {"ceiling": ceiling}
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor, number: int) -> None:
+    torch.mm(a, b, out=out)
 
 
 def ceilings(measured: Measured) -> dict[str, Series]:

@@ -7,7 +7,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +20,7 @@ from raytrain.bench.options import BenchOptions
 from raytrain.bench.saving import Sampling, Saving
 from raytrain.bench.scaling import Scaling, measure_memory
 from raytrain.bench.steps import Data, Evaluation, Steps
-from raytrain.config import to_dict
+from raytrain.config import override, to_dict
 from raytrain.data.corpus import Corpus
 from raytrain.session import open_storage_root
 
@@ -62,7 +61,7 @@ def measure(options: BenchOptions, corpus: Corpus, device: torch.device, show: C
     if "memory" in options.sections:
         show("memory")
         configs = [
-            replace(options.config, batch_size=size, precision=name)
+            override(options.config, {"batch_size": size, "precision": name})
             for size in options.batch_sizes
             for name in options.precisions
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,16 +50,13 @@ class Scaling:
         """Every group on the preset's batch, and the larger ones on one of so many times the size."""
         contenders = []
         for key in self.groups:
-            sizes = {1, key[0]}
-            for factor in sorted(sizes):
+            for factor in sorted({1, key[0]}):
                 config = override(self.config, {"batch_size": factor * self.config.batch_size})
-                contenders.append(
-                    Contender(
-                        _name(key, factor),
-                        lambda number, key=key, config=config: self._ask(key, config, number * self.count),
-                    )
-                )
+                contenders.append(Contender(_name(key, factor), partial(self._block, key, config)))
         return contenders
+
+    def _block(self, key: tuple[int, int], config: RunConfig[Any], number: int) -> dict[str, float]:
+        return self._ask(key, config, number * self.count)
 
     def _ask(self, key: tuple[int, int], config: RunConfig[Any], first: int) -> dict[str, float]:
         command = {"do": "steps", "config": to_dict(config), "corpus": str(self.corpus.path)}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class Stepper:
         self.plain.train_step(batch.tokens.to(self.device), number)
         return batch
 
-    def block(self, number: int, steps: int) -> dict[str, float]:
+    def block(self, steps: int, number: int) -> dict[str, float]:
         """Rates of the ``number``-th ``steps`` steps: the same samples for all who do the same batch size."""
         synchronise(self.device)
         began = time.perf_counter()
@@ -103,7 +104,9 @@ class Steps:
         self.steps_of_block: dict[int, int] = {}
         for size in batch_sizes:
             sized = override(config, {"batch_size": size})
-            contenders = [Stepper(replace(sized, precision=name), corpus, device, plain=False) for name in precisions]
+            contenders = [
+                Stepper(override(sized, {"precision": name}), corpus, device, plain=False) for name in precisions
+            ]
             if plain:
                 contenders.append(Stepper(sized, corpus, device, plain=True))
             # as many for each, so that they see the same samples
@@ -114,10 +117,7 @@ class Steps:
     def contenders(self) -> list[Contender]:
         """The ways to do the steps."""
         return [
-            Contender(
-                stepper.name,
-                lambda number, stepper=stepper: stepper.block(number, self.steps_of_block[stepper.config.batch_size]),
-            )
+            Contender(stepper.name, partial(stepper.block, self.steps_of_block[stepper.config.batch_size]))
             for stepper in self.steppers
         ]
 
