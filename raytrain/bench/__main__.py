@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import sys
 from typing import Any
 
@@ -87,4 +88,6 @@ def medians(part: Any, name: str = "") -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    # one that is terminated ends its workers and Ray, and removes what it has written
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     run_command(main)

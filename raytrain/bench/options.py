@@ -168,8 +168,11 @@ def _checked(storage: str | None) -> str | None:
 def _writable(output: Path | None) -> Path | None:
     """``output``, which nothing keeps from being written when all is measured."""
     if output is not None:
+        there = output.exists()
         try:
             output.open("a").close()
+            if not there:
+                output.unlink()  # nothing is left behind by a bench that does not end
         except OSError as error:
             raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
     return output
