@@ -1,0 +1,134 @@
+"""All that is measured, in turns, put together."""
+
+from __future__ import annotations
+
+import math
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from raytrain.bench import on_ray
+from raytrain.bench.blocks import Contender, Measured, take_turns
+from raytrain.bench.ceiling import Ceiling, ceilings
+from raytrain.bench.machine import NoiseWatch, describe
+from raytrain.bench.options import BenchOptions
+from raytrain.bench.saving import Sampling, Saving
+from raytrain.bench.scaling import Scaling, measure_memory
+from raytrain.bench.steps import Data, Evaluation, Steps
+from raytrain.config import override, to_dict
+from raytrain.data.corpus import Corpus
+from raytrain.session import open_storage_root
+
+
+class Part(Protocol):
+    """Something that takes part in the rounds."""
+
+    def contenders(self) -> list[Contender]:
+        """What takes turns with all others."""
+
+    def result(self, measured: Measured) -> dict[str, Any]:
+        """Sections of the result, from the figures of all contenders."""
+
+
+def measure(options: BenchOptions, corpus: Corpus, device: torch.device, show: Callable[[str], None]) -> dict[str, Any]:
+    """The figures of all sections that were asked for, JSON-ready; ``show`` is told where it stands."""
+    watch = NoiseWatch()
+    result: dict[str, Any] = {
+        "model": options.config.model_name,
+        "config": to_dict(options.config),
+        "command": " ".join(sys.argv[1:]),
+        "machine": describe(device, options.threads),
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+    }
+    with ExitStack() as stack:
+        parts: list[Part] = [
+            *in_this_process(options, corpus, device, stack),
+            *in_others(options, corpus, device, stack, show),
+        ]
+        contenders = [contender for part in parts for contender in part.contenders()]
+        measured = take_turns(contenders, options.rounds, show)
+        for part in parts:
+            result |= part.result(measured)
+    result["noise"] = watch.report(ceilings(measured))
+    if "ray" in options.sections and (reason := on_ray.missing()) is not None:
+        result["ray"] = {"skipped": reason}
+    if "memory" in options.sections:
+        show("memory")
+        configs = [
+            override(options.config, {"batch_size": size, "precision": name})
+            for size in options.batch_sizes
+            for name in options.precisions
+        ]
+        result["memory"] = measure_memory(configs, corpus, options.threads, options.cores)
+    if "step" in options.sections:
+        result["run"] = estimate_run(options, result)
+    return result
+
+
+def in_this_process(options: BenchOptions, corpus: Corpus, device: torch.device, stack: ExitStack) -> list[Part]:
+    """The parts that need no other process; what they leave behind is cleared away by ``stack``."""
+    config, chosen, seconds = options.config, set(options.sections), options.seconds
+    parts: list[Part] = []
+    if "ceiling" in chosen:
+        parts.append(Ceiling(config, options.precisions, device, seconds, options.quick))
+    if chosen & {"step", "plain"}:
+        precisions = options.precisions if "step" in chosen else []
+        parts.append(Steps(config, corpus, device, options.batch_sizes, precisions, seconds, "plain" in chosen))
+    if "step" in chosen:
+        parts.append(Evaluation(config, corpus, device))
+    if "data" in chosen:
+        parts.append(Data(config, corpus, seconds))
+    if "checkpoint" in chosen:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raytrain-bench-")))
+        root = open_storage_root(options.storage or str(folder))
+        stack.callback(root.delete_prefix, folder.name)
+        saving = Saving(config, corpus, device, root.child(folder.name), seconds)
+        stack.callback(saving.writer.close)
+        parts.append(saving)
+    if "sampling" in chosen:
+        parts.append(Sampling(config, device, options.samples, seconds))
+    return parts
+
+
+def in_others(
+    options: BenchOptions, corpus: Corpus, device: torch.device, stack: ExitStack, show: Callable[[str], None]
+) -> list[Part]:
+    """The parts that have workers in other processes, which ``stack`` ends."""
+    config, threads, cores = options.config, options.threads, options.cores
+    parts: list[Part] = []
+    if "ddp" in options.sections:
+        show("workers start")
+        parts.append(Scaling(config, corpus, options.workers, threads, cores, options.seconds, stack, device))
+    if "ray" in options.sections and on_ray.missing() is None:
+        show("Ray starts")
+        parts.append(on_ray.OnRay(config, corpus, max(options.workers), threads, cores, options.seconds, stack, device))
+    return parts
+
+
+def estimate_run(options: BenchOptions, result: dict[str, Any]) -> dict[str, Any]:
+    """What the whole run of the config would take here."""
+    config = options.config
+    (step,) = (
+        row["step_seconds"]["median"]
+        for row in result["step"]
+        if (row["batch_size"], row["precision"]) == (config.batch_size, config.precision)
+    )
+    evaluations = math.ceil(config.steps / config.evaluate_every)
+    evaluating = evaluations * result["evaluation"]["samples"] * result["evaluation"]["seconds_per_sample"]["median"]
+    seconds = config.steps * step + evaluating
+    return {
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "precision": config.precision,
+        "training_seconds": config.steps * step,
+        "evaluations": evaluations,
+        "evaluation_seconds": evaluating,
+        "seconds": seconds,
+        "hours": seconds / 3600,
+    }

@@ -1,0 +1,79 @@
+"""The whole loop, timed from inside: how fast its steps are, and how long it is held up by what it reports to."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from raytrain.config import RunConfig, override
+from raytrain.data.corpus import Corpus
+from raytrain.loop import Report, World, train
+from raytrain.storage import Storage
+
+RECORDS = 10
+"""Records of metrics in a timed run."""
+
+
+class TimedReport:
+    """Passes everything on, and takes the time that it takes."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.moments: list[float] = []
+        """When each record came."""
+        self.logging: list[float] = []
+        """Seconds of each call of ``log``."""
+        self.evaluating: list[float] = []
+        """Seconds of each call of ``evaluated``."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.moments.append(time.perf_counter())
+        self.report.log(step, metrics)
+        self.logging.append(time.perf_counter() - self.moments[-1])
+
+    def pending(self) -> list[Any]:
+        return self.report.pending()
+
+    def replay(self, records: list[Any]) -> None:
+        self.report.replay(records)
+
+    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        began = time.perf_counter()
+        self.report.evaluated(step, metrics)
+        self.evaluating.append(time.perf_counter() - began)
+
+
+def timed_train(
+    config: RunConfig[Any], corpus: Corpus, world: World, storage: Storage, report: Report
+) -> dict[str, float]:
+    """Run the loop; returns what rank 0 saw, and nothing on the others.
+
+    ``seconds`` is the time of a step from the first record to the last but one, since an evaluation comes before the
+    last. ``config`` makes ``RECORDS`` records.
+    """
+    timed = TimedReport(report)
+    train(config, corpus, world, storage, timed)
+    if world.rank != 0:
+        return {}
+    steps = (len(timed.moments) - 2) * config.log_every
+    return {
+        "seconds": (timed.moments[-2] - timed.moments[0]) / steps,
+        "log": sum(timed.logging) / len(timed.logging),
+        "evaluated": sum(timed.evaluating) / len(timed.evaluating),
+    }
+
+
+def timed_config(config: RunConfig[Any], steps: int) -> RunConfig[Any]:
+    """``config`` for a run of about ``steps`` steps with ``RECORDS`` records and one evaluation, at its end."""
+    every = max(1, steps // RECORDS)
+    total = RECORDS * every
+    return override(
+        config,
+        {
+            "steps": total,
+            "log_every": every,
+            "evaluate_every": total,
+            "checkpoint_every": total,
+            "evaluate_samples": min(config.evaluate_samples, config.group_size),
+        },
+    )
