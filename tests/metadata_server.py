@@ -19,7 +19,7 @@ REBALANCE = "/latest/meta-data/events/recommendations/rebalance"
 class MetadataServer:
     """Gives out tokens, and what is in ``pages`` to those who show the newest one."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         self.pages: dict[str, dict[str, Any] | str] = {}
         self.status: int | None = None
         """Answered to everything, if set."""
@@ -28,13 +28,14 @@ class MetadataServer:
         """Method, path and status of each."""
         self.token = ""
         self._numbers = itertools.count()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = ThreadingHTTPServer((host, 0), self._handler())
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     @property
     def uri(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        host, port = self._server.server_address[:2]
+        return f"http://{host!s}:{port}"
 
     def count(self, method: str, path: str, status: int) -> int:
         return self.requests.count((method, path, status))

@@ -27,8 +27,8 @@ from raytrain.bench.worker import share_of
 from raytrain.config import ByteLstmConfig, HybridConfig, LstmVaeConfig, ObjectiveConfig, RunConfig, to_dict
 from raytrain.data.corpus import Corpus
 from raytrain.errors import run_command
-from raytrain.loop import Trainer, World
 from raytrain.models import Model, Noise
+from raytrain.trainer import Trainer, World
 from tests.conftest import tiny_config
 
 TINY = (

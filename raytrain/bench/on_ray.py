@@ -154,8 +154,8 @@ def serve(values: dict[str, Any]) -> None:
     from ray import train as ray_train
     from ray.train.torch import get_device
 
-    from raytrain.loop import World
     from raytrain.storage import open_storage
+    from raytrain.trainer import World
     from raytrain.workers import Job, RayReport
 
     desk, context = values["desk"], ray_train.get_context()

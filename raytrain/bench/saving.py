@@ -11,9 +11,9 @@ from raytrain.bench.blocks import Contender, Measured, Series, ratio, repeat, sy
 from raytrain.checkpoint import CheckpointWriter, Snapshot
 from raytrain.config import RunConfig, to_dict
 from raytrain.data.corpus import Corpus
-from raytrain.loop import Trainer, World
 from raytrain.models import build, sample
 from raytrain.storage import Storage
+from raytrain.trainer import Trainer, World
 
 STEPS_BETWEEN = 100
 """Steps between two checkpoints for which the stall is given."""
@@ -68,15 +68,9 @@ class Saving:
     def result(self, measured: Measured) -> dict[str, Any]:
         """Seconds of a save, and their share of the time of training at a checkpoint every ``STEPS_BETWEEN`` steps."""
         figures = measured["checkpoint"]
-        # the copy is made in the training thread too; one save that is not over when the next begins is waited for
-        stall = Series(
-            [
-                copy + save + max(0.0, commit - STEPS_BETWEEN * step)
-                for copy, save, commit, step in zip(
-                    *(figures[name].values for name in ("copy", "save", "commit", "step_alone")), strict=True
-                )
-            ]
-        )
+        # the copy is made in the training thread too; a save that is not over when the next begins is not waited for
+        pairs = zip(figures["copy"].values, figures["save"].values, strict=True)
+        stall = Series([copy + save for copy, save in pairs])
         between = Series([STEPS_BETWEEN * step for step in figures["step_alone"].values])
         checkpoint = {
             "bytes": int(figures["bytes"].median),

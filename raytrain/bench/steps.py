@@ -17,7 +17,7 @@ from raytrain.bench.plain import PlainTrainer
 from raytrain.config import RunConfig, override
 from raytrain.data.batches import EVALUATION_GROUPS, Batch, EvaluationBatches, TrainingBatches
 from raytrain.data.corpus import Corpus
-from raytrain.loop import Trainer, World
+from raytrain.trainer import Trainer, World
 
 MOST_STEPS = 200
 """Steps of a block at most."""

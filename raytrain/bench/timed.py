@@ -7,8 +7,9 @@ from typing import Any
 
 from raytrain.config import RunConfig, override
 from raytrain.data.corpus import Corpus
-from raytrain.loop import Report, World, train
+from raytrain.loop import Report, train
 from raytrain.storage import Storage
+from raytrain.trainer import World
 
 RECORDS = 10
 """Records of metrics in a timed run."""
@@ -36,6 +37,9 @@ class TimedReport:
 
     def replay(self, records: list[Any]) -> None:
         self.report.replay(records)
+
+    def notice(self) -> bool:
+        return self.report.notice()
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         began = time.perf_counter()

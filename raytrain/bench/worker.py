@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raytrain.loop import Trainer, World
+    from raytrain.trainer import Trainer, World
 
 WARM_UP = 2
 """Steps before any are timed."""
@@ -73,7 +73,7 @@ class Worker:
     def _trainer(self, command: dict[str, Any]) -> Trainer:
         from raytrain.config import from_dict
         from raytrain.data.corpus import Corpus
-        from raytrain.loop import Trainer
+        from raytrain.trainer import Trainer
 
         key = json.dumps(command["config"])
         if key not in self.trainers:

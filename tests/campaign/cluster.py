@@ -12,6 +12,7 @@ import psutil
 
 from tests.campaign.lab import GATEWAY, HERE, Host, Lab, wait_until
 from tests.fault_proxy import FaultProxy
+from tests.metadata_server import MetadataServer
 from tests.mlflow_server import MlflowServer
 from tests.s3_server import S3Server
 
@@ -24,6 +25,7 @@ PACE_S = 0.03
 START_ATTEMPTS = 5
 """Ray gives its own processes 30 s to start, which a loaded machine may not keep."""
 BUCKET = "raytrain"
+WATCHER = "raytrain.spot"
 FILL = "fill"
 """File that takes all the space of a host's disk."""
 KEEPER = "_AutoscalingCoordinator"
@@ -42,6 +44,8 @@ class Cluster:
         self.lab = Lab(["head", *WORKERS])
         self.head = self.lab.hosts["head"]
         self.workers = [self.lab.hosts[name] for name in WORKERS]
+        self.metadata = {host.name: MetadataServer(GATEWAY) for host in self.workers}
+        """What EC2 says to each worker's host."""
         self.s3 = S3Server(work / "s3")
         self.mlflow = MlflowServer(work / "mlflow", start_timeout_s=600)
         self.s3.start()
@@ -103,10 +107,18 @@ class Cluster:
             self.join(host)
 
     def join(self, host: Host) -> None:
-        """Make a worker a node of the cluster, unless it is one."""
+        """Make a worker a node of the cluster, unless it is one, with the watcher of spot instances on it."""
         if not host.processes("raylet/raylet "):
             host.kill_all()
+            metadata = self.metadata[host.name]
+            metadata.pages.clear()
             self._ray(host, f"--address={self.head.address}:{RAY_PORT}", "--num-cpus=1")
+            with (self.work / f"watcher-{host.name}.txt").open("a") as said:
+                subprocess.Popen(
+                    host.command(sys.executable, "-m", WATCHER, f"--address={self.head.address}:{RAY_PORT}"),
+                    env={**self.environment(), "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.uri},
+                    stdout=said, stderr=said,
+                )  # fmt: skip
 
     def _ray(self, host: Host, *arguments: str) -> None:
         ray = str(Path(sys.executable).with_name("ray"))
@@ -178,6 +190,10 @@ class Cluster:
         """The command that runs the training, without what it has started."""
         return [process for process in self.head.processes("-m raytrain.") if process.name() != "nsenter"]
 
+    def watchers(self, host: Host) -> list[psutil.Process]:
+        """Those that ask whether ``host`` is taken away."""
+        return host.processes(f"-m {WATCHER}")
+
     def train_workers(self) -> list[psutil.Process]:
         """The workers of the gang, and trials that train in their own process."""
         return [process for host in self.workers for process in host.processes("ray::RayTrainWorker")]
@@ -195,7 +211,7 @@ class Cluster:
             for process in host.processes():
                 with suppress(psutil.Error):
                     line = " ".join(process.cmdline())
-                    if (line.startswith("ray::") and not line.startswith(idle)) or "-m raytrain." in line:
+                    if (line.startswith("ray::") and not line.startswith(idle)) or is_command(line):
                         lines.append(f"{host.name}: {line[:100]}")
         return lines
 
@@ -213,5 +229,12 @@ class Cluster:
             host.kill_all()
         for proxy in (self.s3_proxy, self.mlflow_proxy):
             proxy.close()
+        for metadata in self.metadata.values():
+            metadata.close()
         self.s3.kill()
         self.mlflow.kill()
+
+
+def is_command(line: str) -> bool:
+    """Whether a process with this command line is one that a user has started."""
+    return "-m raytrain." in line and WATCHER not in line

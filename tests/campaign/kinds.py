@@ -6,6 +6,7 @@ import errno
 import random
 import time
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import IO, ClassVar
 
 import psutil
@@ -13,6 +14,10 @@ import psutil
 from tests.campaign.cluster import BUCKET, FILL, Cluster
 from tests.campaign.lab import Host, wait_until
 from tests.fault_proxy import Mode
+from tests.metadata_server import ACTION
+
+NOTICE_S = 25.0
+"""Of the two minutes that EC2 gives: what the watcher tells Ray without a time."""
 
 
 class NotNow(Exception):
@@ -146,6 +151,25 @@ class LinkCut(Kind):
 
     def heal(self, cluster: Cluster) -> None:
         cluster.lab.join(*cluster.workers)
+
+
+class HostPreempted(Kind):
+    name, what = "preempted", "notice that a worker's host is taken, which ends once the run has left or after 25 s"
+    another_gang = True
+    intervals = 0
+
+    def inject(self, cluster: Cluster, chance: random.Random) -> None:
+        self.host = chance.choice(cluster.workers)
+        if not cluster.watchers(self.host) or not self.host.processes("ray::RayTrainWorker"):
+            raise NotNow
+        at = datetime.now(UTC) + timedelta(seconds=NOTICE_S)
+        cluster.metadata[self.host.name].pages[ACTION] = {"action": "terminate", "time": f"{at:%Y-%m-%dT%H:%M:%SZ}"}
+
+    def heal(self, cluster: Cluster) -> None:
+        with suppress(TimeoutError):
+            wait_until(lambda: not self.host.processes("ray::RayTrainWorker"), NOTICE_S, "leave of the run")
+        self.host.kill_all()
+        cluster.join(self.host)
 
 
 class HostUnplugged(Kind):
@@ -283,8 +307,9 @@ def fill(file: IO[bytes], piece: bytes) -> None:
 KINDS: dict[str, type[Kind]] = {
     kind.name: kind
     for kind in (
-        WorkerKilled, RayletKilled, ControllerKilled, DriverKilled, HeadLost, WorkerStopped, LinkCut, HostUnplugged,
-        StorageKilled, StorageDrops, StorageDelays, StorageCorrupts, CheckpointAltered, TrackingKilled, DiskFull,
+        WorkerKilled, RayletKilled, ControllerKilled, DriverKilled, HeadLost, HostPreempted, WorkerStopped, LinkCut,
+        HostUnplugged, StorageKilled, StorageDrops, StorageDelays, StorageCorrupts, CheckpointAltered, TrackingKilled,
+        DiskFull,
     )
 }  # fmt: skip
 """All kinds by name. A new kind is a class with ``name``, ``what``, ``inject`` and ``heal``, and its place here."""
