@@ -19,6 +19,7 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 from raytrain.desk import Desk
+from raytrain.process_group import ProcessGroup
 from raytrain.resources import Gang
 
 TRAIN_SETTINGS = {
@@ -95,6 +96,7 @@ class HeldGang:
         trainer = WithoutDatasets(
             self._serve,
             train_loop_config={"desk": self._desk},
+            torch_config=ProcessGroup(),
             scaling_config=ScalingConfig(
                 num_workers=(self.gang.workers, self.gang.most) if self.gang.most else self.gang.workers,
                 use_gpu=self.gang.gpus > 0,

@@ -43,6 +43,8 @@ mount --make-rprivate /
 mount -t tmpfs -o size=16m run /run
 mkdir {here} && mount -t tmpfs -o size={disk} host {here} && mkdir {here}/tmp {here}/home {here}/ray
 mount -t tmpfs -o size=256m shm /dev/shm
+printf '{names}' > {here}/hosts && mount --bind {here}/hosts /etc/hosts
+touch {here}/resolv && mount --bind {here}/resolv /etc/resolv.conf
 hostname {name}
 ip link set lo up
 until ip link show dev eth0 > /dev/null 2>&1; do sleep 0.05; done
@@ -130,10 +132,15 @@ class Lab:
     """The hosts and the wires between them."""
 
     def __init__(self, names: list[str]) -> None:
-        self.hosts = {name: self._start(name, f"10.77.0.{11 + number}") for number, name in enumerate(names)}
+        addresses = {name: f"10.77.0.{11 + number}" for number, name in enumerate(names)}
+        self.hosts = {name: self._start(name, addresses) for name in names}
 
-    def _start(self, name: str, address: str) -> Host:
-        script = _HOST.format(here=HERE, disk=DISK, name=name, address=address, gateway=GATEWAY)
+    def _start(self, name: str, addresses: dict[str, str]) -> Host:
+        address = addresses[name]
+        # its own name as Debian writes it down: an address at which no other host finds it
+        known = {"localhost": "127.0.0.1", **addresses, name: "127.0.1.1"}
+        names = "".join(f"{place} {host}\\n" for host, place in known.items())
+        script = _HOST.format(here=HERE, disk=DISK, name=name, address=address, gateway=GATEWAY, names=names)
         outer = subprocess.Popen(["unshare", *_SPACES, "bash", "-euc", script], start_new_session=True)
         children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
         wait_until(lambda: bool(children.read_text().strip()), 10, f"processes of host {name}")
