@@ -16,6 +16,18 @@ UNLIMITED = 10_000
 """Nodes of a group whose maximum is not stated."""
 
 
+@dataclass
+class GangOptions:
+    """What the command line says about the workers of one run."""
+
+    workers: str = "1"
+    """DDP workers; 2:8 goes on with as few as 2 and grows to 8 where there are places."""
+    cpus_per_worker: float | None = None
+    """CPUs of each worker; default: an equal share of a machine's (CPU runs), or 1 beside its GPU."""
+    gpus_per_worker: float | None = None
+    """GPUs of each worker; default 1 if the cluster has any, otherwise 0."""
+
+
 @dataclass(frozen=True)
 class Gang:
     """What one run asks for: workers that start together or wait together."""

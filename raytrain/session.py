@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from raytrain.data.corpus import Corpus
 from raytrain.data.store import CORPORA, address, fetch, is_published, publish
 from raytrain.errors import UserError, check_text
 from raytrain.json_text import parse_json
+from raytrain.resources import GangOptions, parse_workers
 from raytrain.storage import NotFoundError, Storage, StorageError, check_writable, open_storage
 
 if TYPE_CHECKING:
@@ -193,19 +194,24 @@ class Claim:
     corpus_path: str
     experiment: str
     """MLflow experiment that it was begun in, and goes on in."""
+    gang: GangOptions = field(default_factory=GangOptions)
+    """The workers that it was begun with; runs of before do not say it."""
 
 
-def claim_name(storage: Storage, name: str, config: RunConfig[Any], corpus: Corpus, experiment: str) -> Claim:
+def claim_name(
+    storage: Storage, name: str, config: RunConfig[Any], corpus: Corpus, experiment: str, gang: GangOptions
+) -> Claim:
     """The claim of the run that owns ``name``; a new name is taken for this config.
 
     Raises:
         UserError: the name belongs to a run with another config.
     """
     check_name(name)
-    own = Claim(identity(config, corpus.digest), config, corpus.digest, str(corpus.path), experiment)
+    own = Claim(identity(config, corpus.digest), config, corpus.digest, str(corpus.path), experiment, gang)
     place = storage.child(name)
     if not place.exists(RUN):
-        values = {**{field.name: getattr(own, field.name) for field in fields(own)}, "config": to_dict(config)}
+        values = {each.name: getattr(own, each.name) for each in fields(own)}
+        values |= {"config": to_dict(config), "gang": asdict(gang)}
         place.write(RUN, json.dumps(values, indent=2).encode())
         return own
     stored = _read_owner(place)
@@ -248,6 +254,11 @@ def _read_owner(place: Storage) -> Claim:
         os.fsencode(stored["corpus_path"])
         stored.setdefault("experiment", EXPERIMENT)  # runs of before do not say it
         check_text(stored["experiment"], "experiment")
-        return Claim(**{**stored, "config": from_dict(stored["config"])})
+        gang = GangOptions(**stored.get("gang", {}))
+        parse_workers(gang.workers)
+        for amount in (gang.cpus_per_worker, gang.gpus_per_worker):
+            if not (amount is None or isinstance(amount, int | float)):
+                raise ValueError("it says nothing sensible about its workers")
+        return Claim(**{**stored, "config": from_dict(stored["config"]), "gang": gang})
     except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{place.uri(RUN)} does not say whose the name is ({error}): choose another name") from None

@@ -29,7 +29,7 @@ from raytrain.goal import COLLAPSED_KL
 from raytrain.presets import full_size
 from raytrain.progress import Progress
 from raytrain.reference import note_run
-from raytrain.resources import Cluster, Gang, connect, parse_workers, read_cluster
+from raytrain.resources import Cluster, Gang, GangOptions, connect, parse_workers, read_cluster
 from raytrain.session import (
     EXPERIMENT,
     Session,
@@ -46,7 +46,7 @@ from raytrain.workers import UNSENT, Job, fit, read_outcome, serve
 
 
 @dataclass
-class TrainOptions:
+class TrainOptions(GangOptions):
     """Options of the command; all else is a field of the run's config."""
 
     name: str | None = None
@@ -54,15 +54,9 @@ class TrainOptions:
     best_of: str | None = None
     """Search whose winner's config is trained, changed by the options; or an MLflow experiment: its newest search."""
     resume: str | None = None
-    """Name of a run to go on with; nothing else is needed but where its storage is."""
+    """Name of a run to go on with, by as many workers; nothing else is needed but where its storage is."""
     storage: str | None = None
     """Folder or s3://bucket/prefix for all that is kept; default $RAYTRAIN_STORAGE or ./runs."""
-    workers: str = "1"
-    """DDP workers; 2:8 goes on with as few as 2 and grows to 8 where there are places."""
-    cpus_per_worker: float | None = None
-    """CPUs of each worker; default: an equal share of a machine's (CPU runs), or 1 beside its GPU."""
-    gpus_per_worker: float | None = None
-    """GPUs of each worker; default 1 if the cluster has any, otherwise 0."""
     address: str | None = None
     """Ray cluster to use; by default the one that is found, or a new one on this machine."""
     experiment: str = EXPERIMENT
@@ -128,7 +122,8 @@ def resumed_run(name: str, storage: str | None, arguments: list[str]) -> tuple[T
         UserError: there is no such run, or an option that would make it another.
     """
     claim = read_claim(open_storage_root(storage), name)
-    options = parse_options("raytrain.train", TrainOptions, arguments)
+    begun = TrainOptions(**asdict(claim.gang))
+    options = parse_options("raytrain.train", TrainOptions, arguments, begun)
     if options.name is not None:
         raise UserError(f"--resume {name} takes no --name: the run goes on under its own")
     if options.best_of is not None:
@@ -157,7 +152,8 @@ def train(
 
     corpus = session.corpus
     name = options.name or f"{config.model_name}-{identity(config, corpus.digest)[:8]}"
-    claim = claim_name(session.storage, name, config, corpus, options.experiment)
+    asked = GangOptions(options.workers, options.cpus_per_worker, options.gpus_per_worker)
+    claim = claim_name(session.storage, name, config, corpus, options.experiment, asked)
     place = session.storage.uri(name)
     outcome = read_outcome(place)
     experiment = Experiment.open(session.tracking_uri, claim.experiment, session.artifact_root())

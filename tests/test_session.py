@@ -7,38 +7,58 @@ import pytest
 
 from raytrain.data.corpus import Corpus
 from raytrain.errors import UserError
+from raytrain.resources import GangOptions
 from raytrain.session import RUN, claim_name, read_claim
 from raytrain.storage import FolderStorage
+from raytrain.train import resumed_run
 from tests.conftest import tiny_config
+
+GANG = GangOptions("2:3", 0.5, 0)
 
 
 def test_a_name_keeps_its_run_and_the_experiment_that_it_was_begun_in(corpus: Corpus, tmp_path: Path) -> None:
     storage = FolderStorage(tmp_path)
-    first = claim_name(storage, "mine", tiny_config("hybrid"), corpus, "tweets")
-    assert (
-        claim_name(storage, "mine", tiny_config("hybrid"), corpus, "raytrain") == first == read_claim(storage, "mine")
-    )
-    assert first.experiment == "tweets"
+    first = claim_name(storage, "mine", tiny_config("hybrid"), corpus, "tweets", GANG)
+    again = claim_name(storage, "mine", tiny_config("hybrid"), corpus, "raytrain", GangOptions())
+    assert again == first == read_claim(storage, "mine")
+    assert (first.experiment, first.gang) == ("tweets", GANG)
     with pytest.raises(UserError, match="belongs to a run with another config"):
-        claim_name(storage, "mine", tiny_config("hybrid", steps=7), corpus, "tweets")
+        claim_name(storage, "mine", tiny_config("hybrid", steps=7), corpus, "tweets", GANG)
+
+
+def test_a_resumed_run_asks_for_the_workers_that_it_was_begun_with(corpus: Corpus, tmp_path: Path) -> None:
+    claim_name(FolderStorage(tmp_path), "mine", tiny_config("hybrid"), corpus, "tweets", GANG)
+    arguments = ["--resume", "mine", "--storage", str(tmp_path)]
+    options, config, _ = resumed_run("mine", str(tmp_path), arguments)
+    assert (options.workers, options.cpus_per_worker, options.gpus_per_worker) == ("2:3", 0.5, 0)
+    assert config == tiny_config("hybrid")
+    options, _, _ = resumed_run("mine", str(tmp_path), [*arguments, "--workers", "1"])
+    assert (options.workers, options.cpus_per_worker) == ("1", 0.5)
 
 
 @pytest.mark.parametrize(
-    "change", [{"experiment": 3}, {"experiment": "\ud800"}, {"identity": 1}, {"corpus": "../.."}, {"unheard": 1}]
-)
+    "change",
+    [
+        {"experiment": 3}, {"experiment": "\ud800"}, {"identity": 1}, {"corpus": "../.."}, {"unheard": 1}, {"gang": 1},
+        {"gang": {"workers": 2}}, {"gang": {"workers": "0x2"}}, {"gang": {"cpus_per_worker": "1"}},
+    ],
+)  # fmt: skip
 def test_a_claim_that_cannot_be_read_is_one_line(corpus: Corpus, tmp_path: Path, change: dict[str, object]) -> None:
     storage = FolderStorage(tmp_path)
-    claim_name(storage, "mine", tiny_config("hybrid"), corpus, "raytrain")
+    claim_name(storage, "mine", tiny_config("hybrid"), corpus, "raytrain", GangOptions())
     values = json.loads(storage.read(f"mine/{RUN}"))
     storage.write(f"mine/{RUN}", json.dumps(values | change).encode())
     with pytest.raises(UserError, match="does not say whose the name is"):
         read_claim(storage, "mine")
 
 
-def test_a_run_that_was_begun_before_experiments_were_noted_is_resumed(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_run_that_was_begun_before_experiments_were_and_workers_were_noted_is_resumed(
+    corpus: Corpus, tmp_path: Path
+) -> None:
     storage = FolderStorage(tmp_path)
-    claim_name(storage, "mine", tiny_config("hybrid"), corpus, "tweets")
+    claim_name(storage, "mine", tiny_config("hybrid"), corpus, "tweets", GANG)
     values = json.loads(storage.read(f"mine/{RUN}"))
-    del values["experiment"]
+    del values["experiment"], values["gang"]
     storage.write(f"mine/{RUN}", json.dumps(values).encode())
-    assert read_claim(storage, "mine").experiment == "raytrain"
+    claim = read_claim(storage, "mine")
+    assert (claim.experiment, claim.gang) == ("raytrain", GangOptions())

@@ -14,6 +14,7 @@ from raytrain.goal import METRIC
 from raytrain.loop import Trainer, World
 from raytrain.plan import PLAN, Plan, Start
 from raytrain.reference import note_run
+from raytrain.resources import GangOptions
 from raytrain.session import claim_name
 from raytrain.space import read_space
 from raytrain.storage import open_storage
@@ -75,7 +76,7 @@ def make_stock(folder: Path) -> Stock:
     given = config(data=str(stock.corpus))
     storage = open_storage(stock.runs)
 
-    own = claim_name(storage, "run", given, corpus, "raytrain").identity
+    own = claim_name(storage, "run", given, corpus, "raytrain", GangOptions()).identity
     run = experiment.open_run(own, "run", config=to_dict(given), parameters={}, tags={"place": storage.uri("run")})
     note_run(storage.child("run"), run)
     _train(stock, given, corpus, "run")
