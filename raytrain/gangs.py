@@ -17,6 +17,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal import constants as train_constants
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytrain.desk import Desk
 from raytrain.process_group import ProcessGroup
@@ -92,7 +93,8 @@ class HeldGang:
         # it gives up, unless it is told which one is its own.
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         train_constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
-        self._desk = ray.remote(num_cpus=0)(Desk).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._desk = ray.remote(num_cpus=0, scheduling_strategy=here)(Desk).remote()
         trainer = WithoutDatasets(
             self._serve,
             train_loop_config={"desk": self._desk},
@@ -129,7 +131,11 @@ class HeldGang:
             if self._fit.done():
                 self._fit.result()
                 raise RuntimeError("the workers have gone home before their work was done")
-        return ray.get(answer)
+        try:
+            return ray.get(answer)
+        except RayActorError:
+            self._fit.result()  # without a desk they end at their next evaluation; before, there is no place for others
+            raise
 
 
 class WithoutDatasets(TorchTrainer):

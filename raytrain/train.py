@@ -42,7 +42,7 @@ from raytrain.session import (
     reopen_session,
 )
 from raytrain.tracking import Experiment, check_tracking
-from raytrain.workers import UNSENT, Job, fit, read_outcome, serve
+from raytrain.workers import UNSENT, GangLostError, Job, fit, read_outcome, serve
 
 
 @dataclass
@@ -185,6 +185,8 @@ def train(
                 held.dismiss()
         except BaseException as error:
             run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", repr(error))
+            if isinstance(error, GangLostError):
+                raise UserError(f"run {name}: {error}; --resume {name} goes on from there") from error
             raise
         reason = outcome.get("error") or outcome.get("hopeless")
         run.finish("FAILED" if reason else "FINISHED", reason)

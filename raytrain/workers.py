@@ -74,7 +74,7 @@ def fit(job: Job, gang: HeldGang, send: Callable[[dict[str, Any]], None]) -> dic
     """Train the run on a gang of workers; returns its outcome. ``send`` gets evaluations and may stop it by raising.
 
     Where a process of the gang dies, another gang goes on from the newest checkpoint: ``RETRIES`` times without a
-    newer one, and once where an error was raised; where a machine is taken away with notice, ``PREEMPTIONS`` times.
+    newer one, but not where an error comes back; where a machine is taken away with notice, ``PREEMPTIONS`` times.
     The retries are here and not in Ray's controller, which neither survives its own death, nor bounds those while
     workers start, nor tells an error that will come back from one that may not.
 
@@ -107,9 +107,11 @@ def fit(job: Job, gang: HeldGang, send: Callable[[dict[str, Any]], None]) -> dic
                 raise
             if (step := newest_step(checkpoints)) != newest:
                 newest, causes = step, []
-            causes.append(_in_words(failures[0]))
-            raised = any(not isinstance(failure, RayActorError) for failure in failures)
-            if len(causes) > (1 if raised else RETRIES):
+            cause = _in_words(failures[0])
+            # a death under the others comes to them as an error too, in words of its own each time
+            comes_back = cause in causes and not isinstance(failures[0], RayActorError)
+            causes.append(cause)
+            if comes_back or len(causes) > RETRIES:
                 raise GangLostError(
                     f"{len(causes)} gangs in a row died without a newer checkpoint; the first: {causes[0]}"
                 ) from error

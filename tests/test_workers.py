@@ -160,11 +160,16 @@ def test_a_run_that_dies_without_getting_on_ends_with_the_first_cause(tmp_path: 
     assert "SIGKILL" not in str(lost.value)
 
 
-def test_an_error_that_was_raised_is_given_one_more_chance_and_a_certain_one_none(tmp_path: Path) -> None:
+def test_an_error_that_comes_back_ends_a_run_and_a_certain_one_at_once(tmp_path: Path) -> None:
     reset = raised(RuntimeError("connection reset by peer"))
     assert outlive(tmp_path / "once", (reset, None), (None, None)) == {"step": 3}
+    resets = [(raised(RuntimeError(f"connection reset by 10.0.0.{number}")), None) for number in range(3)]
+    assert outlive(tmp_path / "thrice", *resets, (None, None)) == {"step": 3}
     with pytest.raises(GangLostError, match=r"2 gangs in a row.*connection reset by peer"):
         outlive(tmp_path / "again", (reset, None), (reset, None))
+    with pytest.raises(GangLostError, match=r"3 gangs in a row.*Worker one died"):
+        outlive(tmp_path / "meanwhile", (died(), None), (reset, None), (reset, None))
+    assert outlive(tmp_path / "later", (reset, None), (reset, 10), (None, None)) == {"step": 3}
     with pytest.raises(WorkerGroupError):
         outlive(tmp_path / "certain", (raised(ValueError("no such layer")), None))
 
