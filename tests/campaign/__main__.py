@@ -8,10 +8,10 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from raytrain.workers import RETRIES
 from tests.campaign import __doc__ as about
 from tests.campaign import lab
 from tests.campaign.cluster import PACE_S, Cluster
@@ -20,8 +20,8 @@ from tests.campaign.journal import Fault, Journal, choose, summary
 from tests.campaign.kinds import KINDS
 from tests.campaign.scenario import SCENARIOS, Result, Scenario
 
-PER_EPISODE = 6
-"""Faults in one run or search."""
+PER_EPISODE = 14
+"""Faults in one run or search at most: it may end before."""
 
 
 def main() -> int:
@@ -30,10 +30,10 @@ def main() -> int:
     parser.add_argument("--table", type=Path, metavar="LOG", help="print the results in a log, and nothing else")
     parser.add_argument("--log", type=Path, default=Path("campaign.jsonl"), help="goes on where this log ends")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--faults", type=int, default=100, help="how many the log is to have in the end")
+    parser.add_argument("--faults", type=int, help="how many the log is to have in the end; default: all quotas")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND")
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=["run", "run", "run", "search"])
-    parser.add_argument("--per-episode", type=int, default=PER_EPISODE, help="faults in one run or search")
+    parser.add_argument("--per-episode", type=int, default=PER_EPISODE, help="faults in one run or search at most")
     parser.add_argument("--work", type=Path, help="folder for the servers' data and the output; default: a new one")
     options = parser.parse_args()
     if options.table is not None:
@@ -67,21 +67,31 @@ class Campaign:
         well = True
         try:
             self.cluster.start_ray()
-            while (missing := self.options.faults - len(self.journal.faults)) > 0:
+            while (missing := self.missing) > 0:
+                known = len(self.journal.faults)
                 well &= self.episode(min(missing, self.options.per_episode))
-                if len(self.journal.faults) + missing == self.options.faults:
+                if len(self.journal.faults) == known:
                     print("no fault could be injected: given up", file=sys.stderr)
                     return False
         finally:
             self.cluster.close()
         return well
 
+    @property
+    def missing(self) -> int:
+        """How many faults are still to be injected."""
+        faults = self.journal.faults
+        if self.options.faults is not None:
+            return int(self.options.faults) - len(faults)
+        counts = Counter(fault.kind for fault in faults)
+        return sum(max(0, KINDS[name].quota - counts[name]) for name in self.options.kinds)
+
     def episode(self, num: int) -> bool:
         """One run or search with ``num`` faults; whether it was survived."""
         number = self.journal.episodes
         scenario = SCENARIOS[self.options.scenarios[number % len(self.options.scenarios)]]
         chance = random.Random(f"{self.options.seed}/{number}")
-        kinds = choose(self.journal.faults, chance, num, self.options.kinds, RETRIES)
+        kinds = choose(self.journal.faults, chance, num, self.options.kinds)
         expected = self.reference(scenario)
         name = f"c{self.options.seed}-{number:03d}-{time.time_ns() // 10**9}"
         print(f"{name} ({scenario.name}): {', '.join(kind.name for kind in kinds)}", flush=True)

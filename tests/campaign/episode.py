@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from raytrain.workers import RETRIES
 from tests.campaign import checks
 from tests.campaign.cluster import Cluster
 from tests.campaign.journal import Fault
@@ -53,6 +54,7 @@ class Episode:
             Stuck: the run did not go on after a fault, or ended with an error.
         """
         self.wait(lambda: progress(read_steps(self.cluster.steps)) > 0, START_S, "a first step")
+        spent = 0
         for kind in kinds:
             fault = kind()
             at = self.inject(fault, chance) if self.pause(chance.uniform(*PAUSE_S)) else None
@@ -60,9 +62,11 @@ class Episode:
                 return
             injected.append((fault, at, time.time()))
             injected[-1] = (fault, at, self.recover(fault, at, chance))
-            if fault.hits_storage:
-                # until the next fault, which is another one, the checkpoints that waited have been written
-                self.pause(self.interval_s)
+            spent += fault.retried
+            if fault.hits_storage or spent == RETRIES:
+                # until the next fault the checkpoints that waited have been written, and the retries are there again
+                self.pause(1.5 * self.interval_s)
+                spent = 0
 
     @property
     def interval_s(self) -> float:

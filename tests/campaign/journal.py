@@ -71,21 +71,12 @@ class Journal:
         self._entries += json.loads(json.dumps(entries))
 
 
-def choose(
-    faults: list[Fault], chance: random.Random, num: int, names: list[str], most_retried: int
-) -> list[type[Kind]]:
-    """The next kinds to inject into one run: those that are furthest behind their quota, in random order.
-
-    At most ``most_retried`` of them spend a retry of the command.
-    """
+def choose(faults: list[Fault], chance: random.Random, num: int, names: list[str]) -> list[type[Kind]]:
+    """The next kinds to inject into one run: those that are furthest behind their quota, in random order."""
     counts = {name: sum(fault.kind == name for fault in faults) for name in names}
     chosen: list[type[Kind]] = []
-    while len(chosen) < num:
-        spent = sum(kind.retried for kind in chosen)
-        fitting = [name for name in names if spent < most_retried or not KINDS[name].retried]
-        if not fitting:
-            break
-        name = min(fitting, key=lambda name: (counts[name] / KINDS[name].quota, chance.random()))
+    for _ in range(num):
+        name = min(names, key=lambda name: (counts[name] / KINDS[name].quota, chance.random()))
         counts[name] += 1
         chosen.append(KINDS[name])
     chance.shuffle(chosen)

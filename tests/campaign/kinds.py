@@ -37,7 +37,7 @@ class Kind:
     another_gang: ClassVar[bool] = False
     """Whether other processes must go on with the run."""
     retried: ClassVar[bool] = False
-    """Whether it spends one of the retries that a command has."""
+    """Whether it spends one of the retries that a command has between two checkpoints."""
     hits_storage: ClassVar[bool] = False
     """Whether checkpoints wait meanwhile."""
     intervals: ClassVar[int] = 1
