@@ -125,13 +125,21 @@ class GangLostError(Exception):
 def _failures(error: Exception) -> list[BaseException]:
     """What ended a gang: the errors of its workers, of its controller, or the death of either."""
     of_workers = list(getattr(error, "worker_failures", {}).values())
-    return of_workers or [getattr(error, "controller_failure", error)]
+    failures = of_workers or [getattr(error, "controller_failure", error)]
+    # a death that Ray Train's controller has noticed first
+    return [getattr(failure, "health_check_failure", failure) for failure in failures]
 
 
 def _in_words(error: BaseException) -> str:
-    """An error in one line: what its process said last, or what Ray says of its end first."""
+    """An error in one line: what its process said last, or where and of what it died."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[-1] if "Traceback" in str(error) else lines[0]
+    if "Traceback" in str(error):
+        return lines[-1]
+    told = dict(line.partition(": ")[::2] for line in lines)
+    if "class_name" in told:
+        why = next((line for line in lines if "because" in line), lines[0])
+        return f"{told['class_name']} on {told.get('ip', 'no node')}: {why.partition('.')[0]}"
+    return lines[0]
 
 
 def read_outcome(storage: str) -> dict[str, Any] | None:
@@ -312,8 +320,8 @@ class RayReport:
         hopeless = None if self.unigram is None else why_hopeless(self.config, step, metrics, self.unigram)
         # no trial is stopped before its own annealing has ended, nor while it writes its outcome
         comparable = self.annealing_end <= step < self.config.steps and hopeless is None
-        if comparable and self.writer is not None:
-            # the scheduler's answer may be to kill this process
+        if comparable and self.writer is not None and self.unigram is not None:
+            # the scheduler's answer may be to kill this process; a run that is no trial has none
             self.writer.flush(self.FLUSH_S)
         self.send({"step": step, **metrics} | ({RUNG: step} if comparable else {}))
         if hopeless is not None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from raytrain import workers
 from raytrain.algorithms import Halving
@@ -132,6 +133,17 @@ def died(which: str = "one") -> Exception:
     return WorkerGroupError("a worker died", {0: RayActorError(error_msg=f"Worker {which} died.\nSIGKILL")})
 
 
+def noticed(which: str) -> Exception:
+    """A death as Ray Train's controller tells it, with what Ray itself knows of it."""
+    said = f"""The actor died unexpectedly before finishing this task.
+\tclass_name: RayTrainWorker
+\tpid: 12
+\tip: 10.0.0.{which}
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR"""
+    failure = WorkerHealthCheckFailedError("A worker health check failed.", RayActorError(error_msg=said))
+    return WorkerGroupError("a worker died", {0: failure})
+
+
 def dead_controller() -> Exception:
     return ControllerError(RayActorError(error_msg="The controller died."))
 
@@ -158,6 +170,13 @@ def test_a_run_that_dies_without_getting_on_ends_with_the_first_cause(tmp_path: 
             tmp_path, (died("zero"), 10), (died("one"), 20), (dead_controller(), None), (died(), None), (died(), None)
         )
     assert "SIGKILL" not in str(lost.value)
+
+
+def test_deaths_that_the_controller_tells_of_are_deaths(tmp_path: Path) -> None:
+    assert outlive(tmp_path / "thrice", *[(noticed("7"), None)] * 3, (None, None)) == {"step": 3}
+    where = r"the first: RayTrainWorker on 10\.0\.0\.7: The actor is dead because its worker process has died$"
+    with pytest.raises(GangLostError, match=where):
+        outlive(tmp_path / "lost", *[(noticed(which), None) for which in "7895"])
 
 
 def test_an_error_that_comes_back_ends_a_run_and_a_certain_one_at_once(tmp_path: Path) -> None:
