@@ -85,6 +85,13 @@ class HeldGang:
             self._wait(self._desk.give.remote(None))
             self._fit.result()
         self._fit = None
+        self._clear_desk()
+
+    def _clear_desk(self) -> None:
+        """End the desk of the last gang: Ray Train keeps a handle of it, and with it the process."""
+        if self._desk is not None:
+            ray.kill(self._desk)
+            self._desk = None
 
     def _start(self) -> None:
         for variable, value in TRAIN_SETTINGS.items():
@@ -93,6 +100,7 @@ class HeldGang:
         # it gives up, unless it is told which one is its own.
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         train_constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+        self._clear_desk()
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._desk = ray.remote(num_cpus=0, scheduling_strategy=here)(Desk).remote()
         trainer = WithoutDatasets(

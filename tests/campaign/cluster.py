@@ -203,6 +203,10 @@ class Cluster:
         hosts = self.lab.hosts.values()
         return [process for host in hosts for process in host.processes("ray::TrainController")]
 
+    def desks(self) -> list[psutil.Process]:
+        """Where drivers and their gangs meet: one for a gang."""
+        return [process for host in self.lab.hosts.values() for process in host.processes("ray::Desk")]
+
     def busy(self) -> list[str]:
         """What works on something on the hosts: all that Ray does not keep while it is idle."""
         idle = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", f"ray::{KEEPER}")

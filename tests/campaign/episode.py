@@ -114,6 +114,7 @@ class Episode:
             return self.cluster.ended() is not None
 
         self.wait(moved, BACK_S, f"a new step after {fault.name}")
+        self.wait(lambda: len(self.cluster.desks()) <= 1, BACK_S, f"end of what gangs have left after {fault.name}")
         return found[0] if found else time.time()
 
     def wait(self, condition: Callable[[], object], seconds: float, what: str) -> None:
