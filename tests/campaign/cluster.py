@@ -81,6 +81,7 @@ class Cluster:
             "RAYTRAIN_STEPS": str(self.steps),
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # else all that runs on the machine beside goes first
             "HOME": f"{HERE}/home",
             "TMPDIR": f"{HERE}/tmp",
             "OMP_NUM_THREADS": "1",
