@@ -50,8 +50,9 @@ class Cluster:
         self.mlflow = MlflowServer(work / "mlflow", start_timeout_s=600)
         self.s3.start()
         self.mlflow.start()
-        with suppress(self.s3.client().exceptions.BucketAlreadyOwnedByYou):
-            self.s3.client().create_bucket(Bucket=BUCKET)
+        client = self.s3.client()
+        with suppress(client.exceptions.BucketAlreadyOwnedByYou):
+            client.create_bucket(Bucket=BUCKET)
         port = int(self.s3.endpoint.rpartition(":")[2])
         self.s3_proxy = FaultProxy(("127.0.0.1", port), GATEWAY, S3_PORT, seed)
         self.mlflow_proxy = FaultProxy(("127.0.0.1", self.mlflow.port), GATEWAY, MLFLOW_PORT, seed)
