@@ -296,7 +296,6 @@ def a_lab() -> None:
         pytest.skip(f"no lab: {reason}")
 
 
-@pytest.mark.campaign
 @pytest.mark.usefixtures("a_lab")
 def test_a_short_campaign(tmp_path: Path) -> None:
     log, kinds = tmp_path / "log.jsonl", ["worker", "S3 drops", "MLflow killed"]
@@ -308,7 +307,7 @@ def test_a_short_campaign(tmp_path: Path) -> None:
     faults = [json.loads(line)["fault"] for line in log.read_text().splitlines() if "fault" in json.loads(line)]
     assert sorted(fault["kind"] for fault in faults) == sorted(kinds)
     again = campaign("--table", str(log))
-    assert "| all, in 1 runs and searches | 3 | 3 |" in again.stdout
+    assert "runs and searches | 3 | 3 |" in again.stdout.splitlines()[-1]
 
 
 @pytest.mark.campaign
