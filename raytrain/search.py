@@ -353,8 +353,9 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     # a trial that ends before its first evaluation would end the whole search; and the score that ASHA compares is
     # made here, not by the trial
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    # nothing is restored from Tune's own notes, which would end the search when its machine's disk is full
+    # nothing is read from the files that Tune writes about a search, and a full disk under them would end it
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "inf"
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     keep_keys_from_ray()
     steps = max(config.steps for config in search.plan.bases.values())
     scheduler = Halving(steps, search.plan.goal) if search.plan.early_stopping else FIFOScheduler()
