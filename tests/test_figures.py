@@ -13,7 +13,7 @@ import optuna
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
@@ -262,6 +262,8 @@ ROWS = st.builds(
 
 @settings(max_examples=5, deadline=None)
 @given(st.lists(ROWS, max_size=14))
+# one has no bound, and it alone a parameter
+@example([row(0, 2.0, 0.0), row(1, math.inf, 2.0, parameters={"a": 0.5})])
 def test_no_table_of_trials_breaks_a_figure(rows: list[TrialRow]) -> None:
     objectives = {one.run_id: ObjectiveConfig() for one in rows[::2]}
     for name, figure in search_figures(rows, objectives).items():

@@ -19,9 +19,9 @@ from raytrain.figures.style import GREY, INK, SEQUENCE, message, new_figure, pla
 def parallel_coordinates(rows: Sequence[TrialRow]) -> Figure:
     """Every trial as a line through its parameters to its bound; the better, the darker and the nearer."""
     scored = ranked(rows)
-    names = list(dict.fromkeys(name for row in rows for name in row.parameters))
+    names = list(dict.fromkeys(name for row in scored for name in row.parameters))
     if not scored or not names:
-        return message(NOTHING if not scored else "The search space draws no parameters.")
+        return message(NOTHING if not scored else "No parameters were drawn from the search space.")
     figure = new_figure(max(7.0, 1.5 + 1.2 * len(names)), 4.6)
     axes = figure.add_subplot()
     axes.set_axis_off()

@@ -26,7 +26,7 @@ class Scenario:
 
     name: str
     steps: int
-    """Of a run, or of each trial."""
+    """Of a run, or of each trial; a multiple of ``evaluate_every``."""
     checkpoint_every: int
     evaluate_every: int
     searches: bool = False
@@ -65,7 +65,7 @@ class Scenario:
 SCENARIOS = {
     "run": Scenario("run", steps=4000, checkpoint_every=200, evaluate_every=500),
     "search": Scenario("search", steps=1000, checkpoint_every=100, evaluate_every=250, searches=True),
-    "short": Scenario("short", steps=2000, checkpoint_every=100, evaluate_every=300),
+    "short": Scenario("short", steps=2100, checkpoint_every=100, evaluate_every=300),
 }
 
 
