@@ -29,6 +29,7 @@ class Machine:
             **kept,
             "HOME": str(self.home),
             "RAYTRAIN_CACHE": str(self.home / "cache"),
+            "RAY_ADDRESS": "local",  # not what may run beside
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
             **variables,
