@@ -125,7 +125,7 @@ class Dying:
             FolderStorage(self.place).write(f"checkpoints/step-{step:08}/manifest.json", b"{}")
         if error is not None:
             raise error
-        FolderStorage(self.place).write(workers.OUTCOME, b'{"step": 3}')
+        FolderStorage(self.place).write(workers.OUTCOME, b'{"hopeless": "as scripted"}')
 
 
 def died(which: str = "one") -> Exception:
@@ -149,7 +149,7 @@ def outlive(place: Path, *ends: tuple[Exception | None, int | None]) -> dict[str
 
 def test_a_run_outlives_as_many_deaths_as_come_while_it_gets_on(tmp_path: Path) -> None:
     deaths = [(died(), step) for step in (None, None, None, 10, None, None, 20, None)]
-    assert outlive(tmp_path, *deaths, (None, None)) == {"step": 3}
+    assert outlive(tmp_path, *deaths, (None, None)) == {"hopeless": "as scripted"}
 
 
 def test_a_run_that_dies_without_getting_on_ends_with_the_first_cause(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_run_that_dies_without_getting_on_ends_with_the_first_cause(tmp_path: 
 
 def test_an_error_that_was_raised_is_given_one_more_chance_and_a_certain_one_none(tmp_path: Path) -> None:
     reset = raised(RuntimeError("connection reset by peer"))
-    assert outlive(tmp_path / "once", (reset, None), (None, None)) == {"step": 3}
+    assert outlive(tmp_path / "once", (reset, None), (None, None)) == {"hopeless": "as scripted"}
     with pytest.raises(GangLostError, match=r"2 gangs in a row.*connection reset by peer"):
         outlive(tmp_path / "again", (reset, None), (reset, None))
     with pytest.raises(WorkerGroupError):
