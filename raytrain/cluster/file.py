@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.errors import UserError
+from raytrain.storage import expanded
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class ClusterFile:
         """The file here that stands at ``remote`` on the nodes, if it is shipped."""
         for target, source in self.mounts.items():
             if remote == target or remote.startswith(f"{target.rstrip('/')}/"):
-                return Path(source).expanduser() / remote[len(target) :].strip("/")
+                return expanded(source) / remote[len(target) :].strip("/")
         return None
 
 
