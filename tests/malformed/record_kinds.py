@@ -10,8 +10,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import yaml
+
 from raytrain import report, sample, train, tune
+from raytrain.algorithms import make_study
 from raytrain.cli import read_config
+from raytrain.cluster import __main__ as cluster_command
 from raytrain.config import to_dict
 from raytrain.figures.records import read_trials
 from raytrain.plan import read_plan, read_values
@@ -20,13 +24,15 @@ from raytrain.space import check_space, load_space
 from raytrain.storage import open_storage
 from raytrain.tracking import __main__ as tracking_command
 from raytrain.trials import Records
+from raytrain.workers import OUTCOME, read_outcome
 from tests.malformed.mutate import damaged, restructured, written
 from tests.malformed.oracle import command
 from tests.malformed.stock import SPACE, TRIALS, Stock
 from tests.malformed.stock import config as whole_config
 
 Act = Callable[[], None]
-SPACES = Path(__file__).parents[2] / "search_spaces"
+ROOT = Path(__file__).parents[2]
+SPACES = ROOT / "search_spaces"
 
 
 def config(stock: Stock, given: Path, random: Random) -> Act:
@@ -117,10 +123,15 @@ def trial(stock: Stock, given: Path, random: Random) -> Act:
             return command(sample.main, str(given / "search"), "--num", "1")
         case 1:
             return command(train.main, "--best-of", "search", "--storage", str(given))
+    known = read_plan(open_storage(given / "search"))
+    assert known is not None
 
     def act() -> None:
         read = Records(open_storage(given / "search")).read()
         assert len(read) == 2
+        study = make_study(known, len(read))
+        for item in read:
+            item.known_to(study, known.goal)
         assert all(math.isfinite(item.number) and to_dict(item.config) for item in read)
         assert all(item.from_json(item.to_json()).to_json() == item.to_json() for item in read)
 
@@ -133,6 +144,38 @@ def claim(stock: Stock, given: Path, random: Random) -> Act:
     path = given / "run" / "run.json"
     path.write_bytes(written(restructured(json.loads((stock.runs / "run" / "run.json").read_bytes()), random), random))
     return command(train.main, "--resume", "run", "--storage", str(given))
+
+
+def outcome(stock: Stock, given: Path, random: Random) -> Act:
+    """What a run says at its end: ``outcome.json``."""
+    figures = {"bound": 30.0, "bits_per_byte": 3.0, "reconstruction": 29.0, "kl": 1.0, "active_units": 1.0}
+    trained: dict[str, Any] = {"step": 20, "best_step": 20, "best": figures, "precision": "float32", "device": "cpu"}
+    whole = random.choice(
+        ({**trained, "unsent": 2, "samples": ["a", "b"]}, {"error": "so", "unsent": 0}, {"hopeless": "so", "unsent": 0})
+    )
+    data = written(restructured(whole, random), random)
+    (given / OUTCOME).write_bytes(data)
+
+    def act() -> None:
+        found = read_outcome(str(given))
+        assert found is not None
+        assert repr(found) == repr(json.loads(data))
+        assert {"error", "hopeless"} & found.keys() or f"{found['best']['kl']:.2f} {found['best_step']:d}"
+
+    return act
+
+
+def cluster_file(stock: Stock, given: Path, random: Random) -> Act:
+    """A file for ``ray up``: each of its mistakes is a line."""
+    source = random.choice((ROOT / "cluster.yaml", ROOT / "docs" / "onprem.yaml")).read_text()
+    data = source.replace("CHANGE-ME", random.choice(("bucket", "10.0.0.1"))).encode()
+    if random.random() < 0.7:
+        data = yaml.safe_dump(restructured(yaml.safe_load(data), random)).encode("utf-8", "surrogatepass")
+    else:
+        data = damaged(data, random)
+    path = given / "cluster.yaml"
+    path.write_bytes(data)
+    return command(lambda: cluster_command.main(["check", str(path)]))
 
 
 def unsent(stock: Stock, given: Path, random: Random) -> Act:
