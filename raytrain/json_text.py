@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -23,11 +24,24 @@ def parse_json(text: bytes | str) -> Any:
         value = json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    level = [value]
+    check_nesting(value)
+    return value
+
+
+def check_nesting(value: Any, most: float = math.inf) -> None:
+    """Make sure that ``value`` is nested at most ``DEEPEST`` deep, and holds at most ``most`` values.
+
+    Raises:
+        ValueError: it is or holds more, as what refers to itself does.
+    """
+    level, count = [value], 1
     for _ in range(DEEPEST):
         level = [item for holder in level if isinstance(holder, (dict, list)) for item in _members(holder)]
+        count += len(level)
+        if count > most:
+            raise ValueError(f"it holds more than {most:,} values")
         if not level:
-            return value
+            return
     raise ValueError(f"it is nested more than {DEEPEST} deep")
 
 

@@ -240,7 +240,7 @@ def expanded(path: str) -> Path:
     """
     try:
         return Path(path).expanduser()
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         raise UserError(f"{path}: there is no such home folder") from None
 
 

@@ -325,7 +325,10 @@ class RayReport:
 
     def replay(self, records: list[Any]) -> None:
         assert self.writer is not None
-        self.writer.replay(records)
+        try:
+            self.writer.replay(records)
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
+            raise UserError(f"the newest checkpoint keeps metrics that are none ({error}): delete it") from None
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         from raytrain.hopeless import HopelessError, why_hopeless

@@ -11,10 +11,12 @@ from raytrain import workers
 from raytrain.algorithms import Halving
 from raytrain.config import ObjectiveConfig, to_dict
 from raytrain.divergence import DivergedError
+from raytrain.errors import UserError
 from raytrain.goal import Goal
 from raytrain.notice import PreemptedError
 from raytrain.resources import Gang
 from raytrain.storage import FolderStorage, StorageError
+from raytrain.tracking import MetricWriter
 from raytrain.trainer import World
 from raytrain.workers import RUNG, GangLostError, Job, RayReport, fit, work_alone
 from tests.conftest import tiny_config
@@ -111,6 +113,17 @@ def test_a_stopped_trial_leaves_no_thread_to_the_next_one_in_its_process(failing
     with pytest.raises(SystemExit):
         failing(SystemExit(0))
     assert Silent.closed == 1
+
+
+@pytest.mark.parametrize(
+    "record", [[1, 2], [1, 2, {"a": []}], ["x", 2, {}], [1e999, 2, {}], [1, 2, 3], [1, 2, {"a\n": 1}]]
+)
+def test_metrics_of_a_checkpoint_that_are_none_end_the_run_by_one_line(record: list[Any]) -> None:
+    report = object.__new__(RayReport)
+    report.writer = MetricWriter("http://127.0.0.1:9", "0" * 32)
+    with pytest.raises(UserError, match="the newest checkpoint keeps metrics that are none"):
+        report.replay([record])
+    assert report.writer.close(0.0) == 0
 
 
 class Dying:

@@ -93,7 +93,7 @@ def _requirements(file: ClusterFile, words: str, mistakes: list[str]) -> list[st
             if local is None or not os.path.isfile(local):
                 mistakes.append(f"setup_commands: {remote} is not shipped by file_mounts; add it there")
                 continue
-            lines = (line.partition("#")[0].strip() for line in local.read_text().splitlines())
+            lines = (line.partition("#")[0].strip() for line in local.read_text(errors="replace").splitlines())
             found += [line for line in lines if line]
         elif not argument.startswith(("-", ".", "/", "~")):
             found.append(argument)

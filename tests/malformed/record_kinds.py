@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -165,16 +167,35 @@ def outcome(stock: Stock, given: Path, random: Random) -> Act:
     return act
 
 
+MANY = ", ".join(f"&{new} [{', '.join([f'*{old}'] * 9)}]" for old, new in itertools.pairwise("abcdefghij"))
+YAML = (
+    "2024-13-45", "2024-01-01", "&a [*a]", "&a {b: *a}", "1" * 5000, "0o7", "{1: 2}", "{on: 2}", "{? [a]: 2}", "=", "@",
+    "{a: 1, a: 2}", "!!python/object/apply:os.getcwd []", "!!binary x", "!!set {a, b}", ".nan", "-.inf", "~", "*nobody",
+    "|", "{<<: 1}", "{<<: [{1: 2}]}", '"\\0"', '"~\\0/x"', "[" * 3000, f"[&a [x], {MANY}]",
+)  # fmt: skip
+"""What YAML makes of a few words."""
+
+
 def cluster_file(stock: Stock, given: Path, random: Random) -> Act:
     """A file for ``ray up``: each of its mistakes is a line."""
     source = random.choice((ROOT / "cluster.yaml", ROOT / "docs" / "onprem.yaml")).read_text()
     data = source.replace("CHANGE-ME", random.choice(("bucket", "10.0.0.1"))).encode()
-    if random.random() < 0.7:
-        data = yaml.safe_dump(restructured(yaml.safe_load(data), random)).encode("utf-8", "surrogatepass")
-    else:
-        data = damaged(data, random)
+    match random.randrange(4):
+        case 0:
+            data = damaged(data, random)
+        case 1:
+            values = [match.start() for match in re.finditer(rb"(?<=: )\S", data)]
+            place = random.choice(values)
+            data = data[:place] + random.choice(YAML).encode() + b"\n" + data[place:].partition(b"\n")[2]
+        case _:
+            data = yaml.safe_dump(restructured(yaml.safe_load(data), random)).encode("utf-8", "surrogatepass")
     path = given / "cluster.yaml"
     path.write_bytes(data)
+    for name in ("raytrain", "search_spaces", "pyproject.toml", "README.md", "LICENSE", "cluster-requirements.txt"):
+        (given.parent / "work" / name).symlink_to(ROOT / name)
+    token = Path.home() / ".ray" / "auth_token"
+    token.parent.mkdir(parents=True, exist_ok=True)
+    token.touch(0o600)
     return command(lambda: cluster_command.main(["check", str(path)]))
 
 
