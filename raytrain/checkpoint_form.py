@@ -8,7 +8,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from raytrain.errors import UserError
+from raytrain.json_text import parse_json
 from raytrain.storage import NotFoundError, Storage
 
 FORMAT = 1
@@ -70,6 +71,28 @@ class Checkpoint:
         if stem not in self._tensors:
             raise UserError(f"checkpoint {self.uri}: it has no {stem}.safetensors; it has {', '.join(self._tensors)}")
         return self._tensors[stem]
+
+    def matching(self, stem: str, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Name -> tensor of one file, which must hold the names, shapes and types of ``expected``.
+
+        Raises:
+            UserError: the checkpoint has no such file, it holds something else, or a tensor is not finite.
+        """
+        tensors = self.tensors(stem)
+        for name in sorted(expected.keys() | tensors.keys()):
+            if name not in expected or name not in tensors:
+                raise UserError(
+                    f"checkpoint {self.uri}: the model of its config and its {stem}.safetensors differ in {name!r}"
+                )
+            found, wanted = tensors[name], expected[name]
+            if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+                raise UserError(
+                    f"checkpoint {self.uri}: {name} is {list(found.shape)} of {found.dtype}, the model of its config "
+                    f"has {list(wanted.shape)} of {wanted.dtype}"
+                )
+            if not found.isfinite().all():
+                raise UserError(f"checkpoint {self.uri}: {name} is not finite")
+        return tensors
 
 
 class Refused(Exception):
@@ -187,8 +210,8 @@ def _read_once(place: Storage, name: str) -> bytes:
 
 def _parse_object(data: bytes, name: str) -> dict[str, Any]:
     try:
-        values = json.loads(data)
-    except (ValueError, RecursionError):
+        values = parse_json(data)
+    except ValueError:
         raise Altered(f"{name} is not JSON") from None
     if not isinstance(values, dict):
         raise Refused(f"{name} is not a JSON object")

@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import sys
-import types
+import math
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
 from raytrain.errors import UserError, check_text
+from raytrain.json_text import typed_fields
 
 ModelName = Literal["hybrid", "lstm_vae", "byte_lstm"]
 MODEL_NAMES: tuple[ModelName, ...] = typing.get_args(ModelName)
@@ -339,44 +339,13 @@ def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "")
 
 
 def _build(kind: type[Any], values: Any, prefix: str) -> Any:
-    if not isinstance(values, dict):
-        raise UserError(f"config: {prefix.rstrip('.') or 'config'} must be an object, got {type(values).__name__}")
-    hints = typing.get_type_hints(kind)
-    known = [item.name for item in dataclasses.fields(kind)]
-    for name in values:
-        if name not in known:
-            raise UserError(f"config: unknown field {prefix}{name}; known: {', '.join(known)}")
     try:
-        return kind(**{name: _convert(value, hints[name], prefix + name) for name, value in values.items()})
+        fields = typed_fields(kind, values, prefix)
+        for name, value in fields.items():
+            if isinstance(value, float):
+                _require(math.isfinite(value), prefix + name, value, "must be a finite number")
+            if isinstance(value, str):
+                check_text(value, f"config: {prefix}{name}")
+        return kind(**fields)
     except (TypeError, ValueError) as error:
         raise UserError(f"config: {error}") from None
-
-
-def _convert(value: Any, hint: Any, name: str) -> Any:
-    """Check ``value`` against a field's type: JSON knows neither tuples nor the range of a Literal."""
-    origin = typing.get_origin(hint)
-    if isinstance(hint, TypeVar) or dataclasses.is_dataclass(hint):
-        return value
-    if origin is Literal:
-        if value not in typing.get_args(hint):
-            raise ValueError(f"{name} is {value!r}: must be one of {', '.join(map(str, typing.get_args(hint)))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{name} is {value!r}: must be a list")
-        return tuple(_convert(item, typing.get_args(hint)[0], name) for item in value)
-    if origin is types.UnionType:
-        if value is None:
-            return None
-        return _convert(value, next(arm for arm in typing.get_args(hint) if arm is not type(None)), name)
-    if hint is float:
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
-            raise ValueError(f"{name} is {value!r}: must be a finite number")
-        return float(value)
-    if type(value) is not hint:
-        raise ValueError(f"{name} is {value!r}: must be {hint.__name__}")
-    if hint is int and abs(value) >= 2**63:
-        raise ValueError(f"{name} is a number of {value.bit_length()} bits: must fit in 63")
-    if hint is str:
-        check_text(value, f"config: {name}")
-    return value

@@ -14,7 +14,7 @@ class UserError(Exception):
 
 
 def check_text(text: str, what: str) -> None:
-    """Make sure that ``text`` can be written: bytes of a name that are not UTF-8 are no text.
+    """Make sure that ``text`` can be written and name things: bytes of a name that are not UTF-8 are no text.
 
     Raises:
         UserError: it cannot; the line calls it ``what``.
@@ -23,6 +23,8 @@ def check_text(text: str, what: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise UserError(f"{what} is not valid UTF-8: {ascii(text)[:100]}") from None
+    if "\0" in text:
+        raise UserError(f"{what} has a null character in it: {ascii(text)[:100]}")
 
 
 def run_command(main: Callable[[], None]) -> None:

@@ -25,6 +25,7 @@ from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
 from raytrain.data.vocabulary import STOP
 from raytrain.errors import UserError, run_command
+from raytrain.storage import check_output
 
 if TYPE_CHECKING:
     from raytrain.evaluation import Task, Totals
@@ -142,15 +143,7 @@ def output_file(options: EvaluateOptions) -> Path:
         name = Path(f"evaluation-{options.split}{'' if number == 1 else f'-{number}'}.json")
         path = None if name.exists() else name
         number += 1
-    try:
-        # tried before hours of work, and undone
-        existed = path.exists()
-        path.open("a").close()
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise UserError(f"--output {path} cannot be written: {error.strerror}") from None
-    return path
+    return check_output(path)
 
 
 # ------------------------------------------------------------------------------------------- measuring

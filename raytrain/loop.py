@@ -8,7 +8,6 @@ only. Without Ray:
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -23,17 +22,23 @@ import torch
 import torch.distributed as dist
 
 from raytrain import checkpoint as checkpoints
-from raytrain.config import RunConfig, from_dict, to_dict
+from raytrain.cli import OneLineParser, read_config
+from raytrain.config import RunConfig, to_dict
 from raytrain.data.batches import Batch
 from raytrain.data.corpus import Corpus
 from raytrain.divergence import DivergedError, check_finite
 from raytrain.errors import UserError, run_command
+from raytrain.json_text import typed
 from raytrain.notice import PreemptedError, Rounds
 from raytrain.objective import kl_weight
 from raytrain.optimizer import learning_rate
 from raytrain.progress import Progress
-from raytrain.storage import Storage, open_storage
+from raytrain.session import check_samples
+from raytrain.storage import Storage, check_writable, open_storage
 from raytrain.trainer import Trainer, World
+
+STATE = {"best_step": int, "best": dict[str, float], "pending": list[list[Any]]}
+"""What a run goes on from, beside the tensors."""
 
 
 class Report(Protocol):
@@ -168,14 +173,20 @@ def to_resume(storage: Storage, config: RunConfig[Any], corpus: Corpus) -> check
     """The newest valid checkpoint, if there is one.
 
     Raises:
-        UserError: it is of another model or of another corpus.
+        UserError: it is of another model or of another corpus, or of no run.
         StorageError: the store does not answer.
     """
     stored = checkpoints.latest(storage)
-    if stored is not None and (
-        stored.state["corpus"] != corpus.digest or stored.config["model"] != to_dict(config)["model"]
-    ):
+    if stored is None:
+        return None
+    told, own = (stored.state.get("corpus"), stored.config.get("model")), (corpus.digest, to_dict(config)["model"])
+    if told != own:
         raise UserError(f"{stored.uri} is of a run with another model or another corpus: give an empty --storage")
+    try:
+        for name, hint in STATE.items():
+            typed(stored.state.get(name), hint, name)
+    except ValueError as error:
+        raise UserError(f"{stored.uri} does not hold the state of a run ({error}): delete it") from None
     return stored
 
 
@@ -295,18 +306,18 @@ def torchrun_world() -> Iterator[World]:
 
 def main() -> None:
     """Train the run of a config file on a prepared corpus."""
-    parser = argparse.ArgumentParser(prog="python -m raytrain.loop", description=__doc__)
+    parser = OneLineParser(prog="python -m raytrain.loop", description=__doc__)
     parser.add_argument("config", type=Path, help="config.json of a run")
     parser.add_argument("--corpus", required=True, help="folder of a prepared corpus")
     parser.add_argument("--storage", required=True, help="folder or s3:// address for checkpoints")
     arguments = parser.parse_args()
-    try:
-        config = from_dict(json.loads(arguments.config.read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the config {arguments.config}: {error}") from None
+    config, corpus = read_config(arguments.config), Corpus.open(arguments.corpus)
+    corpus.verify()
+    storage = open_storage(arguments.storage)
+    check_writable(storage)
     with torchrun_world() as world:
-        report = PrintReport(config)
-        outcome = train(config, Corpus.open(arguments.corpus), world, open_storage(arguments.storage), report)
+        check_samples(config, corpus, world.size)
+        outcome = train(config, corpus, world, storage, PrintReport(config))
         if world.rank == 0:
             print(json.dumps(asdict(outcome)))
 

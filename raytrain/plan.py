@@ -9,10 +9,10 @@ import re
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from raytrain.config import LOCATION, MODEL_NAMES, ModelName, RunConfig, differences, from_dict, to_dict
-from raytrain.errors import UserError
+from raytrain.config import LOCATION, ModelName, RunConfig, differences, from_dict, to_dict
+from raytrain.errors import UserError, check_text
 from raytrain.goal import Goal, Objective
-from raytrain.json_text import parse_json
+from raytrain.json_text import parse_json, typed, typed_fields
 from raytrain.space import Algorithm, Space, read_space
 from raytrain.storage import NotFoundError, Storage, StorageError
 
@@ -136,35 +136,23 @@ def goal_of(values: dict[str, Any]) -> Goal:
     return Goal(objective, float(min_kl))
 
 
-def _check_values(values: dict[str, Any]) -> None:
-    """That a plan's JSON has what all that read it take for granted.
+def _check(plan: Plan) -> None:
+    """That the values of a plan are such as all that read it take for granted.
 
     Raises:
-        ValueError: a field is of another type, or has a value that cannot be.
+        ValueError, UserError: one is not; the line names it.
     """
-    goal_of(values)
-    texts = {"corpus": values["corpus"], "corpus_path": values["corpus_path"], "experiment": values["experiment"]}
-    texts |= {"budget": values["budget"] or "", "space.name": values["space"]["name"]}
-    texts |= {"space.source": values["space"]["source"]}
-    starts = values.get("starts", [])
-    texts |= {f"starts.{number}.reference": start["reference"] for number, start in enumerate(starts)}
+    texts = {"corpus_path": plan.corpus_path, "experiment": plan.experiment, "space.name": plan.space.name}
+    texts |= {f"starts.{number}.reference": start.reference for number, start in enumerate(plan.starts)}
     for name, text in texts.items():
-        if not isinstance(text, str) or "\0" in text:
-            raise ValueError(f"{name} is not a text")
-        text.encode()
-    if not re.fullmatch("[0-9a-f]{1,64}", values["corpus"]):
+        check_text(text, name)
+    if not re.fullmatch("[0-9a-f]{1,64}", plan.corpus):
         raise ValueError("corpus is not a digest")
-    if values["algorithm"] not in get_args(Algorithm):
-        raise ValueError(f"algorithm is {values['algorithm']!r}")
-    if type(values["num_samples"]) is not int or values["num_samples"] < 1 or type(values["seed"]) is not int:
-        raise ValueError("num_samples and seed must be numbers of trials and of a seed")
-    if not values["bases"] or not values["bases"].keys() <= set(MODEL_NAMES):
-        raise ValueError("bases must be configs of models")
-    if any(values["bases"][model]["model"]["name"] != model for model in values["bases"]):
+    if plan.num_samples < 1:
+        raise ValueError(f"num_samples is {plan.num_samples}")
+    if not plan.bases or any(config.model_name != model for model, config in plan.bases.items()):
         raise ValueError("bases must be configs of the models that they are named by")
-    for name, value in values["workers"].items():
-        if value is not None and type(value) not in (int, float):
-            raise ValueError(f"workers.{name} is not a number")
+    plan.space.budget(plan.budget)
 
 
 def read_plan(storage: Storage) -> Plan | None:
@@ -177,14 +165,15 @@ def read_plan(storage: Storage) -> Plan | None:
     if values is None:
         return None
     try:
-        _check_values(values)
-        values["space"] = read_space(values["space"]["name"], values["space"]["source"])
-        values["bases"] = {model: from_dict(config) for model, config in values["bases"].items()}
-        values["starts"] = tuple(
-            Start(start["reference"], from_dict(start["config"])) for start in values.get("starts", [])
-        )
-        plan = Plan(**values)
-        plan.space.budget(plan.budget)
+        goal_of(values)
+        space = {name: typed(values["space"][name], str, f"space.{name}") for name in ("name", "source")}
+        made = {
+            "space": read_space(**space),
+            "bases": {model: from_dict(config) for model, config in values["bases"].items()},
+            "starts": [Start(start["reference"], from_dict(start["config"])) for start in values.get("starts", [])],
+        }
+        plan = Plan(**typed_fields(Plan, {**values, **made}))
+        _check(plan)
         return plan
     except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{storage.uri(PLAN)} is not a search's plan: {error}") from None

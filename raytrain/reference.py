@@ -18,7 +18,7 @@ from raytrain import checkpoint
 from raytrain.checkpoint import Checkpoint
 from raytrain.errors import UserError
 from raytrain.goal import Goal
-from raytrain.json_text import parse_json
+from raytrain.json_text import parse_json, typed_fields
 from raytrain.plan import PLAN, goal_of, read_values
 from raytrain.storage import Storage, StorageError, open_storage
 from raytrain.trials import Records, rank
@@ -146,11 +146,9 @@ def _known_run(address: dict[str, Any]) -> Run | None:
     if not is_there(uri):
         return None
     try:
-        run = Run(uri, **address)
-    except TypeError:
+        run = Run(uri, **typed_fields(Run, address))
+    except (ValueError, TypeError):
         raise UserError(f"{address} is not the address of an MLflow run") from None
-    if not (isinstance(run.run_id, str) and isinstance(run.experiment_id, str) and type(run.created_ms) is int):
-        raise UserError(f"{address} is not the address of an MLflow run")
     try:
         connect(uri).get_run(run.run_id)
     except (MlflowException, SQLAlchemyError):

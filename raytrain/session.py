@@ -14,7 +14,7 @@ from raytrain.data.batches import EvaluationBatches, TrainingBatches, rank_group
 from raytrain.data.corpus import Corpus
 from raytrain.data.store import CORPORA, address, fetch, is_published, publish
 from raytrain.errors import UserError, check_text
-from raytrain.json_text import parse_json
+from raytrain.json_text import parse_json, typed_fields
 from raytrain.resources import GangOptions, parse_workers
 from raytrain.storage import NotFoundError, Storage, StorageError, check_writable, open_storage
 
@@ -130,7 +130,7 @@ def _prepared(place: Storage, digest: str, *paths: Path) -> Corpus | None:
     if place.folder is not None:
         known += sorted((place.folder / CACHE / "corpora").glob("*/corpus.json"))
     for info in known:
-        if info.is_file() and (corpus := Corpus.open(info.parent)).digest == digest:
+        if os.path.isfile(info) and (corpus := Corpus.open(info.parent)).digest == digest:
             corpus.verify()
             return corpus
     return None
@@ -249,16 +249,15 @@ def _read_owner(place: Storage) -> Claim:
     data = place.read(RUN)
     try:
         stored = parse_json(data)
-        if not re.fullmatch("[0-9a-f]{1,64}", stored["corpus"]) or not isinstance(stored["identity"], str):
-            raise ValueError("it names no run on a corpus")
-        os.fsencode(stored["corpus_path"])
         stored.setdefault("experiment", EXPERIMENT)  # runs of before do not say it
-        check_text(stored["experiment"], "experiment")
-        gang = GangOptions(**stored.get("gang", {}))
-        parse_workers(gang.workers)
-        for amount in (gang.cpus_per_worker, gang.gpus_per_worker):
-            if not (amount is None or isinstance(amount, int | float)):
-                raise ValueError("it says nothing sensible about its workers")
-        return Claim(**{**stored, "config": from_dict(stored["config"]), "gang": gang})
+        gang = GangOptions(**typed_fields(GangOptions, stored.get("gang", {}), "gang."))
+        config = from_dict(stored["config"])
+        claim = Claim(**typed_fields(Claim, {**stored, "config": config, "gang": gang}))
+        if not re.fullmatch("[0-9a-f]{1,64}", claim.corpus):
+            raise ValueError("it names no corpus")
+        os.fsencode(claim.corpus_path)
+        check_text(claim.experiment, "experiment")
+        parse_workers(claim.gang.workers)
+        return claim
     except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{place.uri(RUN)} does not say whose the name is ({error}): choose another name") from None

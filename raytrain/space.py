@@ -16,6 +16,7 @@ and returns fields of the config; field ``model`` chooses the model. It may also
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -88,7 +89,7 @@ def find_space(name: str) -> Path:
     # an editable install leaves the spaces beside the package, a wheel carries them inside
     folders = [Path("search_spaces"), package / "search_spaces", package.parent / "search_spaces"]
     for folder in folders:
-        if (folder / f"{name}.py").is_file():
+        if os.path.isfile(folder / f"{name}.py"):
             return folder / f"{name}.py"
     raise UserError(f"no search space {name!r}: looked for {name}.py in {', '.join(map(str, folders))}")
 

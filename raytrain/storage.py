@@ -216,7 +216,7 @@ def open_storage(uri: str | Path) -> Storage:
     if not text or "\0" in text:
         raise UserError("storage: give a folder or s3://bucket/prefix")
     if not re.match(r"(?i)s3:|[a-z0-9+.-]+://", text):
-        return FolderStorage(Path(text).expanduser())
+        return FolderStorage(expanded(text))
     match = re.fullmatch(r"(?i:s3)://([A-Za-z0-9][A-Za-z0-9._-]+)(?:/([^?#]*))?", text)
     if match is None:
         # The address is not repeated: it may hold keys.
@@ -230,6 +230,34 @@ def open_storage(uri: str | Path) -> Storage:
         return S3Storage(match[1], checked_key(prefix) if prefix else "")
     except ValueError as error:
         raise UserError(f"storage {text}: {error}") from None
+
+
+def expanded(path: str) -> Path:
+    """``path`` with the home folder in place of ``~``.
+
+    Raises:
+        UserError: there is no such home.
+    """
+    try:
+        return Path(path).expanduser()
+    except (RuntimeError, ValueError):
+        raise UserError(f"{path}: there is no such home folder") from None
+
+
+def check_output(file: Path) -> Path:
+    """``file``, for which nothing is in the way of being written when hours of work are done; leaves nothing behind.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        existed = file.exists()
+        file.open("a").close()
+        if not existed:
+            file.unlink()
+    except OSError as error:
+        raise UserError(f"--output {file} cannot be written: {error.strerror}") from None
+    return file
 
 
 def storage_environment() -> dict[str, str]:

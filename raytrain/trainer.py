@@ -175,10 +175,15 @@ class Trainer:
         }
 
     def load(self, stored: checkpoints.Checkpoint) -> None:
-        """Take over the tensors and the counters of a checkpoint."""
+        """Take over the tensors and the counters of a checkpoint.
+
+        Raises:
+            UserError: its tensors are not those of the model.
+        """
+        expected = self.tensors()
+        weights, moments = (stored.matching(stem, expected[stem]) for stem in ("model", "optimizer"))
         self.skipped.load(stored.state.get("skipped", [0, 0, 0]))
-        self.model.load_state_dict(stored.tensors("model"))
-        moments = stored.tensors("optimizer")
+        self.model.load_state_dict(weights)
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
                 value.copy_(moments[f"{key}.{name}"])

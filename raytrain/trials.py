@@ -9,12 +9,12 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from raytrain.config import RunConfig, from_dict, to_dict
 from raytrain.errors import UserError
 from raytrain.goal import LIKELIHOOD, METRIC, Goal, front
-from raytrain.json_text import parse_json
+from raytrain.json_text import parse_json, typed, typed_fields
 from raytrain.storage import Storage, StorageError, checked_key
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Trial:
             UserError, ValueError, TypeError, KeyError, AttributeError: not a record.
         """
         values = _decoded(parse_json(text))
-        trial = cls(**{**values, "config": from_dict(values["config"])})
+        trial = cls(**typed_fields(cls, {**values, "config": from_dict(values["config"])}))
         _check(trial)
         return trial
 
@@ -113,58 +113,47 @@ class Trial:
         return TrialState.FAIL, None
 
     def known_to(self, study: optuna.Study, goal: Goal) -> None:
-        """Tell Optuna of a trial that ended before the search was resumed."""
+        """Tell Optuna of a trial that ended before the search was resumed.
+
+        Raises:
+            UserError: its record has no point that Optuna can have drawn.
+        """
         import optuna
 
         if not self.on_the_space:
             return
-        distributions = optuna.distributions
         state, values = self.told(goal)
-        study.add_trial(
-            optuna.trial.create_trial(
+        try:
+            kinds = {name: optuna.distributions.json_to_distribution(text) for name, text in self.distributions.items()}
+            one = len(goal.directions) == 1
+            point = optuna.trial.create_trial(
                 state=state,
                 params=self.params,
-                distributions={
-                    name: distributions.json_to_distribution(text) for name, text in self.distributions.items()
-                },
+                distributions=kinds,
                 values=values,
-                intermediate_values=(
-                    {entry["step"]: goal.score(entry) for entry in self.history} if len(goal.directions) == 1 else None
-                ),
+                intermediate_values={entry["step"]: goal.score(entry) for entry in self.history} if one else None,
             )
-        )
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"the record of trial {self.name} has no point of a search: {error}") from None
+        study.add_trial(point)
 
 
 def _check(trial: Trial) -> None:
-    """That every field of a record has the form that all who read trials expect.
+    """That the values of a record are such as all who read trials expect.
 
     Raises:
-        ValueError: one has not; the line names it.
+        ValueError: one is not; the line names it.
     """
     for name, number in (("number", trial.number), ("step", trial.step)):
-        if type(number) is not int or not 0 <= number < 2**63:
-            raise ValueError(f"{name} is {number!r}")
-    for name, text in (("identity", trial.identity), ("reason", trial.reason), ("origin", trial.origin)):
-        if not isinstance(text, str):
-            raise ValueError(f"{name} is {text!r}")
-    for name, time_s in (("seconds", trial.seconds), ("started_at", trial.started_at), ("ended_at", trial.ended_at)):
-        if type(time_s) not in (int, float):
-            raise ValueError(f"{name} is {time_s!r}")
-    if not all(type(figure) in (int, float) for figure in trial.best.values()):
-        raise ValueError(f"best is {trial.best!r}")
-    if not all(isinstance(text, str) for text in trial.distributions.values()):
-        raise ValueError(f"distributions is {trial.distributions!r}")
+        if number < 0:
+            raise ValueError(f"{name} is {number}")
     checked_key(trial.identity)
-    if trial.status not in get_args(Status):
-        raise ValueError(f"status is {trial.status!r}")
-    for name, mapping in (("params", trial.params), ("fields", trial.fields), ("run", trial.run)):
-        if not isinstance(mapping, dict):
-            raise ValueError(f"{name} is {mapping!r}")
-    if not isinstance(trial.run.get("run_id", ""), str):
-        raise ValueError(f"run is {trial.run!r}")
+    if trial.best and (missing := set(FIGURES) - trial.best.keys()):
+        raise ValueError(f"best has no {min(missing)}")
+    typed(trial.run.get("run_id", ""), str, "run.run_id")
     for entry in trial.history:
-        if any(type(value) not in (int, float) for value in entry.values()):
-            raise ValueError(f"history has {entry!r}")
+        typed(entry["step"], int, "history.step")
+        typed(entry, dict[str, float], "history")
 
 
 _NOT_FINITE = ("nan", "inf", "-inf")

@@ -25,6 +25,7 @@ from raytrain.cli import OneLineParser, default_config, parse_choice, parse_fiel
 from raytrain.config import ModelName, RunConfig, flatten, override, to_dict
 from raytrain.errors import UserError, run_command
 from raytrain.goal import Goal, Objective
+from raytrain.json_text import typed_fields
 from raytrain.plan import PLAN, Plan, read_plan
 from raytrain.presets import full_size
 from raytrain.resources import Cluster, Gang, connect, read_cluster
@@ -249,15 +250,19 @@ def resumed_search(arguments: list[str]) -> Search:
     plan = read_plan(storage.child(looked.resume))
     if plan is None:
         raise UserError(f"--resume {looked.resume}: there is no such search in {storage.uri()}")
-    if unknown := plan.workers.keys() - set(WORKERS):
-        raise UserError(f"{storage.uri(looked.resume)}/{PLAN} is not a search's plan: workers.{min(unknown)}")
+    try:
+        if unknown := plan.workers.keys() - set(WORKERS):
+            raise ValueError(f"workers.{min(unknown)}")
+        workers = typed_fields(TuneOptions, plan.workers, "workers.")
+    except ValueError as error:
+        raise UserError(f"{storage.uri(looked.resume)}/{PLAN} is not a search's plan: {error}") from None
     default = TuneOptions(
         num_samples=plan.num_samples,
         experiment=plan.experiment,
         objective=plan.objective,
         min_kl=plan.min_kl,
         start_from=tuple(start.reference for start in plan.starts),
-        **plan.workers,
+        **workers,
     )
     options = parse_options("raytrain.tune", TuneOptions, arguments, default)
     check_options(options)

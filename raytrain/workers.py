@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain.config import RunConfig, from_dict
 from raytrain.errors import UserError
+from raytrain.json_text import parse_json, typed
 from raytrain.reference import CHECKPOINTS
 from raytrain.resources import Gang
+from raytrain.trials import FIGURES
 
 if TYPE_CHECKING:
     from raytrain.drain import OwnNode
@@ -28,6 +30,8 @@ UNSENT = "unsent_metrics.jsonl"
 """Metrics that MLflow did not take before the run ended, for ``python -m raytrain.tracking send``."""
 OUTCOME = "outcome.json"
 """Written under a run's storage when it has ended: it is not trained again."""
+TRAINED = {"best_step": int, "best": dict[str, float], "precision": str, "device": str, "samples": list[str]}
+"""What is in it of a run that did not fail."""
 RUNG = "comparable_step"
 """A run's step as the scheduler of a search sees it: reported only while the run may be stopped."""
 RETRIES = 3
@@ -143,11 +147,30 @@ def _in_words(error: BaseException) -> str:
 
 
 def read_outcome(storage: str) -> dict[str, Any] | None:
-    """What a run that has ended left, ``None`` if it has not ended."""
+    """What a run that has ended left, ``None`` if it has not ended.
+
+    Raises:
+        UserError: something else stands there.
+    """
     from raytrain.storage import open_storage
 
     place = open_storage(storage)
-    return json.loads(place.read(OUTCOME)) if place.exists(OUTCOME) else None
+    if not place.exists(OUTCOME):
+        return None
+    try:
+        outcome = typed(parse_json(place.read(OUTCOME)), dict[str, Any], "it")
+        failed = {name: str for name in ("error", "hopeless") if name in outcome}
+        for name, hint in (failed or TRAINED).items():
+            typed(outcome.get(name), hint, name)
+        if not failed and (missing := set(FIGURES) - outcome["best"].keys()):
+            raise ValueError(f"best has no {min(missing)}")
+        typed(outcome.get("unsent", 0), int, "unsent")
+        return outcome
+    except ValueError as error:
+        raise UserError(
+            f"{place.uri(OUTCOME)} is not the outcome of a run ({error}): delete it, and the run goes on from its "
+            "newest checkpoint"
+        ) from None
 
 
 def serve(values: dict[str, Any]) -> None:
@@ -312,7 +335,10 @@ class RayReport:
 
     def replay(self, records: list[Any]) -> None:
         assert self.writer is not None
-        self.writer.replay(records)
+        try:
+            self.writer.replay(records)
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
+            raise UserError(f"the newest checkpoint keeps metrics that are none ({error}): delete it") from None
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         from raytrain.hopeless import HopelessError, why_hopeless

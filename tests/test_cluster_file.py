@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from importlib.metadata import requires, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,8 @@ AWS_MISTAKES: dict[str, tuple[str, str, str]] = {
         "head.node_config.InstanceMarketOptions: the cluster ends",
     ),
     "unknown field": ("upscaling_speed", "upscaling_spede", "'upscaling_spede' was unexpected"),
+    "size in words": ("VolumeSize: 150", "VolumeSize: large", "VolumeSize: 'large' is not of type 'integer'"),
+    "mount of a number": ("raytrain: raytrain", "raytrain: 7", "file_mounts.*raytrain: 7 is not of type 'string'"),
     "wrong kind": ("max_workers: 10", "max_workers: ten", "max_workers: 'ten' is not of type 'integer'"),
     "quotes": ("-r ~/project", "'rich==15 -r ~/project", "pip install .*: No closing quotation"),
     "Ray's own start": ("ray start --head", "ray start", "no ray start --head"),
@@ -255,6 +258,7 @@ SEVERAL_NODES = {
     "key without name",
     "no profile",
     "head on spot",
+    "size in words",
 }
 """The mistakes that stand in a field which other node types take over."""
 
@@ -276,6 +280,8 @@ ONPREM_MISTAKES = {
     "no head": ("  head_ip: 10.0.0.11 # CHANGE\n", "", "head_ip and worker_ips are needed"),
     "too many": ("max_workers: 2", "max_workers: 3", "max_workers: 3, but there are 2 worker_ips"),
     "least above most": ("min_workers: 2", "min_workers: 3", "min_workers: 3 is more than max_workers, 2"),
+    "number for a name": ("10.0.0.13", "13", r"provider\.worker_ips\.1: 13 is not of type 'string'"),
+    "least in words": ("min_workers: 2", "min_workers: two", "min_workers: 'two' is not of type 'integer'"),
     "two heads": ("HEAD_IP=10.0.0.11", "HEAD_IP=10.0.0.12", "HEAD_IP=10.0.0.12, but provider.head_ip is 10.0.0.11"),
     "no user": ("  ssh_user: ubuntu # CHANGE\n", "", "auth.ssh_user: missing"),
     "tokens off": ("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled", "without RAY_AUTH_MODE=token"),
@@ -338,6 +344,15 @@ def test_a_token_that_is_not_there_is_refused(laptop: Path) -> None:
         ("- a\n", "is not a cluster file"),
         ("!!python/object/apply:os.system ['true']\n", "is not YAML"),
         ("\x00", "is not YAML"),
+        ("a:\n  1: b\n", "line 2: the name 1 is no text"),
+        ("a: {<<: [{1: 2}]}\n", "line 1: the name 1 is no text"),
+        ("a: 2024-13-45\n", "is not YAML: month must be in"),
+        ("a: &a [*a]\n", "is nested more than 100 deep"),
+        ("a: " + "[" * 3000, "is not YAML"),
+        (
+            "a: [&a [x], " + ", ".join(f"&{new} [{f'*{old}, ' * 9}]" for old, new in pairwise("abcdefghij")) + "]",
+            "more than 100,000 values",
+        ),
     ],
 )
 def test_what_is_no_cluster_file_is_refused(text: str, expected: str, tmp_path: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raytrain.config import ByteLstmConfig, from_dict, to_dict
 from raytrain.data.batches import EvaluationBatches, TrainingBatches
 from raytrain.data.corpus import Corpus, CorpusWriter
 from raytrain.data.prepare import prepare
 from raytrain.errors import UserError, run_command
-from raytrain.models import from_checkpoint
-from raytrain.session import check_samples, reopen_session
-from raytrain.space import check_space, read_space
-from raytrain.storage import open_storage
+from raytrain.session import reopen_session
+from raytrain.space import load_space
+from raytrain.storage import check_output, open_storage
 from raytrain.tracking.__main__ import main as send
-from raytrain.trials import Records, Trial
 from tests.conftest import tiny_config
+from tests.malformed import oracle
+from tests.malformed.mutate import overwrite
+from tests.malformed.stock import small_corpus
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,6 +49,34 @@ def test_a_few_hundred_malformed_inputs(tmp_path: Path) -> None:
     assert int(failures) == 0
 
 
+def test_what_has_no_end_or_is_blocked_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oracle, "LIMIT_S", 0.2)
+    for part in ("in", "work"):
+        (tmp_path / part).mkdir()
+
+    def busy() -> None:
+        while True:
+            pass
+
+    for act, result in ((busy, "slow"), (lambda: time.sleep(60), "slow"), (lambda: None, "correct")):
+        assert oracle.judge(oracle.Case(tmp_path, act)).result == result
+
+
+def test_a_process_that_others_keep_from_the_processor_is_not_slow() -> None:
+    core = str(min(os.sched_getaffinity(0)))
+    work = ["taskset", "-c", core, sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(work) for _ in range(5)]
+    try:
+        time.sleep(1)  # they have started
+        watch, began = oracle.Stopwatch(processes[0].pid), time.monotonic()
+        time.sleep(3)
+        assert watch.seconds() < 0.5 * (time.monotonic() - began)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 @pytest.mark.long
 def test_five_thousand_malformed_inputs(tmp_path: Path) -> None:
     print(fuzzed(5000, tmp_path))
@@ -59,18 +87,7 @@ def test_five_thousand_malformed_inputs(tmp_path: Path) -> None:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Corpus:
-    with CorpusWriter(tmp_path / "corpus", name="c", source="tests") as writer:
-        for number in range(200):
-            writer.add("valid" if number % 4 == 0 else "train", f"text {number} of a corpus".encode())
-    return Corpus.open(tmp_path / "corpus")
-
-
-def overwrite(path: Path, place: int = 20) -> None:
-    """Change a byte in the file, as an editor or a broken disk would: its size stays."""
-    with open(path, "r+b") as file:
-        file.seek(place)
-        file.write(b"#")
-    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1_000_000))  # whatever the resolution of the file system's clock
+    return small_corpus(tmp_path / "corpus")
 
 
 def test_a_corpus_that_was_altered_is_refused_before_anything_starts(
@@ -127,6 +144,19 @@ def test_numbers_that_are_no_offsets_are_refused_whatever_the_sums_say(corpus: C
         kept.tofile(path)
 
 
+@pytest.mark.parametrize("change", [{"sha256": None}, {"sha256": 7}, None])
+def test_a_corpus_that_tells_no_sum_of_a_file_is_one_line(corpus: Corpus, change: dict[str, Any] | None) -> None:
+    info = json.loads((corpus.path / "corpus.json").read_bytes())
+    files = info["splits"]["valid"]["files"]
+    if change is None:
+        del files["valid.bin"]["sha256"]
+    else:
+        files["valid.bin"] |= change
+    (corpus.path / "corpus.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"corpus\.json is incomplete .*sha256|corpus\.json is incomplete .*the sum of"):
+        prepare(str(corpus.path))
+
+
 def test_a_text_that_changes_while_it_is_prepared_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"".join(b"line %d\n" % number for number in range(1000)))
@@ -175,91 +205,25 @@ def test_lengths_that_no_document_has_cost_nothing(corpus: Corpus) -> None:
     )
 
 
-# ------------------------------------------------------------------------------- configs, records, arguments
+# -------------------------------------------------------------------------------------------- arguments
 
 
-@pytest.mark.parametrize(
-    ("change", "line"),
-    [
-        ({"model": {"name": ["hybrid"]}}, "model.name must be one of"),
-        ({"model": {"name": "byte_lstm", "layers": 10**9}}, r"model.layers is 1000000000: must be in \[1, 256\]"),
-        ({"optimizer": {"learning_rate": 10**400}}, "must be a finite number"),
-        ({"steps": 2**63}, "steps is a number of 64 bits"),
-        ({"data": "\ud800"}, "config: data is not valid UTF-8"),
-    ],
-)
-def test_a_config_that_cannot_be_is_one_line(change: dict[str, Any], line: str) -> None:
-    with pytest.raises(UserError, match=line):
-        from_dict({**to_dict(tiny_config("hybrid")), **change})
-
-
-def test_a_model_that_cannot_be_built_is_one_line(corpus: Corpus) -> None:
-    config = dataclasses.replace(tiny_config("byte_lstm"), model=ByteLstmConfig(1, 2**40, 0.0))
-    with pytest.raises(UserError, match="the model of this config cannot be built"):
-        check_samples(config, corpus, 1)
-
-
-def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
-    import torch
-
-    from raytrain.checkpoint import Checkpoint
-    from raytrain.models import build
-
-    config = tiny_config("byte_lstm")
-    weights = dict(build(config).state_dict())
-
-    def stored(changed: dict[str, torch.Tensor], model: dict[str, Any] | None = None) -> Checkpoint:
-        values = to_dict(config)
-        values["model"] |= model or {}
-        return Checkpoint(1, None, {}, values, "here", {"model": changed})
-
-    from_checkpoint(stored(weights))
-    name = sorted(weights)[0]
-    for changed, model, line in (
-        ({**weights, "more": torch.zeros(1)}, None, "its weights differ in 'more'"),
-        ({key: value for key, value in weights.items() if key != name}, None, f"its weights differ in '{name}'"),
-        ({**weights, name: weights[name][:1]}, None, f"{name} is "),
-        ({**weights, name: weights[name].half()}, None, "float16"),
-        (weights, {"hidden": 2**40}, "its config is not that of a model"),
-        (weights, {"hidden": 2**20}, "the model of its config has"),
-        (weights, {"layers": 0}, "its config is not that of a model"),
-    ):
-        with pytest.raises(UserError, match=line):
-            from_checkpoint(stored(changed, model))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"identity": "../../x"}, {"number": "1"}, {"best": {"bits_per_byte": "low"}}, {"status": "gone"}, {"run": [1]}],
-)
-def test_a_record_with_a_value_that_cannot_be_is_one_line(tmp_path: Path, change: dict[str, Any]) -> None:
-    values = json.loads(Trial(0, "0" * 16, tiny_config("hybrid"), {}, {}, {}).to_json())
-    file = tmp_path / "trials" / "0" / "trial.json"
-    file.parent.mkdir(parents=True)
-    file.write_text(json.dumps(values | change))
-    with pytest.raises(UserError, match="is not the record of a trial"):
-        Records(open_storage(tmp_path)).read()
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "raise SystemExit(0)\n",
-        "def space(trial):\n    return {'model.latent': trial.suggest_int('z', 1, 10**15)}\n",
-        "def space(trial):\n    return {'objective.alpha': trial.suggest_float('a', 0, 1, step=1e-15)}\n",
-    ],
-)
-def test_a_space_that_ends_python_or_has_no_end_is_one_line(source: str) -> None:
-    with pytest.raises(UserError, match=r"SystemExit|the grid has more than 10,000 points"):
-        check_space(read_space("mine", source), {"hybrid": tiny_config("hybrid")}, None, "grid", 0)
-
-
-@pytest.mark.parametrize("change", [{"step": 2**70}, {"step": -1}, {"timestamp_ms": 1.5}, {"run_id": "../x"}])
-def test_metrics_that_no_store_can_hold_are_one_line(tmp_path: Path, change: dict[str, Any]) -> None:
-    record = {"run_id": "0" * 32, "step": 1, "timestamp_ms": 1, "metrics": {"a": 1.0}}
-    (tmp_path / "unsent.jsonl").write_text(json.dumps(record | change))
-    with pytest.raises(UserError, match="line 1: not a metric record"):
-        send(["send", str(tmp_path / "unsent.jsonl")])
+def test_names_that_no_file_can_have_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for address in ("~nobody-of-that-name/x", "~~", "~nobody-of-that-name"):
+        with pytest.raises(UserError, match="there is no such home folder"):
+            open_storage(address)
+    with pytest.raises(UserError, match="no search space"):
+        load_space("x" * 5000)
+    with pytest.raises(UserError, match="no source"):
+        prepare("x" * 5000)
+    for place in ("x" * 5000, "/nowhere/at/all", str(tmp_path)):
+        with pytest.raises(UserError, match=r"--output .* cannot be written"):
+            check_output(Path(place))
+    with pytest.raises(UserError, match=r"--folder .* cannot be made"):
+        send(["serve", "--folder", "/dev/null/x", "--storage", str(tmp_path)])
+    with pytest.raises(UserError, match="--port is 70000"):
+        send(["serve", "--port", "70000", "--storage", str(tmp_path)])
 
 
 def test_an_argument_that_is_no_text_is_one_line(

@@ -119,10 +119,8 @@ def damaged(plan: Plan, **changes: Any) -> bytes:
         ({"space": []}, "is not a search's plan"),
         ({"bases": []}, "is not a search's plan"),
         ({"space": {"name": "mine", "source": "1 / 0"}}, "search space mine cannot be loaded: ZeroDivisionError"),
-        (
-            {"bases": {"hybrid": {"model": {"name": "gpt"}}}},
-            "bases must be configs of the models that they are named by",
-        ),
+        ({"bases": {"hybrid": {"model": {"name": "gpt"}}}}, "model.name must be one of"),
+        ({"bases": {"byte_lstm": {"model": {"name": "hybrid"}}}}, "bases must be configs of the models that they are"),
     ],
 )
 def test_a_plan_that_cannot_be_read_is_one_line(

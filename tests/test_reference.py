@@ -23,6 +23,7 @@ from raytrain.space import read_space
 from raytrain.storage import Storage, open_storage
 from raytrain.tracking import Experiment
 from raytrain.tracking import server as tracking_server
+from raytrain.trials import FIGURES as KEPT
 from raytrain.trials import METRIC, Records, Trial
 from tests.conftest import tiny_config
 from tests.mlflow_server import new_store
@@ -85,7 +86,8 @@ def search_at(place: Storage, experiment: Experiment) -> list[Trial]:
     records, trials = Records(place), []
     for number, value in enumerate([2.5, 2.4, 2.3]):
         run = experiment.open_run(f"{place.uri()}-{number}", f"trial {number}", parameters={}, tags={})
-        trial = Trial(number, f"t{number}", config, {}, {}, {}, run.address(), best={METRIC: value})
+        best = {**dict.fromkeys(KEPT, 1.0), METRIC: value}
+        trial = Trial(number, f"t{number}", config, {}, {}, {}, run.address(), best=best)
         records.add(trial)
         note_run(records.place(trial.identity), run)
         if number < 2:

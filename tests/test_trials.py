@@ -19,7 +19,7 @@ from raytrain import trials as module
 from raytrain.errors import UserError
 from raytrain.goal import METRIC, Goal
 from raytrain.storage import FolderStorage, StorageError
-from raytrain.trials import RECORD, TRIALS, Records, Trial, rank, table, write_table
+from raytrain.trials import FIGURES, RECORD, TRIALS, Records, Trial, rank, table, write_table
 from tests.conftest import tiny_config
 
 CONFIG = tiny_config("hybrid")
@@ -28,6 +28,11 @@ CONFIG = tiny_config("hybrid")
 def a_trial(number: int = 0, **changes: Any) -> Trial:
     values: dict[str, Any] = {"params": {}, "distributions": {}, "fields": {}}
     return Trial(number, f"identity-{number}", CONFIG, **{**values, **changes})
+
+
+def reached(value: float) -> dict[str, float]:
+    """The figures of an evaluation with this metric."""
+    return {**dict.fromkeys(FIGURES, 1.0), METRIC: value}
 
 
 def same(first: Any, second: Any) -> bool:
@@ -47,15 +52,15 @@ def same(first: Any, second: Any) -> bool:
 
 NAMES = st.text(max_size=6) | st.sampled_from(["float", "lr", "ä b", ""])
 VALUES = st.floats() | st.integers(-(2**62), 2**62) | st.booleans() | st.none() | st.text(max_size=8)
-FIGURES = st.dictionaries(NAMES, st.floats(), max_size=4)
+DRAWN = st.dictionaries(NAMES, st.floats(), max_size=4)
 
 
 @given(
     params=st.dictionaries(NAMES, VALUES, max_size=4),
     distributions=st.dictionaries(NAMES, st.text(max_size=8), max_size=4),
     fields=st.dictionaries(NAMES, VALUES | st.lists(VALUES, max_size=3), max_size=4),
-    best=FIGURES,
-    history=st.lists(FIGURES, max_size=4),
+    best=st.just({}) | DRAWN.map(lambda more: {**dict.fromkeys(FIGURES, math.nan), **more}),
+    history=st.lists(DRAWN.map(lambda more: {**more, "step": 3}), max_size=4),
     seconds=st.floats(0, 1e9),
     status=st.sampled_from(["waiting", "running", "interrupted", "finished", "stopped", "failed"]),
     reason=st.text(max_size=10),
@@ -261,12 +266,12 @@ def test_optuna_is_told_the_best_of_what_ended() -> None:
         {"step": 15, METRIC: math.inf},
     ]
     trials = [
-        drawn(0, status="finished", best={METRIC: 2.2}, history=history),
-        drawn(1, status="stopped", best={METRIC: 2.4}),
-        drawn(2, status="failed", best={METRIC: 1.0}),
+        drawn(0, status="finished", best=reached(2.2), history=history),
+        drawn(1, status="stopped", best=reached(2.4)),
+        drawn(2, status="failed", best=reached(1.0)),
         drawn(3, status="failed"),
         drawn(4, status="stopped"),
-        drawn(5, status="finished", best={METRIC: math.nan}, history=[{"step": 5, METRIC: math.nan}]),
+        drawn(5, status="finished", best=reached(math.nan), history=[{"step": 5, METRIC: math.nan}]),
     ]
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
     for trial in trials:

@@ -12,10 +12,12 @@ from raytrain import workers
 from raytrain.algorithms import Halving
 from raytrain.config import ObjectiveConfig, to_dict
 from raytrain.divergence import DivergedError
+from raytrain.errors import UserError
 from raytrain.goal import Goal
 from raytrain.notice import PreemptedError
 from raytrain.resources import Gang
 from raytrain.storage import FolderStorage, StorageError
+from raytrain.tracking import MetricWriter
 from raytrain.trainer import World
 from raytrain.workers import RUNG, GangLostError, Job, RayReport, fit, work_alone
 from tests.conftest import tiny_config
@@ -114,6 +116,17 @@ def test_a_stopped_trial_leaves_no_thread_to_the_next_one_in_its_process(failing
     assert Silent.closed == 1
 
 
+@pytest.mark.parametrize(
+    "record", [[1, 2], [1, 2, {"a": []}], ["x", 2, {}], [1e999, 2, {}], [1, 2, 3], [1, 2, {"a\n": 1}]]
+)
+def test_metrics_of_a_checkpoint_that_are_none_end_the_run_by_one_line(record: list[Any]) -> None:
+    report = object.__new__(RayReport)
+    report.writer = MetricWriter("http://127.0.0.1:9", "0" * 32)
+    with pytest.raises(UserError, match="the newest checkpoint keeps metrics that are none"):
+        report.replay([record])
+    assert report.writer.close(0.0) == 0
+
+
 class Dying:
     """Takes the place of a gang: each of its runs ends as scripted, and may have completed a checkpoint before."""
 
@@ -126,7 +139,7 @@ class Dying:
             FolderStorage(self.place).write(f"checkpoints/step-{step:08}/manifest.json", b"{}")
         if error is not None:
             raise error
-        FolderStorage(self.place).write(workers.OUTCOME, b'{"step": 3}')
+        FolderStorage(self.place).write(workers.OUTCOME, b'{"hopeless": "as scripted"}')
 
 
 def died(which: str = "one") -> Exception:
@@ -161,7 +174,7 @@ def outlive(place: Path, *ends: tuple[Exception | None, int | None]) -> dict[str
 
 def test_a_run_outlives_as_many_deaths_as_come_while_it_gets_on(tmp_path: Path) -> None:
     deaths = [(died(), step) for step in (None, None, None, 10, None, None, 20, None)]
-    assert outlive(tmp_path, *deaths, (None, None)) == {"step": 3}
+    assert outlive(tmp_path, *deaths, (None, None)) == {"hopeless": "as scripted"}
 
 
 def test_a_run_that_dies_without_getting_on_ends_with_the_first_cause(tmp_path: Path) -> None:
@@ -173,7 +186,7 @@ def test_a_run_that_dies_without_getting_on_ends_with_the_first_cause(tmp_path: 
 
 
 def test_deaths_that_the_controller_tells_of_are_deaths(tmp_path: Path) -> None:
-    assert outlive(tmp_path / "thrice", *[(noticed("7"), None)] * 3, (None, None)) == {"step": 3}
+    assert outlive(tmp_path / "thrice", *[(noticed("7"), None)] * 3, (None, None)) == {"hopeless": "as scripted"}
     where = r"the first: RayTrainWorker on 10\.0\.0\.7: The actor is dead because its worker process has died$"
     with pytest.raises(GangLostError, match=where):
         outlive(tmp_path / "lost", *[(noticed(which), None) for which in "7895"])
@@ -181,14 +194,14 @@ def test_deaths_that_the_controller_tells_of_are_deaths(tmp_path: Path) -> None:
 
 def test_an_error_that_comes_back_ends_a_run_and_a_certain_one_at_once(tmp_path: Path) -> None:
     reset = raised(RuntimeError("connection reset by peer"))
-    assert outlive(tmp_path / "once", (reset, None), (None, None)) == {"step": 3}
+    assert outlive(tmp_path / "once", (reset, None), (None, None)) == {"hopeless": "as scripted"}
     resets = [(raised(RuntimeError(f"connection reset by 10.0.0.{number}")), None) for number in range(3)]
-    assert outlive(tmp_path / "thrice", *resets, (None, None)) == {"step": 3}
+    assert outlive(tmp_path / "thrice", *resets, (None, None)) == {"hopeless": "as scripted"}
     with pytest.raises(GangLostError, match=r"2 gangs in a row.*connection reset by peer"):
         outlive(tmp_path / "again", (reset, None), (reset, None))
     with pytest.raises(GangLostError, match=r"3 gangs in a row.*Worker one died"):
         outlive(tmp_path / "meanwhile", (died(), None), (reset, None), (reset, None))
-    assert outlive(tmp_path / "later", (reset, None), (reset, 10), (None, None)) == {"step": 3}
+    assert outlive(tmp_path / "later", (reset, None), (reset, 10), (None, None)) == {"hopeless": "as scripted"}
     with pytest.raises(WorkerGroupError):
         outlive(tmp_path / "certain", (raised(ValueError("no such layer")), None))
 

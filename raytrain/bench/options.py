@@ -11,10 +11,9 @@ from typing import Any
 from raytrain.cli import Choice, OneLineParser, default_config, parse_choice, parse_options
 from raytrain.config import RunConfig, override
 from raytrain.data.batches import rank_groups
-from raytrain.errors import UserError
 from raytrain.presets import full_size
 from raytrain.session import open_storage_root
-from raytrain.storage import check_writable
+from raytrain.storage import check_output, check_writable
 
 SECTIONS = ("ceiling", "step", "plain", "ddp", "ray", "checkpoint", "sampling", "data", "memory")
 PRECISIONS = ("float32", "bfloat16")
@@ -95,7 +94,7 @@ def parse_command(arguments: list[str]) -> BenchOptions:
         sections=[name for name in SECTIONS if name in (values.only or SECTIONS)],
         quick=values.quick,
         storage=_checked(values.storage),
-        output=_writable(values.output),
+        output=check_output(values.output) if values.output is not None else None,
         experiment=values.experiment,
     )
 
@@ -163,16 +162,3 @@ def _checked(storage: str | None) -> str | None:
     if storage is not None:
         check_writable(open_storage_root(storage))
     return storage
-
-
-def _writable(output: Path | None) -> Path | None:
-    """``output``, which nothing keeps from being written when all is measured."""
-    if output is not None:
-        there = output.exists()
-        try:
-            output.open("a").close()
-            if not there:
-                output.unlink()  # nothing is left behind by a bench that does not end
-        except OSError as error:
-            raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
-    return output

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from raytrain.cluster.file import ClusterFile, at
+from raytrain.storage import expanded
 
 LEAST_DISK_GIB = 100
 """The image's toolkits take about 50 GB and the packages 6."""
@@ -68,7 +69,7 @@ def _place(file: ClusterFile) -> Iterator[str]:
         yield from _ports(f"provider.security_group.IpPermissions[{number}]", rule)
     key = at(file.config, "auth", "ssh_private_key")
     if key is not None:
-        if not Path(key).expanduser().is_file():
+        if not os.path.isfile(expanded(key)):
             yield f"auth.ssh_private_key: there is no {key} here; correct it, or leave it out and Ray makes a pair"
         for name, kind in file.types.items():
             if at(kind, "node_config", "KeyName") is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.cluster.file import ClusterFile
+from raytrain.storage import expanded
 
 PLACEHOLDER = "CHANGE-ME"
 TOKEN = "~/.ray/auth_token"
@@ -59,7 +61,7 @@ def _secrets(file: ClusterFile) -> Iterator[str]:
 
 def _shipped(file: ClusterFile) -> Iterator[str]:
     for remote, local in file.mounts.items():
-        if not Path(local).expanduser().exists():
+        if not os.path.exists(expanded(local)):
             fix = (
                 "ray get-auth-token --generate > /dev/null makes it"
                 if remote == TOKEN
@@ -81,5 +83,5 @@ def _token(file: ClusterFile) -> Iterator[str]:
         )
     if file.mounts.get(TOKEN) is None:
         yield f"file_mounts: Ray's token reaches no node; add {TOKEN}: {TOKEN}"
-    elif (token := Path(file.mounts[TOKEN]).expanduser()).is_file() and stat.S_IMODE(token.stat().st_mode) & 0o077:
+    elif os.path.isfile(token := expanded(file.mounts[TOKEN])) and stat.S_IMODE(token.stat().st_mode) & 0o077:
         yield f"file_mounts.{TOKEN}: others on this machine can read {token}; chmod 600 it"

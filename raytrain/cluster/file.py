@@ -10,6 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.errors import UserError
+from raytrain.json_text import check_nesting
+from raytrain.storage import expanded
+
+MOST_VALUES = 100_000
+"""In a cluster file; one with more refers to itself, or to what does so a few times over."""
+_TEXT, _WHOLE = {"type": "string"}, {"type": "integer"}
+_LISTS = {"properties": {name: {"type": "array"} for name in ("IpRanges", "Ipv6Ranges")}}
+_DISK = {"properties": {"Ebs": {"properties": {"VolumeSize": _WHOLE}}}}
+_NODE = {"InstanceType": _TEXT, "ImageId": _TEXT, "BlockDeviceMappings": {"type": "array", "items": _DISK}}
+OPEN = {
+    "properties": {
+        "min_workers": _WHOLE,
+        "file_mounts": {"additionalProperties": _TEXT},
+        "provider": {
+            "properties": {
+                "worker_ips": {"items": _TEXT},
+                "security_group": {"properties": {"IpPermissions": {"items": _LISTS}}},
+            }
+        },
+        "available_node_types": {"additionalProperties": {"properties": {"node_config": {"properties": _NODE}}}},
+    }
+}
+"""What the rules read of what Ray's schema leaves open, as a schema."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +76,7 @@ class ClusterFile:
         """The file here that stands at ``remote`` on the nodes, if it is shipped."""
         for target, source in self.mounts.items():
             if remote == target or remote.startswith(f"{target.rstrip('/')}/"):
-                return Path(source).expanduser() / remote[len(target) :].strip("/")
+                return expanded(source) / remote[len(target) :].strip("/")
         return None
 
 
@@ -73,22 +96,27 @@ def read_file(path: Path) -> ClusterFile:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses a key that is given twice, of which YAML silently takes the last."""
+        """Refuses a key that is given twice, of which YAML silently takes the last, and one that is no text."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
             for key, _ in node.value:
                 if keys.count(key.value) > 1:
                     raise UserError(f"{path}, line {key.start_mark.line + 1}: {key.value} is given twice; keep one")
-            return super().construct_mapping(node, deep)
+            mapping = super().construct_mapping(node, deep)
+            for name in mapping:
+                if not isinstance(name, str):
+                    raise UserError(f"{path}, line {node.start_mark.line + 1}: the name {name} is no text; quote it")
+            return mapping
 
     try:
         text = path.read_text()
         # a subclass of SafeLoader: it makes plain values only
         config = yaml.load(text, Loader)
+        check_nesting(config, MOST_VALUES)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that cannot be
         raise UserError(f"{path} is not YAML: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a cluster file: it must be a mapping with cluster_name and provider")
@@ -96,7 +124,7 @@ def read_file(path: Path) -> ClusterFile:
 
 
 def schema_mistakes(file: ClusterFile) -> Iterator[str]:
-    """What Ray's own schema refuses."""
+    """What Ray's own schema refuses, and what is of another type than the rules here expect."""
     import jsonschema
 
     spec = importlib.util.find_spec("ray")
@@ -107,6 +135,12 @@ def schema_mistakes(file: ClusterFile) -> Iterator[str]:
     config = dict(file.config)
     if file.provider == "local":
         config.pop("min_workers", None)  # Ray takes it out before it looks
-    for error in sorted(jsonschema.Draft7Validator(schema).iter_errors(config), key=lambda error: list(error.path)):
-        place = ".".join(map(str, error.absolute_path)) or str(file.path)
-        yield f"{place}: {error.message[:300]}; correct it as Ray's schema of cluster files says"
+    for looked_at, rules, whose in (
+        (config, schema, "Ray's schema of cluster files says"),
+        (file.config, OPEN, "EC2 or Ray reads it"),
+    ):
+        for error in sorted(
+            jsonschema.Draft7Validator(rules).iter_errors(looked_at), key=lambda error: list(error.path)
+        ):
+            place = ".".join(map(str, error.absolute_path)) or str(file.path)
+            yield f"{place}: {error.message[:300]}; correct it as {whose}"

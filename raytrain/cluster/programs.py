@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -89,10 +90,10 @@ def _requirements(file: ClusterFile, words: str, mistakes: list[str]) -> list[st
         if argument in ("-r", "--requirement"):
             remote = next(arguments, "")
             local = file.local_path(remote)
-            if local is None or not local.is_file():
+            if local is None or not os.path.isfile(local):
                 mistakes.append(f"setup_commands: {remote} is not shipped by file_mounts; add it there")
                 continue
-            lines = (line.partition("#")[0].strip() for line in local.read_text().splitlines())
+            lines = (line.partition("#")[0].strip() for line in local.read_text(errors="replace").splitlines())
             found += [line for line in lines if line]
         elif not argument.startswith(("-", ".", "/", "~")):
             found.append(argument)

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raytrain.errors import UserError
-from raytrain.json_text import parse_json
+from raytrain.json_text import parse_json, typed
 
 FORMAT = 1
 SplitName = Literal["train", "valid", "test"]
@@ -300,29 +300,30 @@ def _check_info(info: dict[str, Any]) -> None:
     """That what corpus.json says of a corpus has the form that its readers expect.
 
     Raises:
-        ValueError: it has not; the line names the field.
+        ValueError, KeyError: it has not; the line names the field.
     """
-    kinds: dict[str, type] = {"name": str, "source": str, "digest": str, "cleaning": list, "splits": dict}
-    kinds |= {name: int for name in ("empty_dropped", "duplicates_dropped") if name in info}
-    kinds |= {name: float for name in ("entropy_bits_per_byte",) if name in info}
+    kinds: dict[str, Any] = {"name": str, "source": str, "digest": str, "cleaning": list[str]}
+    kinds |= {"splits": dict[SplitName, dict[str, Any]]}
+    optional = {"empty_dropped": int, "duplicates_dropped": int, "entropy_bits_per_byte": float}
+    kinds |= {name: kind for name, kind in optional.items() if name in info}
     for name, kind in kinds.items():
-        if type(info[name]) is not kind:
-            raise ValueError(f"{name} is not of type {kind.__name__}")
+        typed(info[name], kind, name)
     for text in (info["name"], info["source"], *info["cleaning"]):
-        if not isinstance(text, str) or "\0" in text:
+        if "\0" in text:
             raise ValueError("name, source and cleaning must be texts")
         text.encode()
     if not re.fullmatch("[0-9a-f]{64}", info["digest"]):
         raise ValueError("digest is not a SHA-256 sum")
-    if not {"train", "valid"} <= info["splits"].keys() <= set(SPLITS):
+    if not {"train", "valid"} <= info["splits"].keys():
         raise ValueError("splits must be train, valid and test")
     for split, values in info["splits"].items():
         if set(values["files"]) != {f"{split}.{part}" for part in PARTS}:
             raise ValueError(f"files of {split} must be its {', '.join(PARTS)}")
-        if any(type(values[name]) is not int for name in ("documents", "bytes")):
-            raise ValueError(f"documents and bytes of {split} must be numbers")
-        if type(values.get("nll_bits_per_byte", 0.0)) is not float:
-            raise ValueError(f"nll_bits_per_byte of {split} must be a number")
+        for name in ("documents", "bytes"):
+            typed(values[name], int, f"splits.{split}.{name}")
+        for file, entry in values["files"].items():
+            typed(entry["sha256"], str, f"the sum of {file}")
+        typed(values.get("nll_bits_per_byte", 0.0), float, f"splits.{split}.nll_bits_per_byte")
     if len({"nll_bits_per_byte" in values for values in info["splits"].values()}) > 1:
         raise ValueError("nll_bits_per_byte must be of every split")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.errors import UserError
+from raytrain.storage import expanded
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
 """What can be read; see formats.py."""
@@ -67,22 +68,6 @@ def default_cache() -> Path:
     return Path(os.environ.get("RAYTRAIN_CACHE") or Path.home() / ".cache" / "raytrain")
 
 
-def expanded(path: str) -> Path:
-    """``path`` with the home folder in place of ``~``, where there is such a home."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise UserError(f"{path}: there is no such home folder") from None
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is a file; not where the name is too long for there to be one."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
-
-
 def find(path: str) -> list[Input]:
     """The files at ``path``, sorted: itself, or what can be read below the folder or s3:// prefix.
 
@@ -92,7 +77,7 @@ def find(path: str) -> list[Input]:
     if is_s3(path):
         return _find_s3(path)
     root = expanded(path)
-    if is_file(root):
+    if os.path.isfile(root):  # none where a name is too long for there to be one
         if not root.name.lower().endswith(SUFFIXES):
             raise UserError(f"{path}: cannot read this kind of file; give {KINDS}")
         return [_local(root)]

@@ -13,6 +13,7 @@ from raytrain.data import cleaning, inputs, sources, synthetic
 from raytrain.data.corpus import FORMAT, SPLITS, Corpus, CorpusWriter, SplitName, partial_prefix
 from raytrain.errors import UserError, check_text
 from raytrain.locks import locked
+from raytrain.storage import expanded
 
 TRAIN_SHARE = 0.9
 VALID_SHARE = 0.05
@@ -41,10 +42,10 @@ def prepare(
     for given, what in ((source, "the source"), (path, "--data-path"), (output, "--output")):
         if given is not None:
             check_text(str(given), what)  # corpus.json records them
-    if source not in sources.NAMES and inputs.is_file(inputs.expanded(source) / "corpus.json"):
+    if source not in sources.NAMES and os.path.isfile(expanded(source) / "corpus.json"):
         if path is not None or field is not None or output is not None:
             raise UserError(f"{source} is a prepared corpus: it takes no --data-path, field or --output")
-        corpus = Corpus.open(inputs.expanded(source))
+        corpus = Corpus.open(expanded(source))
         corpus.verify()
         return corpus
     cache = cache or inputs.default_cache()

@@ -19,6 +19,7 @@ from typing import Any
 from raytrain.data import formats, inputs, synthetic
 from raytrain.data.corpus import SPLITS, SplitName
 from raytrain.errors import UserError
+from raytrain.storage import expanded
 
 NAMES = ("synthetic", "ptb", "tweets", "bios")
 """Sources that have a name."""
@@ -93,7 +94,7 @@ def check(source: str, path: str | None) -> None:
     if source not in NAMES:
         if path is not None:
             raise UserError(f"--data-path goes with ptb, tweets or bios; {source!r} is a path already")
-        if not inputs.is_s3(source) and not os.path.exists(inputs.expanded(source)):
+        if not inputs.is_s3(source) and not os.path.exists(expanded(source)):
             raise UserError(
                 f"no source {source!r}: it is neither one of {', '.join(NAMES)} nor a file or folder that exists"
             )

@@ -93,21 +93,12 @@ def from_checkpoint(stored: checkpoint.Checkpoint) -> Model:
     Raises:
         UserError: its weights are not those of the model that its config describes.
     """
-    weights = stored.tensors("model")
     try:
         config = from_dict(stored.config)
         expected = build_empty(config).state_dict()  # first: a config may describe a model larger than the memory
     except (UserError, RuntimeError, OverflowError, MemoryError) as error:
         raise UserError(f"checkpoint {stored.uri}: its config is not that of a model: {error}") from None
-    for name in sorted(expected.keys() | weights.keys()):
-        if name not in expected or name not in weights:
-            raise UserError(f"checkpoint {stored.uri}: the model of its config and its weights differ in {name!r}")
-        found, wanted = weights[name], expected[name]
-        if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
-            raise UserError(
-                f"checkpoint {stored.uri}: {name} is {list(found.shape)} of {found.dtype}, the model of its config has "
-                f"{list(wanted.shape)} of {wanted.dtype}"
-            )
+    weights = stored.matching("model", expected)
     model = build(config)
     model.load_state_dict(weights)
     return model.eval()

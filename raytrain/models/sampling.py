@@ -65,7 +65,8 @@ def sample(
         prefix: bytes that each text starts with.
 
     Raises:
-        RequestError: a value outside its range, or a length that the model does not have.
+        RequestError: a value outside its range, a length that the model does not have, or predictions that are no
+            numbers.
     """
     length = _check(model, temperature, top_p, max_length, prefix)
     if z is None:
@@ -79,6 +80,8 @@ def sample(
             rows = range(first, min(first + ROWS, num))
             noise = Noise(seed, 1, rows, 1).uniform(length).to(z.device)
             tokens, figures = _generate(model, z[first : rows.stop], noise, prefix, temperature, top_p)
+            if not figures.isfinite().all():
+                raise RequestError("the model's predictions are not finite: its weights are damaged")
             samples.extend(_samples(tokens.cpu(), figures.cpu()))
     return samples
 
@@ -281,7 +284,8 @@ def _choose(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -
         weights = _nucleus(weights, top_p)
     cumulative = weights.cumsum(-1)
     threshold = uniform.double()[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    # where the weights are no numbers nothing is found
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=weights.shape[-1] - 1)
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:

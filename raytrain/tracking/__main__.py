@@ -49,6 +49,8 @@ def _serve(options: argparse.Namespace) -> None:
 
     if not 1 <= options.interval < math.inf:
         raise UserError(f"--interval is {options.interval:g}: give seconds of at least 1")
+    if not 0 < options.port < 2**16:
+        raise UserError(f"--port is {options.port}: give one from 1 to {2**16 - 1}")
     logging.basicConfig(format="%(asctime)s raytrain.tracking: %(message)s")
     logging.getLogger("raytrain.tracking").setLevel(logging.INFO)
     serve(options.host, options.port, options.folder, open_storage_root(options.storage), options.interval)

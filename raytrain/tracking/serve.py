@@ -36,11 +36,15 @@ def serve(host: str, port: int, folder: Path, storage: Storage, interval_s: floa
     """Run the server until SIGTERM; its database is copied every ``interval_s`` seconds, and at the end.
 
     Raises:
-        UserError: an address that all the world would reach, a damaged copy, or a storage that does not answer.
+        UserError: an address that all the world would reach, a folder that cannot be made, a damaged copy, or a
+            storage that does not answer.
         SystemExit: the server has ended by itself; status 1.
     """
     check_host(host)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--folder {folder} cannot be made: {error.strerror}") from None
     try:
         with locked(folder / "lock", wait=False):
             _serve(host, port, folder, storage, interval_s)

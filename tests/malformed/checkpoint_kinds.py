@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -14,12 +15,15 @@ import safetensors.torch
 import torch
 
 from raytrain import checkpoint as checkpoints
-from raytrain import evaluate, report, sample
+from raytrain import evaluate, loop, report, sample
+from raytrain.config import to_dict
+from raytrain.data.corpus import Corpus
 from raytrain.reference import open_checkpoint
 from raytrain.storage import open_storage
+from raytrain.trainer import Trainer, World
 from tests.malformed.mutate import damaged, restructured, written
 from tests.malformed.oracle import command
-from tests.malformed.stock import Stock
+from tests.malformed.stock import Stock, config
 
 Act = Callable[[], None]
 
@@ -28,20 +32,7 @@ def altered(stock: Stock, given: Path, random: Random) -> Act:
     """A checkpoint of which a file was damaged, exchanged, taken away or added: it is refused or as it was."""
     folder = given / "run" / "checkpoints" / stock.checkpoint.name
     shutil.copytree(stock.checkpoint.parent, folder.parent)
-    path = random.choice(sorted(folder.iterdir()))
-    match random.randrange(6):
-        case 0:
-            path.unlink()
-        case 1:
-            shutil.copyfile(random.choice(sorted(folder.iterdir())), path.with_name("copy"))
-            path.with_name("copy").replace(path)
-        case 2:
-            shutil.copyfile(folder.with_name("step-00000010") / path.name, path)
-        case 3:
-            other = stock.runs / "other" / "checkpoints" / folder.name
-            shutil.copyfile(other / path.name, path)
-        case _:
-            path.write_bytes(damaged(path.read_bytes(), random))
+    alter(stock, folder, random)
     way = random.randrange(5)
     whole, before = (checkpoints.load(stock.checkpoint.with_name(f"step-000000{step}")) for step in (20, 10))
 
@@ -59,17 +50,29 @@ def altered(stock: Stock, given: Path, random: Random) -> Act:
     return act
 
 
+def alter(stock: Stock, folder: Path, random: Random) -> None:
+    """Damage, exchange, take away or add a file of a checkpoint."""
+    path = random.choice(sorted(folder.iterdir()))
+    match random.randrange(6):
+        case 0:
+            path.unlink()
+        case 1:
+            shutil.copyfile(random.choice(sorted(folder.iterdir())), path.with_name("copy"))
+            path.with_name("copy").replace(path)
+        case 2:
+            shutil.copyfile(folder.with_name("step-00000010") / path.name, path)
+        case 3:
+            other = stock.runs / "other" / "checkpoints" / folder.name
+            shutil.copyfile(other / path.name, path)
+        case _:
+            path.write_bytes(damaged(path.read_bytes(), random))
+
+
 def resealed(stock: Stock, given: Path, random: Random) -> Act:
     """A checkpoint with another config, state or tensors, and sums that are right: what reads it must look closer."""
     folder = given / "step-00000020"
     shutil.copytree(stock.checkpoint, folder)
-    name = random.choice(("config.json", "state.json", "config.json", "state.json", "model.safetensors"))
-    path = folder / name
-    if name.endswith(".json"):
-        path.write_bytes(written(restructured(json.loads(path.read_bytes()), random), random))
-    else:
-        path.write_bytes(other_tensors(path.read_bytes(), random))
-    seal(folder, random)
+    alter_sealed(folder, random)
     arguments = random.choice(
         (
             ("sample", "--num", "2"),
@@ -82,6 +85,53 @@ def resealed(stock: Stock, given: Path, random: Random) -> Act:
     mains = {"sample": sample.main, "evaluate": evaluate.main, "bios": report.main}
     first = ("bios", str(folder)) if arguments[0] == "bios" else (str(folder),)
     return command(mains[arguments[0]], *first, *arguments[1:])
+
+
+def alter_sealed(folder: Path, random: Random) -> None:
+    """Give a checkpoint another config, state or tensors, and sums that are right."""
+    name = random.choice(("config.json", "state.json", "config.json", "state.json", "model.safetensors"))
+    if random.random() < 0.1:
+        name = "optimizer.safetensors"
+    path = folder / name
+    if name.endswith(".json"):
+        path.write_bytes(written(restructured(json.loads(path.read_bytes()), random), random))
+    else:
+        path.write_bytes(other_tensors(path.read_bytes(), random))
+    seal(folder, random)
+
+
+def resumed(stock: Stock, given: Path, random: Random) -> Act:
+    """A run whose newest checkpoint was altered: it goes on from that as it was, from the one before, or not at all."""
+    steps = config(data=str(stock.corpus), steps=21)
+    (given / "config.json").write_text(json.dumps(to_dict(steps)))
+    place = given.parent / "work" / "checkpoints"
+    shutil.copytree(stock.checkpoint.parent, place)
+    sealed = random.random() < 0.6
+    if sealed:
+        alter_sealed(place / stock.checkpoint.name, random)
+    else:
+        alter(stock, place / stock.checkpoint.name, random)
+
+    def act() -> None:
+        arguments = (str(given / "config.json"), "--corpus", str(stock.corpus), "--storage", "checkpoints")
+        command(loop.main, *arguments)()
+        found = checkpoints.load(place / "step-00000021").tensors("model")
+        ends = [ended(stock.corpus, stock.checkpoint.with_name(f"step-000000{step}")) for step in (20, 10)]
+        assert sealed or any(all(torch.equal(found[name], end[name]) for name in end) for end in ends)
+
+    return act
+
+
+@functools.cache
+def ended(corpus: Path, start: Path) -> dict[str, torch.Tensor]:
+    """The weights after step 21 of a run that goes on from a checkpoint which nobody has altered."""
+    trainer = Trainer(config(data=str(corpus), steps=21), Corpus.open(corpus), World())
+    trainer.rehearse()
+    stored = checkpoints.load(start)
+    trainer.load(stored)
+    for step in range(stored.step, 21):
+        trainer.train_step(step)
+    return trainer.tensors()["model"]
 
 
 def other_tensors(data: bytes, random: Random) -> bytes:
@@ -119,8 +169,9 @@ def seal(folder: Path, random: Random) -> None:
         entry |= {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     if random.random() < 0.1:
         manifest = restructured(manifest, random)
-    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
-    manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    if isinstance(manifest, dict):  # what stands in for the whole of it has no place for a sum
+        text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+        manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

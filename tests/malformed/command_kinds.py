@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
+from unittest import mock
 
-from raytrain import evaluate, registry, report, sample, storage_check, train, tune
+from raytrain import evaluate, loop, registry, report, sample, spot, storage_check, train, tune
+from raytrain.bench import __main__ as bench_command
+from raytrain.cluster import __main__ as cluster_command
 from raytrain.data import __main__ as data_command
 from raytrain.storage import check_writable, open_storage
 from raytrain.tracking import __main__ as tracking_command
-from tests.malformed.oracle import command
+from tests.malformed.oracle import command, get_as_far
 from tests.malformed.stock import Stock
 
 Act = Callable[[], None]
@@ -24,8 +28,11 @@ JUNK = (
 )  # fmt: skip
 
 
+SERVE = ("--host", "--host=10.0.0.1", "--port", "--folder", "--storage", "--interval")
+
+
 def trains(stock: Stock, given: Path, random: Random) -> Act:
-    """train and tune: any option with any value, on a small text."""
+    """train, tune, bench and the loop without Ray: any option with any value, on a small text."""
     options = (
         "--steps", "--length", "--batch-size", "--group-size", "--seed", "--model.latent", "--model.feature-maps",
         "--model.decoder-maps", "--model.decoder", "--objective.alpha", "--objective.annealing", "--optimizer.decay",
@@ -33,8 +40,20 @@ def trains(stock: Stock, given: Path, random: Random) -> Act:
         "--gpus-per-worker", "--name", "--storage", "--experiment", "--best-of", "--resume", "--precision", "--space",
         "--evaluate-samples", "--num-samples", "--budget", "--algorithm", "--objective", "--min-kl", "--start-from",
         "--time-budget", "--max-concurrent", "--workers-per-trial", "--optimizer.learning-rate", "--log-every",
+        "--threads", "--rounds", "--seconds", "--samples", "--only", "--quick", "--output",
     )  # fmt: skip
-    main = random.choice((train.main, tune.main))
+    main = random.choice((train.main, train.main, tune.main, tune.main, bench_command.main, loop.main))
+    if main is loop.main:
+        corpus = random.choice((str(stock.corpus), random.choice(JUNK)))
+        whole = random.choice((str(stock.folder / "config.json"), random.choice(JUNK)))
+        arguments = [whole, "--corpus", corpus, "--storage", "runs", *_options(("--corpus", "--storage"), random)]
+        with_work = command(main, *arguments)
+
+        def without_work() -> None:
+            with mock.patch.object(loop, "train", get_as_far):
+                with_work()
+
+        return without_work
     model = random.choice(("hybrid", "hybrid", "lstm_vae", "byte_lstm", random.choice(JUNK)))
     fixed = ["--data", str(stock.corpus), "--storage", "runs"] if random.random() < 0.7 else []
     return command(main, model, *fixed, *_options(options, random))
@@ -55,13 +74,15 @@ def models(stock: Stock, given: Path, random: Random) -> Act:
 
 
 def others(stock: Stock, given: Path, random: Random) -> Act:
-    """report, registry, data, storage and tracking."""
-    kinds = {
+    """report, registry, data, storage, tracking, cluster and spot."""
+    kinds: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]] = {
         report.main: (("run", "search", "bios", "paper_fig3"), ("--output", "--experiment", "--search", "--num")),
         registry.main: (("list", "promote", "rollback"), ("raytrain-hybrid", "1", "x", "--alias")),
         data_command.main: (("prepare", "info"), ("--output", "--field", "--data-path", str(stock.corpus), "bios")),
         storage_check.main: (("check",), ("there", str(given), "--help")),
-        tracking_command.main: (("send",), ("--timeout", str(stock.corpus), "/dev/null")),
+        tracking_command.main: (("send", "serve"), ("--timeout", str(stock.corpus), "/dev/null", *SERVE)),
+        cluster_command.main: (("check",), (str(stock.corpus), "/dev/null", str(given))),
+        spot.read_options: (("--interval", "--deadline"), ("--address", "--node-id", "--rebalance", "--deadline")),
     }
     main = random.choice(sorted(kinds, key=lambda main: main.__module__))
     words, more = kinds[main]
@@ -84,7 +105,7 @@ def address(stock: Stock, given: Path, random: Random) -> Act:
     """An address of a storage."""
     (given / "file").write_bytes(b"in the way")
     parts = ("s3://", "S3://", "bucket", "b", "/", "//", "..", "?x=1", "#f", "a:b@", "\0", "\udcff", " ", "é",
-             str(given / "file"),
+             str(given / "file" / "x"),
              "/nowhere", "/proc/x", "~", "~nobody-at-all", "x" * 300, "file://", "C:\\", "\n", "%2e", ".")  # fmt: skip
     text = "".join(random.choice(parts) for _ in range(random.randint(1, 4)))
 

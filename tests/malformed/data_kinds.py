@@ -109,7 +109,7 @@ def folders(stock: Stock, given: Path, random: Random) -> Act:
     """Folders with names, links and kinds of file that nobody expects."""
     root = given / random.choice(("folder", "a[b]*", "ä\N{SNOWMAN}", "line\nbreak", "-x", "x" * 200, "\udcff\udcfe"))
     root.mkdir()
-    known: list[bytes] = []
+    known: dict[Path, list[bytes]] = {}
     for number in range(random.randint(1, 4)):
         name = random.choice(("a", "\udce9", "[red]", "a\nb", " ", "x..", "x" * 180, "ptb.train")) + f"{number}.txt"
         match random.randrange(8):
@@ -124,12 +124,11 @@ def folders(stock: Stock, given: Path, random: Random) -> Act:
             case 4:
                 (root / name).with_suffix(random.choice((".csv", ".parquet", ".jsonl"))).write_bytes(b"text,\0")
             case _:
-                mine = random.sample(DOCUMENTS, 100)
-                (root / name).write_bytes(b"\n".join(mine))
-                known += mine
+                known[root / name] = random.sample(DOCUMENTS, 100)
+                (root / name).write_bytes(b"\n".join(known[root / name]))
     if random.random() < 0.1:
         return command(data_command.main, "prepare", "ptb", "--data-path", str(root), "--output", "out")
-    return reads(root, lambda: known, random)
+    return reads(root, lambda: [item for path in sorted(known) for item in known[path]], random)
 
 
 def reads(path: Path, known: Callable[[], list[bytes]], random: Random, field: str | None = None) -> Act:

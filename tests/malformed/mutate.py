@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import re
+from functools import reduce
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -17,7 +21,7 @@ VALUES: tuple[Any, ...] = (
     2**64, -(2**63) - 1, 10**18, 10**400, "", "x", "0", "1e5", "nan", "inf", "../../../etc/passwd", "/etc/passwd", "..",
     "a\0b", "\ud800", "\udcff", "~nobody-of-that-name/x", "y" * 5000, "line\nbreak", "\x1b[31m[red]x[/red]", "[/", "-x",
     "s3://", "s3://b/k", "s3://bucket/key", "models:/x@y", "ftp://host/x", [], {}, [[]], [None], [1, "a"], [0], [-1],
-    [10**12], {"": 0}, {"name": "hybrid"}, {"float": "nan"}, [1] * 70,
+    [10**12], reduce(lambda inner, _: [inner], range(150), []), {"": 0}, {"name": "hybrid"}, {"float": "nan"}, [1] * 70,
 )  # fmt: skip
 """What stands in for any value in JSON."""
 
@@ -54,6 +58,14 @@ def _damage(data: bytearray, random: Random) -> None:
             data[start:stop] = random.choice(PIECES)[: max(1, stop - start)]
 
 
+def overwrite(path: Path, place: int = 20) -> None:
+    """Change a byte in the file, as an editor or a broken disk would: its size stays."""
+    with open(path, "r+b") as file:
+        file.seek(place)
+        file.write(b"#")
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1_000_000))  # whatever the resolution of the file system's clock
+
+
 def restructured(value: Any, random: Random, most: int = 2) -> Any:
     """A copy of a JSON value with one or a few members replaced, removed, renamed, doubled or added."""
     root = [copy.deepcopy(value)]
@@ -69,7 +81,7 @@ def restructured(value: Any, random: Random, most: int = 2) -> Any:
                 holder[key] = copy.deepcopy(other_holder[other])
             case 3 if isinstance(holder, dict):
                 holder[random.choice(("extra", "\ud800", "a\0b", "x" * 300))] = random.choice(VALUES)
-            case 4 if isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool):
+            case 4 if type(holder[key]) in (int, float) and abs(holder[key]) < 1e300:
                 holder[key] = random.choice((-holder[key], str(holder[key]), holder[key] + 0.5, [holder[key]]))
             case _:
                 holder[key] = copy.deepcopy(random.choice(VALUES))
@@ -91,8 +103,13 @@ def written(value: Any, random: Random) -> bytes:
         case 0:
             return damaged(text.encode(), random)
         case 1:
-            nested = random.choice(("[", '{"a":')) * 100_000
-            return random.choice((nested.encode(), text[:-1].encode() + b',"a":' + nested.encode()))
+            start, end = random.choice((("[", "]"), ('{"a":', "}")))
+            depth = random.choice((100_000, 980, 300))
+            nested = start * depth + "1" + end * depth
+            if random.random() < 0.5 or not (scalars := list(re.finditer(r'(?<=: )("[^"\\]*"|[-.\d]+)', text))):
+                return nested[: random.choice((depth * len(start), len(nested)))].encode()
+            chosen = random.choice(scalars)
+            return (text[: chosen.start()] + nested + text[chosen.end() :]).encode()
         case 2:
             return text.encode(random.choice(("utf-16", "utf-8-sig", "utf-32")))
         case 3:

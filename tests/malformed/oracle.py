@@ -1,4 +1,5 @@
-"""What may come of an input: one line and status 2, or a correct result; in 5 seconds, and no file is altered."""
+"""What may come of an input: a line for each mistake and status 2, or a correct result; in 5 seconds of its own, and no
+file is altered."""
 
 from __future__ import annotations
 
@@ -89,7 +90,7 @@ def judge(case: Case) -> Verdict:
         wrong = f"it succeeded and said: {said!r}"
     if not wrong and code not in (None, 0, 2):
         wrong = f"exit status {code}"
-    if not wrong and code == 2 and not (said.startswith("error: ") and len(said.splitlines()) == 1):
+    if not wrong and code == 2 and not all(line.startswith("error: ") for line in said.splitlines() or [""]):
         wrong = f"not one line: {said!r}"
     if wrong:
         return Verdict("failure", wrong)
@@ -105,30 +106,53 @@ def redirected(stdout: io.TextIOWrapper, stderr: io.TextIOWrapper) -> Iterator[N
 
 @contextlib.contextmanager
 def limited() -> Iterator[None]:
-    """End what takes more than ``LIMIT_S``, the time left out for which others had the processor."""
-    began, waited = time.monotonic(), _waited_s()
+    """End what takes more than ``LIMIT_S``."""
+    watch, began = Stopwatch(), time.monotonic()
 
-    def stop(*_: object) -> None:
-        left = LIMIT_S - (time.monotonic() - began) + (_waited_s() - waited)
-        if left <= 0:
+    def look(*_: object) -> None:
+        left = LIMIT_S - watch.seconds()
+        if left < 0:
             raise TooSlow
-        signal.setitimer(signal.ITIMER_REAL, max(0.05, left))
+        # not soon: where there is little time to be had, looking would take all of it
+        signal.setitimer(signal.ITIMER_REAL, max(1.0, left))
 
-    before = signal.signal(signal.SIGALRM, stop)
+    before = signal.signal(signal.SIGALRM, look)
     signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
     try:
         yield
+        if time.monotonic() - began > LIMIT_S:
+            look()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
-def _waited_s() -> float:
-    """Seconds for which this thread was ready to run and was not let."""
-    try:
-        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
-    except OSError:
-        return 0.0
+class Stopwatch:
+    """How long a process has been at something: on processors, or waiting for anything but a processor.
+
+    The first grows in what has no end, the second in what is blocked; while others have the processors, neither does.
+    """
+
+    def __init__(self, process: int | str = "self") -> None:
+        self._folder = Path("/proc", str(process))
+        self._waited: dict[str, float] = {}
+        self._began = (0.0, 0.0)
+        self._began = self._now()
+
+    def seconds(self) -> float:
+        """The longer of the two. Look now and then: what a thread has waited that ended since is not known."""
+        return max(now - before for now, before in zip(self._now(), self._began, strict=True))
+
+    def _now(self) -> tuple[float, float]:
+        """Seconds on processors, and of the clock without those for which threads were ready and were not let."""
+        used = 0.0
+        with contextlib.suppress(OSError):  # it has ended
+            fields = (self._folder / "stat").read_text().rpartition(")")[2].split()
+            used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        for file in self._folder.glob("task/*/schedstat"):
+            with contextlib.suppress(OSError):
+                self._waited[file.parent.name] = int(file.read_text().split()[1]) / 1e9
+        return used, time.monotonic() - sum(self._waited.values())
 
 
 def sums(folder: Path) -> dict[bytes, str]:
@@ -148,16 +172,21 @@ def sums(folder: Path) -> dict[bytes, str]:
 
 @contextlib.contextmanager
 def no_cluster() -> Iterator[None]:
-    """Commands stop where they would join or start a cluster: the one thing that is patched."""
+    """Commands stop where they would join or start a cluster, measure or serve: the one thing that is patched."""
     from raytrain import resources, train, tune
+    from raytrain.bench import measure
+    from raytrain.tracking import serve
 
-    def stop(address: str | None) -> None:
-        raise GotAsFarAsResources
-
+    work = ((resources, "connect"), (train, "connect"), (tune, "connect"), (measure, "measure"), (serve, "_serve"))
     with contextlib.ExitStack() as patches:
-        for module in (resources, train, tune):
-            patches.enter_context(mock.patch.object(module, "connect", stop))
+        for module, name in work:
+            patches.enter_context(mock.patch.object(module, name, get_as_far))
         yield
+
+
+def get_as_far(*_: object) -> None:
+    """Stands for what takes resources."""
+    raise GotAsFarAsResources
 
 
 def command(main: Callable[[], None], *arguments: str) -> Callable[[], None]:

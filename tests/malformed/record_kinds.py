@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import yaml
+
 from raytrain import report, sample, train, tune
+from raytrain.algorithms import make_study
 from raytrain.cli import read_config
+from raytrain.cluster import __main__ as cluster_command
 from raytrain.config import to_dict
 from raytrain.figures.records import read_trials
 from raytrain.plan import read_plan, read_values
@@ -20,13 +26,15 @@ from raytrain.space import check_space, load_space
 from raytrain.storage import open_storage
 from raytrain.tracking import __main__ as tracking_command
 from raytrain.trials import Records
+from raytrain.workers import OUTCOME, read_outcome
 from tests.malformed.mutate import damaged, restructured, written
 from tests.malformed.oracle import command
 from tests.malformed.stock import SPACE, TRIALS, Stock
 from tests.malformed.stock import config as whole_config
 
 Act = Callable[[], None]
-SPACES = Path(__file__).parents[2] / "search_spaces"
+ROOT = Path(__file__).parents[2]
+SPACES = ROOT / "search_spaces"
 
 
 def config(stock: Stock, given: Path, random: Random) -> Act:
@@ -117,10 +125,15 @@ def trial(stock: Stock, given: Path, random: Random) -> Act:
             return command(sample.main, str(given / "search"), "--num", "1")
         case 1:
             return command(train.main, "--best-of", "search", "--storage", str(given))
+    known = read_plan(open_storage(given / "search"))
+    assert known is not None
 
     def act() -> None:
         read = Records(open_storage(given / "search")).read()
         assert len(read) == 2
+        study = make_study(known, len(read))
+        for item in read:
+            item.known_to(study, known.goal)
         assert all(math.isfinite(item.number) and to_dict(item.config) for item in read)
         assert all(item.from_json(item.to_json()).to_json() == item.to_json() for item in read)
 
@@ -133,6 +146,57 @@ def claim(stock: Stock, given: Path, random: Random) -> Act:
     path = given / "run" / "run.json"
     path.write_bytes(written(restructured(json.loads((stock.runs / "run" / "run.json").read_bytes()), random), random))
     return command(train.main, "--resume", "run", "--storage", str(given))
+
+
+def outcome(stock: Stock, given: Path, random: Random) -> Act:
+    """What a run says at its end: ``outcome.json``."""
+    figures = {"bound": 30.0, "bits_per_byte": 3.0, "reconstruction": 29.0, "kl": 1.0, "active_units": 1.0}
+    trained: dict[str, Any] = {"step": 20, "best_step": 20, "best": figures, "precision": "float32", "device": "cpu"}
+    whole = random.choice(
+        ({**trained, "unsent": 2, "samples": ["a", "b"]}, {"error": "so", "unsent": 0}, {"hopeless": "so", "unsent": 0})
+    )
+    data = written(restructured(whole, random), random)
+    (given / OUTCOME).write_bytes(data)
+
+    def act() -> None:
+        found = read_outcome(str(given))
+        assert found is not None
+        assert repr(found) == repr(json.loads(data))
+        assert {"error", "hopeless"} & found.keys() or f"{found['best']['kl']:.2f} {found['best_step']:d}"
+
+    return act
+
+
+MANY = ", ".join(f"&{new} [{', '.join([f'*{old}'] * 9)}]" for old, new in itertools.pairwise("abcdefghij"))
+YAML = (
+    "2024-13-45", "2024-01-01", "&a [*a]", "&a {b: *a}", "1" * 5000, "0o7", "{1: 2}", "{on: 2}", "{? [a]: 2}", "=", "@",
+    "{a: 1, a: 2}", "!!python/object/apply:os.getcwd []", "!!binary x", "!!set {a, b}", ".nan", "-.inf", "~", "*nobody",
+    "|", "{<<: 1}", "{<<: [{1: 2}]}", '"\\0"', '"~\\0/x"', "[" * 3000, f"[&a [x], {MANY}]",
+)  # fmt: skip
+"""What YAML makes of a few words."""
+
+
+def cluster_file(stock: Stock, given: Path, random: Random) -> Act:
+    """A file for ``ray up``: each of its mistakes is a line."""
+    source = random.choice((ROOT / "cluster.yaml", ROOT / "docs" / "onprem.yaml")).read_text()
+    data = source.replace("CHANGE-ME", random.choice(("bucket", "10.0.0.1"))).encode()
+    match random.randrange(4):
+        case 0:
+            data = damaged(data, random)
+        case 1:
+            values = [match.start() for match in re.finditer(rb"(?<=: )\S", data)]
+            place = random.choice(values)
+            data = data[:place] + random.choice(YAML).encode() + b"\n" + data[place:].partition(b"\n")[2]
+        case _:
+            data = yaml.safe_dump(restructured(yaml.safe_load(data), random)).encode("utf-8", "surrogatepass")
+    path = given / "cluster.yaml"
+    path.write_bytes(data)
+    for name in ("raytrain", "search_spaces", "pyproject.toml", "README.md", "LICENSE", "cluster-requirements.txt"):
+        (given.parent / "work" / name).symlink_to(ROOT / name)
+    token = Path.home() / ".ray" / "auth_token"
+    token.parent.mkdir(parents=True, exist_ok=True)
+    token.touch(0o600)
+    return command(lambda: cluster_command.main(["check", str(path)]))
 
 
 def unsent(stock: Stock, given: Path, random: Random) -> Act:

@@ -20,7 +20,7 @@ from typing import Any
 
 from raytrain.tracking import check_tracking
 from tests.malformed import checkpoint_kinds, command_kinds, data_kinds, record_kinds
-from tests.malformed.oracle import LIMIT_S, Case, Verdict, judge, no_cluster
+from tests.malformed.oracle import LIMIT_S, Case, Stopwatch, Verdict, judge, no_cluster, sums
 from tests.malformed.properties import PROPERTIES, Property
 from tests.malformed.stock import Stock, make_stock
 
@@ -35,16 +35,19 @@ KINDS: dict[str, tuple[int, Maker]] = {
     "prepared corpus": (600, data_kinds.corpus),
     "checkpoint, altered": (500, checkpoint_kinds.altered),
     "checkpoint, sealed again": (400, checkpoint_kinds.resealed),
+    "checkpoint, resumed": (200, checkpoint_kinds.resumed),
     "reference": (200, checkpoint_kinds.reference),
     "config": (400, record_kinds.config),
     "search space": (200, record_kinds.space),
     "search.json": (250, record_kinds.plan),
     "trial.json": (250, record_kinds.trial),
     "run.json": (150, record_kinds.claim),
+    "outcome.json": (150, record_kinds.outcome),
     "unsent metrics": (150, record_kinds.unsent),
     "trials.parquet": (150, record_kinds.trials_table),
+    "cluster file": (250, record_kinds.cluster_file),
     "storage address": (150, command_kinds.address),
-    "train, tune": (300, command_kinds.trains),
+    "train, tune, bench, loop": (400, command_kinds.trains),
     "sample, evaluate": (250, command_kinds.models),
     "report": (50, record_kinds.report_of),
     "report, registry, data, ...": (250, command_kinds.others),
@@ -55,7 +58,7 @@ DRAWN = 100
 MEMORY = 4 * 2**30
 """Bytes of address space that an input may take."""
 STUCK_S = 60.0
-"""Time after which a process that not even a signal reaches is killed."""
+"""Seconds, as a ``Stopwatch`` has them, after which a process that not even a signal reaches is killed."""
 
 
 @dataclass
@@ -84,7 +87,7 @@ def run(folder: Path, seed: int, counts: dict[str, int], failures: Path, only: i
     stock = Stock(folder / "stock")
     with _environment(folder), no_cluster():
         _import_all()
-        list(_forked(lambda: iter([make_stock(stock.folder) and None])))
+        list(_forked(lambda answer: answer(make_stock(stock.folder) is not None)))
         return {name: _run_kind(name, stock, seed, count, failures, only) for name, count in counts.items()}
 
 
@@ -96,18 +99,18 @@ def _import_all() -> None:
     import optuna
 
     from raytrain import evaluation, evaluation_table, results, run_report, search, search_report, tables
+    from raytrain.bench import measure
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    assert all((mlflow, evaluation, evaluation_table, results, run_report, search, search_report, tables))
+    assert all((mlflow, evaluation, evaluation_table, results, run_report, search, search_report, tables, measure))
 
 
 def _run_kind(name: str, stock: Stock, seed: int, count: int, failures: Path, only: int | None) -> Tally:
-    tally, began = Tally(), time.monotonic()
+    tally, began, given = Tally(), time.monotonic(), sums(stock.folder)
     make = partial(_drawn, name) if name in PROPERTIES else partial(_made, name)
     next_number, stop = (0, count) if only is None else (only, only + 1)
     while next_number < stop:
-        first = next_number
-        for number, result, detail in _forked(lambda first=first: make(stock, seed, first, stop, failures)):
+        for number, result, detail in _forked(partial(make, stock, seed, next_number, stop, failures)):
             next_number = number + 1
             tally.counts[result] += 1
             if result == "failure":
@@ -116,11 +119,18 @@ def _run_kind(name: str, stock: Stock, seed: int, count: int, failures: Path, on
             tally.counts["failure"] += 1
             tally.failures.append((next_number, "the process was killed or did not answer"))
             next_number += 1
+    logged = os.fsencode(stock.folder / "mlflow")  # its database and artifacts: some commands log
+    changed = {path for path, _ in sums(stock.folder).items() ^ given.items() if not path.startswith(logged)}
+    if changed:
+        tally.counts["failure"] += 1
+        tally.failures.append((stop, f"what all inputs are made of has changed: {min(changed)!a}"))
     tally.seconds = time.monotonic() - began
     return tally
 
 
-def _made(name: str, stock: Stock, seed: int, first: int, stop: int, failures: Path) -> Iterator[tuple[int, str, str]]:
+def _made(
+    name: str, stock: Stock, seed: int, first: int, stop: int, failures: Path, answer: Callable[[Any], None]
+) -> None:
     check_tracking(stock.tracking)  # the first connection of a process takes a second
     for number in range(first, stop):
         folder = stock.folder.parent / f"{name.replace(',', '').replace(' ', '-')}-{number}"
@@ -134,16 +144,18 @@ def _made(name: str, stock: Stock, seed: int, first: int, stop: int, failures: P
             return judge(Case(folder, KINDS[name][1](stock, folder / "in", random)))
 
         verdict = attempt()
-        if verdict.result == "slow":  # on a busy machine: only one that is slow twice counts
+        if verdict.result == "slow":  # a disk that others use may have been waited for: only twice counts
             verdict = attempt()
-        yield number, *_kept(verdict, folder, failures)
+        answer((number, *_kept(verdict, folder, failures)))
 
 
-def _drawn(name: str, stock: Stock, seed: int, first: int, stop: int, failures: Path) -> Iterator[tuple[int, str, str]]:
+def _drawn(
+    name: str, stock: Stock, seed: int, first: int, stop: int, failures: Path, answer: Callable[[Any], None]
+) -> None:
     import hypothesis
 
     entry: Property = PROPERTIES[name]
-    found: list[tuple[int, str, str]] = []
+    numbers = iter(range(first, stop))
 
     @hypothesis.seed(seed + first)
     @hypothesis.settings(
@@ -152,18 +164,17 @@ def _drawn(name: str, stock: Stock, seed: int, first: int, stop: int, failures: 
     )  # fmt: skip
     @hypothesis.given(entry.values)
     def each(value: Any) -> None:
-        number = first + len(found)
+        number = next(numbers)
         folder = stock.folder.parent / f"{name.replace(' ', '-')}-{number}"
         for part in ("in", "work", "drawn"):
             (folder / part).mkdir(parents=True)
         verdict = judge(Case(folder, lambda: entry.read(value, folder / "drawn")))
         (folder / "value.txt").write_text(ascii(value))
-        found.append((number, *_kept(verdict, folder, failures)))
+        answer((number, *_kept(verdict, folder, failures)))
 
     each()
-    # where there are fewer values than were asked for, all of them were tried
-    found += [(number, "none", "") for number in range(first + len(found), stop)]
-    return iter(found)
+    for number in numbers:  # there are fewer values than were asked for: all of them were tried
+        answer((number, "none", ""))
 
 
 def _kept(verdict: Verdict, folder: Path, failures: Path) -> tuple[str, str]:
@@ -182,8 +193,8 @@ def _no_file(parent: str, names: list[str]) -> list[str]:
     return [name for name in names if not (Path(parent) / name).is_file() and not (Path(parent) / name).is_dir()]
 
 
-def _forked(work: Callable[[], Iterator[Any]]) -> Iterator[Any]:
-    """What ``work`` gives, in a process of its own; ends early where that is killed or does not answer."""
+def _forked(work: Callable[[Callable[[Any], None]], None]) -> Iterator[Any]:
+    """What ``work`` answers, in a process of its own; ends early where that is killed or does not answer."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -192,23 +203,30 @@ def _forked(work: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         try:
             _, most = resource.getrlimit(resource.RLIMIT_AS)
             resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MEMORY, most))
-            with os.fdopen(writer, "w") as stream:
-                for item in work():
-                    stream.write(json.dumps(item) + "\n")
-                    stream.flush()
+            work(lambda item: _write_all(writer, json.dumps(item).encode() + b"\n"))
             status = 0
         except BaseException:
             sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
         finally:
             os._exit(status)
     os.close(writer)
-    with os.fdopen(reader) as answers:
-        # hypothesis answers at its end: a minute for each hundred
-        while select.select([answers], [], [], STUCK_S + 60)[0] and (line := answers.readline()):
-            if (item := json.loads(line)) is not None:
-                yield item
+    watch = Stopwatch(child)
+    with os.fdopen(reader, "rb", buffering=0) as answers:  # a buffer would hide from select what has come
+        while True:
+            if select.select([answers], [], [], STUCK_S / 4)[0]:
+                if not (line := answers.readline()):
+                    break
+                yield json.loads(line)
+                watch = Stopwatch(child)
+            elif watch.seconds() > STUCK_S:
+                break
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def _address_space() -> int:

@@ -38,6 +38,14 @@ def config(**changes: Any) -> RunConfig[Any]:
     return RunConfig(**{"model": model, "precision": "float32", **values, **changes})
 
 
+def small_corpus(folder: Path) -> Corpus:
+    """A corpus of 200 short texts in ``folder``, which must not exist."""
+    with CorpusWriter(folder, name="c", source="tests") as writer:
+        for number in range(200):
+            writer.add("valid" if number % 4 == 0 else "train", f"text {number} of a corpus".encode())
+    return Corpus.open(folder)
+
+
 @dataclass(frozen=True)
 class Stock:
     """Where it all lies."""
