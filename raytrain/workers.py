@@ -232,9 +232,11 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
     from raytrain.divergence import DivergedError
     from raytrain.hopeless import HopelessError
     from raytrain.loop import train
+    from raytrain.memory import give_back
     from raytrain.notice import PreemptedError
     from raytrain.storage import open_storage
 
+    give_back()  # what the run before has left, which is not free before it has returned
     torch.set_num_threads(max(1, int(job.cpus)))
     config = from_dict(job.config)
     storage = open_storage(job.storage)

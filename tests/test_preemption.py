@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ from raytrain.trainer import World
 from tests.machine import Machine, wait_for
 from tests.metadata_server import ACTION, MetadataServer
 from tests.mlflow_server import MlflowServer
+from tests.nodes import Nodes
 from tests.test_loop import Recorder, on_workers
 from tests.test_search import SPACE, write_text
 from tests.test_spot import assert_same
@@ -37,76 +36,11 @@ SMALL = (
     f"--batch-size 32 --steps {STEPS} --log-every 5 --evaluate-every {STEPS} --evaluate-samples 32 "
     f"--checkpoint-every {STEPS} --precision float32 --data text.txt --storage runs"
 ).split()
-CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-from raytrain.drain import alive_nodes
-
-cluster = Cluster(initialize_head=True, head_node_args={
-    "num_cpus": 0, "object_store_memory": 80 * 2**20, "dashboard_port": int(sys.argv[1]), "include_dashboard": True,
-})
-print(cluster.address, flush=True)
-nodes = {}
-for line in sys.stdin:
-    action, name = line.split()
-    if action == "add":
-        nodes[name] = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-        print(nodes[name].node_id, flush=True)
-    elif action == "show":
-        print(*alive_nodes(cluster.address), flush=True)
-    else:
-        cluster.remove_node(nodes[name], allow_graceful=False)
-        print("removed", flush=True)
-cluster.shutdown()
-"""
-"""A cluster in a process of its own: how a process proves who it is follows from the environment that it began in."""
-
-
-class Nodes:
-    """A head without CPUs, which asks everybody for a token, and nodes of one CPU that come and go."""
-
-    def __init__(self, folder: Path) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        self.environment = {**kept, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
-        with (folder / "cluster.log").open("w") as log, socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", CLUSTER, str(probe.getsockname()[1])],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=self.environment,
-            )  # fmt: skip
-        self.address = self._answer()
-
-    def add(self, name: str) -> str:
-        """Returns the node's id."""
-        return self._tell(f"add {name}")
-
-    def remove(self, name: str) -> None:
-        """End a node at once, as EC2 does."""
-        self._tell(f"remove {name}")
-
-    def alive(self) -> list[str]:
-        return self._tell("show alive").split()
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(60)
-
-    def _tell(self, line: str) -> str:
-        assert self._process.stdin is not None
-        print(line, file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        answer = self._process.stdout.readline().strip()
-        assert answer, "the cluster has ended: see cluster.log"
-        return answer
 
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    nodes = Nodes(tmp_path_factory.mktemp("cluster"))
+    nodes = Nodes(tmp_path_factory.mktemp("cluster"), TOKEN)
     yield nodes
     nodes.close()
 
