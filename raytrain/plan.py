@@ -102,7 +102,7 @@ def _placeless(config: RunConfig[Any]) -> dict[str, Any]:
 
 
 def read_values(storage: Storage) -> dict[str, Any] | None:
-    """The plan of the search under ``storage`` as JSON; ``None`` where there is no search.
+    """The plan of the search under ``storage`` as JSON, its corpus's place and digest checked; ``None`` without one.
 
     Raises:
         UserError: the plan cannot be read, or is of a newer version.
@@ -117,6 +117,12 @@ def read_values(storage: Storage) -> dict[str, Any] | None:
         raise UserError(f"{storage.uri(PLAN)} is not a search's plan: {error}") from None
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise UserError(f"{storage.uri(PLAN)} is of another version of raytrain than this one")
+    try:
+        if not re.fullmatch("[0-9a-f]{1,64}", typed(values.get("corpus"), str, "corpus")):
+            raise ValueError("corpus is not a digest")
+        check_text(typed(values.get("corpus_path"), str, "corpus_path"), "corpus_path")
+    except (UserError, ValueError) as error:
+        raise UserError(f"{storage.uri(PLAN)} is not a search's plan: {error}") from None
     return values
 
 
@@ -142,12 +148,10 @@ def _check(plan: Plan) -> None:
     Raises:
         ValueError, UserError: one is not; the line names it.
     """
-    texts = {"corpus_path": plan.corpus_path, "experiment": plan.experiment, "space.name": plan.space.name}
+    texts = {"experiment": plan.experiment, "space.name": plan.space.name}
     texts |= {f"starts.{number}.reference": start.reference for number, start in enumerate(plan.starts)}
     for name, text in texts.items():
         check_text(text, name)
-    if not re.fullmatch("[0-9a-f]{1,64}", plan.corpus):
-        raise ValueError("corpus is not a digest")
     if plan.num_samples < 1:
         raise ValueError(f"num_samples is {plan.num_samples}")
     if not plan.bases or any(config.model_name != model for model, config in plan.bases.items()):

@@ -12,7 +12,7 @@ import pytest
 
 from raytrain.config import override
 from raytrain.errors import UserError
-from raytrain.plan import PLAN, Plan, read_plan
+from raytrain.plan import PLAN, Plan, read_plan, read_values
 from raytrain.space import read_space
 from raytrain.storage import FolderStorage, Storage, StorageError
 from tests.conftest import tiny_config
@@ -130,6 +130,15 @@ def test_a_plan_that_cannot_be_read_is_one_line(
     with pytest.raises(UserError, match=words) as caught:
         read_plan(storage)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [{"corpus": 1e999}, {"corpus": "../x"}, {"corpus_path": None}, {"corpus": "gone"}])
+def test_where_the_corpus_was_is_checked_for_all_that_read_a_plan(
+    plan: Plan, storage: Storage, changes: dict[str, Any]
+) -> None:
+    storage.write(PLAN, damaged(plan, **changes))
+    with pytest.raises(UserError, match=r"search\.json is not a search's plan: corpus"):
+        read_values(storage)
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"null", b"{", b"\xff", b'"text"'])

@@ -97,10 +97,12 @@ def parquet(stock: Stock, given: Path, random: Random) -> Act:
     field = random.choice((None, None, "text", "bio"))
 
     def known() -> list[bytes]:
-        read = pyarrow.parquet.ParquetFile(path).read()
-        names = [item.name for item in read.schema if str(item.type) in ("string", "binary")]
-        values = read[field or (names[0] if len(names) == 1 else "text" if "text" in names else "bio")].to_pylist()
-        return [value.encode() if isinstance(value, str) else value or b"" for value in values]
+        file = pyarrow.parquet.ParquetFile(path)
+        names = [item.name for item in file.schema_arrow if str(item.type) in ("string", "binary")]
+        name = field or (names[0] if len(names) == 1 else "text" if "text" in names else "bio")
+        # that column alone, and as bytes: the damage may be in another, or in the middle of a character
+        values = file.read(columns=[name])[name].cast(pyarrow.large_binary()).to_pylist()
+        return [value or b"" for value in values]
 
     return reads(path, known, random, field)
 
