@@ -1,0 +1,44 @@
+"""Searches of many trials in a row: nothing that their processes hold grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.mlflow_server import MlflowServer
+from tests.soak import SETTLED, TRIALS, Soak, files, megabytes, one, soak, threads
+
+pytest_plugins = ["tests.mlflow_server"]
+
+GROWTH_MB = 12.0
+"""Megabytes that all processes together may hold more at the end: an allocator's, of two gigabytes, in 30 trials."""
+
+
+def test_a_dozen_trials_leave_nothing_open(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    assert_nothing_is_left(soak(tmp_path, mlflow_server, workers=1, trials=12), settled=4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sixty_trials_leave_nothing_open_and_memory_as_it_was(
+    mlflow_server: MlflowServer, tmp_path: Path, workers: int
+) -> None:
+    result = soak(tmp_path, mlflow_server, workers, TRIALS)
+    assert_nothing_is_left(result, SETTLED)
+    first, last = result.window(SETTLED, SETTLED + 10), result.window(TRIALS - 10, TRIALS)
+    grown = {
+        role: result.median(megabytes, role, last) - result.median(megabytes, role, first)
+        for role in (*result.roles(), None)
+    }
+    assert max(grown.values()) < GROWTH_MB, grown
+
+
+def assert_nothing_is_left(result: Soak, settled: int) -> None:
+    """As many processes, open files and threads after the last trials as after the first, and as many actors."""
+    middle = (settled + result.trials) // 2
+    first, last = result.window(settled, middle), result.window(middle, result.trials)
+    for figure in (one, files, threads):
+        before, after = (result.median(figure, None, samples) for samples in (first, last))
+        assert abs(after - before) <= 0.01 * before, (figure.__name__, before, after)
+    assert len({alive for alive, _ in result.actors.values()}) == 1, result.actors
