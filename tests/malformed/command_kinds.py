@@ -33,6 +33,7 @@ def trains(stock: Stock, given: Path, random: Random) -> Act:
         "--gpus-per-worker", "--name", "--storage", "--experiment", "--best-of", "--resume", "--precision", "--space",
         "--evaluate-samples", "--num-samples", "--budget", "--algorithm", "--objective", "--min-kl", "--start-from",
         "--time-budget", "--max-concurrent", "--workers-per-trial", "--optimizer.learning-rate", "--log-every",
+        "--device", "--bench", "--price-per-hour",
     )  # fmt: skip
     main = random.choice((train.main, tune.main))
     model = random.choice(("hybrid", "hybrid", "lstm_vae", "byte_lstm", random.choice(JUNK)))
@@ -45,7 +46,7 @@ def models(stock: Stock, given: Path, random: Random) -> Act:
     options = (
         "--num", "--temperature", "--top-p", "--max-length", "--seed", "--prefix", "--interpolate", "--steps",
         "--reconstruct", "--format", "--split", "--data", "--data-path", "--num-samples", "--iw-samples", "--samples",
-        "--storage", "--workers", "--output", "--log-to-mlflow",
+        "--storage", "--workers", "--output", "--no-log-to-mlflow",
     )  # fmt: skip
     main = random.choice((sample.main, sample.main, evaluate.main))
     place = random.choice((str(stock.checkpoint), str(stock.checkpoint), random.choice(JUNK)))
