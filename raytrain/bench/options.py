@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from raytrain.cli import Choice, OneLineParser, default_config, parse_choice, parse_options
@@ -14,7 +13,7 @@ from raytrain.data.batches import rank_groups
 from raytrain.errors import UserError
 from raytrain.presets import full_size
 from raytrain.session import open_storage_root
-from raytrain.storage import check_writable
+from raytrain.storage import check_writable, open_file
 
 SECTIONS = ("ceiling", "step", "plain", "ddp", "ray", "checkpoint", "sampling", "data", "memory")
 PRECISIONS = ("float32", "bfloat16")
@@ -45,7 +44,8 @@ class BenchOptions:
     sections: list[str]
     quick: bool
     storage: str | None
-    output: Path | None
+    output: str | None
+    """File or s3:// address."""
     experiment: str | None
 
 
@@ -134,7 +134,7 @@ def _parser(choice: Choice) -> OneLineParser:
     add("--only", choices=SECTIONS, nargs="+", help="what to measure; default: all")
     add("--quick", action="store_true", help="short turns, two of each: to see that it works")
     add("--storage", metavar="URI", help="folder or s3:// address where checkpoints are written; default: a new folder")
-    add("--output", type=Path, metavar="FILE", help="JSON file for all figures")
+    add("--output", metavar="FILE", help="JSON file, or s3:// address, for all figures")
     add("--experiment", metavar="NAME", help="MLflow experiment to log to; default: none")
     return parser
 
@@ -165,14 +165,20 @@ def _checked(storage: str | None) -> str | None:
     return storage
 
 
-def _writable(output: Path | None) -> Path | None:
+def _writable(output: str | None) -> str | None:
     """``output``, which nothing keeps from being written when all is measured."""
-    if output is not None:
-        there = output.exists()
-        try:
-            output.open("a").close()
-            if not there:
-                output.unlink()  # nothing is left behind by a bench that does not end
-        except OSError as error:
-            raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
+    if output is None:
+        return None
+    place, name = open_file(output)
+    if place.folder is None:
+        check_writable(place)
+        return output
+    path = place.folder / name
+    there = path.exists()
+    try:
+        path.open("a").close()
+        if not there:
+            path.unlink()  # nothing is left behind by a bench that does not end
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
     return output
