@@ -13,6 +13,7 @@ from raytrain.config import LOCATION, MODEL_NAMES, ModelName, RunConfig, differe
 from raytrain.errors import UserError
 from raytrain.goal import Goal, Objective
 from raytrain.json_text import parse_json
+from raytrain.resources import Device
 from raytrain.space import Algorithm, Space, read_space
 from raytrain.storage import NotFoundError, Storage, StorageError
 
@@ -163,7 +164,9 @@ def _check_values(values: dict[str, Any]) -> None:
     if any(values["bases"][model]["model"]["name"] != model for model in values["bases"]):
         raise ValueError("bases must be configs of the models that they are named by")
     for name, value in values["workers"].items():
-        if value is not None and type(value) not in (int, float):
+        if name == "device" and value not in get_args(Device):
+            raise ValueError(f"workers.device is {value!r}")
+        if name != "device" and value is not None and type(value) not in (int, float):
             raise ValueError(f"workers.{name} is not a number")
 
 

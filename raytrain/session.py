@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from raytrain.config import RunConfig, differences, from_dict, identity, to_dict
 from raytrain.data.batches import EvaluationBatches, TrainingBatches, rank_groups
@@ -15,7 +16,7 @@ from raytrain.data.corpus import Corpus
 from raytrain.data.store import CORPORA, address, fetch, is_published, publish
 from raytrain.errors import UserError, check_text
 from raytrain.json_text import parse_json
-from raytrain.resources import GangOptions, parse_workers
+from raytrain.resources import Device, GangOptions, parse_workers
 from raytrain.storage import NotFoundError, Storage, StorageError, check_writable, open_storage
 
 if TYPE_CHECKING:
@@ -59,8 +60,9 @@ class Session:
         run.log_dataset(self.corpus.name, self.corpus.digest, source, splits)
 
 
-def open_session(config: RunConfig[Any], storage: str | None) -> Session:
-    """Check where things live and prepare the corpus; one in S3 keeps the corpus too, for other nodes and later.
+def open_session(config: RunConfig[Any], storage: str | None, published: bool = True) -> Session:
+    """Check where things live and prepare the corpus; one in S3 keeps the corpus too, for other nodes and later,
+    unless ``published`` is False.
 
     ``storage`` is a folder or s3:// address; ``RAYTRAIN_STORAGE`` if None, and ``./runs`` without that.
 
@@ -78,7 +80,7 @@ def open_session(config: RunConfig[Any], storage: str | None) -> Session:
         output=None,
         cache=folder / CACHE if folder is not None else None,
     )
-    if folder is None:
+    if folder is None and published:
         publish(corpus, place)
     return Session(place, corpus, uri)
 
@@ -173,6 +175,14 @@ def check_samples(config: RunConfig[Any], corpus: Corpus, workers: int) -> None:
     rank_groups(config, 0, workers)
 
 
+def at_first(workers: int, larger: Iterable[RunConfig[Any]]) -> int:
+    """The workers to check a config for before it is known whether there are GPUs: with them, the batch is larger.
+
+    ``larger`` are the configs for GPUs.
+    """
+    return 1 if any(workers <= config.batch_size // config.group_size for config in larger) else workers
+
+
 def check_name(name: str) -> None:
     """Make sure that ``name`` can be a folder of the storage.
 
@@ -257,7 +267,7 @@ def _read_owner(place: Storage) -> Claim:
         gang = GangOptions(**stored.get("gang", {}))
         parse_workers(gang.workers)
         for amount in (gang.cpus_per_worker, gang.gpus_per_worker):
-            if not (amount is None or isinstance(amount, int | float)):
+            if not (amount is None or isinstance(amount, int | float)) or gang.device not in get_args(Device):
                 raise ValueError("it says nothing sensible about its workers")
         return Claim(**{**stored, "config": from_dict(stored["config"]), "gang": gang})
     except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
