@@ -311,7 +311,9 @@ def admit(name: str, plan: Plan, session: Session, cluster: Cluster, options: Tu
     num_left = plan.num_samples - sum(trial.ended for trial in Records(session.storage.child(name)).read())
     concurrent = min(max(1, num_left), cluster.admit(gang, options.max_concurrent, head_memory()))
     describe(name, plan, session, gang, concurrent, size)
-    print(f"at once: {cluster.usage(gang, concurrent)}")
+    limited = concurrent < min(num_left, cluster.admit(gang, options.max_concurrent, math.inf))
+    memory = "; the memory of this machine carries no more trials" if limited else ""
+    print(f"at once: {cluster.usage(gang, concurrent)}{memory}")
     seconds, sources = trial_seconds(plan, session.corpus, gang, options.bench)
     forecast = Forecast(num_left, concurrent, gang.workers, seconds, options.time_budget, options.price_per_hour)
     print("\n".join(forecast.lines(sources)), flush=True)

@@ -72,7 +72,8 @@ def sleep_and_report(values: dict[str, Any]) -> None:
 @contextmanager
 def cluster(gpus: int, nodes: int) -> Iterator[str]:
     """A head without CPUs and ``nodes`` that share the GPUs, all on this machine; gives the address."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    # on a machine that is busy, 64 processes take their time to start
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_worker_register_timeout_seconds": "900"}
     small = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
     started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0, **small})
     try:

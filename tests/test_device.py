@@ -36,7 +36,7 @@ def run(cluster: str, home: Path, *arguments: str) -> str:
     environment.pop("MLFLOW_TRACKING_URI", None)
     done = subprocess.run(
         [sys.executable, "-m", *arguments],
-        cwd=home, capture_output=True, text=True, timeout=600, check=False, env=environment,
+        cwd=home, capture_output=True, text=True, timeout=1800, check=False, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout

@@ -138,6 +138,12 @@ def dry_run(
         (64, ["--num-samples", "128"], 64, "64 of 384 CPUs and 64 of 64 GPUs that the cluster may have; 0 CPUs and 0"),
         (64, ["--num-samples", "12"], 12, "12 of 384 CPUs and 12 of 64 GPUs"),
         (64, ["--num-samples", "128", "--workers-per-trial", "3"], 21, "63 of 384 CPUs and 63 of 64 GPUs"),
+        (
+            64,
+            ["--num-samples", "128", "--workers-per-trial", "2", "--gpus-per-worker", "0"],
+            45,
+            "90 of 384 CPUs that the cluster may have; 0 CPUs are up; the memory of this machine carries no more",
+        ),
         # 45 gangs fit into the head's memory, but 24 workers with 5 GPUs never fit on 8 nodes with 8
         (64, ["--num-samples", "9", "--gpus-per-worker", "5", "--workers-per-trial", "2"], 4, "8 of 384 CPUs and 40"),
         (64, ["--num-samples", "128", "--gpus-per-worker", "0.5"], 128, "128 of 384 CPUs and 64 of 64 GPUs"),
