@@ -144,7 +144,7 @@ def parse_options(
                 options,
                 prog=f"python -m {command}",
                 args=arguments,
-                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
                 **given,
             )
     except ValueError as error:

@@ -49,7 +49,10 @@ class HeldGang:
         scratch: str,
         callbacks: Sequence[Any] = (),
     ) -> None:
-        """``serve`` is what each worker does, given {"desk": handle}; Ray's own bookkeeping goes to ``scratch``."""
+        """``serve`` is what each worker does, given {"desk": handle, "on_gpus": bool}.
+
+        Ray's own bookkeeping goes to ``scratch``.
+        """
         self.gang = gang
         self._serve = serve
         self._name = name
@@ -105,8 +108,9 @@ class HeldGang:
         self._desk = ray.remote(num_cpus=0, scheduling_strategy=here)(Desk).remote()
         trainer = WithoutDatasets(
             self._serve,
-            train_loop_config={"desk": self._desk},
-            torch_config=ProcessGroup(),
+            train_loop_config={"desk": self._desk, "on_gpus": self.gang.on_gpus},
+            # Ray Train would choose by what is reserved
+            torch_config=ProcessGroup("nccl" if self.gang.on_gpus else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=(self.gang.workers, self.gang.most) if self.gang.most else self.gang.workers,
                 use_gpu=self.gang.gpus > 0,

@@ -6,10 +6,12 @@ import os
 import re
 import socket
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from raytrain.errors import UserError
 
+Device = Literal["auto", "cpu", "cuda"]
+"""What workers compute on; ``auto``: on the GPUs that they reserve, if any."""
 HEAD_MEMORY_PER_TRIAL = 0.7 * 2**30
 """Bytes that the small processes of one concurrent trial (driver, controller, cleaner) take on the head."""
 UNLIMITED = 10_000
@@ -26,6 +28,8 @@ class GangOptions:
     """CPUs of each worker; default: an equal share of a machine's (CPU runs), or 1 beside its GPU."""
     gpus_per_worker: float | None = None
     """GPUs of each worker; default 1 if the cluster has any, otherwise 0."""
+    device: Device = "auto"
+    """What workers compute on: cpu leaves the GPUs that they reserve unused."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,10 @@ class Gang:
     cpus: float
     """CPUs of each worker."""
     gpus: float
-    """GPUs of each worker; 0 computes on CPUs."""
+    """GPUs that each worker reserves."""
     most: int | None = None
     """The most workers of an elastic run, which goes on with as many as there are places for."""
+    device: Device = "auto"
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -48,7 +53,11 @@ class Gang:
             raise UserError(f"--workers {self.workers}:{self.most}: the most must not be less than the fewest")
         if self.cpus < 0 or self.gpus < 0 or self.cpus + self.gpus == 0:
             raise UserError(f"a worker of {self.cpus:g} CPUs and {self.gpus:g} GPUs has nothing to compute on")
-        if self.limit > 1 and self.gpus % 1:
+        if self.device == "cuda" and self.gpus == 0:
+            raise UserError(
+                "--device cuda: the workers reserve no GPU; use a cluster that has some, and --gpus-per-worker 1"
+            )
+        if self.limit > 1 and self.gpus % 1 and self.on_gpus:
             raise UserError(
                 f"{self.limit} workers with {self.gpus:g} GPUs each: workers of one run cannot share a GPU (NCCL "
                 "refuses two ranks on one card); use whole GPUs, or fractions with one worker"
@@ -58,6 +67,11 @@ class Gang:
     def limit(self) -> int:
         """The most workers that there may be."""
         return self.most or self.workers
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether the workers compute on GPUs, rather than only reserving them."""
+        return self.gpus > 0 and self.device != "cpu"
 
     @property
     def per_worker(self) -> dict[str, float]:
@@ -105,6 +119,13 @@ class Cluster:
         up = sum(node.get(resource, 0.0) for node in self.up)
         return max(up, sum(node.get(resource, 0.0) * count for node, count in self.possible))
 
+    def usage(self, gang: Gang, runs: int) -> str:
+        """What so many runs at once take of what there may be, in words."""
+        names = gang.per_worker
+        taken = [f"{runs * gang.workers * names[name]:g} of {self.total(name):g} {name}s" for name in names]
+        up = [f"{sum(node.get(name, 0.0) for node in self.up):g} {name}s" for name in names]
+        return f"{' and '.join(taken)} that the cluster may have; {' and '.join(up)} are up"
+
     def worker_slots(self, gang: Gang) -> int:
         """How many workers fit at once; a worker never spans nodes."""
         up = sum(_slots(node, gang) for node in self.up)
@@ -112,6 +133,9 @@ class Cluster:
 
     def admit(self, gang: Gang, wanted: int | None, head_memory: float) -> int:
         """How many runs of ``gang`` may be under way at once: at most ``wanted``, and all that fit if None.
+
+        A run of one worker has no process on the head, so that ``head_memory`` (bytes) bounds such runs only where
+        the head is the one node there is.
 
         Raises:
             UserError: not even one fits; the line gives the numbers.
@@ -123,8 +147,10 @@ class Cluster:
                 f"{self.total('CPU'):g} CPUs and {self.total('GPU'):g} GPUs on {self.num_nodes} node(s); "
                 "ask for fewer or smaller workers, or add nodes"
             )
-        by_memory = max(1.0, head_memory // HEAD_MEMORY_PER_TRIAL)
-        return int(min(slots // gang.workers, by_memory, wanted or UNLIMITED))
+        runs = min(slots // gang.workers, wanted or UNLIMITED)
+        if gang.workers == 1 and (len(self.up) > 1 or self.possible):
+            return runs
+        return int(min(runs, max(1.0, head_memory // HEAD_MEMORY_PER_TRIAL)))
 
 
 def _slots(node: dict[str, float], gang: Gang) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,8 +60,9 @@ class Session:
         run.log_dataset(self.corpus.name, self.corpus.digest, source, splits)
 
 
-def open_session(config: RunConfig[Any], storage: str | None) -> Session:
-    """Check where things live and prepare the corpus; one in S3 keeps the corpus too, for other nodes and later.
+def open_session(config: RunConfig[Any], storage: str | None, published: bool = True) -> Session:
+    """Check where things live and prepare the corpus; one in S3 keeps the corpus too, for other nodes and later,
+    unless ``published`` is False.
 
     ``storage`` is a folder or s3:// address; ``RAYTRAIN_STORAGE`` if None, and ``./runs`` without that.
 
@@ -78,7 +80,7 @@ def open_session(config: RunConfig[Any], storage: str | None) -> Session:
         output=None,
         cache=folder / CACHE if folder is not None else None,
     )
-    if folder is None:
+    if folder is None and published:
         publish(corpus, place)
     return Session(place, corpus, uri)
 
@@ -171,6 +173,14 @@ def check_samples(config: RunConfig[Any], corpus: Corpus, workers: int) -> None:
     TrainingBatches(corpus, config)
     EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples)
     rank_groups(config, 0, workers)
+
+
+def at_first(workers: int, larger: Iterable[RunConfig[Any]]) -> int:
+    """The workers to check a config for before it is known whether there are GPUs: with them, the batch is larger.
+
+    ``larger`` are the configs for GPUs.
+    """
+    return 1 if any(workers <= config.batch_size // config.group_size for config in larger) else workers
 
 
 def check_name(name: str) -> None:

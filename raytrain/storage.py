@@ -260,6 +260,18 @@ def check_output(file: Path) -> Path:
     return file
 
 
+def open_file(address: str) -> tuple[Storage, str]:
+    """The storage that the file at a path or ``s3://`` address is in, and its key there.
+
+    Raises:
+        UserError: not an address of a file.
+    """
+    folder, slash, name = address.rpartition("/")
+    if not name:
+        raise UserError(f"{address!r} is no file: give a path, or s3://bucket/prefix/name")
+    return open_storage(folder or slash or "."), name
+
+
 def storage_environment() -> dict[str, str]:
     """Endpoint, region and checksum settings of this process, for workers on other nodes. Never a key.
 

@@ -33,6 +33,7 @@ from raytrain.resources import Cluster, Gang, GangOptions, connect, parse_worker
 from raytrain.session import (
     EXPERIMENT,
     Session,
+    at_first,
     check_name,
     check_samples,
     claim_name,
@@ -82,14 +83,16 @@ def main() -> None:
     else:
         options, config = read_command(arguments, has_gpus=False)
         session = open_session(config, options.storage)
+    settled = looked.resume is not None or winner is not None
     fewest, most = parse_workers(options.workers)
-    check_samples(config, session.corpus, most or fewest)
+    larger = config if settled else read_command(arguments, has_gpus=True)[1]
+    check_samples(config, session.corpus, at_first(most or fewest, [larger]))
 
     connect(options.address)
     cluster = read_cluster()
-    if cluster.has_gpus and looked.resume is None and winner is None:
+    if cluster.has_gpus and options.device != "cpu" and not settled:
         options, config = read_command(arguments, has_gpus=True)
-        check_samples(config, session.corpus, most or fewest)
+    check_samples(config, session.corpus, most or fewest)
     check_tracking(session.tracking_uri, cluster.num_nodes)
     gang = make_gang(options, cluster)
     cluster.admit(gang, 1, head_memory=float("inf"))
@@ -133,7 +136,7 @@ def resumed_run(name: str, storage: str | None, arguments: list[str]) -> tuple[T
 
 
 def make_gang(options: TrainOptions, cluster: Cluster) -> Gang:
-    """The workers to ask for: on GPUs if the cluster has or may get any, wherever this command runs."""
+    """The workers to ask for: with GPUs if the cluster has or may get any, wherever this command runs."""
     fewest, most = parse_workers(options.workers)
     gpus = options.gpus_per_worker
     if gpus is None:
@@ -141,7 +144,7 @@ def make_gang(options: TrainOptions, cluster: Cluster) -> Gang:
     cpus = options.cpus_per_worker
     if cpus is None:
         cpus = 1.0 if gpus else max(1.0, cluster.total("CPU") // max(1, most or fewest))
-    return Gang(fewest, cpus, gpus, most)
+    return Gang(fewest, cpus, gpus, most, options.device)
 
 
 def train(
@@ -152,7 +155,7 @@ def train(
 
     corpus = session.corpus
     name = options.name or f"{config.model_name}-{identity(config, corpus.digest)[:8]}"
-    asked = GangOptions(options.workers, options.cpus_per_worker, options.gpus_per_worker)
+    asked = GangOptions(options.workers, options.cpus_per_worker, options.gpus_per_worker, options.device)
     claim = claim_name(session.storage, name, config, corpus, options.experiment, asked)
     place = session.storage.uri(name)
     outcome = read_outcome(place)

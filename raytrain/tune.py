@@ -5,6 +5,7 @@
     python -m raytrain.tune hybrid --space my_space.py --workers-per-trial 2
     python -m raytrain.tune --space paper_fig4 --budget small --data ptb
     python -m raytrain.tune hybrid --min-kl 2 --start-from config.json
+    python -m raytrain.tune hybrid --dry-run --bench bench.json --price-per-hour 1.2
     python -m raytrain.tune --resume NAME
 
 Without a GPU the defaults are a search of a few minutes on a laptop; on a cluster with GPUs they are the
@@ -24,14 +25,16 @@ from typing import TYPE_CHECKING, Any
 from raytrain.cli import OneLineParser, default_config, parse_choice, parse_fields, parse_options
 from raytrain.config import ModelName, RunConfig, flatten, override, to_dict
 from raytrain.errors import UserError, run_command
+from raytrain.forecast import Forecast, read_figures, trial_seconds
 from raytrain.goal import Goal, Objective
 from raytrain.json_text import typed_fields
 from raytrain.plan import PLAN, Plan, read_plan
 from raytrain.presets import full_size
-from raytrain.resources import Cluster, Gang, connect, read_cluster
+from raytrain.resources import Cluster, Device, Gang, connect, read_cluster
 from raytrain.session import (
     EXPERIMENT,
     Session,
+    at_first,
     check_name,
     check_samples,
     open_session,
@@ -40,6 +43,7 @@ from raytrain.session import (
 )
 from raytrain.space import Algorithm, Space, check_space, grid, load_space
 from raytrain.start import read_starts
+from raytrain.trials import Records
 
 if TYPE_CHECKING:
     from raytrain.search import Search
@@ -77,6 +81,15 @@ class TuneOptions:
     """CPUs of each worker."""
     gpus_per_worker: float | None = None
     """GPUs of each worker; default 1 if the cluster has any, otherwise 0. Fractions only with one worker."""
+    device: Device = "auto"
+    """What workers compute on: cpu leaves the GPUs that they reserve unused."""
+    dry_run: bool = False
+    """Check everything, say what the search would be, and stop. Nothing is recorded."""
+    bench: tuple[str, ...] = ()
+    """What ``python -m raytrain.bench MODEL --output`` has written, by which hours are foretold: files or s3://
+    addresses, one for each model."""
+    price_per_hour: float | None = None
+    """Price of one worker's part of a machine for an hour, in any currency, by which the cost is foretold."""
     name: str | None = None
     """Name of the search; by default the model or space and the time. The same name and config resume it."""
     resume: str | None = None
@@ -89,7 +102,7 @@ class TuneOptions:
     """MLflow experiment."""
 
 
-WORKERS = ("time_budget", "max_concurrent", "workers_per_trial", "cpus_per_worker", "gpus_per_worker")
+WORKERS = ("time_budget", "max_concurrent", "workers_per_trial", "cpus_per_worker", "gpus_per_worker", "device")
 """The options that say how a trial runs, not what comes of it: a resumption may change them."""
 
 
@@ -101,6 +114,8 @@ def main() -> None:
 
     arguments = sys.argv[1:]
     search = resumed_search(arguments) if first_look(arguments).resume is not None else new_search(arguments)
+    if search is None:
+        return
     started = time.monotonic()
     try:
         with LiveTable(search.plan.num_samples) as table:
@@ -124,24 +139,28 @@ def first_look(arguments: list[str]) -> argparse.Namespace:
 # ----------------------------------------------------------------------------------------- a new one
 
 
-def new_search(arguments: list[str]) -> Search:
-    """The search that the command line describes, checked and recorded; one that is known already is resumed."""
+def new_search(arguments: list[str]) -> Search | None:
+    """The search that the command line describes, checked and recorded; one that is known already is resumed.
+
+    ``None`` if it is only to be described.
+    """
     options, space, bases, size = read_command(arguments, has_gpus=False)
     check_options(options)
     budget, algorithm = space.budget(options.budget), options.algorithm or space.algorithm
     check_goal(Goal(options.objective, options.min_kl), bases)
     points = check_space(space, bases, budget, algorithm, next(iter(bases.values())).seed)
-    session = open_session(next(iter(bases.values())), options.storage)
+    session = open_session(next(iter(bases.values())), options.storage, published=not options.dry_run)
     starts = read_starts(options.start_from, bases)
-    check_all([*points, *(start.config for start in starts)], session, options.workers_per_trial)
+    larger = read_command(arguments, has_gpus=True)[2].values()
+    check_all([*points, *(start.config for start in starts)], session, at_first(options.workers_per_trial, larger))
 
     connect(options.address)
     cluster = read_cluster()
-    if cluster.has_gpus:
+    if cluster.has_gpus and options.device != "cpu":
         options, space, bases, size = read_command(arguments, has_gpus=True)
         points = check_space(space, bases, budget, algorithm, next(iter(bases.values())).seed)
         starts = read_starts(options.start_from, bases)
-        check_all([*points, *(start.config for start in starts)], session, options.workers_per_trial)
+    check_all([*points, *(start.config for start in starts)], session, options.workers_per_trial)
     num_samples = options.num_samples or (
         len(grid(space, budget)) + len(starts) if algorithm == "grid" else max(NUM_SAMPLES, len(starts))
     )
@@ -182,7 +201,7 @@ def read_command(
     elif has_gpus:
         size = f"preset {full_size(choice.model)} (the cluster has GPUs)"
     else:
-        size = "preset laptop (no GPU)"
+        size = f"preset laptop ({'no GPU' if options.device != 'cpu' else '--device cpu'})"
     return options, space, bases, size
 
 
@@ -200,6 +219,12 @@ def check_options(options: TuneOptions) -> None:
         raise UserError(f"--min-kl is {options.min_kl:g}: give nats of at least 0")
     if options.max_concurrent is not None and options.max_concurrent < 1:
         raise UserError(f"--max-concurrent is {options.max_concurrent}: at least one trial must run")
+    for reference in options.bench:
+        read_figures(reference)
+    if options.price_per_hour is not None and not (
+        options.price_per_hour >= 0 and math.isfinite(options.price_per_hour)
+    ):
+        raise UserError(f"--price-per-hour is {options.price_per_hour:g}: give a price of at least 0")
     if options.time_budget is not None and not options.time_budget > 0:
         raise UserError(f"--time-budget is {options.time_budget:g}: give a number of seconds above 0")
 
@@ -238,8 +263,8 @@ def check_known(name: str, plan: Plan, session: Session) -> None:
 # ------------------------------------------------------------------------------------------- resumed
 
 
-def resumed_search(arguments: list[str]) -> Search:
-    """The search that ``--resume`` names, as its storage records it.
+def resumed_search(arguments: list[str]) -> Search | None:
+    """The search that ``--resume`` names, as its storage records it; ``None`` if it is only to be described.
 
     Raises:
         UserError: there is no such search, or an option that would make it another.
@@ -281,15 +306,25 @@ def resumed_search(arguments: list[str]) -> Search:
 # ---------------------------------------------------------------------------------------------- both
 
 
-def admit(name: str, plan: Plan, session: Session, cluster: Cluster, options: TuneOptions, size: str) -> Search:
-    """Size the search to the cluster, record it and open its MLflow run."""
+def admit(name: str, plan: Plan, session: Session, cluster: Cluster, options: TuneOptions, size: str) -> Search | None:
+    """Size the search to the cluster and say so; then, unless that is all, record it and open its MLflow run."""
     from raytrain.search import Search
     from raytrain.tracking import Experiment, check_tracking
 
     check_tracking(session.tracking_uri, cluster.num_nodes)
     gang = make_gang(options, cluster)
-    concurrent = min(plan.num_samples, cluster.admit(gang, options.max_concurrent, head_memory()))
+    num_left = plan.num_samples - sum(trial.ended for trial in Records(session.storage.child(name)).read())
+    concurrent = min(max(1, num_left), cluster.admit(gang, options.max_concurrent, head_memory()))
     describe(name, plan, session, gang, concurrent, size)
+    limited = concurrent < min(num_left, cluster.admit(gang, options.max_concurrent, math.inf))
+    memory = "; the memory of this machine carries no more trials" if limited else ""
+    print(f"at once: {cluster.usage(gang, concurrent)}{memory}")
+    seconds, sources = trial_seconds(plan, session.corpus, gang, options.bench)
+    forecast = Forecast(num_left, concurrent, gang.workers, seconds, options.time_budget, options.price_per_hour)
+    print("\n".join(forecast.lines(sources)), flush=True)
+    if options.dry_run:
+        print("dry run: nothing was started")
+        return None
     session.storage.child(name).write(PLAN, plan.to_json())
     experiment = Experiment.open(session.tracking_uri, plan.experiment, session.artifact_root())
     first = next(iter(plan.bases.values()))
@@ -320,11 +355,11 @@ def admit(name: str, plan: Plan, session: Session, cluster: Cluster, options: Tu
 
 
 def make_gang(options: TuneOptions, cluster: Cluster) -> Gang:
-    """The workers of a trial: on GPUs if the cluster has or may get any, wherever this command runs."""
+    """The workers of a trial: with GPUs if the cluster has or may get any, wherever this command runs."""
     gpus = options.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if cluster.has_gpus else 0.0
-    return Gang(options.workers_per_trial, options.cpus_per_worker, gpus)
+    return Gang(options.workers_per_trial, options.cpus_per_worker, gpus, device=options.device)
 
 
 def head_memory() -> float:
@@ -348,7 +383,7 @@ def describe(name: str, plan: Plan, session: Session, gang: Gang, concurrent: in
     print(
         f"corpus {corpus.name}: {corpus.split('train').num_bytes:,} bytes, digest {corpus.digest[:12]}\n"
         f"search {name}: {plan.num_samples} trials ({plan.space.name}, {plan.algorithm}), {concurrent} at a time, "
-        f"each {gang} on {'GPUs' if gang.gpus else 'CPUs'}, kept in {session.storage.uri(name)}\n"
+        f"each {gang} on {'GPUs' if gang.on_gpus else 'CPUs'}, kept in {session.storage.uri(name)}\n"
         f"looked for: {plan.goal}" + "".join(f"\nstarts from {start.reference}" for start in plan.starts),
         flush=True,
     )

@@ -176,13 +176,15 @@ def read_outcome(storage: str) -> dict[str, Any] | None:
 def serve(values: dict[str, Any]) -> None:
     """What each worker of a gang does: join the others, and train one run after the other until there is none."""
     import ray
+    import torch
     from ray import train as ray_train
     from ray.train.torch import get_device
 
     from raytrain.trainer import World
 
     desk, context = values["desk"], ray_train.get_context()
-    world = World(context.get_world_rank(), context.get_world_size(), get_device())
+    device = get_device() if values["on_gpus"] else torch.device("cpu")
+    world = World(context.get_world_rank(), context.get_world_size(), device)
     node = context.get_node_rank() if context.get_local_rank() == 0 else None
 
     for number in itertools.count(ray.get(desk.begin.remote())):
@@ -214,7 +216,7 @@ def work_alone(job: Job, gang: Gang, send: Callable[[dict[str, Any]], None]) -> 
     from raytrain.trainer import World
 
     try:
-        run(job, World(device=torch.device("cuda" if gang.gpus else "cpu")), send, node=0)
+        run(job, World(device=torch.device("cuda" if gang.on_gpus else "cpu")), send, node=0)
     except PreemptedError as error:
         # the only error that Tune does not count among a trial's failures
         raise RayActorError(error_msg=str(error), preempted=True) from error

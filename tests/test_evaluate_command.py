@@ -190,7 +190,7 @@ def test_results_go_to_the_models_own_run(
     assert "test/bound" not in metrics
 
     before = client.get_run(run.run_id).data.metrics
-    assert "logged" not in command(place, *QUICK, "--log-to-mlflow", "False")
+    assert "logged" not in command(place, *QUICK, "--no-log-to-mlflow")
     assert client.get_run(run.run_id).data.metrics == before
 
 

@@ -36,7 +36,7 @@ def plan() -> Plan:
         corpus="0123456789abcdef",
         num_samples=8,
         seed=3,
-        workers={"workers_per_trial": 2, "cpus_per_worker": 1.5, "gpus_per_worker": None},
+        workers={"workers_per_trial": 2, "cpus_per_worker": 1.5, "gpus_per_worker": None, "device": "cpu"},
         experiment="raytrain",
         corpus_path="/somewhere/corpus",
     )
@@ -118,6 +118,8 @@ def damaged(plan: Plan, **changes: Any) -> bytes:
         ({"space": {"name": "mine"}}, "is not a search's plan"),
         ({"space": []}, "is not a search's plan"),
         ({"bases": []}, "is not a search's plan"),
+        ({"workers": {"device": "tpu"}}, "workers.device is 'tpu'"),
+        ({"workers": {"cpus_per_worker": "cpu"}}, "workers.cpus_per_worker is not a number"),
         ({"space": {"name": "mine", "source": "1 / 0"}}, "search space mine cannot be loaded: ZeroDivisionError"),
         ({"bases": {"hybrid": {"model": {"name": "gpt"}}}}, "model.name must be one of"),
         ({"bases": {"byte_lstm": {"model": {"name": "hybrid"}}}}, "bases must be configs of the models that they are"),

@@ -28,6 +28,7 @@ PLENTY = 1e12
         (Gang(2, 0.5, 0), None, PLENTY, 2),
         (Gang(1, 0.5, 0), 3, PLENTY, 3),
         (Gang(1, 0.1, 0), None, 3.5 * HEAD_MEMORY_PER_TRIAL, 3),
+        (Gang(2, 0.1, 0), None, 3.5 * HEAD_MEMORY_PER_TRIAL, 3),
         (Gang(1, 1, 0), None, 0.0, 1),
     ],
 )
@@ -59,6 +60,21 @@ def test_what_the_autoscaler_may_add_counts() -> None:
     assert cluster.admit(Gang(1, 1, 0.25), None, PLENTY) == 32
 
 
+def test_the_head_bounds_gangs_and_not_trials_that_have_no_process_there() -> None:
+    nodes = ({"CPU": 8.0, "GPU": 8.0},) * 8
+    for cluster in (Cluster(({"CPU": 0.0}, *nodes)), Cluster(({"CPU": 0.0},), ((nodes[0], 8),))):
+        assert cluster.admit(Gang(1, 1, 1), None, 3.5 * HEAD_MEMORY_PER_TRIAL) == 64
+        assert cluster.admit(Gang(2, 1, 1), None, 3.5 * HEAD_MEMORY_PER_TRIAL) == 3
+
+
+def test_who_only_reserves_gpus_computes_on_the_cpu() -> None:
+    assert [Gang(1, 1, gpus, device=device).on_gpus for gpus in (0, 1) for device in ("auto", "cpu")] == [
+        False, False, True, False,
+    ]  # fmt: skip
+    assert Gang(1, 1, 1, device="cuda").on_gpus
+    assert str(Gang(2, 1, 0.5, device="cpu")) == "2 x (1 CPU and 0.5 GPU)"  # NCCL is not asked
+
+
 def test_gangs_that_make_no_sense_are_refused() -> None:
     with pytest.raises(UserError, match="cannot share a GPU"):
         Gang(2, 1, 0.5)
@@ -66,6 +82,8 @@ def test_gangs_that_make_no_sense_are_refused() -> None:
         Gang(0, 1, 0)
     with pytest.raises(UserError, match="nothing to compute on"):
         Gang(1, 0, 0)
+    with pytest.raises(UserError, match="--device cuda: the workers reserve no GPU"):
+        Gang(1, 1, 0, device="cuda")
 
 
 def test_the_device_is_that_of_the_cluster_not_of_this_machine() -> None:

@@ -13,7 +13,7 @@ from raytrain.storage import FolderStorage
 from raytrain.train import resumed_run
 from tests.conftest import tiny_config
 
-GANG = GangOptions("2:3", 0.5, 0)
+GANG = GangOptions("2:3", 0.5, 0, "cpu")
 
 
 def test_a_name_keeps_its_run_and_the_experiment_that_it_was_begun_in(corpus: Corpus, tmp_path: Path) -> None:
@@ -31,6 +31,7 @@ def test_a_resumed_run_asks_for_the_workers_that_it_was_begun_with(corpus: Corpu
     arguments = ["--resume", "mine", "--storage", str(tmp_path)]
     options, config, _ = resumed_run("mine", str(tmp_path), arguments)
     assert (options.workers, options.cpus_per_worker, options.gpus_per_worker) == ("2:3", 0.5, 0)
+    assert options.device == "cpu"
     assert config == tiny_config("hybrid")
     options, _, _ = resumed_run("mine", str(tmp_path), [*arguments, "--workers", "1"])
     assert (options.workers, options.cpus_per_worker) == ("1", 0.5)
@@ -41,6 +42,7 @@ def test_a_resumed_run_asks_for_the_workers_that_it_was_begun_with(corpus: Corpu
     [
         {"experiment": 3}, {"experiment": "\ud800"}, {"identity": 1}, {"corpus": "../.."}, {"unheard": 1}, {"gang": 1},
         {"gang": {"workers": 2}}, {"gang": {"workers": "0x2"}}, {"gang": {"cpus_per_worker": "1"}},
+        {"gang": {"device": "tpu"}},
     ],
 )  # fmt: skip
 def test_a_claim_that_cannot_be_read_is_one_line(corpus: Corpus, tmp_path: Path, change: dict[str, object]) -> None:

@@ -32,6 +32,7 @@ def main() -> None:
     from raytrain.bench.table import summary
     from raytrain.data.prepare import prepare
     from raytrain.session import check_samples
+    from raytrain.storage import open_file
 
     config = options.config
     corpus = prepare(config.data, path=config.data_path, field=config.data_field)
@@ -40,7 +41,8 @@ def main() -> None:
     with pinned(options.threads, options.cores):
         result = measure(options, corpus, device, lambda line: print(line, flush=True))
     if options.output is not None:
-        options.output.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        place, name = open_file(options.output)
+        place.write(name, (json.dumps(result, indent=2) + "\n").encode())
     print(summary(result), end="")
     if options.output is not None:
         print(f"written: {options.output}")

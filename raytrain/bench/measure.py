@@ -22,6 +22,7 @@ from raytrain.bench.scaling import Scaling, measure_memory
 from raytrain.bench.steps import Data, Evaluation, Steps
 from raytrain.config import override, to_dict
 from raytrain.data.corpus import Corpus
+from raytrain.forecast import run_seconds
 from raytrain.session import open_storage_root
 
 
@@ -119,15 +120,15 @@ def estimate_run(options: BenchOptions, result: dict[str, Any]) -> dict[str, Any
         for row in result["step"]
         if (row["batch_size"], row["precision"]) == (config.batch_size, config.precision)
     )
-    evaluations = math.ceil(config.steps / config.evaluate_every)
-    evaluating = evaluations * result["evaluation"]["samples"] * result["evaluation"]["seconds_per_sample"]["median"]
-    seconds = config.steps * step + evaluating
+    evaluation = result["evaluation"]
+    training, evaluating = run_seconds(config, step, evaluation["samples"], evaluation["seconds_per_sample"]["median"])
+    seconds = training + evaluating
     return {
         "steps": config.steps,
         "batch_size": config.batch_size,
         "precision": config.precision,
-        "training_seconds": config.steps * step,
-        "evaluations": evaluations,
+        "training_seconds": training,
+        "evaluations": math.ceil(config.steps / config.evaluate_every),
         "evaluation_seconds": evaluating,
         "seconds": seconds,
         "hours": seconds / 3600,

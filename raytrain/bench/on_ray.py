@@ -177,5 +177,5 @@ def serve(values: dict[str, Any]) -> None:
         report.close(storage)
         if world.rank == 0:
             storage.write("figures.json", json.dumps(figures).encode())
-        ray.get(desk.ended.remote())
+        ray.get(desk.ended.remote(world.size))
         number += 1

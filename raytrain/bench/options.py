@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from raytrain.cli import Choice, OneLineParser, default_config, parse_choice, parse_options
@@ -13,7 +12,7 @@ from raytrain.config import RunConfig, override
 from raytrain.data.batches import rank_groups
 from raytrain.presets import full_size
 from raytrain.session import open_storage_root
-from raytrain.storage import check_output, check_writable
+from raytrain.storage import check_output, check_writable, open_file
 
 SECTIONS = ("ceiling", "step", "plain", "ddp", "ray", "checkpoint", "sampling", "data", "memory")
 PRECISIONS = ("float32", "bfloat16")
@@ -44,7 +43,8 @@ class BenchOptions:
     sections: list[str]
     quick: bool
     storage: str | None
-    output: Path | None
+    output: str | None
+    """File or s3:// address."""
     experiment: str | None
 
 
@@ -94,7 +94,7 @@ def parse_command(arguments: list[str]) -> BenchOptions:
         sections=[name for name in SECTIONS if name in (values.only or SECTIONS)],
         quick=values.quick,
         storage=_checked(values.storage),
-        output=check_output(values.output) if values.output is not None else None,
+        output=_writable(values.output),
         experiment=values.experiment,
     )
 
@@ -133,7 +133,7 @@ def _parser(choice: Choice) -> OneLineParser:
     add("--only", choices=SECTIONS, nargs="+", help="what to measure; default: all")
     add("--quick", action="store_true", help="short turns, two of each: to see that it works")
     add("--storage", metavar="URI", help="folder or s3:// address where checkpoints are written; default: a new folder")
-    add("--output", type=Path, metavar="FILE", help="JSON file for all figures")
+    add("--output", metavar="FILE", help="JSON file, or s3:// address, for all figures")
     add("--experiment", metavar="NAME", help="MLflow experiment to log to; default: none")
     return parser
 
@@ -162,3 +162,14 @@ def _checked(storage: str | None) -> str | None:
     if storage is not None:
         check_writable(open_storage_root(storage))
     return storage
+
+
+def _writable(output: str | None) -> str | None:
+    """``output``, which nothing keeps from being written when all is measured."""
+    if output is not None:
+        place, name = open_file(output)
+        if place.folder is None:
+            check_writable(place)
+        else:
+            check_output(place.folder / name)
+    return output

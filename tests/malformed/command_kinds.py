@@ -41,6 +41,7 @@ def trains(stock: Stock, given: Path, random: Random) -> Act:
         "--evaluate-samples", "--num-samples", "--budget", "--algorithm", "--objective", "--min-kl", "--start-from",
         "--time-budget", "--max-concurrent", "--workers-per-trial", "--optimizer.learning-rate", "--log-every",
         "--threads", "--rounds", "--seconds", "--samples", "--only", "--quick", "--output",
+        "--device", "--bench", "--price-per-hour",
     )  # fmt: skip
     main = random.choice((train.main, train.main, tune.main, tune.main, bench_command.main, loop.main))
     if main is loop.main:
@@ -64,7 +65,7 @@ def models(stock: Stock, given: Path, random: Random) -> Act:
     options = (
         "--num", "--temperature", "--top-p", "--max-length", "--seed", "--prefix", "--interpolate", "--steps",
         "--reconstruct", "--format", "--split", "--data", "--data-path", "--num-samples", "--iw-samples", "--samples",
-        "--storage", "--workers", "--output", "--log-to-mlflow",
+        "--storage", "--workers", "--output", "--no-log-to-mlflow",
     )  # fmt: skip
     main = random.choice((sample.main, sample.main, evaluate.main))
     place = random.choice((str(stock.checkpoint), str(stock.checkpoint), random.choice(JUNK)))

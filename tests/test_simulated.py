@@ -1,0 +1,18 @@
+"""A search on 64 GPUs that are only numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.simulated import simulate
+
+
+@pytest.mark.long
+def test_a_search_keeps_64_gpus_busy_until_its_last_wave(tmp_path: Path) -> None:
+    result = simulate(tmp_path, gpus=64, nodes=4, num_samples=128, seconds=(200.0, 600.0))
+    assert result.at_once == 64
+    assert result.statuses == {"finished": 128}
+    assert result.most_reserved == 64
+    assert result.reserved >= 0.95
