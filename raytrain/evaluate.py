@@ -21,13 +21,13 @@ import tyro
 
 from raytrain.cli import parse_options
 from raytrain.config import from_dict
-from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
 from raytrain.data.vocabulary import STOP
 from raytrain.errors import UserError, run_command
 from raytrain.storage import check_output
 
 if TYPE_CHECKING:
+    from raytrain.data.batches import EvaluationBatches
     from raytrain.evaluation import Task, Totals
     from raytrain.models import Model
     from raytrain.tracking import Run
@@ -191,6 +191,7 @@ def measure_texts(
     options: EvaluateOptions, model: Model, corpus: Corpus, batches: EvaluationBatches
 ) -> dict[str, Any] | None:
     """Measures of texts that the model writes and, to hold them against, of as many texts of the split."""
+    from raytrain.data.batches import EvaluationBatches
     from raytrain.models import sample
     from raytrain.text_measures import text_measures
 

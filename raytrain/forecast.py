@@ -10,7 +10,6 @@ from typing import Any
 
 from raytrain.cli import Choice, default_config
 from raytrain.config import RunConfig, differences, flatten, from_dict, to_dict
-from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
 from raytrain.errors import UserError
 from raytrain.json_text import parse_json
@@ -159,6 +158,8 @@ def trial_seconds(plan: Plan, corpus: Corpus, gang: Gang, benches: Sequence[str]
     Raises:
         UserError: one of them is no such file.
     """
+    from raytrain.data.batches import EvaluationBatches
+
     figures = [read_figures(reference) for reference in benches]
     known: dict[str, float] = {}
     unknown: list[str] = []

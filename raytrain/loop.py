@@ -34,7 +34,7 @@ from raytrain.objective import kl_weight
 from raytrain.optimizer import learning_rate
 from raytrain.progress import Progress
 from raytrain.session import check_samples
-from raytrain.storage import Storage, check_writable, open_storage
+from raytrain.storage import Storage, check_writable, open_storage, patiently
 from raytrain.trainer import Trainer, World
 
 STATE = {"best_step": int, "best": dict[str, float], "pending": list[list[Any]]}
@@ -176,7 +176,7 @@ def to_resume(storage: Storage, config: RunConfig[Any], corpus: Corpus) -> check
         UserError: it is of another model or of another corpus, or of no run.
         StorageError: the store does not answer.
     """
-    stored = checkpoints.latest(storage)
+    stored = patiently(lambda: checkpoints.latest(storage))
     if stored is None:
         return None
     told, own = (stored.state.get("corpus"), stored.config.get("model")), (corpus.digest, to_dict(config)["model"])

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raytrain import checkpoint
-from raytrain.checkpoint import Checkpoint
 from raytrain.errors import UserError
 from raytrain.goal import Goal
 from raytrain.json_text import parse_json, typed_fields
@@ -24,6 +22,7 @@ from raytrain.storage import Storage, StorageError, open_storage
 from raytrain.trials import Records, rank
 
 if TYPE_CHECKING:
+    from raytrain.checkpoint import Checkpoint
     from raytrain.tracking import Run
 
 CHECKPOINTS = "checkpoints"
@@ -74,6 +73,7 @@ def load_logged(uri: str, model_id: str) -> Checkpoint:
     from botocore.exceptions import BotoCoreError, ClientError
     from mlflow.exceptions import MlflowException
 
+    from raytrain import checkpoint
     from raytrain.tracking.server import connect, download, explain, patiently
 
     with tempfile.TemporaryDirectory(prefix="raytrain-") as scratch:
@@ -98,6 +98,8 @@ def note_run(place: Storage, run: Run) -> None:
 
 
 def _of_place(place: Storage) -> Found:
+    from raytrain import checkpoint
+
     # asked for by name: to list a folder that is none of ours could take for ever
     if place.exists("manifest.json"):
         stored = checkpoint.load(place)
@@ -125,6 +127,8 @@ def _of_place(place: Storage) -> Found:
 
 def _of_search(place: Storage) -> Found:
     """The best checkpoint of a search's best trial."""
+    from raytrain import checkpoint
+
     records, values = Records(place), read_values(place)
     goal = goal_of(values) if values is not None else Goal()
     for trial in rank(records.read(), goal):
@@ -174,6 +178,7 @@ def _store() -> str:
 def _of_run(run_id: str) -> Found:
     from mlflow.exceptions import MlflowException
 
+    from raytrain import checkpoint
     from raytrain.tracking import Run
     from raytrain.tracking.server import connect, shown
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from raytrain.reference import CHECKPOINTS
 from raytrain.registry import Standing, VerificationError, enter
 from raytrain.search import Search
 from raytrain.search_report import write_search_report
+from raytrain.storage import patiently
 from raytrain.tables import markdown_table, remarks, summary
 from raytrain.tracking import log_model
 from raytrain.tracking.view import share_view
@@ -73,7 +75,8 @@ def best_checkpoint(search: Search, trials: list[Trial]) -> tuple[Trial, Checkpo
     goal = search.plan.goal
     left = [trial for trial in rank(trials, goal) if trial.best]
     for trial in left:
-        if (stored := checkpoint.best(place_of(search.place, trial.identity).child(CHECKPOINTS))) is not None:
+        place = place_of(search.place, trial.identity).child(CHECKPOINTS)
+        if (stored := patiently(partial(checkpoint.best, place))) is not None:
             # they are in order: if this one may not win, none may
             return (trial, stored) if goal.reached(trial.best) else None
     reasons = sorted({trial.reason or trial.status for trial in trials})

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raytrain.config import RunConfig, differences, from_dict, identity, to_dict
-from raytrain.data.batches import EvaluationBatches, TrainingBatches, rank_groups
 from raytrain.data.corpus import Corpus
 from raytrain.data.store import CORPORA, address, fetch, is_published, publish
 from raytrain.errors import UserError, check_text
@@ -164,6 +163,7 @@ def check_samples(config: RunConfig[Any], corpus: Corpus, workers: int) -> None:
     Raises:
         UserError: a model that cannot be, a split shorter than one sample, or more workers than groups.
     """
+    from raytrain.data.batches import EvaluationBatches, TrainingBatches, rank_groups
     from raytrain.models import build_empty
 
     try:

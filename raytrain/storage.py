@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import secrets
 import shutil
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from raytrain.errors import UserError, run_command
@@ -31,6 +33,14 @@ _SETTINGS = (
     "AWS_RESPONSE_CHECKSUM_VALIDATION",
     "MLFLOW_S3_ENDPOINT_URL",
 )
+
+
+PATIENCE_S = 600.0
+"""How long a run or a search that is under way outlives an outage of its storage."""
+LONGEST_PAUSE_S = 15.0
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class StorageError(OSError):
@@ -230,6 +240,30 @@ def open_storage(uri: str | Path) -> Storage:
         return S3Storage(match[1], checked_key(prefix) if prefix else "")
     except ValueError as error:
         raise UserError(f"storage {text}: {error}") from None
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """Do ``action``, again with growing pauses while the store fails, for about ``PATIENCE_S``.
+
+    For work that is under way; what a command begins with fails soon. ``action`` must be safe to repeat. Every reason
+    but "there is no such key" counts, for what ``CheckpointWriter`` says of them.
+
+    Raises:
+        NotFoundError: at once.
+        StorageError: the last one, when patience ends.
+    """
+    deadline, pause = time.monotonic() + PATIENCE_S, 0.5
+    while True:
+        try:
+            return action()
+        except NotFoundError:
+            raise
+        except StorageError as error:
+            if time.monotonic() + pause > deadline:
+                raise
+            _log.warning("the storage fails, trying again: %s", error)
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
 def expanded(path: str) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from raytrain.config import RunConfig, from_dict, to_dict
 from raytrain.errors import UserError
 from raytrain.goal import LIKELIHOOD, METRIC, Goal, front
 from raytrain.json_text import parse_json, typed, typed_fields
-from raytrain.storage import Storage, StorageError, checked_key
+from raytrain.storage import Storage, StorageError, checked_key, patiently
 
 if TYPE_CHECKING:
     import optuna
@@ -30,8 +29,6 @@ LIKELIHOODS = ("nll", LIKELIHOOD)
 TRIALS = "trials"
 """Where under a search's storage its trials are, each in a folder that its identity names."""
 RECORD = "trial.json"
-PATIENCE_S = 600.0
-"""How long a record is tried to be written while the storage is away."""
 
 _log = logging.getLogger(__name__)
 
@@ -208,7 +205,7 @@ class Records:
         """Write the record of a new trial, before it runs: from then on it is never drawn again.
 
         Raises:
-            StorageError: the storage did not take it for ``PATIENCE_S``.
+            StorageError: the storage did not take it for ``storage.PATIENCE_S``.
         """
         self._write(self._key(trial), trial.to_json())
 
@@ -244,17 +241,7 @@ class Records:
                 raise
 
     def _write(self, key: str, text: bytes) -> None:
-        deadline, pause = time.monotonic() + PATIENCE_S, 1.0
-        while True:
-            try:
-                self._storage.write(key, text)
-                return
-            except StorageError as error:
-                if time.monotonic() + pause > deadline:
-                    raise
-                _log.warning("the record of a trial is not written yet, trying again: %s", error)
-            time.sleep(pause)
-            pause = min(2 * pause, 15.0)
+        patiently(lambda: self._storage.write(key, text))
 
 
 def rank(trials: list[Trial], goal: Goal) -> list[Trial]:

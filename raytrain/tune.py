@@ -108,14 +108,15 @@ WORKERS = ("time_budget", "max_concurrent", "workers_per_trial", "cpus_per_worke
 
 def main() -> None:
     """Check everything, then search, then say what was found."""
-    from raytrain.results import finish
-    from raytrain.search import run_search
-    from raytrain.tables import LiveTable
-
     arguments = sys.argv[1:]
     search = resumed_search(arguments) if first_look(arguments).resume is not None else new_search(arguments)
     if search is None:
         return
+
+    from raytrain.results import finish
+    from raytrain.search import run_search
+    from raytrain.tables import LiveTable
+
     started = time.monotonic()
     try:
         with LiveTable(search.plan.num_samples) as table:

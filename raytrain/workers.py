@@ -18,6 +18,7 @@ from raytrain.errors import UserError
 from raytrain.json_text import parse_json, typed
 from raytrain.reference import CHECKPOINTS
 from raytrain.resources import Gang
+from raytrain.storage import open_storage, patiently
 from raytrain.trials import FIGURES
 
 if TYPE_CHECKING:
@@ -91,10 +92,9 @@ def fit(job: Job, gang: HeldGang, send: Callable[[dict[str, Any]], None]) -> dic
 
     from raytrain.checkpoint import newest_step
     from raytrain.drain import was_preempted
-    from raytrain.storage import open_storage
 
     checkpoints = open_storage(job.storage).child(CHECKPOINTS)
-    newest = newest_step(checkpoints)
+    newest = patiently(lambda: newest_step(checkpoints))
     causes: list[str] = []
     preemptions = 0
     while True:
@@ -109,7 +109,7 @@ def fit(job: Job, gang: HeldGang, send: Callable[[dict[str, Any]], None]) -> dic
                 continue
             if any(isinstance(failure, CERTAIN) for failure in failures):
                 raise
-            if (step := newest_step(checkpoints)) != newest:
+            if (step := patiently(lambda: newest_step(checkpoints))) != newest:
                 newest, causes = step, []
             cause = _in_words(failures[0])
             # a death under the others comes to them as an error too, in words of its own each time
@@ -152,13 +152,11 @@ def read_outcome(storage: str) -> dict[str, Any] | None:
     Raises:
         UserError: something else stands there.
     """
-    from raytrain.storage import open_storage
-
     place = open_storage(storage)
-    if not place.exists(OUTCOME):
+    if not patiently(lambda: place.exists(OUTCOME)):
         return None
     try:
-        outcome = typed(parse_json(place.read(OUTCOME)), dict[str, Any], "it")
+        outcome = typed(parse_json(patiently(lambda: place.read(OUTCOME))), dict[str, Any], "it")
         failed = {name: str for name in ("error", "hopeless") if name in outcome}
         for name, hint in (failed or TRAINED).items():
             typed(outcome.get(name), hint, name)
@@ -236,7 +234,6 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
     from raytrain.loop import train
     from raytrain.memory import give_back
     from raytrain.notice import PreemptedError
-    from raytrain.storage import open_storage
 
     give_back()  # what the run before has left, which is not free before it has returned
     torch.set_num_threads(max(1, int(job.cpus)))
@@ -269,17 +266,18 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
         outcome["unsent"] = unsent
         if "hopeless" not in outcome:
             outcome["samples"] = final_samples(job)
-        storage.write(OUTCOME, json.dumps(outcome).encode())
+        text = json.dumps(outcome).encode()
+        patiently(lambda: storage.write(OUTCOME, text))
 
 
 def final_samples(job: Job, num: int = 10) -> list[str]:
     """Texts from the run's best checkpoint, kept as an artifact of its MLflow run."""
     from raytrain import checkpoint
     from raytrain.models import from_checkpoint, one_line, sample_text
-    from raytrain.storage import open_storage
     from raytrain.tracking import Run
 
-    stored = checkpoint.best(open_storage(job.storage).child(CHECKPOINTS))
+    place = open_storage(job.storage).child(CHECKPOINTS)
+    stored = patiently(lambda: checkpoint.best(place))
     if stored is None:
         return []
     samples = sample_text(from_checkpoint(stored), num)
@@ -383,5 +381,5 @@ class RayReport:
             file = Path(scratch) / UNSENT
             num_unsent = self.writer.close(unsent=file)
             if num_unsent:
-                storage.upload(UNSENT, file)
+                patiently(lambda: storage.upload(UNSENT, file))
         return num_unsent

@@ -12,8 +12,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+from raytrain import storage
 from raytrain.config import ByteLstmConfig, HybridConfig, LstmVaeConfig, RunConfig
 from raytrain.data.corpus import Corpus, CorpusWriter
+
+# a test whose storage fails for good need not wait as long as a run does
+storage.PATIENCE_S = 2.0
 
 TINY_MODELS = {
     "hybrid": HybridConfig((16, 32), (32, 16), latent=8, hidden=32),

@@ -18,7 +18,16 @@ import pytest
 
 from raytrain import storage as storages
 from raytrain.errors import UserError
-from raytrain.storage import NotFoundError, Storage, StorageError, check_writable, open_storage, storage_environment
+from raytrain.storage import (
+    FolderStorage,
+    NotFoundError,
+    Storage,
+    StorageError,
+    check_writable,
+    open_storage,
+    patiently,
+    storage_environment,
+)
 
 if TYPE_CHECKING:
     from tests.s3_server import S3Server
@@ -381,3 +390,44 @@ def test_the_command_says_what_is_wrong(s3_server: S3Server) -> None:
 
 def test_the_server_is_what_it_says(s3_server: S3Server) -> None:
     assert urllib.request.urlopen(f"{s3_server.endpoint}/healthcheck", timeout=5).read() == b"OK"
+
+
+class Away(FolderStorage):
+    """A store that does not answer until it was asked so many times."""
+
+    refusals = 0
+
+    def read(self, key: str) -> bytes:
+        self.answer()
+        return super().read(key)
+
+    def list(self, prefix: str = "") -> list[str]:
+        self.answer()
+        return super().list(prefix)
+
+    def exists(self, key: str) -> bool:
+        self.answer()
+        return super().exists(key)
+
+    def answer(self) -> None:
+        Away.refusals -= 1
+        if Away.refusals >= 0:
+            raise StorageError("nobody answers")
+
+
+def test_work_that_is_under_way_waits_for_a_store_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(storages.time, "sleep", pauses.append)
+    monkeypatch.setattr(storages, "PATIENCE_S", 60.0)
+    place = Away(tmp_path)
+    place.write("a", b"1")
+    Away.refusals = 7
+    assert patiently(lambda: place.read("a")) == b"1"
+    assert pauses == [0.5, 1, 2, 4, 8, 15, 15]
+    with pytest.raises(NotFoundError):
+        patiently(lambda: place.read("b"))
+    assert len(pauses) == 7
+    monkeypatch.setattr(storages, "PATIENCE_S", 0.4)
+    Away.refusals = 1
+    with pytest.raises(StorageError, match="nobody answers"):
+        patiently(lambda: place.read("a"))

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raytrain import trials as module
+from raytrain import storage as storage_module
 from raytrain.errors import UserError
 from raytrain.goal import METRIC, Goal
 from raytrain.storage import FolderStorage, StorageError
@@ -148,7 +148,7 @@ def test_updates_go_out_in_the_background_and_only_the_newest(tmp_path: Path) ->
 
 
 def test_a_state_that_was_not_taken_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(storage_module, "PATIENCE_S", 0.0)
     storage = Slow(tmp_path)
     storage.open.set()
     storage.broken = True
@@ -163,7 +163,7 @@ def test_a_state_that_was_not_taken_is_not_forgotten(tmp_path: Path, monkeypatch
 
 
 def test_what_was_never_taken_is_said_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(storage_module, "PATIENCE_S", 0.0)
     storage = Slow(tmp_path)
     storage.open.set()
     storage.broken = True
@@ -183,7 +183,7 @@ def test_a_storage_that_comes_back_is_waited_for(tmp_path: Path, monkeypatch: py
     def mend(seconds: float) -> None:
         storage.broken = False
 
-    monkeypatch.setattr(module.time, "sleep", mend)
+    monkeypatch.setattr(storage_module.time, "sleep", mend)
     Records(storage).add(a_trial(4))
     assert [trial.number for trial in Records(storage).read()] == [4]
 

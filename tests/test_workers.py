@@ -8,7 +8,7 @@ from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-from raytrain import workers
+from raytrain import storage, workers
 from raytrain.algorithms import Halving
 from raytrain.config import ObjectiveConfig, to_dict
 from raytrain.divergence import DivergedError
@@ -21,6 +21,7 @@ from raytrain.tracking import MetricWriter
 from raytrain.trainer import World
 from raytrain.workers import RUNG, GangLostError, Job, RayReport, fit, work_alone
 from tests.conftest import tiny_config
+from tests.test_storage import Away
 
 
 @pytest.mark.parametrize(
@@ -175,6 +176,25 @@ def outlive(place: Path, *ends: tuple[Exception | None, int | None]) -> dict[str
 def test_a_run_outlives_as_many_deaths_as_come_while_it_gets_on(tmp_path: Path) -> None:
     deaths = [(died(), step) for step in (None, None, None, 10, None, None, 20, None)]
     assert outlive(tmp_path, *deaths, (None, None)) == {"hopeless": "as scripted"}
+
+
+def test_a_gang_that_dies_while_the_storage_is_away_is_followed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the S3 server that was killed at the end of a trial: what failed first is not all that fails."""
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(storage, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(workers, "open_storage", lambda uri: Away(Path(uri)))
+
+    class Unreachable(Dying):
+        def train(self, job: dict[str, Any], send: Any) -> None:
+            Away.refusals = 5
+            super().train(job, send)
+
+    gang: Any = Unreachable(tmp_path, (raised(StorageError("nobody answers")), None), (None, None))
+    job = Job(to_dict(tiny_config("hybrid")), {}, str(tmp_path), {}, 1.0)
+    assert fit(job, gang, print) == {"hopeless": "as scripted"}
+    assert gang.ends == []
 
 
 def test_a_run_that_dies_without_getting_on_ends_with_the_first_cause(tmp_path: Path) -> None:

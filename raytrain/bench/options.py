@@ -9,7 +9,6 @@ from typing import Any
 
 from raytrain.cli import Choice, OneLineParser, default_config, parse_choice, parse_options
 from raytrain.config import RunConfig, override
-from raytrain.data.batches import rank_groups
 from raytrain.presets import full_size
 from raytrain.session import open_storage_root
 from raytrain.storage import check_output, check_writable, open_file
@@ -59,6 +58,7 @@ def parse_command(arguments: list[str]) -> BenchOptions:
 
     import torch
 
+    from raytrain.data.batches import rank_groups
     from raytrain.trainer import resolve_precision
 
     cuda = torch.cuda.is_available()

@@ -14,7 +14,7 @@ from raytrain.data.corpus import Corpus
 from raytrain.data.inputs import default_cache
 from raytrain.errors import UserError
 from raytrain.locks import locked
-from raytrain.storage import NotFoundError, Storage, StorageError, open_storage
+from raytrain.storage import NotFoundError, Storage, StorageError, open_storage, patiently
 
 CORPORA = "corpora"
 """Where in a storage corpora are, each in a folder that its digest names."""
@@ -83,7 +83,7 @@ def fetch(storage: Storage, digest: str, cache: Path | None = None) -> Corpus:
         _hold(root, digest)
         with locked(root / f"{digest}.writing"):
             if not (folder / _INFO).is_file():
-                _download(storage.child(f"{CORPORA}/{digest}"), folder, digest)
+                patiently(lambda: _download(storage.child(f"{CORPORA}/{digest}"), folder, digest))
         os.utime(folder)
         with locked(root / "evicting"):
             _evict(root, limit)
