@@ -26,10 +26,13 @@ from raytrain.resources import Gang
 TRAIN_SETTINGS = {
     # Ray Train looks after its workers this often
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # an autoscaler may take minutes; by default Ray gives up after one and asks anew, for ever
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3600",
 }
 """Ray Train's settings where the user has not set them."""
+PLACES_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+"""Its setting of how long a gang waits for its places."""
+FIXED_PLACES_S, ELASTIC_PLACES_S = "3600", "30"
+"""An autoscaler may take minutes to bring them; but an elastic gang asks for as many as Ray sees, and Ray sees a node
+for half a minute after its death: then it must ask anew."""
 POLL_S = 0.5
 """How often a driver that waits for its gang looks whether there still is one."""
 
@@ -97,7 +100,8 @@ class HeldGang:
             self._desk = None
 
     def _start(self) -> None:
-        for variable, value in TRAIN_SETTINGS.items():
+        places = ELASTIC_PLACES_S if self.gang.most else FIXED_PLACES_S
+        for variable, value in {**TRAIN_SETTINGS, PLACES_TIMEOUT: places}.items():
             os.environ.setdefault(variable, value)
         # Ray's cleaner of placement groups asks "the" cluster of its host who is alive; with two on one host
         # it gives up, unless it is told which one is its own.

@@ -79,7 +79,8 @@ def fit(job: Job, gang: HeldGang, send: Callable[[dict[str, Any]], None]) -> dic
     """Train the run on a gang of workers; returns its outcome. ``send`` gets evaluations and may stop it by raising.
 
     Where a process of the gang dies, another gang goes on from the newest checkpoint: ``RETRIES`` times without a
-    newer one, but not where an error comes back; where a machine is taken away with notice, ``PREEMPTIONS`` times.
+    newer one, but not where an error comes back; where a machine is taken away with notice, ``PREEMPTIONS`` times. To
+    wait for places is no failure.
     The retries are here and not in Ray's controller, which neither survives its own death, nor bounds those while
     workers start, nor tells an error that will come back from one that may not.
 
@@ -89,6 +90,7 @@ def fit(job: Job, gang: HeldGang, send: Callable[[dict[str, Any]], None]) -> dic
     """
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     from raytrain.checkpoint import newest_step
     from raytrain.drain import was_preempted
@@ -109,6 +111,9 @@ def fit(job: Job, gang: HeldGang, send: Callable[[dict[str, Any]], None]) -> dic
                 continue
             if any(isinstance(failure, CERTAIN) for failure in failures):
                 raise
+            if isinstance(failures[0], WorkerGroupStartupTimeoutError):
+                _log.warning("there was no place for a gang, asking again: %s", _in_words(failures[0]))
+                continue
             if (step := patiently(lambda: newest_step(checkpoints))) != newest:
                 newest, causes = step, []
             cause = _in_words(failures[0])

@@ -11,8 +11,10 @@ from tests.soak import SETTLED, TRIALS, Soak, files, megabytes, one, soak, threa
 
 pytest_plugins = ["tests.mlflow_server"]
 
-GROWTH, GROWTH_MB = 0.01, 8.0
-"""What a kind of process, or all together, may hold more 30 trials later: an allocator's waste."""
+GROWTH = {None: 0.01, "ImplicitFunc of the worker node": 0.05}
+"""What all processes together may hold more 30 trials later, and one that trains one trial after the other in itself."""
+GROWTH_MB = 8.0
+"""The same for each other kind of process, in megabytes."""
 
 
 def test_a_dozen_trials_leave_nothing_open(mlflow_server: MlflowServer, tmp_path: Path) -> None:
@@ -29,7 +31,7 @@ def test_sixty_trials_leave_nothing_open_and_memory_as_it_was(
     first, last = result.window(SETTLED, SETTLED + 10), result.window(TRIALS - 10, TRIALS)
     for role in (*result.roles(), None):
         before, after = (result.median(megabytes, role, samples) for samples in (first, last))
-        assert after - before < max(GROWTH_MB, GROWTH * before), (role, before, after)
+        assert after - before < max(GROWTH_MB, GROWTH.get(role, 0.0) * before), (role, before, after)
 
 
 def assert_nothing_is_left(result: Soak, settled: int) -> None:

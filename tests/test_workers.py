@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 
 from raytrain import storage, workers
 from raytrain.algorithms import Halving
@@ -195,6 +195,13 @@ def test_a_gang_that_dies_while_the_storage_is_away_is_followed_by_another(
     job = Job(to_dict(tiny_config("hybrid")), {}, str(tmp_path), {}, 1.0)
     assert fit(job, gang, print) == {"hopeless": "as scripted"}
     assert gang.ends == []
+
+
+def test_to_wait_for_places_is_no_failure(tmp_path: Path) -> None:
+    nowhere: list[tuple[Exception | None, int | None]] = [
+        (ControllerError(WorkerGroupStartupTimeoutError(2)), None)
+    ] * 9
+    assert outlive(tmp_path, (died(), None), *nowhere, (died(), None), (None, None)) == {"hopeless": "as scripted"}
 
 
 def test_a_run_that_dies_without_getting_on_ends_with_the_first_cause(tmp_path: Path) -> None:
