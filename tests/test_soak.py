@@ -12,7 +12,7 @@ from tests.soak import SETTLED, TRIALS, Soak, files, megabytes, one, soak, threa
 pytest_plugins = ["tests.mlflow_server"]
 
 GROWTH = {None: 0.01, "ImplicitFunc of the worker node": 0.05}
-"""What all processes together may hold more 30 trials later, and one that trains one trial after the other in itself."""
+"""What all processes may hold more 30 trials later, and one that trains one trial after the other by itself."""
 GROWTH_MB = 8.0
 """The same for each other kind of process, in megabytes."""
 
