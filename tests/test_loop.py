@@ -226,7 +226,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(corpus: Corpus, tmp_path: Path) 
 
 def test_training_goes_on_while_the_storage_is_away(corpus: Corpus, tmp_path: Path) -> None:
     """The step size makes it worse after the first evaluations, so the best has to wait beside the newest."""
-    optimizer = OptimizerConfig(learning_rate=0.3, decay=1.0)
+    optimizer = OptimizerConfig(learning_rate=2.0, decay=1.0)
     config = tiny_config("byte_lstm", steps=80, checkpoint_every=5, optimizer=optimizer)
     whole = run(config, corpus, World(), tmp_path / "whole")
     away = threading.Event()

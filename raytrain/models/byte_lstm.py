@@ -16,6 +16,7 @@ from raytrain.models.layers import (
     negative_log_likelihood,
     shift_right,
 )
+from raytrain.models.recurrence import run_lstm
 from raytrain.models.steps import LstmState, LstmStep
 
 
@@ -58,12 +59,13 @@ class ByteLstm(nn.Module):
 
     def _decode(self, inputs: Tensor, noise: Noise | None) -> Tensor:
         """Logits [batch, length, NUM_OUTPUTS] after ``inputs`` [batch, length]; without noise, without dropout."""
-        features = self.one_hot(inputs)
-        for layer, lstm in enumerate(self.layers):
-            if layer > 0 and self.training and self.dropout > 0 and noise is not None:
+        first, *others = self._lstms()
+        features = run_lstm(first, self.one_hot, inputs)
+        for lstm in others:
+            if self.training and self.dropout > 0 and noise is not None:
                 keep = noise.keep(1 - self.dropout, *features.shape[1:])
                 features = features * keep.to(features.dtype) / (1 - self.dropout)
-            features, _ = lstm(features)
+            features = run_lstm(lstm, self.one_hot, None, features)
         logits: Tensor = self.output(features)
         return logits
 
@@ -71,9 +73,11 @@ class ByteLstm(nn.Module):
         """The state before the first byte, zeros; ``z`` [batch, 0] only says how many samples."""
         zeros = z.new_zeros(len(z), self.output.in_features)
         symbols = self.one_hot.identity.shape[1]
-        lstms = [lstm for lstm in self.layers if isinstance(lstm, nn.LSTM)]
-        steps = [LstmStep(lstm, symbols if layer == 0 else 0) for layer, lstm in enumerate(lstms)]
+        steps = [LstmStep(lstm, symbols if layer == 0 else 0) for layer, lstm in enumerate(self._lstms())]
         return LstmState(steps, [[zeros, zeros] for _ in steps])
+
+    def _lstms(self) -> list[nn.LSTM]:
+        return [lstm for lstm in self.layers if isinstance(lstm, nn.LSTM)]
 
     @torch.no_grad()
     def advance(self, previous: Tensor, state: LstmState) -> tuple[Tensor, LstmState]:

@@ -26,6 +26,7 @@ from raytrain.models.layers import (
     negative_log_likelihood,
     shift_right,
 )
+from raytrain.models.recurrence import run_lstm
 from raytrain.models.steps import LstmState, LstmStep
 
 
@@ -118,12 +119,12 @@ class Hybrid(nn.Module):
 
     def _decode(self, inputs: Tensor, features: Tensor, mask: Tensor) -> Tensor:
         """Logits [batch, length, NUM_OUTPUTS] after ``inputs`` [batch, length], beside deconvolved features."""
-        joined = torch.cat((features, self.one_hot(inputs).to(features.dtype)), dim=-1)
         if self.bytenet is not None:
+            joined = torch.cat((features, self.one_hot(inputs).to(features.dtype)), dim=-1)
             hidden = self.bytenet(joined, mask[..., : inputs.shape[1]])
         else:
             assert self.lstm is not None
-            hidden, _ = self.lstm(joined)
+            hidden = run_lstm(self.lstm, self.one_hot, inputs, features)
         logits: Tensor = self.output(hidden)
         return logits
 

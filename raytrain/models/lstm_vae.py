@@ -20,6 +20,7 @@ from raytrain.models.layers import (
     negative_log_likelihood,
     shift_right,
 )
+from raytrain.models.recurrence import run_lstm
 from raytrain.models.steps import LstmState, LstmStep
 
 
@@ -55,7 +56,7 @@ class LstmVae(nn.Module):
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z | x), [batch, latent] each, from the output at the last symbol."""
-        outputs, _ = self.encoder(self.one_hot(tokens))
+        outputs = run_lstm(self.encoder, self.one_hot, tokens)
         last = (tokens != PAD).sum(1) - 1
         return self.posterior(outputs[torch.arange(len(tokens), device=tokens.device), last])
 
@@ -65,8 +66,7 @@ class LstmVae(nn.Module):
 
     def _decode(self, inputs: Tensor, z: Tensor) -> Tensor:
         """Logits [batch, length, NUM_OUTPUTS] after ``inputs`` [batch, length], for codes z [batch, latent]."""
-        hidden, cell = self._first_state(z)
-        outputs, _ = self.decoder(self.one_hot(inputs), (hidden[None].contiguous(), cell[None].contiguous()))
+        outputs = run_lstm(self.decoder, self.one_hot, inputs, state=self._first_state(z))
         logits: Tensor = self.output(outputs)
         return logits
 
