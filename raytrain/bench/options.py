@@ -11,7 +11,7 @@ from raytrain.cli import Choice, OneLineParser, default_config, parse_choice, pa
 from raytrain.config import RunConfig, override
 from raytrain.presets import full_size
 from raytrain.session import open_storage_root
-from raytrain.storage import check_output, check_writable, open_file
+from raytrain.storage import check_output, check_writable, expanded, open_file
 
 SECTIONS = ("ceiling", "step", "plain", "ddp", "ray", "checkpoint", "sampling", "data", "memory")
 PRECISIONS = ("float32", "bfloat16")
@@ -167,9 +167,9 @@ def _checked(storage: str | None) -> str | None:
 def _writable(output: str | None) -> str | None:
     """``output``, which nothing keeps from being written when all is measured."""
     if output is not None:
-        place, name = open_file(output)
+        place, _ = open_file(output)
         if place.folder is None:
             check_writable(place)
         else:
-            check_output(place.folder / name)
+            check_output(expanded(output))
     return output
