@@ -150,7 +150,7 @@ class Cluster:
         runs = min(slots // gang.workers, wanted or UNLIMITED)
         if gang.workers == 1 and (len(self.up) > 1 or self.possible):
             return runs
-        return int(min(runs, max(1.0, head_memory // HEAD_MEMORY_PER_TRIAL)))
+        return int(min(runs, max(1.0, head_memory / HEAD_MEMORY_PER_TRIAL)))
 
 
 def _slots(node: dict[str, float], gang: Gang) -> int:

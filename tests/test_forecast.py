@@ -156,7 +156,7 @@ def test_a_plan_asks_for_no_more_than_there_may_be(
     status, output = dry_run(gpus, *arguments)
     assert status == 0, output
     assert f" trials (space, tpe), {at_a_time} at a time" in output
-    assert f"at once: {taken}" in output
+    assert f"at once: {taken}" in output, output
     assert "preset paper-ptb (the cluster has GPUs)" in output
     assert "hours: unknown\n" in output
     for used, most in re.findall(r"(\d+) of (\d+) [CG]PUs", output):
