@@ -15,6 +15,7 @@ from raytrain.errors import UserError
 from raytrain.plan import PLAN, Plan, read_plan, read_values
 from raytrain.space import read_space
 from raytrain.storage import FolderStorage, Storage, StorageError
+from raytrain.tune import resumed_search
 from tests.conftest import tiny_config
 
 SOURCE = """
@@ -118,8 +119,6 @@ def damaged(plan: Plan, **changes: Any) -> bytes:
         ({"space": {"name": "mine"}}, "is not a search's plan"),
         ({"space": []}, "is not a search's plan"),
         ({"bases": []}, "is not a search's plan"),
-        ({"workers": {"device": "tpu"}}, "workers.device is 'tpu'"),
-        ({"workers": {"cpus_per_worker": "cpu"}}, "workers.cpus_per_worker is not a number"),
         ({"space": {"name": "mine", "source": "1 / 0"}}, "search space mine cannot be loaded: ZeroDivisionError"),
         ({"bases": {"hybrid": {"model": {"name": "gpt"}}}}, "model.name must be one of"),
         ({"bases": {"byte_lstm": {"model": {"name": "hybrid"}}}}, "bases must be configs of the models that they are"),
@@ -132,6 +131,22 @@ def test_a_plan_that_cannot_be_read_is_one_line(
     with pytest.raises(UserError, match=words) as caught:
         read_plan(storage)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("workers", "words"),
+    [
+        ({"device": "tpu"}, r"workers\.device is 'tpu': must be one of auto, cpu, cuda"),
+        ({"cpus_per_worker": "cpu"}, r"workers\.cpus_per_worker is 'cpu': must be a number"),
+        ({"unheard": 1}, r"workers\.unheard"),
+    ],
+)
+def test_a_plan_whose_workers_cannot_be_is_not_resumed(
+    plan: Plan, storage: Storage, tmp_path: Path, workers: dict[str, Any], words: str
+) -> None:
+    storage.write(PLAN, damaged(plan, workers=workers))
+    with pytest.raises(UserError, match=words):
+        resumed_search(["--resume", "search", "--storage", str(tmp_path)])
 
 
 @pytest.mark.parametrize("changes", [{"corpus": 1e999}, {"corpus": "../x"}, {"corpus_path": None}, {"corpus": "gone"}])
