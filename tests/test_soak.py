@@ -17,10 +17,6 @@ GROWTH_MB = 8.0
 """The same for each other kind of process, in megabytes."""
 
 
-def test_a_dozen_trials_leave_nothing_open(mlflow_server: MlflowServer, tmp_path: Path) -> None:
-    assert_nothing_is_left(soak(tmp_path, mlflow_server, workers=1, trials=12), settled=4)
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sixty_trials_leave_nothing_open_and_memory_as_it_was(
