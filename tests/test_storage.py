@@ -409,6 +409,9 @@ class Away(FolderStorage):
         self.answer()
         return super().exists(key)
 
+    def child(self, prefix: str) -> FolderStorage:
+        return Away(self.folder / prefix)
+
     def answer(self) -> None:
         Away.refusals -= 1
         if Away.refusals >= 0:
