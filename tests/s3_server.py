@@ -48,7 +48,7 @@ class S3Server:
         """Start, and return when requests are answered."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_AWS)}
         environment |= {"TZ": "UTC", "PYTHONWARNINGS": "ignore", "PYTHONPATH": ""}
-        command = [str(_python()), str(_HERE / "s3_swift.py"), str(self._folder), str(self._port)]
+        command = [str(interpreter()), str(_HERE / "s3_swift.py"), str(self._folder), str(self._port)]
         with (self._folder / "server.log").open("a") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, env=environment
@@ -140,7 +140,7 @@ def _data_folder() -> Path:
     pytest.skip("no file system with user extended attributes: set RAYTRAIN_TEST_CACHE to a folder on one")
 
 
-def _python() -> Path:
+def interpreter() -> Path:
     """The interpreter of the server's environment, built once for each version of the requirements and of Python."""
     requirements = _HERE / "s3_requirements.txt"
     digest = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()[:12]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import http.server
 import json
-import os
 import random
 import struct
 import subprocess
@@ -22,14 +21,13 @@ from typing import Any
 import pytest
 
 from tests.campaign import episode as episode_module
-from tests.campaign import lab
+from tests import lab
 from tests.campaign.episode import Episode, Injected, Stuck
 from tests.campaign.journal import Fault, Journal, choose, summary
 from tests.campaign.kinds import KINDS, Kind, NotNow
 from tests.campaign.scenario import Result, Scenario
 from tests.campaign.steps import progress, read_steps, toll
 from tests.fault_proxy import FaultProxy
-from tests.postgres_server import REQUIRE_ALL
 
 ROOT = Path(__file__).parents[1]
 BODY = bytes(range(256)) * 40
@@ -290,10 +288,7 @@ def campaign(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def a_lab() -> None:
     """Skips where there can be none."""
-    if (reason := lab.why_not()) is not None:
-        if os.environ.get(REQUIRE_ALL):
-            pytest.fail(f"no lab: {reason}")
-        pytest.skip(f"no lab: {reason}")
+    lab.needed()
 
 
 @pytest.mark.usefixtures("a_lab")

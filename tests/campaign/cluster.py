@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.campaign.lab import GATEWAY, HERE, Host, Lab, wait_until
+from tests.lab import GATEWAY, HERE, Host, Lab, wait_until
 from tests.fault_proxy import FaultProxy
 from tests.metadata_server import MetadataServer
 from tests.mlflow_server import MlflowServer

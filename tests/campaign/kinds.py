@@ -12,7 +12,7 @@ from typing import IO, ClassVar
 import psutil
 
 from tests.campaign.cluster import BUCKET, FILL, Cluster
-from tests.campaign.lab import Host, wait_until
+from tests.lab import Host, wait_until
 from tests.fault_proxy import Mode
 from tests.metadata_server import ACTION
 

@@ -1,6 +1,7 @@
 """Hosts on one machine: each has its own network card, processes, ``/run`` and shared memory, and no way out.
 
-Everything lives in namespaces nested in that of one process (``enclosed``): when that dies, all is gone.
+Everything lives in namespaces nested in that of one process (``enclosed``): when that dies, all is gone. Hosts that
+are reached by ssh have ``/tmp``, ``/root``, ``/home`` and a user of their own too.
 """
 
 from __future__ import annotations
@@ -12,17 +13,26 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import pytest
 
-GATEWAY = "10.77.0.1"
-"""Address of the machine beside the hosts, where the servers are."""
+from tests.postgres_server import REQUIRE_ALL
+
+NETWORK, OUTSIDE = "10.77.0", "10.78.0"
+"""How addresses of the hosts begin, and those of hosts in another network."""
+GATEWAY = f"{NETWORK}.1"
+"""Address of the machine between the two, where the servers are."""
 HERE = Path("/run/host")
 """On every host the same path of a disk of its own."""
+USER = "ubuntu"
+"""Who may log in, with the home /home/ubuntu."""
+SSH_TOOLS = {"sshd": "openssh-server", "ssh": "openssh-client", "rsync": "rsync", "nft": "nftables"}
+"""What a lab with ssh needs, and Debian's packages of it."""
 DISK = "192m"
 _INSIDE = "RAYTRAIN_LAB"
 _NOBODY = "02:00:00:00:00:99"
@@ -42,10 +52,11 @@ _HOST = """
 mount --make-rprivate /
 mount -t tmpfs -o size=16m run /run
 mkdir {here} && mount -t tmpfs -o size={disk} host {here} && mkdir {here}/tmp {here}/home {here}/ray
-mount -t tmpfs -o size=256m shm /dev/shm
+mount -t tmpfs -o size={shm} shm /dev/shm
 printf '{names}' > {here}/hosts && mount --bind {here}/hosts /etc/hosts
 touch {here}/resolv && mount --bind {here}/resolv /etc/resolv.conf
 hostname {name}
+{login}
 ip link set lo up
 until ip link show dev eth0 > /dev/null 2>&1; do sleep 0.05; done
 ip addr add {address}/24 dev eth0
@@ -54,15 +65,44 @@ ip route add default via {gateway} src {address}
 touch {here}/ready
 while :; do sleep 3600 & wait $!; done
 """
+_LOGIN = """
+mkdir {here}/seen {here}/etc
+for place in {seen}; do mkdir -p {here}/seen$place && mount --rbind $place {here}/seen$place; done
+chmod 1777 {here}/tmp && mount --bind {here}/tmp /tmp
+mount -t tmpfs -o size=16m,mode=755 root /root
+mount --bind {here}/home /home
+for place in {seen}; do mkdir -p $place && mount --rbind {here}/seen$place $place; done
+{{ echo '{user}:x:1000:1000::/home/{user}:/bin/bash'; cat /etc/passwd; }} > {here}/etc/passwd
+{{ echo '{user}:x:1000:'; cat /etc/group; }} > {here}/etc/group
+{{ echo '{user}:*:19000:0:99999:7:::'; cat /etc/shadow; }} > {here}/etc/shadow
+for file in passwd group shadow; do mount --bind {here}/etc/$file /etc/$file; done
+cp -r /etc/skel /home/{user} && mkdir -m 700 /home/{user}/.ssh && echo '{key}' > /home/{user}/.ssh/authorized_keys
+chown -R 1000:1000 /home/{user}
+ssh-keygen -q -t ed25519 -N '' -f {here}/etc/hostkey
+mkdir /run/sshd && `command -v sshd` -f /dev/null -h {here}/etc/hostkey -E {here}/sshd.log -o PidFile=none \
+  -o UsePAM=no -o UseDNS=no -o PasswordAuthentication=no -o MaxStartups=50
+"""
+"""Beside what a host is anyway: what it does not see is empty and its own; the first entry for a name counts."""
 
 
-def why_not() -> str | None:
-    """What keeps this machine from having a lab, or ``None``."""
-    missing = [tool for tool in ("unshare", "nsenter", "ip", "mount") if shutil.which(tool) is None]
+def why_not(ssh: bool = False) -> str | None:
+    """What keeps this machine from having a lab, with ``ssh`` if asked for, or ``None``."""
+    tools = {"unshare": "util-linux", "nsenter": "util-linux", "mount": "mount", "ip": "iproute2"}
+    missing = {tool: package for tool, package in (tools | (SSH_TOOLS if ssh else {})).items() if not shutil.which(tool)}
     if missing:
-        return f"{', '.join(missing)} not installed (Debian: iproute2, util-linux)"
+        return f"{', '.join(missing)} not installed (Debian: {', '.join(sorted(set(missing.values())))})"
+    if ssh and os.geteuid() != 0:
+        return "only root can make hosts with users of their own"
     tried = subprocess.run([*_unshare(), "ip", "link", "add", "br0", "type", "bridge"], capture_output=True, text=True)
     return tried.stderr.strip() or "namespaces cannot be made" if tried.returncode else None
+
+
+def needed(ssh: bool = False) -> None:
+    """Skip the test where there can be no lab, and fail it where no test may be skipped."""
+    if (reason := why_not(ssh)) is not None:
+        if os.environ.get(REQUIRE_ALL):
+            pytest.fail(f"no lab: {reason}")
+        pytest.skip(f"no lab: {reason}")
 
 
 def enclosed() -> bool:
@@ -131,16 +171,36 @@ class Host:
 class Lab:
     """The hosts and the wires between them."""
 
-    def __init__(self, names: list[str]) -> None:
-        addresses = {name: f"10.77.0.{11 + number}" for number, name in enumerate(names)}
-        self.hosts = {name: self._start(name, addresses) for name in names}
+    def __init__(
+        self, names: Sequence[str], outside: Sequence[str] = (), key: str = "", seen: Sequence[Path] = ()
+    ) -> None:
+        """``outside``: hosts in the other network, which the gateway leads to.
+
+        ``key``: the public key with which ``USER`` logs in; such hosts see of ``/tmp``, ``/root`` and ``/home`` only
+        what is below ``seen``. Without one they have no sshd.
+        """
+        self._login = (
+            _LOGIN.format(here=HERE, user=USER, key=key, seen=shlex.join(map(str, seen))) if key else ""
+        )
+        if outside:
+            _ip("link", "add", "br1", "address", "02:00:00:00:00:02", "type", "bridge")
+            _ip("addr", "add", f"{OUTSIDE}.1/24", "dev", "br1")
+            _ip("link", "set", "br1", "up")
+            Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+        addresses = {name: f"{NETWORK}.{11 + number}" for number, name in enumerate(names)}
+        addresses |= {name: f"{OUTSIDE}.{11 + number}" for number, name in enumerate(outside)}
+        self.hosts = {name: self._start(name, addresses) for name in addresses}
 
     def _start(self, name: str, addresses: dict[str, str]) -> Host:
         address = addresses[name]
+        network = address.rpartition(".")[0]
         # its own name as Debian writes it down: an address at which no other host finds it
         known = {"localhost": "127.0.0.1", **addresses, name: "127.0.1.1"}
         names = "".join(f"{place} {host}\\n" for host, place in known.items())
-        script = _HOST.format(here=HERE, disk=DISK, name=name, address=address, gateway=GATEWAY, names=names)
+        script = _HOST.format(
+            here=HERE, disk=DISK, name=name, address=address, gateway=f"{network}.1", names=names, login=self._login,
+            shm="50%" if self._login else "256m",
+        )  # fmt: skip
         outer = subprocess.Popen(["unshare", *_SPACES, "bash", "-euc", script], start_new_session=True)
         children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
         wait_until(lambda: bool(children.read_text().strip()), 10, f"processes of host {name}")
@@ -148,7 +208,7 @@ class Lab:
         mine = os.readlink("/proc/self/ns/net")
         wait_until(lambda: os.readlink(f"/proc/{host.pid}/ns/net") != mine, 10, f"a network of host {name}")
         _ip("link", "add", f"v-{name}", "type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
-        _ip("link", "set", f"v-{name}", "master", "br0", "up")
+        _ip("link", "set", f"v-{name}", "master", "br1" if network == OUTSIDE else "br0", "up")
         wait_until((host.disk / "ready").exists, 20, f"host {name}")
         return host
 

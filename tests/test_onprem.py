@@ -1,0 +1,91 @@
+"""docs/onprem.yaml on three hosts with a laptop in another network: ``tests/onprem_story.py`` does it, once."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests import lab
+from tests.onprem_story import TRIALS, Story
+from tests.s3_server import interpreter
+
+DOCS = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text()
+HOSTS = ("head", "one", "two")
+LOOPBACK = ("127.0.0.1", "::1")
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """What was seen."""
+    lab.needed(ssh=True)
+    interpreter()  # where there is a network yet
+    work = tmp_path_factory.mktemp("onprem")
+    status = lab.enclose("-m", "tests.onprem_story", str(work))
+    found = Story(**json.loads((work / "story.json").read_text()))
+    print(found.seconds)
+    assert status == 0, f"the story broke off after {found.seconds}: {found.search[1][-3000:]}"
+    return found
+
+
+def test_the_filled_in_file_has_no_mistake(story: Story) -> None:
+    assert "no mistake found. A head and at most 2 workers" in story.check
+
+
+def test_a_search_is_finished_though_a_hosts_raylet_dies(story: Story) -> None:
+    assert story.gang == {"head": 0, "one": 1, "two": 1}
+    code, said = story.search
+    assert code == 0, said[-3000:]
+    assert story.runs == [("", "FINISHED"), *((str(number), "FINISHED") for number in range(TRIALS))]
+
+
+def test_its_champion_is_in_the_bucket_and_outlives_the_cluster(story: Story) -> None:
+    assert re.search(r"models:/raytrain-hybrid/1, champion", story.search[1])
+    names = [Path(name) for name in story.objects]
+    assert any("mlflow-artifacts" in name.parts and name.suffix == ".safetensors" for name in names)
+    assert "raytrain/mlflow.db" in story.objects
+    assert story.sample.strip()
+
+
+def test_no_cpu_is_held_after_it(story: Story) -> None:
+    assert "LEFT []" in story.left
+
+
+def test_down_leaves_nothing_but_ssh_and_mlflow(story: Story) -> None:
+    for name in HOSTS:
+        others = [line for line in story.after_down[name] if not line.startswith("sshd")]
+        assert all("mlflow" in line or "raytrain.tracking serve" in line for line in others), others
+        assert bool(others) == (name == "head")
+
+
+def test_only_ssh_answers_from_another_network(story: Story) -> None:
+    assert story.answering["firewall"] == dict.fromkeys(HOSTS, [22])
+
+
+def test_it_is_the_firewall_that_keeps_others_out(story: Story) -> None:
+    """The other way round: each port that listens on more than the loopback card answers without it."""
+    for name in HOSTS:
+        reached = {port for _, address, port in story.listening[name] if address not in LOOPBACK}
+        assert len(reached) > 5
+        assert set(story.answering["none"][name]) == reached
+
+
+@pytest.mark.parametrize("what", ["job", "driver"])
+def test_without_the_token_nothing_is_done(story: Story, what: str) -> None:
+    code, said = story.joined[f"{what} with the token"]
+    assert code == 0, said
+    for who in ("without a token", "with another token"):
+        code, said = story.joined[f"{what} {who}"]
+        assert code != 0
+        assert re.search("(?i)unauthenticated|unauthorized|authentication", said), said
+        assert "inside" not in said
+
+
+def test_what_listens_is_what_the_documentation_says(story: Story) -> None:
+    documented = re.findall(r"^\| `([^`]+)`", DOCS.partition("<!-- listening -->")[2].partition("\n\n## ")[0], re.M)
+    assert documented
+    for name in HOSTS:
+        for line, address, port in story.listening[name]:
+            assert any(sign in line for sign in documented), f"{line} listens on {address}, port {port}"
