@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
@@ -18,6 +16,7 @@ from raytrain.algorithms import Halving, make_study
 from raytrain.config import RunConfig, flatten, identity, to_dict
 from raytrain.goal import METRIC
 from raytrain.hopeless import unigram_bits
+from raytrain.ledger import Ledger, TimeBudget
 from raytrain.plan import Plan
 from raytrain.reference import note_run
 from raytrain.resources import Gang
@@ -25,8 +24,8 @@ from raytrain.session import Session, open_storage_root
 from raytrain.space import grid
 from raytrain.start import express
 from raytrain.trainables import run_alone, run_gang
-from raytrain.trials import FIGURES, LIKELIHOODS, Records, Trial
-from raytrain.workers import RETRIES, RUNG, Job, read_outcome
+from raytrain.trials import Records, Trial
+from raytrain.workers import RETRIES, Job
 
 if TYPE_CHECKING:
     import optuna
@@ -225,112 +224,6 @@ class Proposals(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a search is not restored from Tune's snapshots")
-
-
-class Ledger(tune.Callback):
-    """Keeps the record of every trial up to date: in memory, in the storage and in MLflow."""
-
-    def __init__(self, proposals: Proposals, show: Any) -> None:
-        self.proposals = proposals
-        self.show = show
-        self.time_is_up = False
-        self._heard: dict[str, float] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # as for Proposals
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        record = self.proposals.trial(trial.trial_id)
-        record.status, record.reason = "running", ""
-        self._clock(record)
-        record.started_at = record.started_at or time.time()
-        self._note(record)
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        record = self.proposals.trial(trial.trial_id)
-        step = int(result["step"])
-        figures = {name: result[name] for name in (*FIGURES, *LIKELIHOODS) if name in result}
-        metric = self.proposals.search.plan.goal.metric
-        if not record.best or figures[metric] < record.best[metric]:  # as the loop chooses the best checkpoint
-            record.best = figures
-        if step > record.step:
-            record.step = step
-            rung = {RUNG: result[RUNG]} if RUNG in result else {}
-            compared = {name: figures[name] for name in dict.fromkeys((METRIC, metric, "kl"))}
-            record.history.append({"step": step, **compared, **rung})
-        self._clock(record)
-        self._note(record)
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        record = self.proposals.trial(trial.trial_id)
-        outcome = read_outcome(self.proposals.place(record).uri())
-        if outcome is not None and "error" in outcome:
-            self._end(record, "failed", "FAILED", outcome["error"])
-        elif outcome is not None and "hopeless" in outcome:
-            self._end(record, "hopeless", "KILLED", outcome["hopeless"])
-        elif outcome is not None:
-            self._end(record, "finished", "FINISHED")
-        elif self.time_is_up:
-            self._end(record, "interrupted", "KILLED", f"time was up at step {record.step}")
-        else:
-            self._end(record, "stopped", "KILLED", f"stopped early at step {record.step}: others were better there")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        record = self.proposals.trial(trial.trial_id)
-        self._end(record, "failed", "FAILED", _last_line(trial.error_file))
-
-    def close(self) -> None:
-        """End what the search has left unended: it was interrupted."""
-        for record in self.proposals.trials:
-            if record.status == "running":
-                self._end(record, "interrupted", "KILLED", f"the search was interrupted at step {record.step}")
-
-    def _clock(self, record: Trial) -> None:
-        """Count the time since the trial was last heard of; a pause between two resumptions is not counted."""
-        now = time.monotonic()
-        record.seconds += now - self._heard.get(record.identity, now)
-        self._heard[record.identity] = now
-
-    def _end(self, record: Trial, status: Any, mlflow_status: Any, reason: str | None = None) -> None:
-        from raytrain.tracking import Run
-
-        self._clock(record)
-        record.status, record.reason, record.ended_at = status, reason or "", time.time()
-        self.proposals.ended(record)
-        Run(self.proposals.search.parent.uri, **record.run).finish(mlflow_status, reason)
-        self._note(record)
-
-    def _note(self, record: Trial) -> None:
-        self.proposals.records.update(record)
-        self.show(record)
-
-
-def _last_line(error_file: str | None) -> str:
-    try:
-        lines = Path(error_file or "").read_text().strip().splitlines()
-    except OSError:
-        lines = []
-    return lines[-1] if lines else "the trial ended with an error that Ray did not keep"
-
-
-class TimeBudget(tune.Stopper):
-    """Ends the search when its time is up, and lets the ledger know why."""
-
-    def __init__(self, ledger: Ledger, seconds: float) -> None:
-        self._ledger = ledger
-        self._deadline = time.monotonic() + seconds
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        self._ledger.time_is_up = time.monotonic() >= self._deadline
-        return self._ledger.time_is_up
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # as for Proposals
 
 
 def keep_keys_from_ray() -> None:

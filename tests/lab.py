@@ -88,7 +88,8 @@ mkdir /run/sshd && `command -v sshd` -f /dev/null -h {here}/etc/hostkey -E {here
 def why_not(ssh: bool = False) -> str | None:
     """What keeps this machine from having a lab, with ``ssh`` if asked for, or ``None``."""
     tools = {"unshare": "util-linux", "nsenter": "util-linux", "mount": "mount", "ip": "iproute2"}
-    missing = {tool: package for tool, package in (tools | (SSH_TOOLS if ssh else {})).items() if not shutil.which(tool)}
+    tools |= SSH_TOOLS if ssh else {}
+    missing = {tool: package for tool, package in tools.items() if not shutil.which(tool)}
     if missing:
         return f"{', '.join(missing)} not installed (Debian: {', '.join(sorted(set(missing.values())))})"
     if ssh and os.geteuid() != 0:
@@ -179,9 +180,7 @@ class Lab:
         ``key``: the public key with which ``USER`` logs in; such hosts see of ``/tmp``, ``/root`` and ``/home`` only
         what is below ``seen``. Without one they have no sshd.
         """
-        self._login = (
-            _LOGIN.format(here=HERE, user=USER, key=key, seen=shlex.join(map(str, seen))) if key else ""
-        )
+        self._login = _LOGIN.format(here=HERE, user=USER, key=key, seen=shlex.join(map(str, seen))) if key else ""
         if outside:
             _ip("link", "add", "br1", "address", "02:00:00:00:00:02", "type", "bridge")
             _ip("addr", "add", f"{OUTSIDE}.1/24", "dev", "br1")

@@ -144,7 +144,8 @@ class Site:
 
     def listening(self, host: Host) -> list[tuple[str, str, int]]:
         """(command line, address, port) of all that listens on ``host``."""
-        done = subprocess.run(host.command(sys.executable, "-c", _LISTENING), capture_output=True, text=True, check=True)
+        command = host.command(sys.executable, "-c", _LISTENING)
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         return [(line, address, port) for line, address, port in json.loads(done.stdout)]
 
     def answering(self, host: Host, ports: list[int], source: Host | None = None) -> list[int]:

@@ -36,7 +36,7 @@ while (left := leftovers()) and time.monotonic() < deadline:
     time.sleep(0.5)
 print("LEFT", left)
 """
-JOIN = "python -c 'import ray; ray.init(address=\"{address}:6379\"); print(\"inside\")'"
+JOIN = 'python -c \'import ray; ray.init(address="{address}:6379"); print("inside")\''
 
 
 @dataclass
@@ -184,9 +184,11 @@ def look_at_ports(site: Site, story: Story) -> None:
 
 def ask_ray(site: Site, story: Story) -> None:
     """Submit a job through the dashboard's forward, and join the cluster from one of its hosts."""
-    dashboard = site.start(site.laptop, f"exec ray dashboard {FILE}", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    nothing = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    dashboard = site.start(site.laptop, f"exec ray dashboard {FILE}", **nothing)
     wait_until(lambda: any(port == 8265 for *_, port in site.listening(site.laptop)), 120, "forward of port 8265")
-    submit = "ray job submit --address http://localhost:8265 -- bash -c 'cd ~/project && python -m raytrain.registry list'"
+    listing = "bash -c 'cd ~/project && python -m raytrain.registry list'"
+    submit = f"ray job submit --address http://localhost:8265 -- {listing}"
     for who, mode in {
         "with the token": "RAY_AUTH_MODE=token",
         "without a token": "RAY_AUTH_MODE=disabled",

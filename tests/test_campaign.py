@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from tests.campaign import episode as episode_module
 from tests import lab
+from tests.campaign import episode as episode_module
 from tests.campaign.episode import Episode, Injected, Stuck
 from tests.campaign.journal import Fault, Journal, choose, summary
 from tests.campaign.kinds import KINDS, Kind, NotNow

@@ -61,7 +61,7 @@ def test_down_leaves_nothing_but_ssh_and_mlflow(story: Story) -> None:
 
 
 def test_only_ssh_answers_from_another_network(story: Story) -> None:
-    assert story.answering["firewall"] == dict.fromkeys(HOSTS, [22])
+    assert story.answering["firewall"] == {name: [22] for name in HOSTS}
 
 
 def test_it_is_the_firewall_that_keeps_others_out(story: Story) -> None:

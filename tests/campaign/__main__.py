@@ -12,8 +12,8 @@ from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from tests.campaign import __doc__ as about
 from tests import lab
+from tests.campaign import __doc__ as about
 from tests.campaign.cluster import PACE_S, Cluster
 from tests.campaign.episode import Episode, Injected, Stuck
 from tests.campaign.journal import Fault, Journal, choose, summary

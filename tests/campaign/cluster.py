@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.lab import GATEWAY, HERE, Host, Lab, wait_until
 from tests.fault_proxy import FaultProxy
+from tests.lab import GATEWAY, HERE, Host, Lab, wait_until
 from tests.metadata_server import MetadataServer
 from tests.mlflow_server import MlflowServer
 from tests.s3_server import S3Server

@@ -12,8 +12,8 @@ from typing import IO, ClassVar
 import psutil
 
 from tests.campaign.cluster import BUCKET, FILL, Cluster
-from tests.lab import Host, wait_until
 from tests.fault_proxy import Mode
+from tests.lab import Host, wait_until
 from tests.metadata_server import ACTION
 
 NOTICE_S = 25.0
