@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +58,9 @@ touch {here}/resolv && mount --bind {here}/resolv /etc/resolv.conf
 hostname {name}
 {login}
 ip link set lo up
+touch {here}/made
 until ip link show dev eth0 > /dev/null 2>&1; do sleep 0.05; done
-ip addr add {address}/24 dev eth0
+ip addr add {address}/{prefix} dev eth0
 ip link set eth0 up
 ip route add default via {gateway} src {address}
 touch {here}/ready
@@ -173,14 +174,20 @@ class Lab:
     """The hosts and the wires between them."""
 
     def __init__(
-        self, names: Sequence[str], outside: Sequence[str] = (), key: str = "", seen: Sequence[Path] = ()
+        self,
+        names: Sequence[str],
+        outside: Sequence[str] = (),
+        key: str = "",
+        seen: Sequence[Path] | None = None,
     ) -> None:
         """``outside``: hosts in the other network, which the gateway leads to.
 
-        ``key``: the public key with which ``USER`` logs in; such hosts see of ``/tmp``, ``/root`` and ``/home`` only
-        what is below ``seen``. Without one they have no sshd.
+        ``seen``: gives each host a user and an sshd, and all that it sees of ``/tmp``, ``/root`` and ``/home`` but for
+        its own. ``key``: the public key with which ``USER`` logs in.
         """
-        self._login = _LOGIN.format(here=HERE, user=USER, key=key, seen=shlex.join(map(str, seen))) if key else ""
+        self._seen = seen
+        self._outer: dict[str, subprocess.Popen[bytes]] = {}
+        self.hosts: dict[str, Host] = {}
         if outside:
             _ip("link", "add", "br1", "address", "02:00:00:00:00:02", "type", "bridge")
             _ip("addr", "add", f"{OUTSIDE}.1/24", "dev", "br1")
@@ -188,17 +195,31 @@ class Lab:
             Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         addresses = {name: f"{NETWORK}.{11 + number}" for number, name in enumerate(names)}
         addresses |= {name: f"{OUTSIDE}.{11 + number}" for number, name in enumerate(outside)}
-        self.hosts = {name: self._start(name, addresses) for name in addresses}
+        for name, address in addresses.items():
+            self.start(name, f"{address}/24", f"{address.rpartition('.')[0]}.1", key, addresses)
 
-    def _start(self, name: str, addresses: dict[str, str]) -> Host:
-        address = addresses[name]
-        network = address.rpartition(".")[0]
+    def start(
+        self,
+        name: str,
+        address: str,
+        gateway: str,
+        key: str = "",
+        known: Mapping[str, str] | None = None,
+        furnish: Callable[[Host], None] = lambda host: None,
+    ) -> Host:
+        """Add a host at ``address``, given with the length of its network's prefix, and return when it is up.
+
+        ``known``: other hosts that it knows by name. ``furnish`` is called before anybody can reach the host.
+        """
+        address, prefix = address.split("/")
         # its own name as Debian writes it down: an address at which no other host finds it
-        known = {"localhost": "127.0.0.1", **addresses, name: "127.0.1.1"}
-        names = "".join(f"{place} {host}\\n" for host, place in known.items())
+        names = {"localhost": "127.0.0.1", **(known or {}), name: "127.0.1.1"}
+        login = "" if self._seen is None else _LOGIN.format(
+            here=HERE, user=USER, key=key, seen=shlex.join(map(str, self._seen))
+        )  # fmt: skip
         script = _HOST.format(
-            here=HERE, disk=DISK, name=name, address=address, gateway=f"{network}.1", names=names, login=self._login,
-            shm="50%" if self._login else "256m",
+            here=HERE, disk=DISK, name=name, address=address, prefix=prefix, gateway=gateway, login=login,
+            names="".join(f"{place} {host}\\n" for host, place in names.items()), shm="50%" if login else "256m",
         )  # fmt: skip
         outer = subprocess.Popen(["unshare", *_SPACES, "bash", "-euc", script], start_new_session=True)
         children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
@@ -206,10 +227,22 @@ class Lab:
         host = Host(name, address, int(children.read_text()))
         mine = os.readlink("/proc/self/ns/net")
         wait_until(lambda: os.readlink(f"/proc/{host.pid}/ns/net") != mine, 10, f"a network of host {name}")
+        wait_until((host.disk / "made").exists, 20, f"files of host {name}")
+        furnish(host)
         _ip("link", "add", f"v-{name}", "type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
-        _ip("link", "set", f"v-{name}", "master", "br1" if network == OUTSIDE else "br0", "up")
+        _ip("link", "set", f"v-{name}", "master", "br1" if address.startswith(f"{OUTSIDE}.") else "br0", "up")
         wait_until((host.disk / "ready").exists, 20, f"host {name}")
+        self.hosts[name], self._outer[name] = host, outer
         return host
+
+    def stop(self, host: Host) -> None:
+        """Take a host away at once: nobody who spoke with it hears of that."""
+        _ip("link", "del", f"v-{host.name}")
+        del self.hosts[host.name]
+        outer = self._outer.pop(host.name)
+        outer.kill()  # --kill-child: and with it all that is inside
+        outer.wait()
+        wait_until(lambda: not psutil.pid_exists(host.pid), 30, f"end of host {host.name}")
 
     def unplug(self, host: Host) -> None:
         """Pull its cable: what is sent to or from it is lost."""

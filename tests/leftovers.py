@@ -20,7 +20,7 @@ def leftovers() -> list[str]:
     demands = get_cluster_status(address).resource_demands
     wanted = [*demands.ray_task_actor_demand, *demands.placement_group_demand, *demands.cluster_constraint_demand]
     left += [f"demand {demand}" for demand in wanted]
-    free, total = ray.available_resources().get("CPU"), ray.cluster_resources()["CPU"]
+    free, total = ray.available_resources().get("CPU"), ray.cluster_resources().get("CPU")
     if free != total:
         left.append(f"CPUs {free} of {total}")
     return left

@@ -10,41 +10,29 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
 
 from tests import lab
-from tests.lab import Host, wait_until
-from tests.onprem import BUCKET, FILE, HOSTS, PROJECT, ROOT, Site
+from tests.lab import wait_until
+from tests.onprem import BUCKET, FILE, HOSTS, OnPrem
+from tests.site import PROJECT, ROOT
+from tests.story import LOOK, PATIENCE_S, WORKER, Parts, line, objects, raylet, runs, trained
 from tests.test_search import TINY
 
 TRIALS = 4
-RAYLET = "raylet/raylet "
-WORKER = "ray::RayTrainWorker"
-PATIENCE_S = 600.0
-"""For everything: on a quiet machine nothing takes a quarter of it."""
-LOOK = """
-import time, ray
-ray.init(address="auto", log_to_driver=False)
-deadline = time.monotonic() + 60
-while (left := leftovers()) and time.monotonic() < deadline:
-    time.sleep(0.5)
-print("LEFT", left)
-"""
+STAYS = "ray/_private/log_monitor.py"
+"""Ray's reader of logs outlives the raylet that nobody has told to stop."""
 JOIN = 'python -c \'import ray; ray.init(address="{address}:6379"); print("inside")\''
 
 
 @dataclass
-class Story:
+class Story(Parts):
     """What was seen, as plain values."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
-    """What each part took."""
     check: str = ""
     gang: dict[str, int] = field(default_factory=dict)
     """Workers of the gang on each host."""
@@ -64,15 +52,8 @@ class Story:
     sample: str = ""
     """What the champion writes on the laptop when the cluster is gone."""
 
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        began = time.monotonic()
-        print(f"{name} ...", flush=True)
-        yield
-        self.seconds[name] = round(time.monotonic() - began, 1)
 
-
-def play(site: Site, story: Story) -> None:
+def play(site: OnPrem, story: Story) -> None:
     """All of it; an exception where it cannot go on."""
     with story.part("ray up"):
         site.user("ray get-auth-token --generate > /dev/null && chmod 600 ~/.ray/auth_token")
@@ -85,7 +66,8 @@ def play(site: Site, story: Story) -> None:
     with story.part("search until its second trial trains"):
         with output.open("w") as said:
             search = site.start(site.laptop, search_command(), stdin=subprocess.DEVNULL, stdout=said, stderr=said)
-        wait_until(lambda: len(trained(site)) >= 2 or search.poll() is not None, PATIENCE_S, "second trial")
+        s3 = site.s3.client()
+        wait_until(lambda: len(trained(s3, BUCKET)) >= 2 or search.poll() is not None, PATIENCE_S, "second trial")
     look_at_ports(site, story)
     with story.part("raylet killed until there is another"):
         story.gang = {name: len(site.lab.hosts[name].processes(WORKER)) for name in HOSTS}
@@ -98,17 +80,17 @@ def play(site: Site, story: Story) -> None:
     with story.part("tokens"):
         ask_ray(site, story)
     with story.part("looking for what is left"):
-        story.runs = runs(site)
+        story.runs = runs(site.head.address)
         (site.home(site.laptop) / PROJECT.name / "look.py").write_text((ROOT / "tests/leftovers.py").read_text() + LOOK)
         story.left = site.user(f"ray submit {FILE} look.py")
     with story.part("ray down"):
         site.user(f"ray down --yes {FILE}")
     with story.part("workers until they have ended"):
         wait_until(lambda: not any(raylet(site.lab.hosts[name]) for name in HOSTS), PATIENCE_S, "end of Ray")
-        wait_until(lambda: not rays(site), 60, "end of Ray's processes")
+        with suppress(TimeoutError):  # the test names what is left
+            wait_until(lambda: not rays(site), 60, "end of Ray's processes")
     story.after_down = {name: [line(process) for process in site.lab.hosts[name].processes()] for name in HOSTS}
-    pages = site.s3.client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
-    story.objects = [item["Key"] for page in pages for item in page.get("Contents", ())]
+    story.objects = objects(s3, BUCKET)
     variables = f"AWS_REGION=us-east-1 AWS_ENDPOINT_URL_S3={site.endpoint}"
     story.sample = site.user(f"{variables} python -m raytrain.sample s3://{BUCKET}/raytrain/first --num 1")
 
@@ -126,51 +108,23 @@ def search_command() -> str:
     return f"ray exec {FILE} 'cd project && python -m raytrain.tune hybrid {' '.join(options)}'"
 
 
-def trained(site: Site) -> set[str]:
-    """The trials that have a checkpoint in the bucket."""
-    found = site.s3.client().list_objects_v2(Bucket=BUCKET, Prefix="raytrain/first/").get("Contents", ())
-    return {item["Key"].partition("/checkpoints/")[0] for item in found if item["Key"].endswith("manifest.json")}
-
-
-def runs(site: Site) -> list[tuple[str, str]]:
-    from raytrain.tracking.server import connect
-
-    client = connect(f"http://{site.head.address}:5000")
-    experiment = client.get_experiment_by_name("raytrain")
-    assert experiment is not None
-    found = client.search_runs([experiment.experiment_id])
-    return sorted((run.data.tags.get("raytrain.trial", ""), run.info.status) for run in found)
-
-
 # ---------------------------------------------------------------------------------------- the processes
 
 
-def status(site: Site) -> str:
+def status(site: OnPrem) -> str:
     return site.user(f"ray exec {FILE} 'ray status'")
 
 
-def line(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
-def raylet(host: Host) -> psutil.Process | None:
-    """The host's raylet, the process that makes it a node."""
-    return next(iter(host.processes(RAYLET)), None)
-
-
-def rays(site: Site) -> list[str]:
-    """Command lines of Ray's processes on all hosts."""
+def rays(site: OnPrem) -> list[str]:
+    """Command lines of Ray's processes on all hosts, but for those that stay without their raylet."""
     found = [line(process) for name in HOSTS for process in site.lab.hosts[name].processes()]
-    return [text for text in found if text.startswith("ray") or "/ray/" in text]
+    return [text for text in found if (text.startswith("ray") or "/ray/" in text) and STAYS not in text]
 
 
 # ---------------------------------------------------------------------------------------- who gets in
 
 
-def look_at_ports(site: Site, story: Story) -> None:
+def look_at_ports(site: OnPrem, story: Story) -> None:
     """What listens on the hosts, and what of it answers the laptop with and without the firewall."""
     hosts = {name: site.lab.hosts[name] for name in HOSTS}
     story.listening = {name: site.listening(host) for name, host in hosts.items()}
@@ -178,14 +132,14 @@ def look_at_ports(site: Site, story: Story) -> None:
     for case in ("firewall", "none"):
         if case == "none":
             site.open_firewall()
-        story.answering[case] = {name: site.answering(host, ports[name]) for name, host in hosts.items()}
+        story.answering[case] = {name: site.answering(host.address, ports[name]) for name, host in hosts.items()}
     site.close_firewall()
 
 
-def ask_ray(site: Site, story: Story) -> None:
+def ask_ray(site: OnPrem, story: Story) -> None:
     """Submit a job through the dashboard's forward, and join the cluster from one of its hosts."""
     nothing = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    dashboard = site.start(site.laptop, f"exec ray dashboard {FILE}", **nothing)
+    dashboard = site.start(site.laptop, f"exec ray dashboard --port 8265 {FILE}", **nothing)
     wait_until(lambda: any(port == 8265 for *_, port in site.listening(site.laptop)), 120, "forward of port 8265")
     listing = "bash -c 'cd ~/project && python -m raytrain.registry list'"
     submit = f"ray job submit --address http://localhost:8265 -- {listing}"
@@ -198,7 +152,8 @@ def ask_ray(site: Site, story: Story) -> None:
         for what, host, command in (("job", site.laptop, submit), ("driver", site.one, join)):
             done = site.run(host, f"{mode} {command}")
             story.joined[f"{what} {who}"] = done.returncode, done.stdout
-    dashboard.terminate()
+    for process in site.laptop.processes("8265"):  # the command, its ssh, and with that what it runs on the head
+        process.terminate()
     dashboard.wait(60)
 
 
@@ -208,7 +163,7 @@ def main() -> int:
         return lab.enclose("-m", "tests.onprem_story", str(work))
     story = Story()
     with story.part("machines"):
-        site = Site(work)
+        site = OnPrem(work)
         site.close_firewall()
     try:
         play(site, story)

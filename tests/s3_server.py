@@ -36,8 +36,9 @@ class S3Server:
     of its own: another bucket space).
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, region: str = REGION) -> None:
         self._folder = folder
+        self._region = region
         self._process: subprocess.Popen[str] | None = None
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -48,7 +49,7 @@ class S3Server:
         """Start, and return when requests are answered."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_AWS)}
         environment |= {"TZ": "UTC", "PYTHONWARNINGS": "ignore", "PYTHONPATH": ""}
-        command = [str(interpreter()), str(_HERE / "s3_swift.py"), str(self._folder), str(self._port)]
+        command = [str(interpreter()), str(_HERE / "s3_swift.py"), str(self._folder), str(self._port), self._region]
         with (self._folder / "server.log").open("a") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, env=environment
@@ -74,7 +75,7 @@ class S3Server:
         """The variables by which clients reach the server as ``user``."""
         return {
             "AWS_ENDPOINT_URL_S3": self.endpoint,
-            "AWS_REGION": REGION,
+            "AWS_REGION": self._region,
             "AWS_ACCESS_KEY_ID": user,
             "AWS_SECRET_ACCESS_KEY": self.secret(user),
             "AWS_EC2_METADATA_DISABLED": "true",
@@ -84,6 +85,10 @@ class S3Server:
     def secret(self, user: str = "test:writer") -> str:
         """The secret key of ``user``."""
         return USERS[user.replace(":", "_")].split()[0]
+
+    def credentials(self, user: str = "test:writer") -> str:
+        """The keys of ``user`` as AWS's file of credentials holds them."""
+        return f"[default]\naws_access_key_id={user}\naws_secret_access_key={self.secret(user)}\n"
 
     def use(self, monkeypatch: pytest.MonkeyPatch, user: str = "test:writer", **changes: str) -> None:
         """Set ``environment`` for one test, and nothing else that clients read."""
@@ -102,7 +107,7 @@ class S3Server:
         return boto3.session.Session().client(
             "s3",
             endpoint_url=self.endpoint,
-            region_name=REGION,
+            region_name=self._region,
             aws_access_key_id="test:writer",
             aws_secret_access_key=self.secret(),
         )

@@ -1,7 +1,7 @@
 """OpenStack Swift with its S3 interface, in one process: what ``s3_server`` runs in a virtual environment of its own.
 
-``python s3_swift.py FOLDER PORT`` serves on 127.0.0.1 and keeps everything below FOLDER: started again, the data is
-back. It prints one line when it is ready. Needs a file system with user extended attributes.
+``python s3_swift.py FOLDER PORT REGION`` serves on 127.0.0.1 and keeps everything below FOLDER: started again, the data
+is back. It prints one line when it is ready. Needs a file system with user extended attributes.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def guard_factory(_global: dict[str, str], **_local: str) -> Any:
     return wrap
 
 
-def _write_settings(folder: Path, ports: dict[str, int]) -> None:
+def _write_settings(folder: Path, ports: dict[str, int], region: str) -> None:
     """Write the settings of the four servers and the rings that say where each listens."""
     from swift.common.ring import RingBuilder
 
@@ -157,7 +157,7 @@ def _write_settings(folder: Path, ports: dict[str, int]) -> None:
     users = "\n    ".join(f"user_{name} = {secret}" for name, secret in USERS.items())
     texts = {
         "swift": "[swift-hash]\nswift_hash_path_suffix = tests\n[storage-policy:0]\nname = plain\ndefault = yes\n",
-        "proxy": _DEFAULTS.format(folder=folder) + _PROXY.format(region=REGION, users=users, filters=filters),
+        "proxy": _DEFAULTS.format(folder=folder) + _PROXY.format(region=region, users=users, filters=filters),
     }
     for name in ("account", "container", "object"):
         texts[name] = _DEFAULTS.format(folder=folder) + _BACKEND.format(name=name)
@@ -170,7 +170,7 @@ def _write_settings(folder: Path, ports: dict[str, int]) -> None:
         (folder / "etc" / f"{name}.conf").write_text(textwrap.dedent(text))
 
 
-def main(folder: Path, port: int) -> None:
+def main(folder: Path, port: int, region: str) -> None:
     import eventlet
     import eventlet.wsgi
 
@@ -181,7 +181,7 @@ def main(folder: Path, port: int) -> None:
 
     names = ("account", "container", "object", "proxy")
     listeners = {name: eventlet.listen(("127.0.0.1", port if name == "proxy" else 0)) for name in names}
-    _write_settings(folder, {name: listener.getsockname()[1] for name, listener in listeners.items()})
+    _write_settings(folder, {name: listener.getsockname()[1] for name, listener in listeners.items()}, region)
     utils.set_swift_dir(str(folder / "etc"))
     utils.validate_hash_conf()
     reload_storage_policies()
@@ -202,4 +202,4 @@ def main(folder: Path, port: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve(), int(sys.argv[2]))
+    main(Path(sys.argv[1]).resolve(), int(sys.argv[2]), sys.argv[3])
