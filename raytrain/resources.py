@@ -203,9 +203,15 @@ def read_cluster() -> Cluster:
 
 
 def _autoscaler_nodes() -> tuple[tuple[dict[str, float], int], ...]:
-    """Kinds of node in the cluster config that the autoscaler has published, if there is one."""
+    """Kinds of node that the autoscaler may start, by the config that is published, or else by its own file."""
+    import ray
     from ray._private.state import state
 
+    from raytrain.autoscaler import node_types
+
+    # Ray has a place for the config, but its open autoscalers put nothing there
     config: Any = state.get_cluster_config()
-    groups = config.node_group_configs if config is not None else []
+    if config is None:
+        return node_types(ray.get_runtime_context().gcs_address)
+    groups = config.node_group_configs
     return tuple((dict(group.resources), group.max_count if group.max_count >= 0 else UNLIMITED) for group in groups)

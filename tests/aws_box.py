@@ -7,6 +7,7 @@ would install, since nothing can be fetched, and a file that says where this AWS
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,15 @@ class AwsBox(Site):
     def write(self, name: str, text: str) -> None:
         """Change a file of the laptop's checkout."""
         (self.home(self.laptop) / PROJECT.name / name).write_text(text)
+
+    def keep_logs(self) -> None:
+        """Copy what the instances that are still up have written to files, to see why a story broke off."""
+        for name, host in self.region.hosts.items():
+            ray = Path(f"/proc/{host.pid}/root/tmp/ray/session_latest/logs")
+            logs = [*self.home(host).glob("*.log"), *ray.glob("*.*")]
+            (self.work / name).mkdir(exist_ok=True)
+            for path in logs:
+                shutil.copy(path, self.work / name)
 
     def close(self) -> None:
         """Stop all servers; the hosts die with the process that encloses them."""

@@ -227,6 +227,9 @@ def main() -> int:
         box = AwsBox(work)
     try:
         play(box, story)
+    except BaseException:
+        box.keep_logs()
+        raise
     finally:
         story.requests = [
             (request.role, request.action, request.refused, request.parameters)

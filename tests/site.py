@@ -108,7 +108,8 @@ class Site:
     def user(self, line: str, timeout: float = 300) -> str:
         """Run a command of the user's on the laptop; returns what it says."""
         done = self.run(self.laptop, line, timeout)
-        assert done.returncode == 0, f"{line}: status {done.returncode}\n{done.stdout[-3000:]}"
+        said = done.stdout if len(done.stdout) < 8000 else f"{done.stdout[:4000]}\n...\n{done.stdout[-4000:]}"
+        assert done.returncode == 0, f"{line}: status {done.returncode}\n{said}"
         return done.stdout
 
     # --------------------------------------------------------------------------------------------- ports

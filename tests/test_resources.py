@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from raytrain.autoscaler import node_types
 from raytrain.errors import UserError
 from raytrain.resources import HEAD_MEMORY_PER_TRIAL, Cluster, Gang
 from raytrain.train import TrainOptions
@@ -115,3 +117,26 @@ print(json.dumps([before.has_gpus, after.has_gpus, after.admit(Gang(1, 1, 1), No
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.strip().splitlines()[-1]) == [False, True, 3, 3]
+
+
+def test_what_an_autoscaler_may_add_is_read_from_its_own_file(tmp_path: Path) -> None:
+    """As `ray up` leaves it on the head: no open autoscaler publishes its config. tests/test_aws.py has a real one."""
+    file = tmp_path / "ray_bootstrap_config.yaml"
+    file.write_text(
+        "max_workers: 3\nhead_node_type: head\navailable_node_types:\n"
+        "  head: {resources: {CPU: 0}, max_workers: 0, node_config: {}}\n"
+        "  spot: {resources: {CPU: 8, GPU: 1, 'accelerator_type:A10G': 1}, max_workers: 2, node_config: {}}\n"
+        "  plain: {resources: {CPU: 8}, node_config: {}}\n"
+        "  local: {resources: {}, max_workers: 2, node_config: {}}\n"
+    )
+    (tmp_path / "monitor.py").write_text("import time\nprint(flush=True)\ntime.sleep(60)\n")
+    options = ["--gcs-address=10.0.0.1:6379", f"--autoscaling-config={file}"]
+    command = [sys.executable, str(tmp_path / "monitor.py"), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as monitor:
+        assert monitor.stdout is not None
+        monitor.stdout.readline()
+        spot = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:A10G": 1.0}
+        assert node_types("10.0.0.1:6379") == ((spot, 2), ({"CPU": 8.0}, 3))
+        assert node_types("10.0.0.2:6379") == ()
+        monitor.kill()
+    assert node_types("10.0.0.1:6379") == ()
