@@ -405,8 +405,10 @@ def test_the_kuberay_manifest_has_known_fields_and_the_same_ray() -> None:
         environment = {entry["name"]: entry for entry in container["env"]}
         assert environment["RAY_AUTH_MODE"]["value"] == "token"
         assert "value" not in environment["RAY_AUTH_TOKEN"]
-    gpus = workers["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]
-    assert workers["rayStartParams"]["num-gpus"] == gpus
+    assert spec["autoscalerOptions"]["version"] == "v2"  # by it KubeRay never restarts a worker that Ray has ended
+    resources = workers["template"]["spec"]["containers"][0]["resources"]
+    asked = {"num-cpus": resources["requests"]["cpu"], "num-gpus": resources["limits"]["nvidia.com/gpu"]}
+    assert workers["rayStartParams"] == asked
     assert all("# CHANGE" in line for line in text.splitlines() if "CHANGE-ME" in line)
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests import lab
-from tests.onprem_story import TRIALS, Story
+from tests.onprem_story import STAYS, TRIALS, Story
 from tests.s3_server import interpreter
 
 DOCS = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text()
 HOSTS = ("head", "one", "two")
+pytestmark = pytest.mark.long
 LOOPBACK = ("127.0.0.1", "::1")
 
 
@@ -38,7 +39,10 @@ def test_a_search_is_finished_though_a_hosts_raylet_dies(story: Story) -> None:
     assert story.gang == {"head": 0, "one": 1, "two": 1}
     code, said = story.search
     assert code == 0, said[-3000:]
-    assert story.runs == [("", "FINISHED"), *((str(number), "FINISHED") for number in range(TRIALS))]
+    assert [trial for trial, _ in story.runs] == ["", *map(str, range(TRIALS))]
+    statuses = [status for _, status in story.runs]
+    assert statuses[:2] == ["FINISHED", "FINISHED"]
+    assert set(statuses) <= {"FINISHED", "KILLED"}  # killed: others were better
 
 
 def test_its_champion_is_in_the_bucket_and_outlives_the_cluster(story: Story) -> None:
@@ -53,11 +57,12 @@ def test_no_cpu_is_held_after_it(story: Story) -> None:
     assert "LEFT []" in story.left
 
 
-def test_down_leaves_nothing_but_ssh_and_mlflow(story: Story) -> None:
+def test_down_leaves_nothing_but_what_the_documentation_names(story: Story) -> None:
     for name in HOSTS:
         others = [line for line in story.after_down[name] if not line.startswith("sshd")]
-        assert all("mlflow" in line or "raytrain.tracking serve" in line for line in others), others
-        assert bool(others) == (name == "head")
+        stays = ("mlflow", "raytrain.tracking serve") if name == "head" else (STAYS,)
+        assert all(any(sign in line for sign in stays) for line in others), others
+        assert name != "head" or others
 
 
 def test_only_ssh_answers_from_another_network(story: Story) -> None:
@@ -67,7 +72,7 @@ def test_only_ssh_answers_from_another_network(story: Story) -> None:
 def test_it_is_the_firewall_that_keeps_others_out(story: Story) -> None:
     """The other way round: each port that listens on more than the loopback card answers without it."""
     for name in HOSTS:
-        reached = {port for _, address, port in story.listening[name] if address not in LOOPBACK}
+        reached = {port for _, address, port in story.listening[name] if not is_loopback(address)}
         assert len(reached) > 5
         assert set(story.answering["none"][name]) == reached
 
@@ -84,8 +89,15 @@ def test_without_the_token_nothing_is_done(story: Story, what: str) -> None:
 
 
 def test_what_listens_is_what_the_documentation_says(story: Story) -> None:
-    documented = re.findall(r"^\| `([^`]+)`", DOCS.partition("<!-- listening -->")[2].partition("\n\n## ")[0], re.M)
-    assert documented
+    table = DOCS.partition("<!-- listening -->")[2].partition("\n\n")[0]
+    documented = re.findall(r"^\| `([^`]+)`[^|]*\|[^|]*\| ([a-z, ]+) \|", table, re.M)
+    assert len(documented) > 5
     for name in HOSTS:
         for line, address, port in story.listening[name]:
-            assert any(sign in line for sign in documented), f"{line} listens on {address}, port {port}"
+            where = "localhost" if is_loopback(address) else "private" if "10.77.0." in address else "all"
+            allowed = next((cards for sign, cards in documented if sign in line), "")
+            assert where in allowed.split(", "), f"{line} listens on {address}, port {port}"
+
+
+def is_loopback(address: str) -> bool:
+    return address.removeprefix("::ffff:") in LOOPBACK

@@ -42,10 +42,25 @@ def run_lstm(
 
 def multiply(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
     """``left`` [m, k] x ``right`` [k, n] in ``out`` [m, n], on the CPU and without gradients."""
-    if left.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+    if not _by_onednn(left):
         return torch.mm(left, right, out=out)
-    # oneDNN, which multiplies bfloat16 anyway: MKL, torch.mm's choice for float32, is slow on AMD's CPUs
     return out.copy_(torch.ops.mkldnn._linear_pointwise(left, right.t(), None, "none", [], ""))
+
+
+def affine(inputs: Tensor, weight: Tensor, added: Tensor) -> Tensor:
+    """``inputs`` [batch, m] x ``weight`` [n, m] transposed + ``added`` [n] or [batch, n], without gradients."""
+    if not _by_onednn(inputs):
+        return torch.addmm(added, inputs, weight.t())
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, None, "none", [], "")
+    return product.add_(added)
+
+
+def _by_onednn(left: Tensor) -> bool:
+    """Whether oneDNN is to be asked for a product of float32 on the CPU, as it is for bfloat16 anyway.
+
+    MKL, PyTorch's choice, is slow on AMD's CPUs.
+    """
+    return left.device.type == "cpu" and left.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 # ------------------------------------------------------------------------------ an implementation for CPUs

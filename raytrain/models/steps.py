@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from raytrain.models.recurrence import affine
+
 
 class LstmStep:
     """A one-layer ``nn.LSTM`` whose last inputs are a one-hot vector: what that adds is looked up, not multiplied."""
@@ -16,13 +18,13 @@ class LstmStep:
         dense = lstm.input_size - symbols
         inputs, recurrent, *biases = (parameter.detach() for parameter in lstm.all_weights[0])
         bias = biases[0] + biases[1]
-        self.weight = torch.cat((inputs[:, :dense], recurrent), dim=1).t()
+        self.weight = torch.cat((inputs[:, :dense], recurrent), dim=1)
         self.table = inputs[:, dense:].t() + bias if symbols else bias
 
     def __call__(self, symbol: Tensor | None, dense: Tensor | None, hidden: Tensor, cell: Tensor) -> list[Tensor]:
         """The hidden and cell states [batch, hidden] after ``symbol`` [batch] beside ``dense`` [batch, inputs]."""
         inputs = hidden if dense is None else torch.cat((dense, hidden), dim=1)
-        gates = torch.addmm(self.table if symbol is None else self.table[symbol], inputs, self.weight)
+        gates = affine(inputs, self.weight, self.table if symbol is None else self.table[symbol])
         width = hidden.shape[1]
         # slices of one tensor, in place: what lies between the products is bound by memory
         keep = gates[:, : 2 * width].sigmoid_()

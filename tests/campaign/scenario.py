@@ -65,7 +65,7 @@ class Scenario:
 SCENARIOS = {
     "run": Scenario("run", steps=4000, checkpoint_every=200, evaluate_every=500),
     "search": Scenario("search", steps=1000, checkpoint_every=100, evaluate_every=250, searches=True),
-    "short": Scenario("short", steps=2100, checkpoint_every=100, evaluate_every=300),
+    "short": Scenario("short", steps=1500, checkpoint_every=100, evaluate_every=300),
 }
 
 
