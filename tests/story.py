@@ -19,12 +19,15 @@ PATIENCE_S = 600.0
 LOOK = """
 import time, ray
 ray.init(address="auto", log_to_driver=False)
-deadline = time.monotonic() + 60
+deadline = time.monotonic() + 240
 while (left := leftovers()) and time.monotonic() < deadline:
     time.sleep(0.5)
 print("LEFT", left)
 """
-"""What is left of a search, printed; goes after tests/leftovers.py."""
+"""What is left of a search, printed; goes after tests/leftovers.py.
+
+What Ray Train asked an autoscaler for is forgotten after three minutes at the latest.
+"""
 
 
 @dataclass

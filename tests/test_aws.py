@@ -79,7 +79,10 @@ def test_the_workers_gpus_are_counted(story: Story) -> None:
 
 
 def test_nothing_starts_before_it_is_needed(story: Story) -> None:
-    assert f"2 of {sum(WORKERS.values())} GPUs that the cluster may have; 0 GPUs are up" in story.dry_run
+    """By the file of the autoscaler on the head: Ray publishes nowhere what may come."""
+    most = sum(WORKERS.values())
+    assert f"2 of {most} GPUs that the cluster may have; 0 CPUs and 0 GPUs are up" in story.dry_run
+    assert "3 trials (quick, tpe), 1 at a time, each 2 x (1 CPU and 1 GPU) on CPUs" in story.dry_run
 
 
 def test_a_worker_that_is_given_notice_is_left_and_replaced_by_a_spot_instance(story: Story) -> None:
@@ -105,7 +108,10 @@ def test_the_search_is_finished_in_spite_of_all_that(story: Story) -> None:
     assert code == 0, said[-3000:]
     # ASHA may stop some of them
     assert [trial for trial, _ in story.runs] == ["", *map(str, range(TRIALS))]
-    assert story.runs[0] == ("", "FINISHED")
+    statuses = dict(story.runs)
+    assert statuses.pop("") == "FINISHED"
+    assert "FINISHED" in statuses.values()
+    assert set(statuses.values()) <= {"FINISHED", "KILLED"}
     assert "LEFT []" in story.left
 
 
