@@ -26,7 +26,7 @@ from raytrain.data import synthetic
 from raytrain.data.corpus import CorpusWriter
 
 MEAN_BYTES = 1000
-POOL_BYTES = 2**26
+POOL_BYTES = 2**22
 WORKER = "ray::RayTrainWorker"
 
 
