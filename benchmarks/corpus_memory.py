@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,7 @@ WORKER = "ray::RayTrainWorker"
 
 def write(folder: Path, size: int) -> None:
     """A corpus of about ``size`` bytes: documents of 500 to 1,500 bytes, each cut from anywhere in synthetic text."""
-    texts = islice(synthetic.documents(0, POOL_BYTES // 20), POOL_BYTES // 20)
-    pool = b" ".join(text for text, _ in texts)[:POOL_BYTES]
+    pool = b" ".join(text for text, _ in synthetic.documents(0, POOL_BYTES // 20))[:POOL_BYTES]
     generator = np.random.default_rng(0)
     with CorpusWriter(folder, name=folder.name, source="synthetic text") as writer:
         remaining = size // MEAN_BYTES
@@ -96,9 +95,7 @@ def main() -> None:
             results.append({"round": number, "bytes": size, **found})
             print(" ".join(f"{name} {value:,.0f}" for name, value in results[-1].items()), flush=True)
     for corpus in corpora.values():
-        for file in corpus.iterdir():
-            file.unlink()
-        corpus.rmdir()
+        shutil.rmtree(corpus)
     if values.output:
         values.output.write_text(json.dumps(results, indent=1) + "\n")
 

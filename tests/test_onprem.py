@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests import lab
+from tests.lab import NETWORK
+from tests.onprem import HOSTS
 from tests.onprem_story import STAYS, TRIALS, Story
 from tests.s3_server import interpreter
 
 DOCS = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text()
-HOSTS = ("head", "one", "two")
 pytestmark = pytest.mark.long
 LOOPBACK = ("127.0.0.1", "::1")
 
@@ -94,7 +95,7 @@ def test_what_listens_is_what_the_documentation_says(story: Story) -> None:
     assert len(documented) > 5
     for name in HOSTS:
         for line, address, port in story.listening[name]:
-            where = "localhost" if is_loopback(address) else "private" if "10.77.0." in address else "all"
+            where = "localhost" if is_loopback(address) else "private" if f"{NETWORK}." in address else "all"
             allowed = next((cards for sign, cards in documented if sign in line), "")
             assert where in allowed.split(", "), f"{line} listens on {address}, port {port}"
 
