@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil
 
+from tests import lab
 from tests.lab import Host
+from tests.s3_server import interpreter
 
 RAYLET = "raylet/raylet "
 WORKER = "ray::RayTrainWorker"
@@ -43,6 +47,17 @@ class Parts:
         print(f"{name} ...", flush=True)
         yield
         self.seconds[name] = round(time.monotonic() - began, 1)
+
+
+def played(module: str, work: Path) -> dict[str, Any]:
+    """What was seen when ``module`` played its story in ``work``; the test is skipped where it cannot be played."""
+    lab.needed(ssh=True)
+    interpreter()  # where there is a network yet
+    status = lab.enclose("-m", module, str(work))
+    found: dict[str, Any] = json.loads((work / "story.json").read_text())
+    print(found["seconds"])
+    assert status == 0, f"the story broke off after {found['seconds']}: {found['search'][1][-3000:]}"
+    return found
 
 
 def trained(client: Any, bucket: str, search: str = "first") -> set[str]:

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from raytrain.cluster.file import at, read_file
-from tests import lab
 from tests.aws_box import BUCKET, FILE, WORKERS, filled_in
 from tests.aws_story import TRIALS, Story
-from tests.s3_server import interpreter
 from tests.site import ROOT
+from tests.story import played
 
 pytestmark = pytest.mark.long
 
@@ -26,14 +25,7 @@ KINDS = read_file(ROOT / FILE).types
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     """What was seen."""
-    lab.needed(ssh=True)
-    interpreter()  # where there is a network yet
-    work = tmp_path_factory.mktemp("aws")
-    status = lab.enclose("-m", "tests.aws_story", str(work))
-    found = Story(**json.loads((work / "story.json").read_text()))
-    print(found.seconds)
-    assert status == 0, f"the story broke off after {found.seconds}: {found.search[1][-3000:]}"
-    return found
+    return Story(**played("tests.aws_story", tmp_path_factory.mktemp("aws")))
 
 
 def asked(story: Story, action: str) -> list[dict[str, str]]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
-from tests import lab
 from tests.lab import NETWORK
 from tests.onprem import HOSTS
 from tests.onprem_story import STAYS, TRIALS, Story
-from tests.s3_server import interpreter
+from tests.story import played
 
 DOCS = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text()
 pytestmark = pytest.mark.long
@@ -22,14 +20,7 @@ LOOPBACK = ("127.0.0.1", "::1")
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     """What was seen."""
-    lab.needed(ssh=True)
-    interpreter()  # where there is a network yet
-    work = tmp_path_factory.mktemp("onprem")
-    status = lab.enclose("-m", "tests.onprem_story", str(work))
-    found = Story(**json.loads((work / "story.json").read_text()))
-    print(found.seconds)
-    assert status == 0, f"the story broke off after {found.seconds}: {found.search[1][-3000:]}"
-    return found
+    return Story(**played("tests.onprem_story", tmp_path_factory.mktemp("onprem")))
 
 
 def test_the_filled_in_file_has_no_mistake(story: Story) -> None:
