@@ -18,7 +18,8 @@ def leftovers() -> list[str]:
     groups = list_placement_groups(address, filters=[("state", "!=", "REMOVED")], limit=1000)
     left += [f"placement group {group.placement_group_id} {group.state}" for group in groups]
     demands = get_cluster_status(address).resource_demands
-    wanted = [*demands.ray_task_actor_demand, *demands.placement_group_demand, *demands.cluster_constraint_demand]
+    constraints = [each for each in demands.cluster_constraint_demand if each.bundles_by_count]  # empty: withdrawn
+    wanted = [*demands.ray_task_actor_demand, *demands.placement_group_demand, *constraints]
     left += [f"demand {demand}" for demand in wanted]
     free, total = ray.available_resources().get("CPU"), ray.cluster_resources().get("CPU")
     if free != total:

@@ -26,6 +26,8 @@ from tests.test_search import TINY
 TRIALS = 4
 STAYS = "ray/_private/log_monitor.py"
 """Ray's reader of logs outlives the raylet that nobody has told to stop."""
+AGENTS_S = 240.0
+"""Longest that a raylet's agents may outlive it: they first try to tell the directory, which is gone, for a minute."""
 JOIN = 'python -c \'import ray; ray.init(address="{address}:6379"); print("inside")\''
 
 
@@ -87,8 +89,9 @@ def play(site: OnPrem, story: Story) -> None:
         site.user(f"ray down --yes {FILE}")
     with story.part("workers until they have ended"):
         wait_until(lambda: not any(raylet(site.lab.hosts[name]) for name in HOSTS), PATIENCE_S, "end of Ray")
+    with story.part("their other processes until they have ended"):
         with suppress(TimeoutError):  # the test names what is left
-            wait_until(lambda: not rays(site), 60, "end of Ray's processes")
+            wait_until(lambda: not rays(site), AGENTS_S, "end of Ray's processes")
     story.after_down = {name: [line(process) for process in site.lab.hosts[name].processes()] for name in HOSTS}
     story.objects = objects(s3, BUCKET)
     variables = f"AWS_REGION=us-east-1 AWS_ENDPOINT_URL_S3={site.endpoint}"
