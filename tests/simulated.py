@@ -34,6 +34,8 @@ from tests.mlflow_server import MlflowServer
 
 UNIT_S = 10_000
 """A trial's time travels in a field that takes numbers below 1, in this many seconds."""
+TIMES = "times.json"
+"""When a trial began and ended, beside its outcome."""
 SPACE = """
 ALGORITHM = "random"
 def space(trial):
@@ -65,8 +67,11 @@ def sleep_and_report(values: dict[str, Any]) -> None:
     """In place of ``trainables.run_alone``: the trial's time passes, it reports once, and has ended."""
     job, began = Job(**values["job"]), time.time()
     time.sleep(job.config["objective"]["alpha"] * UNIT_S)
-    ray_tune.report({"step": job.config["steps"], **dict.fromkeys(FIGURES, 1.0)})
-    open_storage(job.storage).write(OUTCOME, json.dumps({"began": began, "ended": time.time()}).encode())
+    steps, figures = job.config["steps"], dict.fromkeys(FIGURES, 1.0)
+    ray_tune.report({"step": steps, **figures})
+    outcome = {"best_step": steps, "best": figures, "precision": "none", "device": "none", "samples": []}
+    for name, found in ((TIMES, {"began": began, "ended": time.time()}), (OUTCOME, outcome)):
+        open_storage(job.storage).write(name, json.dumps(found).encode())
 
 
 @contextmanager
@@ -145,7 +150,7 @@ def summary(
 ) -> Simulated:
     """The figures of a search that has ended."""
     places = (begun.place.child(f"trials/{trial.identity}") for trial in trials)
-    times = [json.loads(place.read(OUTCOME)) for place in places]
+    times = [json.loads(place.read(TIMES)) for place in places]
     last = max(each["began"] for each in times)
     worked = sum(min(each["ended"], last) - each["began"] for each in times)
     statuses = {status: sum(trial.status == status for trial in trials) for status in {t.status for t in trials}}

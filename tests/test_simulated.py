@@ -1,4 +1,4 @@
-"""A search on 64 GPUs that are only numbers."""
+"""A search on GPUs that are only numbers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.simulated import simulate
+
+
+def test_a_search_ends_on_gpus_that_are_only_numbers(tmp_path: Path) -> None:
+    """Few of them: the machine's start of as many processes is most of the time."""
+    result = simulate(tmp_path, gpus=4, nodes=2, num_samples=8, seconds=(5.0, 10.0))
+    assert result.at_once == 4
+    assert result.statuses == {"finished": 8}
+    assert result.most_reserved == 4
 
 
 @pytest.mark.long
