@@ -1,10 +1,17 @@
-"""What the autoscaler of a cluster may add, where Ray tells nobody: in the file that the autoscaler reads."""
+"""What the autoscaler of a cluster may add, where Ray tells nobody: by the file that it reads, or as stated."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
+
+from raytrain.errors import UserError
+from raytrain.json_text import parse_json, typed
+
+STATED = "RAYTRAIN_WORKER_NODES"
+"""Kinds of worker as somebody states them, such as '[{"nodes": 8, "CPU": 7, "GPU": 1}]': this comes before all else."""
 
 
 def node_types(gcs_address: str) -> tuple[tuple[dict[str, float], int], ...]:
@@ -27,6 +34,27 @@ def node_types(gcs_address: str) -> tuple[tuple[dict[str, float], int], ...]:
         if resources and most > 0:
             found.append((resources, most))
     return tuple(found)
+
+
+def stated_types() -> tuple[tuple[dict[str, float], int], ...]:
+    """Kinds of worker, and the most of each, by the variable ``STATED``; empty without it.
+
+    Raises:
+        UserError: it says something else.
+    """
+    text = os.environ.get(STATED, "").strip()
+    if not text:
+        return ()
+    try:
+        kinds = typed(parse_json(text), list[dict[str, float]], "it")
+        found = tuple(({name: kind[name] for name in kind if name != "nodes"}, int(kind["nodes"])) for kind in kinds)
+        if any(count < 1 or not resources or min(resources.values()) < 0 for resources, count in found):
+            raise ValueError("there must be a node of each kind, and something on it")
+        return found
+    except (ValueError, KeyError, OverflowError) as error:
+        what = "a kind has no number of nodes" if isinstance(error, KeyError) else error
+        example = '[{"nodes": 8, "CPU": 7, "GPU": 1}]'
+        raise UserError(f"{STATED} is {text[:200]!r}: {what}; write, for example, {example}") from None
 
 
 def config_file(gcs_address: str) -> Path | None:

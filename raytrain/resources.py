@@ -12,8 +12,8 @@ from raytrain.errors import UserError
 
 Device = Literal["auto", "cpu", "cuda"]
 """What workers compute on; ``auto``: on the GPUs that they reserve, if any."""
-HEAD_MEMORY_PER_TRIAL = 0.7 * 2**30
-"""Bytes that the small processes of one concurrent trial (driver, controller, cleaner) take on the head."""
+HEAD_MEMORY_PER_TRIAL = 0.8 * 2**30
+"""Bytes that the small processes of one concurrent trial take on the head: ``benchmarks/head_cost.py`` finds 844 MB."""
 UNLIMITED = 10_000
 """Nodes of a group whose maximum is not stated."""
 
@@ -111,8 +111,9 @@ class Cluster:
 
     @property
     def num_nodes(self) -> int:
-        """The most nodes that may be up at once."""
-        return max(len(self.up), sum(count for _, count in self.possible))
+        """The most nodes that may be up at once: beside those that may come, there are those that do not work."""
+        heads = sum(not node.get("CPU") and not node.get("GPU") for node in self.up)
+        return max(len(self.up), heads + sum(count for _, count in self.possible))
 
     def total(self, resource: str) -> float:
         """The most of a resource that there may be: on the nodes that are up or on those that may be."""
@@ -203,12 +204,14 @@ def read_cluster() -> Cluster:
 
 
 def _autoscaler_nodes() -> tuple[tuple[dict[str, float], int], ...]:
-    """Kinds of node that the autoscaler may start, by the config that is published, or else by its own file."""
+    """Kinds of node that the autoscaler may start: as stated, by the config that is published, or by its own file."""
     import ray
     from ray._private.state import state
 
-    from raytrain.autoscaler import node_types
+    from raytrain.autoscaler import node_types, stated_types
 
+    if stated := stated_types():
+        return stated
     # Ray has a place for the config, but its open autoscalers put nothing there
     config: Any = state.get_cluster_config()
     if config is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from raytrain.autoscaler import node_types
+from raytrain.autoscaler import STATED, node_types, stated_types
 from raytrain.errors import UserError
 from raytrain.resources import HEAD_MEMORY_PER_TRIAL, Cluster, Gang
 from raytrain.train import TrainOptions
@@ -116,7 +116,33 @@ print(json.dumps([before.has_gpus, after.has_gpus, after.admit(Gang(1, 1, 1), No
         env={**os.environ, "RAY_AUTH_MODE": "disabled"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.strip().splitlines()[-1]) == [False, True, 3, 3]
+    assert json.loads(done.stdout.strip().splitlines()[-1]) == [False, True, 3, 4]  # the head is a node too
+
+
+def test_what_may_be_added_can_be_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/kuberay.yaml does: its autoscaler leaves no file where a search could read it."""
+    monkeypatch.setenv(STATED, '[{"nodes": 8, "CPU": 7, "GPU": 1}, {"nodes": 1, "CPU": 16}]')
+    assert stated_types() == (({"CPU": 7.0, "GPU": 1.0}, 8), ({"CPU": 16.0}, 1))
+    monkeypatch.delenv(STATED)
+    assert stated_types() == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("8", "it is 8: must be a list"),
+        ('[{"CPU": 7}]', "a kind has no number of nodes"),
+        ('[{"nodes": 0, "CPU": 7}]', "there must be a node of each kind"),
+        ('[{"nodes": 8}]', "something on it"),
+        ('[{"nodes": 1e999, "CPU": 1}]', "cannot convert float infinity"),
+        ('[{"nodes": "x", "CPU": 7}]', "must be a number"),
+        ("8 x GPU", "Expecting value|Extra data"),
+    ],
+)
+def test_what_is_stated_wrongly_is_refused(text: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STATED, text)
+    with pytest.raises(UserError, match=f"{STATED} is .*(?:{expected}).*; write, "):
+        stated_types()
 
 
 def test_what_an_autoscaler_may_add_is_read_from_its_own_file(tmp_path: Path) -> None:
