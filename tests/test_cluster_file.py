@@ -33,7 +33,10 @@ ONPREM = (
 
 @pytest.fixture
 def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home with Ray's token; the working directory is the project's."""
+    """A home with a key and Ray's token; the working directory is the project's."""
+    key = tmp_path / ".ssh" / "id_ed25519"
+    key.parent.mkdir()
+    key.touch()
     token = tmp_path / ".ray" / "auth_token"
     token.parent.mkdir()
     token.write_text("0123456789abcdef")
@@ -153,6 +156,7 @@ def test_the_summary_says_what_there_may_be(laptop: Path) -> None:
 # ---------------------------------------------------------------------------------- what is refused
 
 HEAD_PROFILE, WORKER_PROFILE = "{Name: raytrain-head}", "{Name: raytrain-worker}"
+SPOT_INSTANCE = "g5.2xlarge # CHANGE ("
 SPOT_IMAGE = "      InstanceMarketOptions: {MarketType: spot}\n"
 PROFILE_LINE = f"IamInstanceProfile: {WORKER_PROFILE}\n      "
 SPOT_TYPE = "  gpu_spot:\n    resources: {GPU: 1}\n    min_workers: 0"
@@ -206,9 +210,20 @@ AWS_MISTAKES: dict[str, tuple[str, str, str]] = {
     "tokens off": ("ray start --head", "RAY_AUTH_MODE=disabled ray start --head", "without RAY_AUTH_MODE=token"),
     "access key": ("RAY_AUTH_MODE", "AWS_ACCESS_KEY_ID=AKIAIOSFODNN7EXAMPLE RAY_AUTH_MODE", "holds an AWS access key"),
     "secret key": ("RAY_AUTH_MODE", "AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI RAY_AUTH_MODE", "holds an AWS secret key"),
-    "token in the file": ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN=0123456789 RAY_AUTH_MODE", "holds Ray's token"),
+    "token in the file": ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN=0123456789 RAY_AUTH_MODE", "holds a token, secret or key"),
+    "MLflow's token": ("RAY_AUTH_MODE", "MLFLOW_TRACKING_TOKEN=eyJhbGci RAY_AUTH_MODE", "holds a token, secret or key"),
     "password": ("export AWS", "export X=postgresql://u:pw@h/db AWS", "holds an address with a password"),
-    "disk": ("VolumeSize: 150", "VolumeSize: 40", "a disk of 40 GiB is too small"),
+    "password with a dollar": (
+        "export AWS",
+        "export X=postgresql://u:p$$w@h/db AWS",
+        "holds an address with a password",
+    ),
+    "password alone": ("export AWS", "export X=redis://:pw@h AWS", "holds an address with a password"),
+    "disk": ("VolumeSize: 150", "VolumeSize: 40", "a system disk of 40 GiB is too small"),
+    "another disk": ("/dev/sda1", "/dev/sdf", "a system disk of 0 GiB is too small; .* for /dev/sda1"),
+    "ARM": ("m6i.2xlarge #", "m7g.2xlarge #", "m7g.2xlarge is arm64, but the ImageId is x86_64"),
+    "ARM with a GPU": (SPOT_INSTANCE, "g5g.2xlarge # CHANGE (", "g5g.2xlarge is arm64, but the ImageId is x86_64"),
+    "ARM's image": ("ami/x86_64", "ami/arm64", "m6i.2xlarge is x86_64, but the ImageId is arm64"),
     "no GPU": ("{GPU: 1}", "{}", r"gpu_spot\.resources: GPU is not given, but g5.2xlarge has 1"),
     "too many GPUs": ("{GPU: 1}", "{GPU: 4}", r"gpu_spot\.resources: GPU is 4, but g5.2xlarge has 1"),
     "no GPU on a new type": ("{GPU: 1}", "{}", r"gpu_spot\.resources: GPU is not given, but g9.large has some"),
@@ -220,6 +235,7 @@ AWS_MISTAKES: dict[str, tuple[str, str, str]] = {
     "MLflow open": (MLFLOW, "--host 0.0.0.0", "--host 0.0.0.0 lets all in"),
     "MLflow's database": ("raytrain.tracking serve", "mlflow server", "database would end with the head"),
     "no MLflow": ("MLFLOW_TRACKING_URI=", "MLFLOW=", "MLFLOW_TRACKING_URI is not set"),
+    "MLflow in a file": ("URI=http://", "URI=sqlite://", "MLFLOW_TRACKING_URI is not set to http"),
     "no watcher": ("-m raytrain.spot", "-m http.server", "nothing tells Ray"),
     "no autoscaling": (" --autoscaling-config=~/ray_bootstrap_config.yaml", "", "no worker would start"),
     "lost workers": ("--address=$RAY_HEAD_IP:6379", "--address=$RAY_HEAD_IP:6380", "no worker would find the head"),
@@ -254,6 +270,8 @@ SEVERAL_NODES = {
     "no type",
     "quotes",
     "disk",
+    "another disk",
+    "ARM's image",
     "default image",
     "key without name",
     "no profile",
@@ -266,7 +284,7 @@ SEVERAL_NODES = {
 @pytest.mark.parametrize("name", AWS_MISTAKES)
 def test_a_mistake_on_aws_is_named(name: str, laptop: Path) -> None:
     old, new, expected = AWS_MISTAKES[name]
-    text = AWS.replace("g5.2xlarge # CHANGE (", "g9.large # CHANGE (") if name == "no GPU on a new type" else AWS
+    text = AWS.replace(SPOT_INSTANCE, "g9.large # CHANGE (") if name == "no GPU on a new type" else AWS
     found = mistakes_in(changed(text, old, new), laptop)
     assert any(re.search(expected, line) for line in found), found
     assert len(found) == 1 or name in SEVERAL_NODES, found
@@ -278,6 +296,8 @@ ONPREM_MISTAKES = {
     "head too": ("10.0.0.13", "10.0.0.11", "10.0.0.11 is named 2 times"),
     "public": ("10.0.0.13", "8.8.8.8", "8.8.8.8 is a public address"),
     "no head": ("  head_ip: 10.0.0.11 # CHANGE\n", "", "head_ip and worker_ips are needed"),
+    "too few": ("10.0.0.13]", "10.0.0.13, 10.0.0.14]", "max_workers: 2, but there are 3 worker_ips; write 3"),
+    "no key": ("id_ed25519", "id_none", "there is no ~/.ssh/id_none here"),
     "too many": ("max_workers: 2", "max_workers: 3", "max_workers: 3, but there are 2 worker_ips"),
     "least above most": ("min_workers: 2", "min_workers: 3", "min_workers: 3 is more than max_workers, 2"),
     "number for a name": ("10.0.0.13", "13", r"provider\.worker_ips\.1: 13 is not of type 'string'"),
@@ -310,6 +330,11 @@ def test_a_mistake_on_machines_of_ones_own_is_named(name: str, laptop: Path) -> 
 def test_a_mistake_of_what_is_left_out_is_named(field: str, value: Any, expected: str, laptop: Path) -> None:
     found = mistakes_in(yaml.safe_dump({**yaml.safe_load(AWS), field: value}), laptop)
     assert any(expected in line for line in found), found
+
+
+def test_a_name_for_the_head_is_refused(laptop: Path) -> None:
+    (line,) = mistakes_in(ONPREM.replace("10.0.0.11", "head.lab"), laptop)
+    assert "head_ip: head.lab is a name" in line
 
 
 def test_a_mistake_of_types_with_machines_of_ones_own_is_named(laptop: Path) -> None:
@@ -409,6 +434,8 @@ def test_the_kuberay_manifest_has_known_fields_and_the_same_ray() -> None:
     resources = workers["template"]["spec"]["containers"][0]["resources"]
     asked = {"num-cpus": resources["requests"]["cpu"], "num-gpus": resources["limits"]["nvidia.com/gpu"]}
     assert workers["rayStartParams"] == asked
+    (kind,) = json.loads(environment["RAYTRAIN_WORKER_NODES"]["value"])
+    assert kind == {"nodes": workers["maxReplicas"], "CPU": int(asked["num-cpus"]), "GPU": int(asked["num-gpus"])}
     assert all("# CHANGE" in line for line in text.splitlines() if "CHANGE-ME" in line)
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from raytrain.cluster.file import ClusterFile, at
-from raytrain.storage import expanded
 
 LEAST_DISK_GIB = 100
 """The image's toolkits take about 50 GB and the packages 6."""
+ARM = re.compile(r"[a-z]+\d+g[a-z]*\.|a1\.")
+"""Instance types with AWS's own processors."""
 GPUS = {
     f"{family}.{size}": count
     for families, sizes, count in (
@@ -67,10 +67,7 @@ def _place(file: ClusterFile) -> Iterator[str]:
             yield f"setup_commands: AWS_REGION={other}, but provider.region is {region}; write {region}"
     for number, rule in enumerate(at(file.config, "provider", "security_group", "IpPermissions") or []):
         yield from _ports(f"provider.security_group.IpPermissions[{number}]", rule)
-    key = at(file.config, "auth", "ssh_private_key")
-    if key is not None:
-        if not os.path.isfile(expanded(key)):
-            yield f"auth.ssh_private_key: there is no {key} here; correct it, or leave it out and Ray makes a pair"
+    if at(file.config, "auth", "ssh_private_key") is not None:
         for name, kind in file.types.items():
             if at(kind, "node_config", "KeyName") is None:
                 yield f"available_node_types.{name}.node_config.KeyName: missing; name the pair of auth.ssh_private_key"
@@ -127,11 +124,15 @@ def _node(place: str, kind: dict[str, Any]) -> Iterator[str]:
     if not re.fullmatch(r"ami-[0-9a-f]{8,17}|resolve:ssm:/\S+", image):
         known = f"{image!r} is no image" if image else "missing, and Ray would take Ubuntu 18.04"
         yield f"{place}.node_config.ImageId: {known}; write ami-... or resolve:ssm:/..."
-    disks = node.get("BlockDeviceMappings") or []
-    size = max((int(at(disk, "Ebs", "VolumeSize") or 0) for disk in disks), default=0)
+    processor, other = ("arm64", "x86_64") if ARM.match(name) else ("x86_64", "arm64")
+    if name and other in image:
+        yield f"{place}.node_config.InstanceType: {name} is {processor}, but the ImageId is {other}; change one"
+    roots = ["/dev/sda1"] if "ubuntu" in image else ["/dev/sda1", "/dev/xvda"]
+    disks = {at(disk, "DeviceName"): at(disk, "Ebs", "VolumeSize") for disk in node.get("BlockDeviceMappings") or []}
+    size = max((int(disks.get(root) or 0) for root in roots), default=0)
     if size < LEAST_DISK_GIB:
-        fix = f"write VolumeSize: {LEAST_DISK_GIB} or more"
-        yield f"{place}.node_config.BlockDeviceMappings: a disk of {size} GiB is too small; {fix}"
+        fix = f"write VolumeSize: {LEAST_DISK_GIB} or more for {' or '.join(roots)}"
+        yield f"{place}.node_config.BlockDeviceMappings: a system disk of {size} GiB is too small; {fix}"
 
 
 def _profiles(file: ClusterFile) -> Iterator[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from raytrain.cluster.file import ClusterFile
+from raytrain.cluster.file import ClusterFile, at
 from raytrain.storage import expanded
 
 PLACEHOLDER = "CHANGE-ME"
@@ -18,11 +18,10 @@ TOKEN = "~/.ray/auth_token"
 SECRETS = {
     "an AWS access key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
     "an AWS secret key": r"(?i)aws_?secret_?access_?key['\"]?\s*[:=]\s*['\"]?[^\s'\"$]",
-    "an AWS session token": r"(?i)aws_?session_?token['\"]?\s*[:=]\s*['\"]?[^\s'\"$]",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY",
-    "Ray's token": r"RAY_AUTH_TOKEN=['\"]?[^\s'\"$]",
+    "a token, secret or key": r"(?i)(?:token|secret|api_?key)['\"]?\s*[:=]\s*['\"]?[^\s'\"$~/]",
     "a password": r"(?i)\b\w*password['\"]?\s*[:=]\s*['\"]?[^\s'\"$]",
-    "an address with a password": r"://[^\s/:@'\"]+:[^\s/@'\"$]+@",
+    "an address with a password": r"://[^\s/:@'\"]*:(?!\$\w+@|\$\{\w+\}@)[^\s/@'\"]+@",
 }
 
 
@@ -32,6 +31,9 @@ def common_mistakes(file: ClusterFile) -> Iterator[str]:
     yield from _secrets(file)
     yield from _shipped(file)
     yield from _token(file)
+    key = at(file.config, "auth", "ssh_private_key")
+    if key is not None and not os.path.isfile(expanded(key)):
+        yield f"auth.ssh_private_key: there is no {key} here; correct it, or leave it out on AWS and Ray makes a pair"
     idle = file.config.get("idle_timeout_minutes", 5)
     if not idle > 0:
         yield f"idle_timeout_minutes: {idle} ends workers between two trials; give minutes above 0, such as 5"

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from raytrain.cluster.common import PLACEHOLDER
 from raytrain.cluster.file import ClusterFile, at
 
 
@@ -16,6 +17,8 @@ def onprem_mistakes(file: ClusterFile) -> Iterator[str]:
     if not head or not workers:
         yield "provider: head_ip and worker_ips are needed; write the machines' private addresses"
         return
+    if not re.fullmatch(r"[\d.]+|[\da-fA-F:]+", str(head)) and PLACEHOLDER not in str(head):
+        yield f"provider.head_ip: {head} is a name, and MLflow listens on an address; write the machine's, in digits"
     for address, count in Counter([str(head), *map(str, workers)]).items():
         if count > 1:
             yield f"provider: {address} is named {count} times; each machine is one node"
@@ -28,8 +31,8 @@ def onprem_mistakes(file: ClusterFile) -> Iterator[str]:
     least, most = file.config.get("min_workers", len(workers)), file.config.get("max_workers", len(workers))
     if not 0 <= least <= most:
         yield f"min_workers: {least} is more than max_workers, {most}; correct one of them"
-    if most > len(workers):
-        yield f"max_workers: {most}, but there are {len(workers)} worker_ips; write {len(workers)} or add machines"
+    if most != len(workers):
+        yield f"max_workers: {most}, but there are {len(workers)} worker_ips; write {len(workers)}"
     if file.types:
         yield "available_node_types: Ray refuses them with provider local; take them out"
     for named in re.findall(r"\bHEAD_IP=([^\s'\";]+)", "\n".join(file.commands("setup_commands"))):

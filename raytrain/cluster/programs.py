@@ -129,8 +129,9 @@ def _ray(file: ClusterFile) -> Iterator[str]:
 
 
 def _mlflow(file: ClusterFile) -> Iterator[str]:
-    if "MLFLOW_TRACKING_URI=" not in "\n".join(file.commands(*EVERYWHERE)):
-        yield "setup_commands: MLFLOW_TRACKING_URI is not set, and nodes cannot share a file; export its address"
+    addresses = re.findall(r"MLFLOW_TRACKING_URI=['\"]?(\S*)", "\n".join(file.commands(*EVERYWHERE)))
+    if not addresses or not all(address.startswith(("http://", "https://", "$")) for address in addresses):
+        yield "setup_commands: MLFLOW_TRACKING_URI is not set to http://..., and nodes cannot share a file; export it"
         return
     for command in file.commands("head_start_ray_commands"):
         if "raytrain.tracking serve" not in command and "mlflow server" not in command:
