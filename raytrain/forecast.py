@@ -161,6 +161,8 @@ def trial_seconds(plan: Plan, corpus: Corpus, gang: Gang, benches: Sequence[str]
     from raytrain.data.batches import EvaluationBatches
 
     figures = [read_figures(reference) for reference in benches]
+    if gang.on_gpus and gang.gpus < 1:
+        return None, ["trials that share a GPU are slower than the one that a bench measures, nobody knows by how much"]
     known: dict[str, float] = {}
     unknown: list[str] = []
     for config in plan.bases.values():

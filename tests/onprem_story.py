@@ -89,9 +89,9 @@ def play(site: OnPrem, story: Story) -> None:
         site.user(f"ray down --yes {FILE}")
     with story.part("workers until they have ended"):
         wait_until(lambda: not any(raylet(site.lab.hosts[name]) for name in HOSTS), PATIENCE_S, "end of Ray")
-    with story.part("their other processes until they have ended"):
-        with suppress(TimeoutError):  # the test names what is left
-            wait_until(lambda: not rays(site), AGENTS_S, "end of Ray's processes")
+    # if it takes too long, the test names what is left
+    with story.part("their other processes until they have ended"), suppress(TimeoutError):
+        wait_until(lambda: not rays(site), AGENTS_S, "end of Ray's processes")
     story.after_down = {name: [line(process) for process in site.lab.hosts[name].processes()] for name in HOSTS}
     story.objects = objects(s3, BUCKET)
     variables = f"AWS_REGION=us-east-1 AWS_ENDPOINT_URL_S3={site.endpoint}"

@@ -141,10 +141,10 @@ def dry_run(
         (
             64,
             ["--num-samples", "128", "--workers-per-trial", "2", "--gpus-per-worker", "0"],
-            45,
-            "90 of 384 CPUs that the cluster may have; 0 CPUs are up; the memory of this machine carries no more",
+            40,
+            "80 of 384 CPUs that the cluster may have; 0 CPUs are up; the memory of this machine carries no more",
         ),
-        # 45 gangs fit into the head's memory, but 24 workers with 5 GPUs never fit on 8 nodes with 8
+        # 40 gangs fit into the head's memory, but 24 workers with 5 GPUs never fit on 8 nodes with 8
         (64, ["--num-samples", "9", "--gpus-per-worker", "5", "--workers-per-trial", "2"], 4, "8 of 384 CPUs and 40"),
         (64, ["--num-samples", "128", "--gpus-per-worker", "0.5"], 128, "128 of 384 CPUs and 64 of 64 GPUs"),
         (64, ["--num-samples", "128", "--workers-per-trial", "1", "--max-concurrent", "5"], 5, "5 of 384 CPUs"),
@@ -200,6 +200,15 @@ def test_what_never_fits_is_refused(dry_run: Callable[..., tuple[int, str]]) -> 
     status, output = dry_run(8, "--gpus-per-worker", "2")
     assert status == 2
     assert "a run needs 1 x (1 CPU and 2 GPU), but only 0 of these workers fit" in output
+
+
+def test_trials_that_share_a_gpu_are_not_foretold(dry_run: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    """A bench has its GPU alone."""
+    file = write_bench(tmp_path / "bench.json", tiny_config("hybrid"))
+    status, output = dry_run(8, "--gpus-per-worker", "0.25", "--num-samples", "40", "--bench", file)
+    assert status == 0, output
+    assert "hours: unknown\ntrials that share a GPU are slower" in output
+    assert "32 at a time" in output
 
 
 def test_a_dry_run_starts_and_records_nothing(dry_run: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
