@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,10 @@ def stated_types() -> tuple[tuple[dict[str, float], int], ...]:
     try:
         kinds = typed(parse_json(text), list[dict[str, float]], "it")
         found = tuple(({name: kind[name] for name in kind if name != "nodes"}, int(kind["nodes"])) for kind in kinds)
-        if any(count < 1 or not resources or min(resources.values()) < 0 for resources, count in found):
+        if any(count < 1 or not resources for resources, count in found):
             raise ValueError("there must be a node of each kind, and something on it")
+        if not all(0 <= amount < math.inf for resources, _ in found for amount in resources.values()):
+            raise ValueError("what is on a node must be a number of at least 0")
         return found
     except (ValueError, KeyError, OverflowError) as error:
         what = "a kind has no number of nodes" if isinstance(error, KeyError) else error
