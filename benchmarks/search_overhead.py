@@ -69,8 +69,8 @@ def train_once(values: dict[str, Any]) -> None:
     from ray import train as ray_train
     from ray.train.torch import get_device
 
-    from raytrain.trainer import World
-    from raytrain.workers import Job, run
+    from raytrain.training.trainer import World
+    from raytrain.training.worker import Job, run
 
     context = ray_train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
@@ -86,24 +86,24 @@ def plain_pattern(workers: int, trials: int) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
     from ray.tune.search import Searcher
 
-    from raytrain.config import flatten, identity, to_dict
-    from raytrain.session import open_session
-    from raytrain.tracking import Experiment
+    from raytrain.config.schema import flatten, identity, to_dict
+    from raytrain.runs.workspace import open_workspace
+    from raytrain.tracking.runs import Experiment
+    from raytrain.training.worker import Job
     from raytrain.tune import read_command
-    from raytrain.workers import Job
 
     _, _, bases, _ = read_command(["hybrid", *TINY], has_gpus=False)
     config = bases["hybrid"]
-    session = open_session(config, None)
-    experiment = Experiment.open(session.tracking_uri, "raytrain", session.artifact_root())
+    workspace = open_workspace(config, None)
+    experiment = Experiment.open(workspace.tracking_uri, "raytrain", workspace.artifact_root())
     jobs = []
     for number in range(trials):
         run = experiment.open_run(
             identity(config, str(number)), f"{number:03}", parent="0" * 32, config=to_dict(config),
             parameters=flatten(config), tags={},
         )  # fmt: skip
-        place = session.storage.uri(f"{number:03}")
-        jobs.append(asdict(Job(to_dict(config), session.corpus_address(), place, asdict(run), CPUS_PER_WORKER)))
+        place = workspace.storage.uri(f"{number:03}")
+        jobs.append(asdict(Job(to_dict(config), workspace.corpus_address(), place, asdict(run), CPUS_PER_WORKER)))
     admitted: list[float] = []
     storage = str(Path("ray").resolve())
 

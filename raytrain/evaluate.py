@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from raytrain.cli import parse_options
-from raytrain.config import from_dict
+from raytrain.config.cli import parse_options
+from raytrain.config.schema import from_dict
 from raytrain.data.corpus import Corpus
 from raytrain.data.vocabulary import STOP
-from raytrain.errors import UserError, run_command
 from raytrain.storage import check_output
+from raytrain.utils.errors import UserError, run_command
 
 if TYPE_CHECKING:
+    from raytrain.analysis.evaluation import Task, Totals
     from raytrain.data.batches import EvaluationBatches
-    from raytrain.evaluation import Task, Totals
     from raytrain.models import Model
-    from raytrain.tracking import Run
+    from raytrain.tracking.runs import Run
 
 
 @dataclass
@@ -73,14 +73,14 @@ def main() -> None:
     check_options(options)
     output = output_file(options)
 
-    from raytrain.data.store import address, publish
-    from raytrain.evaluation import Task
-    from raytrain.evaluation_table import summary
-    from raytrain.models import from_checkpoint
-    from raytrain.reference import open_checkpoint
-    from raytrain.session import corpus_of, open_storage_root
+    from raytrain.analysis.evaluation import Task
+    from raytrain.analysis.evaluation_table import summary
+    from raytrain.data.cache import address, publish
+    from raytrain.runs.references import from_checkpoint, resolve
+    from raytrain.runs.workspace import corpus_of
+    from raytrain.storage import open_storage_root
 
-    found = open_checkpoint(options.checkpoint)
+    found = resolve(options.checkpoint)
     stored = found.stored
     config = from_dict(stored.config)
     storage = open_storage_root(options.storage)
@@ -155,7 +155,7 @@ def evaluate_here(model: Model, task: Task, batches: EvaluationBatches) -> Total
     from rich.console import Console
     from rich.progress import Progress
 
-    from raytrain.evaluation import evaluate
+    from raytrain.analysis.evaluation import evaluate
 
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -171,7 +171,8 @@ def evaluate_on_cluster(task: Task, tensors: dict[str, Any], options: EvaluateOp
     """
     import ray
 
-    from raytrain.resources import Gang, connect, read_cluster
+    from raytrain.cluster.resources import connect, read_cluster
+    from raytrain.config.workers import WorkerSpec
 
     connect(options.address)
     cluster = read_cluster()
@@ -179,7 +180,7 @@ def evaluate_on_cluster(task: Task, tensors: dict[str, Any], options: EvaluateOp
     cpus, gpus = 1.0, 1.0 if cluster.has_gpus else 0.0
     if not cluster.has_gpus:
         cpus = max(1.0, min(cluster.total("CPU") // options.workers, max(node.get("CPU", 0.0) for node in nodes)))
-    cluster.admit(Gang(1, cpus, gpus), 1, head_memory=float("inf"))
+    cluster.admit(WorkerSpec(1, cpus, gpus), 1, head_memory=float("inf"))
     device = "cuda" if gpus else "cpu"
     share = ray.remote(num_cpus=cpus, num_gpus=gpus)(type(task).share)
     weights = ray.put(tensors)
@@ -191,9 +192,9 @@ def measure_texts(
     options: EvaluateOptions, model: Model, corpus: Corpus, batches: EvaluationBatches
 ) -> dict[str, Any] | None:
     """Measures of texts that the model writes and, to hold them against, of as many texts of the split."""
+    from raytrain.analysis.text_metrics import text_metrics
     from raytrain.data.batches import EvaluationBatches
-    from raytrain.models import sample
-    from raytrain.text_measures import text_measures
+    from raytrain.models.sampling import sample
 
     if options.samples == 0:
         return None
@@ -201,7 +202,7 @@ def measure_texts(
     chosen = EvaluationBatches(batches.samples.split, batches.config, options.samples)
     rows = [row for batch in chosen.batches() for row in batch.tokens.tolist()]
     real = [bytes(token for token in row if token < STOP) for row in rows]
-    return text_measures({"model": written, "split": real}, corpus.split("train").stream)
+    return text_metrics({"model": written, "split": real}, corpus.split("train").stream)
 
 
 # --------------------------------------------------------------------------------------------- logging
@@ -211,8 +212,8 @@ def log_result(run: Run, result: dict[str, Any]) -> None:
     """Log every single figure as a metric at the checkpoint's step, and all of the result as a JSON artifact."""
     from mlflow.entities import Metric
 
-    from raytrain.tracking.history import CORPUS
-    from raytrain.tracking.server import connect, patiently
+    from raytrain.tracking.client import connect, patiently
+    from raytrain.tracking.queries import CORPUS
 
     client = connect(run.uri)
     trained_on = patiently(lambda: client.get_run(run.run_id)).data.tags.get(CORPUS)

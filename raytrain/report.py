@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from raytrain.cli import parse_options
-from raytrain.errors import UserError, run_command
+from raytrain.config.cli import parse_options
+from raytrain.utils.errors import UserError, run_command
 
 if TYPE_CHECKING:
-    from raytrain.reference import Found
+    from raytrain.runs.references import ResolvedModel
 
 PAPER = ("paper_fig3", "paper_fig4", "paper_fig5", "paper_fig6", "paper_tweets")
 
@@ -107,13 +107,13 @@ def main() -> None:
 def report_run(action: str, words: list[str]) -> None:
     """Figures of the run that a checkpoint belongs to."""
     options = parse_options(f"raytrain.report {action}", RunOptions, words)
-    from raytrain.config import from_dict
-    from raytrain.models import from_checkpoint
-    from raytrain.reference import open_checkpoint
-    from raytrain.run_report import write_run_report
-    from raytrain.session import corpus_of, open_storage_root
+    from raytrain.analysis.run_report import write_run_report
+    from raytrain.config.schema import from_dict
+    from raytrain.runs.references import from_checkpoint, resolve
+    from raytrain.runs.workspace import corpus_of
+    from raytrain.storage import open_storage_root
 
-    found = open_checkpoint(options.checkpoint)
+    found = resolve(options.checkpoint)
     config = from_dict(found.stored.config)
     storage = open_storage_root(options.storage)
     corpus = corpus_of(found.stored, storage, options.data, options.data_path, options.data_field)
@@ -129,9 +129,9 @@ def report_run(action: str, words: list[str]) -> None:
 def report_search(action: str, words: list[str]) -> None:
     """Figures and the page of a search."""
     options = parse_options(f"raytrain.report {action}", SearchOptions, words)
-    from raytrain.search_report import write_search_report
-    from raytrain.tracking import check_tracking, tracking_uri
-    from raytrain.tracking.history import find_search
+    from raytrain.analysis.search_report import write_search_report
+    from raytrain.tracking.client import check_tracking, tracking_uri
+    from raytrain.tracking.queries import find_search
 
     check_tracking(uri := tracking_uri())
     search = find_search(uri, options.experiment, options.name)
@@ -143,8 +143,8 @@ def report_search(action: str, words: list[str]) -> None:
 def report_paper(action: str, words: list[str]) -> None:
     """A figure of the paper, and the tables of samples that belong to it."""
     options = parse_options(f"raytrain.report {action}", PaperOptions, words)
-    from raytrain.paper_report import collect, find_searches, write_paper_figure
-    from raytrain.tracking import check_tracking, tracking_uri
+    from raytrain.analysis.paper_report import collect, find_searches, write_paper_figure
+    from raytrain.tracking.client import check_tracking, tracking_uri
 
     check_tracking(uri := tracking_uri())
     found = find_searches(uri, options.experiment, action, options.search)
@@ -163,12 +163,11 @@ def report_bios(action: str, words: list[str]) -> None:
     for name in ("num", "seed"):
         if (value := getattr(options, name)) < (least := 1 if name == "num" else 0):
             raise UserError(f"--{name} is {value}: must be at least {least}")
-    from raytrain.models import from_checkpoint
+    from raytrain.analysis.run_report import bios_table
     from raytrain.models.byte_lstm import ByteLstm
-    from raytrain.reference import open_checkpoint
-    from raytrain.run_report import bios_table
+    from raytrain.runs.references import from_checkpoint, resolve
 
-    found = open_checkpoint(options.checkpoint)
+    found = resolve(options.checkpoint)
     model = from_checkpoint(found.stored)
     if not isinstance(model, ByteLstm):
         name = found.stored.config["model"]["name"]
@@ -187,11 +186,11 @@ def report_bios(action: str, words: list[str]) -> None:
 # ----------------------------------------------------------------------------------------- where to
 
 
-def default_folder(found: Found, reference: str) -> Path:
+def default_folder(found: ResolvedModel, reference: str) -> Path:
     """Beside the checkpoints of a run of this machine, otherwise a folder here that is named after the reference."""
-    place = found.stored.uri
-    if "://" not in place and Path(place).parent.name == "checkpoints":
-        return Path(place).parent.parent / "figures"
+    location = found.stored.uri
+    if "://" not in location and Path(location).parent.name == "checkpoints":
+        return Path(location).parent.parent / "figures"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", reference.removesuffix("/").rpartition("/")[2]).strip("-.")
     return Path(f"report-{name or 'checkpoint'}")
 

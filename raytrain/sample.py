@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from raytrain.cli import parse_options
-from raytrain.errors import UserError, run_command
+from raytrain.config.cli import parse_options
+from raytrain.utils.errors import UserError, run_command
 
 if TYPE_CHECKING:
-    from raytrain.models import Model, Sample
+    from raytrain.models import Model
+    from raytrain.models.sampling import Sample
 
 
 @dataclass
@@ -64,10 +65,10 @@ def main() -> None:
 
     import torch
 
-    from raytrain import models
-    from raytrain.reference import open_checkpoint
+    from raytrain.runs import references as models
+    from raytrain.runs.references import resolve
 
-    model = models.from_checkpoint(open_checkpoint(options.checkpoint).stored)
+    model = models.from_checkpoint(resolve(options.checkpoint).stored)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     line = as_json if options.format == "jsonl" else as_line
     for item in draw(model, options, texts):
@@ -96,19 +97,19 @@ def check(options: SampleOptions) -> None:
         raise UserError("--prefix is for samples: leave it out with --interpolate and --reconstruct")
 
 
-def read_texts(place: str) -> list[bytes]:
+def read_texts(location: str) -> list[bytes]:
     """The lines of a file, or of standard input if it is ``-``; empty ones are left out.
 
     Raises:
         UserError: the file cannot be read, or holds no text.
     """
     try:
-        data = sys.stdin.buffer.read() if place == "-" else Path(place).read_bytes()
+        data = sys.stdin.buffer.read() if location == "-" else Path(location).read_bytes()
     except OSError as error:
-        raise UserError(f"--reconstruct cannot read {place}: {error.strerror}") from None
+        raise UserError(f"--reconstruct cannot read {location}: {error.strerror}") from None
     texts = [text for line in data.split(b"\n") if (text := line.removesuffix(b"\r"))]
     if not texts:
-        raise UserError(f"--reconstruct {place} holds no text: give one text a line")
+        raise UserError(f"--reconstruct {location} holds no text: give one text a line")
     return texts
 
 
@@ -118,7 +119,7 @@ def draw(model: Model, options: SampleOptions, texts: list[bytes]) -> list[Sampl
     Raises:
         UserError: the model has no latent code, or a length or text does not fit.
     """
-    from raytrain.models import interpolate, reconstruct, sample
+    from raytrain.models.sampling import interpolate, reconstruct, sample
 
     greedy = options.interpolate is not None or bool(texts)
     temperature = (0.0 if greedy else 1.0) if options.temperature is None else options.temperature
@@ -143,14 +144,14 @@ def draw(model: Model, options: SampleOptions, texts: list[bytes]) -> list[Sampl
 
 def as_line(item: Sample) -> str:
     """A sample as one line for the eye."""
-    from raytrain.models import one_line, readable
+    from raytrain.utils.text import one_line, readable
 
     return one_line(readable(item.text))
 
 
 def as_json(item: Sample) -> str:
     """A sample as a JSON object in one line."""
-    from raytrain.models import readable
+    from raytrain.utils.text import readable
 
     return json.dumps(
         {

@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 
-from raytrain.presets import SMALL_BUDGET
+from raytrain.config.presets import SMALL_BUDGET
 
 MODELS = ("hybrid", "lstm_vae")
 PRESET = "paper-ptb"

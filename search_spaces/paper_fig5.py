@@ -6,7 +6,7 @@ from typing import Any
 
 import optuna
 
-from raytrain.presets import SMALL_BUDGET
+from raytrain.config.presets import SMALL_BUDGET
 
 MODELS = ("hybrid",)
 PRESET = "paper-ptb"

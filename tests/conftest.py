@@ -12,12 +12,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-from raytrain import storage
-from raytrain.config import ByteLstmConfig, HybridConfig, LstmVaeConfig, RunConfig
+from raytrain.config.models import ByteLstmConfig, HybridConfig, LstmVaeConfig
+from raytrain.config.schema import RunConfig
 from raytrain.data.corpus import Corpus, CorpusWriter
+from raytrain.storage import base as storage
 
 # a test whose storage fails for good need not wait as long as a run does
 storage.PATIENCE_S = 2.0
+
+pytest_plugins = [
+    "tests.support.browser",
+    "tests.support.machine",
+    "tests.support.metadata_server",
+    "tests.support.mlflow_server",
+    "tests.support.postgres_server",
+    "tests.support.s3_server",
+]
+"""Servers and machines that tests ask for by a fixture's name."""
 
 TINY_MODELS = {
     "hybrid": HybridConfig((16, 32), (32, 16), latent=8, hidden=32),

@@ -17,8 +17,8 @@ import sys
 from typing import Any
 
 from raytrain.bench.options import parse_command
-from raytrain.config import flatten
-from raytrain.errors import run_command
+from raytrain.config.schema import flatten
+from raytrain.utils.errors import run_command
 
 
 def main() -> None:
@@ -31,8 +31,8 @@ def main() -> None:
     from raytrain.bench.measure import measure
     from raytrain.bench.table import summary
     from raytrain.data.prepare import prepare
-    from raytrain.session import check_samples
     from raytrain.storage import open_file
+    from raytrain.training.checks import check_samples
 
     config = options.config
     corpus = prepare(config.data, path=config.data_path, field=config.data_field)
@@ -41,8 +41,8 @@ def main() -> None:
     with pinned(options.threads, options.cores):
         result = measure(options, corpus, device, lambda line: print(line, flush=True))
     if options.output is not None:
-        place, name = open_file(options.output)
-        place.write(name, (json.dumps(result, indent=2) + "\n").encode())
+        location, name = open_file(options.output)
+        location.write(name, (json.dumps(result, indent=2) + "\n").encode())
     print(summary(result), end="")
     if options.output is not None:
         print(f"written: {options.output}")
@@ -54,10 +54,10 @@ def log_result(result: dict[str, Any], experiment: str, storage: str | None) -> 
     """Log medians as metrics of a new MLflow run, and all as its artifact; returns how to see it."""
     from mlflow.entities import Metric
 
-    from raytrain.config import from_dict
-    from raytrain.session import ARTIFACTS, open_storage_root
-    from raytrain.tracking import Experiment, tracking_uri
-    from raytrain.tracking.server import connect, patiently
+    from raytrain.config.schema import from_dict
+    from raytrain.storage import ARTIFACTS, open_storage_root
+    from raytrain.tracking.client import connect, patiently, tracking_uri
+    from raytrain.tracking.runs import Experiment
 
     payload = json.dumps(result, sort_keys=True).encode()
     run = Experiment.open(tracking_uri(), experiment, open_storage_root(storage).uri(ARTIFACTS)).open_run(

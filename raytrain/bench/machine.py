@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from raytrain.bench.blocks import Series
+from raytrain.bench.rounds import Series
 
 QUIET_SPREAD = 0.1
 """Most that the rate of one matrix product may vary, largest against smallest, on a machine that counts as quiet."""

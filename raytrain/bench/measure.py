@@ -12,18 +12,18 @@ from typing import Any, Protocol
 
 import torch
 
-from raytrain.bench import on_ray
-from raytrain.bench.blocks import Contender, Measured, take_turns
-from raytrain.bench.ceiling import Ceiling, ceilings
+from raytrain.bench import ray_train as on_ray
+from raytrain.bench.checkpointing import Sampling, Saving
 from raytrain.bench.machine import NoiseWatch, describe
 from raytrain.bench.options import BenchOptions
-from raytrain.bench.saving import Sampling, Saving
+from raytrain.bench.peak import Ceiling, ceilings
+from raytrain.bench.rounds import Contender, Measured, take_turns
 from raytrain.bench.scaling import Scaling, measure_memory
 from raytrain.bench.steps import Data, Evaluation, Steps
-from raytrain.config import override, to_dict
+from raytrain.config.schema import override, to_dict
 from raytrain.data.corpus import Corpus
-from raytrain.forecast import run_seconds
-from raytrain.session import open_storage_root
+from raytrain.search.forecast import run_seconds
+from raytrain.storage import open_storage_root
 
 
 class Part(Protocol):

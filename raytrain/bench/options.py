@@ -7,11 +7,12 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from raytrain.cli import Choice, OneLineParser, default_config, parse_choice, parse_options
-from raytrain.config import RunConfig, override
-from raytrain.presets import full_size
-from raytrain.session import open_storage_root
-from raytrain.storage import check_output, check_writable, expanded, open_file
+from raytrain.config.cli import Choice, OneLineParser, default_config, parse_choice, parse_options
+from raytrain.config.presets import full_size
+from raytrain.config.schema import RunConfig, override
+from raytrain.storage import check_output, open_file, open_storage_root
+from raytrain.storage.check import check_writable
+from raytrain.utils.files import expanded
 
 SECTIONS = ("ceiling", "step", "plain", "ddp", "ray", "checkpoint", "sampling", "data", "memory")
 PRECISIONS = ("float32", "bfloat16")
@@ -59,7 +60,7 @@ def parse_command(arguments: list[str]) -> BenchOptions:
     import torch
 
     from raytrain.data.batches import rank_groups
-    from raytrain.trainer import resolve_precision
+    from raytrain.training.trainer import resolve_precision
 
     cuda = torch.cuda.is_available()
     config = default_config(choice, full_size(choice.model) if cuda else "laptop")
@@ -167,9 +168,9 @@ def _checked(storage: str | None) -> str | None:
 def _writable(output: str | None) -> str | None:
     """``output``, which nothing keeps from being written when all is measured."""
     if output is not None:
-        place, _ = open_file(output)
-        if place.folder is None:
-            check_writable(place)
+        location, _ = open_file(output)
+        if location.folder is None:
+            check_writable(location)
         else:
             check_output(expanded(output))
     return output

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from raytrain.bench.blocks import Contender, Measured, ratio
-from raytrain.bench.torchrun import WorkerGroup
-from raytrain.config import RunConfig, override, to_dict
+from raytrain.bench.rounds import Contender, Measured, ratio
+from raytrain.bench.torchrun import TorchrunGroup
+from raytrain.config.schema import RunConfig, override, to_dict
 from raytrain.data.corpus import Corpus
 
 
@@ -40,7 +40,7 @@ class Scaling:
         self.oversubscribed = [size for size in workers if device.type != "cuda" and size > len(cores)]
         wanted = {(1, threads)} | {(size, self.threads[size]) for size in workers}
         wanted |= {(1, self.threads[size]) for size in workers}
-        self.groups = {key: stack.enter_context(WorkerGroup(key[0], key[1], cores)) for key in sorted(wanted)}
+        self.groups = {key: stack.enter_context(TorchrunGroup(key[0], key[1], cores)) for key in sorted(wanted)}
         self.all = (1, threads)
         self.count = 1
         first = self._ask(self.all, config, 0)
@@ -98,7 +98,7 @@ def measure_memory(
     """The most memory that training takes, each config in a process of its own."""
     rows = []
     for config in configs:
-        with WorkerGroup(1, threads, cores, torchrun=False) as group:
+        with TorchrunGroup(1, threads, cores, torchrun=False) as group:
             command = {"do": "memory", "config": to_dict(config), "corpus": str(corpus.path)}
             peak = group.ask(command)[0]
         rows.append({"batch_size": config.batch_size, "precision": config.precision, "peak_bytes": peak})

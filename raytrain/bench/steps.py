@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from raytrain.bench.blocks import Contender, Measured, ratio, repeat, synchronise
-from raytrain.bench.ceiling import ceilings
-from raytrain.bench.operations import count_operations
-from raytrain.bench.plain import PlainTrainer
-from raytrain.config import RunConfig, override
+from raytrain.bench.baseline import PlainTrainer
+from raytrain.bench.flops import count_operations
+from raytrain.bench.peak import ceilings
+from raytrain.bench.rounds import Contender, Measured, ratio, repeat, synchronise
+from raytrain.config.schema import RunConfig, override
 from raytrain.data.batches import EVALUATION_GROUPS, Batch, EvaluationBatches, TrainingBatches
 from raytrain.data.corpus import Corpus
-from raytrain.trainer import Trainer, World
+from raytrain.training.trainer import Trainer, World
 
 MOST_STEPS = 200
 """Steps of a block at most."""

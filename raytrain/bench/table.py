@@ -5,7 +5,7 @@ from __future__ import annotations
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from raytrain.progress import duration
+from raytrain.utils.text import duration
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -5,20 +5,21 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from raytrain.config import RunConfig, override
+from raytrain.config.schema import RunConfig, override
 from raytrain.data.corpus import Corpus
-from raytrain.loop import Report, train
-from raytrain.storage import Storage
-from raytrain.trainer import World
+from raytrain.storage.base import Storage
+from raytrain.training.loop import train
+from raytrain.training.reporters import Reporter
+from raytrain.training.trainer import World
 
 RECORDS = 10
 """Records of metrics in a timed run."""
 
 
-class TimedReport:
+class TimedReporter:
     """Passes everything on, and takes the time that it takes."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Reporter) -> None:
         self.report = report
         self.moments: list[float] = []
         """When each record came."""
@@ -48,14 +49,14 @@ class TimedReport:
 
 
 def timed_train(
-    config: RunConfig[Any], corpus: Corpus, world: World, storage: Storage, report: Report
+    config: RunConfig[Any], corpus: Corpus, world: World, storage: Storage, report: Reporter
 ) -> dict[str, float]:
     """Run the loop; returns what rank 0 saw, and nothing on the others.
 
     ``seconds`` is the time of a step from the first record to the last but one, since an evaluation comes before the
     last. ``config`` makes ``RECORDS`` records.
     """
-    timed = TimedReport(report)
+    timed = TimedReporter(report)
     train(config, corpus, world, storage, timed)
     if world.rank != 0:
         return {}

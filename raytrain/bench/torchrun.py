@@ -17,7 +17,7 @@ START_S = 300.0
 """Longest that workers may take to start."""
 
 
-class WorkerGroup:
+class TorchrunGroup:
     """Processes of ``raytrain.bench.worker``, each with its own cores."""
 
     def __init__(self, workers: int, threads: int, cores: list[int], torchrun: bool = True) -> None:
@@ -43,7 +43,7 @@ class WorkerGroup:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         self._streams: list[Any] = []
 
-    def __enter__(self) -> WorkerGroup:
+    def __enter__(self) -> TorchrunGroup:
         deadline = time.monotonic() + START_S
         while len(self._streams) < self.workers:
             try:

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raytrain.trainer import Trainer, World
+    from raytrain.training.trainer import Trainer, World
 
 WARM_UP = 2
 """Steps before any are timed."""
@@ -36,7 +36,7 @@ class Worker:
 
     def steps(self, command: dict[str, Any]) -> dict[str, Any]:
         """Do ``count`` training steps from ``first``; returns seconds and bytes of text."""
-        from raytrain.bench.blocks import synchronise
+        from raytrain.bench.rounds import synchronise
 
         trainer = self._trainer(command)
         self._meet()
@@ -52,15 +52,15 @@ class Worker:
     def loop(self, command: dict[str, Any]) -> dict[str, Any]:
         """Run the whole loop; returns what ``timed_train`` does."""
         from raytrain.bench.timed import timed_train
-        from raytrain.config import from_dict
+        from raytrain.config.schema import from_dict
         from raytrain.data.corpus import Corpus
-        from raytrain.loop import PrintReport
         from raytrain.storage import open_storage
+        from raytrain.training.reporters import PrintReporter
 
         config = from_dict(command["config"])
         with tempfile.TemporaryDirectory(prefix="raytrain-bench-") as folder:
             return timed_train(
-                config, Corpus.open(command["corpus"]), self.world, open_storage(folder), PrintReport(config)
+                config, Corpus.open(command["corpus"]), self.world, open_storage(folder), PrintReporter(config)
             )
 
     def memory(self, command: dict[str, Any]) -> dict[str, Any]:
@@ -71,9 +71,9 @@ class Worker:
         return dict(peak_memory(self.world.device))
 
     def _trainer(self, command: dict[str, Any]) -> Trainer:
-        from raytrain.config import from_dict
+        from raytrain.config.schema import from_dict
         from raytrain.data.corpus import Corpus
-        from raytrain.trainer import Trainer
+        from raytrain.training.trainer import Trainer
 
         key = json.dumps(command["config"])
         if key not in self.trainers:
@@ -99,7 +99,7 @@ def main() -> None:
 
     import torch
 
-    from raytrain.loop import torchrun_world
+    from raytrain.training.torchrun import torchrun_world
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     with torchrun_world() as world, socket.socket(socket.AF_UNIX) as connection:

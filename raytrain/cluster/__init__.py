@@ -2,6 +2,4 @@
 
 from __future__ import annotations
 
-from raytrain.cluster.check import check, summary
-
 __all__ = ["check", "summary"]

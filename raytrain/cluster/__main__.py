@@ -11,10 +11,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from raytrain.cli import OneLineParser
 from raytrain.cluster.check import check, summary
-from raytrain.cluster.file import read_file
-from raytrain.errors import run_command
+from raytrain.cluster.check.file import read_file
+from raytrain.config.cli import OneLineParser
+from raytrain.utils.errors import run_command
 
 
 def main(arguments: list[str] | None = None) -> None:

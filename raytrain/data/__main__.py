@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from raytrain.cli import OneLineParser
+from raytrain.config.cli import OneLineParser
 from raytrain.data.corpus import Corpus, Split
 from raytrain.data.prepare import prepare
-from raytrain.errors import run_command
+from raytrain.utils.errors import run_command
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 NUM_SAMPLES = 5

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raytrain.config import RunConfig
+from raytrain.config.schema import RunConfig
 from raytrain.data.corpus import Corpus, Split
 from raytrain.data.vocabulary import PAD, STOP
-from raytrain.errors import UserError
+from raytrain.utils.errors import UserError
 
 BUCKET_WIDTH = 16
 """Documents whose numbers of symbols round up to the same multiple of this share batches."""

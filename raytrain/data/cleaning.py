@@ -23,16 +23,21 @@ CLEAN_RULES = (
     "mentions become @userid",
     "exact duplicates dropped",
 )
-
 _INVALID = re.compile("[\udc80-\udcff]+")
+
+
 # Bounded, and closed by a semicolon: "AT&T" is no entity, and a long run of digits must not reach int().
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _ENTITY_PASSES = 8
+
+
 # A bare "http", "https:" or "https:/…" is what is left of a link that was cut off or masked.
 _LINK = re.compile(
     r"https?://\S+|(?<!\w)www\.\S+|(?<!\w)https?(?!\w)(?::/{0,2})?(?:…|\.\.\.)?",
     re.IGNORECASE,
 )
+
+
 # Not after a word character: that is an e-mail address.
 _MENTION = re.compile(r"(?<!\w)@[A-Za-z0-9_]+")
 

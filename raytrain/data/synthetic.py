@@ -34,6 +34,8 @@ DOCUMENTS: dict[SplitName, int] = {"train": 60_000, "valid": 4_000, "test": 4_00
 """Documents of each split of the default corpus."""
 LONGEST = 127
 """Bytes of the longest document at most."""
+
+
 # Part of what a seed means: random numbers are drawn for so many documents at a time.
 _BLOCK = 4096
 

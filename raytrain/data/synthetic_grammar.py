@@ -37,7 +37,6 @@ WORDS: dict[str, str] = {
     "activity": "reading|cooking|sleeping|dancing|drawing|hiking|gaming|baking|gardening|knitting",
 }
 """Zipf-like choices, the most likely first."""
-
 NUMBERS: dict[str, str] = {
     "day": "Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday",
     "hour": "1|2|3|4|5|6|7|8|9|10|11|12",
@@ -47,7 +46,6 @@ NUMBERS: dict[str, str] = {
     "count": "|".join(str(count) for count in range(10, 100)),
 }
 """Uniform choices."""
-
 ADDRESS: tuple[tuple[str, float], ...] = (("", 0.66), ("@userid ", 0.24), ("RT @userid: ", 0.1))
 EXCLAMATION: tuple[tuple[str, float], ...] = (
     ("", 0.8),
@@ -69,7 +67,6 @@ COMMON_TAGS = "life|mood|today|tbt|fail|win|photo|lol"
 NO_EMOJI = 0.5
 NO_TAG = 0.5
 NO_COMMON_TAG = 0.7
-
 TOPICS: dict[str, str] = {
     "weather": """
         ☀️|🌧️|❄️|🌈

@@ -5,19 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from raytrain.config import ByteLstmConfig
+from raytrain.config.models import ByteLstmConfig
 from raytrain.data.vocabulary import SIZE
-from raytrain.models.layers import (
-    NUM_OUTPUTS,
-    Noise,
-    OneHot,
-    Terms,
-    drop_input,
-    negative_log_likelihood,
-    shift_right,
-)
-from raytrain.models.recurrence import run_lstm
-from raytrain.models.steps import LstmState, LstmStep
+from raytrain.models.cpu_lstm import run_lstm
+from raytrain.models.decoding import LstmState, LstmStep
+from raytrain.models.layers import NUM_OUTPUTS, OneHot, Terms, drop_input, negative_log_likelihood, shift_right
+from raytrain.models.noise import Noise
 
 
 class ByteLstm(nn.Module):

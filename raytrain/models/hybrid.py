@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raytrain.config import HybridConfig
+from raytrain.config.models import HybridConfig
 from raytrain.data.vocabulary import PAD, SIZE
 from raytrain.models.bytenet import ByteNet, ByteNetState
+from raytrain.models.cpu_lstm import run_lstm
+from raytrain.models.decoding import LstmState, LstmStep
 from raytrain.models.layers import (
     NUM_OUTPUTS,
     GroupBatchNorm,
-    Noise,
     OneHot,
     Posterior,
     Terms,
@@ -26,8 +27,7 @@ from raytrain.models.layers import (
     negative_log_likelihood,
     shift_right,
 )
-from raytrain.models.recurrence import run_lstm
-from raytrain.models.steps import LstmState, LstmStep
+from raytrain.models.noise import Noise
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from raytrain.config import LstmVaeConfig
+from raytrain.config.models import LstmVaeConfig
 from raytrain.data.vocabulary import PAD, SIZE
+from raytrain.models.cpu_lstm import run_lstm
+from raytrain.models.decoding import LstmState, LstmStep
 from raytrain.models.layers import (
     NUM_OUTPUTS,
-    Noise,
     OneHot,
     Posterior,
     Terms,
@@ -20,8 +21,7 @@ from raytrain.models.layers import (
     negative_log_likelihood,
     shift_right,
 )
-from raytrain.models.recurrence import run_lstm
-from raytrain.models.steps import LstmState, LstmStep
+from raytrain.models.noise import Noise
 
 
 class LstmVae(nn.Module):

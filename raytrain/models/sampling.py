@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from raytrain.data.vocabulary import PAD, STOP
-from raytrain.errors import UserError
-from raytrain.models.layers import Noise, negative_log_likelihood
-
-if TYPE_CHECKING:
-    from raytrain.models import Model
+from raytrain.models import Model
+from raytrain.models.layers import negative_log_likelihood
+from raytrain.models.noise import Noise
+from raytrain.utils.errors import UserError
+from raytrain.utils.text import readable
 
 ROWS = 256
 """Texts that are computed at once: their features and gates stay small."""
@@ -189,21 +188,6 @@ def tokenise(model: Model, texts: Sequence[bytes], truncated: Sequence[bool] | N
     return tokens
 
 
-def one_line(text: str) -> str:
-    """A text with its control characters and line ends escaped, so that one line is one text."""
-    return "".join(
-        character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in ("Cc", "Zl", "Zp")
-        else character
-        for character in text
-    )
-
-
-def readable(text: bytes) -> str:
-    """Bytes as text for the eye: every invalid sequence becomes a space."""
-    return text.decode("utf-8", errors="replace").replace("\ufffd", " ")
-
-
 # ------------------------------------------------------------------------------------------- inside
 
 
@@ -308,3 +292,11 @@ def _samples(tokens: Tensor, figures: Tensor) -> Iterator[Sample]:
             entropy=entropies.mean().item(),
             truncated=count == length,
         )
+
+
+def sample_text(
+    model: Model, num: int, *, temperature: float = 1.0, max_length: int | None = None, seed: int = 0
+) -> list[str]:
+    """``num`` texts drawn from the model, readable: invalid byte sequences become spaces."""
+    drawn = sample(model, num, temperature=temperature, max_length=max_length, seed=seed)
+    return [readable(item.text) for item in drawn]

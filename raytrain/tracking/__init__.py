@@ -7,12 +7,6 @@ before it is needed, uses MLflow's fluent API, or leaves state in it.
 
 from __future__ import annotations
 
-from raytrain.tracking.host import SystemMetrics, code_tags, host_tags
-from raytrain.tracking.model import log_model
-from raytrain.tracking.runs import Experiment, Run
-from raytrain.tracking.server import check_tracking, tracking_uri, ui_hint
-from raytrain.tracking.writer import MetricWriter
-
 __all__ = [
     "Experiment",
     "MetricWriter",

@@ -17,11 +17,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from raytrain.cli import OneLineParser
-from raytrain.errors import UserError, run_command
-from raytrain.json_text import parse_json
-from raytrain.tracking.server import check_tracking, connect, explain, patiently, shown, tracking_uri
-from raytrain.tracking.writer import MetricWriter
+from raytrain.config.cli import OneLineParser
+from raytrain.tracking.client import check_tracking, connect, explain, patiently, shown, tracking_uri
+from raytrain.tracking.metric_writer import MetricWriter
+from raytrain.utils.errors import UserError, run_command
+from raytrain.utils.validation import parse_json
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -44,8 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from raytrain.session import open_storage_root
-    from raytrain.tracking.serve import serve
+    from raytrain.storage import open_storage_root
+    from raytrain.tracking.server import serve
 
     if not 1 <= options.interval < math.inf:
         raise UserError(f"--interval is {options.interval:g}: give seconds of at least 1")

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from raytrain.errors import UserError
-from raytrain.tracking.host import code_tags, host_tags
-from raytrain.tracking.server import connect, is_server, one_at_a_time, patiently, ui_hint
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+
+from raytrain.tracking.client import connect, is_server, one_at_a_time, patiently, ui_hint
+from raytrain.tracking.system import code_tags, host_tags
+from raytrain.utils.errors import UserError
 
 MAX_PARAMETER = 6000
 MAX_TAG = 8000
@@ -20,7 +22,6 @@ IDENTITY = "raytrain.identity"
 PARENT = "mlflow.parentRunId"
 REASON = "raytrain.reason"
 DESCRIPTION = "mlflow.note.content"
-
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -47,8 +48,6 @@ class Run:
 
     def set_tags(self, tags: dict[str, str]) -> None:
         """Set tags under their full names; longer values than MLflow keeps are cut."""
-        from mlflow.entities import RunTag
-
         entries = [RunTag(key, _cut(value, MAX_TAG)) for key, value in tags.items()]
         patiently(lambda: connect(self.uri).log_batch(self.run_id, tags=entries))
 
@@ -58,8 +57,6 @@ class Run:
 
     def log_parameters(self, parameters: dict[str, Any]) -> None:
         """Log parameters, nested ones under dotted names; one that the run has already keeps its value."""
-        from mlflow.entities import Param
-
         client = connect(self.uri)
         known = patiently(lambda: client.get_run(self.run_id)).data.params
         new = [Param(key, value) for key, value in flat(parameters).items() if key not in known]
@@ -67,8 +64,6 @@ class Run:
 
     def log_dataset(self, name: str, digest: str, source: str, splits: dict[str, dict[str, int]]) -> None:
         """Log the corpus as the run's dataset; ``splits`` gives counts, as ``{"train": {"documents": 10}}``."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
         kinds = {"s3": "s3", "http": "http", "https": "http"}
         dataset = Dataset(
             name=name,

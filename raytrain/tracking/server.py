@@ -1,205 +1,233 @@
-"""Where MLflow is: its address, whether it answers, and how to look at it."""
+"""An MLflow server for a cluster, whose database outlives the machine that it runs on.
+
+It listens on one private address, where the workers reach it, and on 127.0.0.1, where ssh forwards a browser to.
+Artifacts go to the storage. The database is a sqlite file whose copy the storage has, unless
+``MLFLOW_BACKEND_STORE_URI`` names another.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import functools
-import hashlib
+import ipaddress
 import logging
 import os
+import signal
+import sqlite3
+import subprocess
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import urlsplit
+from types import FrameType
 
-from raytrain.errors import UserError
-from raytrain.locks import locked
+from raytrain.storage import ARTIFACTS
+from raytrain.storage.base import NotFoundError, Storage, StorageError
+from raytrain.utils.errors import UserError
+from raytrain.utils.files import locked
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-LOG = logging.getLogger("raytrain.tracking")
-SQLITE = "sqlite:///"
-PATIENCE_S = 120.0
-"""How long what can be repeated is tried for while the store is away."""
-T = TypeVar("T")
+STOP_S = 10.0
+"""What the server gets to end in, before it is killed."""
+_log = logging.getLogger("raytrain.tracking")
 
 
-def tracking_uri() -> str:
-    """The MLflow store to use: ``MLFLOW_TRACKING_URI``, or else ``mlflow.db`` in the working directory.
-
-    The second is MLflow's own default, so that ``mlflow ui`` there just works. A path is made absolute,
-    since workers run in other directories.
+def serve(host: str, port: int, folder: Path, storage: Storage, interval_s: float) -> None:
+    """Run the server until SIGTERM; its database is copied every ``interval_s`` seconds, and at the end.
 
     Raises:
-        UserError: the variable names a plain folder, a kind of store that MLflow has given up.
+        UserError: an address that all the world would reach, a folder that cannot be made, a damaged copy, or a
+            storage that does not answer.
+        SystemExit: the server has ended by itself; status 1.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
-    if uri.startswith(SQLITE):
-        return SQLITE + str(Path.cwd() / uri.removeprefix(SQLITE))
-    if urlsplit(uri).scheme in ("", "file"):
-        raise UserError(
-            f"MLFLOW_TRACKING_URI is {uri!r}: MLflow no longer keeps runs in a plain folder; "
-            f"use sqlite:///{urlsplit(uri).path.rstrip('/')}/mlflow.db or the address of an mlflow server"
-        )
-    return uri.rstrip("/")
-
-
-def is_server(uri: str) -> bool:
-    """Whether ``uri`` is a tracking server, which then owns the artifacts too."""
-    return urlsplit(uri).scheme in ("http", "https")
-
-
-def check_tracking(uri: str, num_nodes: int = 1) -> None:
-    """Make sure that runs can be logged to ``uri`` from ``num_nodes`` machines.
-
-    Raises:
-        UserError: no answer, not allowed, not a usable database, or a sqlite file for several machines.
-    """
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    if uri.startswith(SQLITE):
-        _check_sqlite(uri, num_nodes)
+    check_host(host)
     try:
-        with one_at_a_time(uri):
-            connect(uri).search_experiments(max_results=1)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise UserError(f"tracking: {shown(uri)} cannot be used: {explain(error)}") from None
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--folder {folder} cannot be made: {error.strerror}") from None
+    try:
+        with locked(folder / "lock", wait=False):
+            _serve(host, port, folder, storage, interval_s)
+    except BlockingIOError:
+        _log.info("a server is running in %s already", folder)
 
 
-def _check_sqlite(uri: str, num_nodes: int) -> None:
-    if num_nodes > 1:
-        raise UserError(
-            f"tracking: {uri} is a file and cannot be shared by {num_nodes} nodes; "
-            "start `mlflow server` and set MLFLOW_TRACKING_URI to its address"
-        )
-    path = Path(uri.removeprefix(SQLITE))
-    target = path if path.exists() else path.parent
-    if not target.exists() or not os.access(target, os.W_OK):
-        problem = "cannot be written" if target.exists() else "does not exist"
-        raise UserError(f"tracking: {target} {problem}; set MLFLOW_TRACKING_URI to a place that can be written")
+def check_host(host: str) -> None:
+    """Make sure that ``host`` is one private address.
 
-
-def explain(error: Exception) -> str:
-    """What went wrong and, where that is known, how to mend it, in one line."""
-    from mlflow.exceptions import MlflowException
-
-    status = error.get_http_status_code() if isinstance(error, MlflowException) else None
-    if status == 401:
-        return "not authorised (401): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-    if status == 403:
-        return (
-            "refused (403): the user that MLFLOW_TRACKING_USERNAME names may not do this, "
-            "or the server was started without --allowed-hosts naming this address"
-        )
-    text = " ".join(str(error).split())
-    no_answer = "no answer; is the server running, and MLFLOW_TRACKING_URI right?"
-    for sign, advice in {
-        "error responses": "the server answers that it has failed; its log says why",
-        "Max retries exceeded": no_answer,
-        "Connection aborted": no_answer,
-        "timed out": no_answer,
-        "out-of-date database schema": "it was made by an older MLflow: run `mlflow db upgrade` on a copy of it first",
-        "file is not a database": "the file is not a database; remove it or set MLFLOW_TRACKING_URI",
-        "Can't locate revision": "it was made by a newer MLflow than the one installed here",
-    }.items():
-        if sign in text:
-            return advice
-    return text[:300]
-
-
-def shown(uri: str) -> str:
-    """``uri`` without the user name and password that it may hold."""
-    parts = urlsplit(uri)
-    if parts.username is None and parts.password is None:
-        return uri
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def ui_hint(uri: str, experiment_id: str, run_id: str | None = None) -> str:
-    """How to see a run or, without ``run_id``, the experiment's table of runs.
-
-    With a server that is the link itself; without one, the command that starts the UI and the link.
+    Raises:
+        UserError: it is not.
     """
-    page = f"#/experiments/{experiment_id}/runs" + (f"/{run_id}" if run_id else "")
-    page += "?workflowType=machine_learning"  # a new browser is shown MLflow's pages for agents otherwise
-    if is_server(uri):
-        return f"{shown(uri)}/{page}"
-    # A database's address may hold its password: such an address can only have come from the variable.
-    store = uri if uri.startswith(SQLITE) else '"$MLFLOW_TRACKING_URI"'
-    return f"mlflow ui --backend-store-uri {store}   then open http://127.0.0.1:5000/{page}"
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise UserError(f"--host {host}: give the machine's private address, in digits") from None
+    if address.is_unspecified or not address.is_private:
+        raise UserError(f"--host {host}: MLflow asks nobody for a password, so give a private address of this machine")
 
 
-@functools.lru_cache(maxsize=8)
-def connect(uri: str) -> MlflowClient:
-    """A client of the store at ``uri``; the first one of a process imports MLflow."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # MLflow's own retries would send a create_run again whose answer was lost, and sleep up to minutes
-    # after the server is back. `patiently` and MetricWriter retry instead.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for chatty in ("mlflow.store.db.utils", "mlflow.pyfunc"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    from mlflow import MlflowClient
+def _serve(host: str, port: int, folder: Path, storage: Storage, interval_s: float) -> None:
+    stopped = threading.Event()
 
-    return MlflowClient(uri)
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    copy = None if "MLFLOW_BACKEND_STORE_URI" in os.environ else DatabaseCopy(folder / "mlflow.db", storage)
+    try:
+        if copy is not None and copy.fetch():
+            _log.info("the database is the one that %s had", storage.uri())
+    except StorageError as error:
+        raise UserError(f"whether there is a database already cannot be found out: {error}") from None
+    if host != "127.0.0.1":
+        threading.Thread(target=lambda: asyncio.run(relay(host, port)), daemon=True).start()
+    server = subprocess.Popen(command(host, port, storage), env=environment(folder), start_new_session=True)
+    try:
+        due = time.monotonic() + interval_s
+        while not stopped.wait(1.0) and server.poll() is None:
+            if copy is not None and time.monotonic() >= due:
+                _save(copy)
+                due = time.monotonic() + interval_s
+    finally:
+        ended = server.poll()
+        _end(server)
+        if copy is not None:
+            _save(copy)
+    if ended is not None:
+        _log.error("mlflow server has ended with status %d", ended)
+        raise SystemExit(1)
 
 
-def is_transient(error: Exception) -> bool:
-    """Whether doing the same again later can help: no answer, too busy, a failure inside the server."""
-    from botocore.exceptions import ClientError
-    from mlflow.exceptions import MlflowException
-
-    if isinstance(error, ClientError):
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    elif isinstance(error, MlflowException):
-        # a server whose database connections are all in use says so as if the request were wrong
-        status = 503 if "QueuePool limit" in str(error) else error.get_http_status_code()
-    else:
-        return True
-    return status >= 500 or status == 429
+def command(host: str, port: int, storage: Storage) -> list[str]:
+    """The command line of the server; what may hold a password is not on it."""
+    # a forward of ssh's may begin at another port
+    names = ",".join(f"{name}{end}" for name in dict.fromkeys((host, "localhost", "127.0.0.1")) for end in ("", ":*"))
+    return [
+        *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"),
+        *("--artifacts-destination", storage.uri(ARTIFACTS), "--allowed-hosts", names),
+    ]
 
 
-def patiently(action: Callable[[], T], patience_s: float | None = None) -> T:
-    """Do ``action``, again with growing pauses while MLflow or its artifacts are away, for about ``patience_s``.
+def environment(folder: Path) -> dict[str, str]:
+    """The server's variables: docs/tracking.md says why."""
+    settings = {
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder.resolve() / 'mlflow.db'}",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "40",
+        "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "40",
+    }
+    own = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    return {**settings, **own}
 
-    ``action`` must be safe to repeat. The last error is raised when patience ends.
-    """
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-    from mlflow.exceptions import MlflowException
 
-    deadline = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
-    pause = 0.5
-    while True:
+def _save(copy: DatabaseCopy) -> None:
+    try:
+        copy.save()
+    except StorageError as error:
+        _log.warning("the database is not copied: %s", " ".join(str(error).split()))
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """End the server and the processes that it has started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(STOP_S)
+
+
+async def relay(host: str, port: int) -> None:
+    """Lead what connects to 127.0.0.1 to ``host``, same port: a forward of ssh's ends at localhost."""
+
+    async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         try:
-            return action()
-        except (MlflowException, OSError, Boto3Error, BotoCoreError, ClientError) as error:
-            if not is_transient(error) or time.monotonic() + pause > deadline:
-                raise
-            LOG.warning("MLflow cannot be used now (%s); trying again", explain(error))
-        time.sleep(pause)
-        pause = min(2 * pause, 10.0)
+            while data := await source.read(1 << 16):
+                target.write(data)
+                await target.drain()
+        except ConnectionError as error:
+            _log.debug("a browser has gone: %s", error)
+        finally:
+            target.close()
+
+    async def lead(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            there_reader, there_writer = await asyncio.open_connection(host, port)
+        except OSError:  # the server is starting
+            writer.close()
+            return
+        await asyncio.gather(pump(reader, there_writer), pump(there_reader, writer))
+
+    server = await asyncio.start_server(lead, "127.0.0.1", port)
+    await server.serve_forever()
 
 
-def download(uri: str, location: str, folder: Path) -> Path:
-    """Fetch artifacts that the store at ``uri`` keeps at ``location`` into ``folder``; returns where they are."""
-    from mlflow.artifacts import download_artifacts
-
-    return Path(download_artifacts(artifact_uri=location, dst_path=str(folder), tracking_uri=uri))
+COPY = "mlflow.db"
+"""Key of the copy."""
 
 
-@contextlib.contextmanager
-def one_at_a_time(uri: str) -> Iterator[None]:
-    """Keep other processes of this machine from creating something in the same store meanwhile.
+class DatabaseCopy:
+    """Keeps the copy of ``file`` in ``storage``. One machine at a time may do so for a storage."""
 
-    MLflow has no "create unless it exists" for runs, and two processes cannot both create a sqlite file.
-    """
-    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    with locked(Path(tempfile.gettempdir()) / f"raytrain-{os.getuid()}-{name}.lock"):
-        yield
+    def __init__(self, file: Path, storage: Storage) -> None:
+        self._file = file
+        self._storage = storage
+        self._watching: sqlite3.Connection | None = None
+        self._copied: int | None = None
+
+    def fetch(self) -> bool:
+        """Where there is no ``file`` yet, put the copy there; returns whether there was one to put.
+
+        Raises:
+            UserError: the copy is no whole database.
+            raytrain.storage.StorageError: the storage cannot be asked. Nothing may be served then: an empty
+                database would be copied over the good one.
+        """
+        if self._file.exists():
+            return False
+        fetched = self._file.with_name(f"{self._file.name}.fetched")
+        try:
+            self._storage.download(COPY, fetched)
+        except NotFoundError:
+            return False
+        if not is_whole(fetched):
+            raise UserError(
+                f"{self._storage.uri(COPY)} is no whole sqlite database: restore an older version of it, or remove it "
+                "to begin with an empty one"
+            )
+        fetched.rename(self._file)
+        return True
+
+    def save(self) -> bool:
+        """Copy the database if it has changed since the last time; returns whether it had.
+
+        Raises:
+            raytrain.storage.StorageError: the storage did not take it; the next call tries again.
+        """
+        if not self._file.exists():
+            return False
+        if self._watching is None:
+            # asked over one connection for ever: the number tells of what others have written
+            self._watching = sqlite3.connect(self._file)
+        version = int(self._watching.execute("PRAGMA data_version").fetchone()[0])
+        if version == self._copied:
+            return False
+        with tempfile.TemporaryDirectory(dir=self._file.parent) as folder:
+            snapshot = Path(folder) / "snapshot.db"
+            # in one step: a copy in pieces begins again with every write
+            with contextlib.closing(sqlite3.connect(snapshot)) as target:
+                self._watching.backup(target)
+            if not is_whole(snapshot):
+                raise UserError(f"{self._file} is damaged: its copy at {self._storage.uri(COPY)} is left as it was")
+            self._storage.upload(COPY, snapshot)
+        self._copied = version
+        return True
+
+
+def is_whole(file: Path) -> bool:
+    """Whether ``file`` is a sqlite database that sqlite finds nothing wrong with."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
+            return bool(connection.execute("PRAGMA quick_check").fetchone()[0] == "ok")
+    except sqlite3.DatabaseError:
+        return False

@@ -1,0 +1,234 @@
+"""Measures of a trained model on a split of a corpus, as sums over samples that add up over workers.
+
+All noise is drawn by sample group, with the seed of the training loop's own evaluation: what is measured does not
+depend on how the samples are split, and the bound is the one that training reported, in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raytrain.config.schema import RunConfig, from_dict
+from raytrain.data.batches import BUCKET_WIDTH, Batch, EvaluationBatches
+from raytrain.data.cache import open_anywhere
+from raytrain.data.vocabulary import PAD, STOP
+from raytrain.models import Model, build
+from raytrain.models.byte_lstm import ByteLstm
+from raytrain.models.layers import Terms, draw_posterior, gaussian_kl, negative_log_likelihood
+from raytrain.models.likelihood import SYMBOLS_AT_ONCE, aggregate_posterior, importance_weighted, log_likelihood
+from raytrain.models.noise import EVALUATION_SEED, Noise
+from raytrain.training.loss import BoundTotals
+
+MIXTURE_SAMPLES = 8192
+"""Most samples whose posteriors make up the aggregate posterior: its cost grows with their square."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be measured, in plain values, so that it travels to any worker."""
+
+    config: dict[str, Any]
+    corpus: dict[str, str]
+    """What finds the corpus on any node: see ``data.store.address``."""
+    split: str
+    num_samples: int | None
+    """Samples at most; all that there are if None."""
+    iw_samples: int
+    """Draws of z for the importance-weighted estimate; not used for a model without z."""
+
+    def batches(self) -> EvaluationBatches:
+        """The samples, alike for every worker.
+
+        Raises:
+            UserError: the corpus lacks the split, or the split has no sample of the model's length.
+        """
+        split = open_anywhere(self.corpus).split(self.split)
+        return EvaluationBatches(split, from_dict(self.config), self.num_samples)
+
+    def share(self, tensors: dict[str, Tensor], rank: int, world_size: int, cpus: float, device: str) -> Totals:
+        """What worker ``rank`` of ``world_size`` contributes, for weights ``tensors``; on the CPU."""
+        torch.set_num_threads(max(1, int(cpus)))
+        model = build(from_dict(self.config))
+        model.load_state_dict(tensors)
+        return evaluate(model.to(device).eval(), self.batches(), self.iw_samples, rank, world_size)
+
+
+@torch.no_grad()
+def evaluate(
+    model: Model,
+    batches: EvaluationBatches,
+    iw_samples: int,
+    rank: int = 0,
+    world_size: int = 1,
+    advance: Callable[[int], None] | None = None,
+) -> Totals:
+    """Totals over the samples of ``rank``; ``advance`` is told how many more are done.
+
+    ``model`` is in evaluation mode; the totals come back on the CPU.
+    """
+    config = batches.config
+    device = next(model.parameters()).device
+    mixture_stride = -(-batches.num_samples // MIXTURE_SAMPLES)
+    totals = Totals.empty(model.latent, config, iw_samples if model.latent else 0)
+    for batch in batches.batches(rank, world_size):
+        totals.add_batch(model, batch, mixture_stride, device)
+        if advance is not None:
+            advance(len(batch.tokens))
+    return totals
+
+
+@dataclass
+class Totals:
+    """Sums over samples, in float64 on the CPU; ``+`` joins what workers have measured."""
+
+    config: RunConfig[Any]
+    iw_samples: int
+    bound: BoundTotals
+    weighted: Tensor
+    """[2]: importance-weighted NLL and Monte-Carlo bound, of the same draws."""
+    kl: Tensor
+    """[latent]: KL by dimension."""
+    by_position: Tensor
+    """[2, length]: nats, predictions."""
+    by_length: Tensor
+    """[bins, 4]: samples, text bytes, reconstruction, KL; bin i is of [i, i + 1) x BUCKET_WIDTH bytes."""
+    mixture: Tensor
+    """[samples, 3 x latent]: mean, log variance and a draw of q(z | x) of samples evenly spaced among all."""
+
+    @classmethod
+    def empty(cls, latent: int, config: RunConfig[Any], iw_samples: int) -> Totals:
+        """Totals over no samples."""
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64)
+
+        return cls(
+            config=config,
+            iw_samples=iw_samples,
+            bound=BoundTotals(latent),
+            weighted=zeros(2),
+            kl=zeros(latent),
+            by_position=zeros(2, config.length),
+            by_length=zeros(config.length // BUCKET_WIDTH + 1, 4),
+            mixture=zeros(0, 3 * latent),
+        )
+
+    def __add__(self, other: Totals) -> Totals:
+        bound = BoundTotals(self.bound.latent)
+        bound.sums = self.bound.sums + other.bound.sums
+        return Totals(
+            config=self.config,
+            iw_samples=self.iw_samples,
+            bound=bound,
+            weighted=self.weighted + other.weighted,
+            kl=self.kl + other.kl,
+            by_position=self.by_position + other.by_position,
+            by_length=self.by_length + other.by_length,
+            mixture=torch.cat((self.mixture, other.mixture)),
+        )
+
+    def add_batch(self, model: Model, batch: Batch, mixture_stride: int, device: torch.device) -> None:
+        """Measure a batch; every ``mixture_stride``-th sample enters the aggregate posterior."""
+        tokens = batch.tokens.to(device)
+        if model.latent == 0:
+            nothing = torch.zeros(len(tokens), 0, device=device)
+            self._add_bound(model, batch, tokens, nothing, nothing, nothing)
+            return
+        assert not isinstance(model, ByteLstm)
+        mean, log_variance = model.encode(tokens)
+        z = draw_posterior(mean, log_variance, self._noise(batch, device))
+        self._add_bound(model, batch, tokens, mean, log_variance, z)
+        estimates = importance_weighted(
+            lambda codes: log_likelihood(model, tokens, codes),
+            mean,
+            log_variance,
+            self._noise(batch, device),
+            self.iw_samples,
+            draws_at_once=max(1, SYMBOLS_AT_ONCE // tokens.numel()),
+        )
+        self.weighted += torch.stack(estimates).sum(1).cpu()
+        size = self.config.group_size
+        numbers = torch.cat([torch.arange(size) + group * size for group in batch.groups])[: len(tokens)]
+        rows = torch.cat((mean, log_variance, z), dim=1).double().cpu()
+        self.mixture = torch.cat((self.mixture, rows[numbers % mixture_stride == 0]))
+
+    def _noise(self, batch: Batch, device: torch.device) -> Noise:
+        """The noise of the training loop's evaluation, from its first draw."""
+        return Noise(EVALUATION_SEED, 0, batch.groups, self.config.group_size, count=len(batch.tokens), device=device)
+
+    def _add_bound(
+        self, model: Model, batch: Batch, tokens: Tensor, mean: Tensor, log_variance: Tensor, z: Tensor
+    ) -> None:
+        nats = negative_log_likelihood(model.predict(tokens, z), tokens).double().cpu()
+        kl = gaussian_kl(mean, log_variance).double().cpu()
+        terms = Terms(nats.sum(1), kl=kl, auxiliary=nats.new_zeros(len(nats)), mean=mean.cpu())
+        self.bound.add(terms, batch.text_bytes)
+        self.kl += kl.sum(0)
+        self.by_position[:, : nats.shape[1]] += torch.stack((nats.sum(0), (batch.tokens != PAD).double().sum(0)))
+        text_bytes = (batch.tokens < STOP).sum(1)
+        parts = torch.stack((torch.ones(len(nats)), text_bytes, nats.sum(1), kl.sum(1)), dim=1)
+        self.by_length.index_add_(0, text_bytes // BUCKET_WIDTH, parts.double())
+
+    def measures(self) -> dict[str, Any]:
+        """All figures, ready for JSON: nats per sample unless the name says bits.
+
+        Those of a latent code (from ``importance_weighted`` on) are there only for a model that has one.
+        ``by_position`` is of the reconstruction: bits per prediction at each position of a sample (the KL
+        belongs to no position), and the number of predictions; bits x predictions sums to the total.
+        ``by_length`` is of the whole bound, in bits per byte of text.
+        """
+        bound = self.bound.metrics()
+        samples, text_bytes = self.bound.sums[:2].tolist()
+        bits_per_byte = samples / (math.log(2) * text_bytes)
+        figures: dict[str, Any] = {
+            "samples": int(samples),
+            "text_bytes": int(text_bytes),
+            **{name: bound[name] for name in ("bound", "bits_per_byte", "reconstruction", "kl")},
+            "reconstruction_bits_per_byte": bound["reconstruction"] * bits_per_byte,
+        }
+        if self.bound.latent:
+            weighted, monte_carlo = (self.weighted / samples).tolist()
+            figures |= {
+                "importance_weighted": weighted,
+                "importance_weighted_bits_per_byte": weighted * bits_per_byte,
+                "monte_carlo_bound": monte_carlo,
+                "monte_carlo_bits_per_byte": monte_carlo * bits_per_byte,
+                "iw_samples": self.iw_samples,
+                "active_units": int(bound["active_units"]),
+                **aggregate_posterior(*self.mixture.chunk(3, dim=1)),
+                "mixture_samples": len(self.mixture),
+                "kl_by_dimension": (self.kl / samples).tolist(),
+            }
+        return figures | {"by_position": self._positions(), "by_length": self._lengths()}
+
+    def _positions(self) -> dict[str, list[Any]]:
+        nats, predictions = self.by_position[:, self.by_position[1] > 0]
+        return {
+            "bits": (nats / predictions / math.log(2)).tolist(),
+            "predictions": [int(count) for count in predictions.tolist()],
+        }
+
+    def _lengths(self) -> list[dict[str, Any]]:
+        rows = []
+        for number, (samples, text_bytes, reconstruction, kl) in enumerate(self.by_length.tolist()):
+            if samples == 0:
+                continue
+            low, high = number * BUCKET_WIDTH, number * BUCKET_WIDTH + BUCKET_WIDTH - 1
+            windows = self.config.sampling == "windows"
+            rows.append(
+                {
+                    "from_bytes": self.config.length if windows else low,
+                    "to_bytes": self.config.length if windows else min(high, self.config.length - 1),
+                    "samples": int(samples),
+                    "bits_per_byte": (reconstruction + kl) / (math.log(2) * text_bytes),
+                    "reconstruction": reconstruction / samples,
+                    "kl": kl / samples,
+                }
+            )
+        return rows

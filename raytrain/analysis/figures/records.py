@@ -1,0 +1,145 @@
+"""What figures are drawn from: a row for each trial of a search, a record for each run of a figure of the paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raytrain.utils.errors import UserError
+
+Curve = list[tuple[int, float]]
+"""(step, value), by step."""
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial as ``trials.parquet`` has it; a figure that it never reached is NaN."""
+
+    number: int
+    name: str = ""
+    run_id: str = ""
+    status: str = "finished"
+    """finished, stopped, failed or hopeless; or, while the search goes on, waiting, running or interrupted."""
+    reason: str = ""
+    step: int = 0
+    steps: int = 0
+    seconds: float = math.nan
+    started_at: float = math.nan
+    """Seconds since 1970, as ``ended_at``."""
+    ended_at: float = math.nan
+    bound: float = math.nan
+    """Of its best evaluation, as the following; nats per sample."""
+    bits_per_byte: float = math.nan
+    reconstruction: float = math.nan
+    kl: float = math.nan
+    active_units: float = math.nan
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """What the search space has drawn, by its own names; a parameter that was not drawn is left out."""
+    fields: dict[str, Any] = field(default_factory=dict)
+    """The fields of the config that the space has set."""
+    model: str = ""
+    length: int = 0
+    rank: int = 0
+    """Where it stands among all by what the search looks for, from 1; 0 if the table does not say."""
+    origin: str = ""
+    """What its config was called, where the search was started from it."""
+
+    @property
+    def label(self) -> str:
+        """What figures and tables call it."""
+        return self.name or f"{self.number:03}"
+
+    @property
+    def scored(self) -> bool:
+        """Whether it was ever evaluated to something finite."""
+        return math.isfinite(self.bits_per_byte)
+
+
+def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """The trials that have a bound, best first by what the search looks for: where the table does not say, by byte,
+    since a search may vary the length of samples."""
+    return sorted((row for row in rows if row.scored), key=lambda row: (row.rank, row.bits_per_byte, row.number))
+
+
+def read_trials(file: Path) -> list[TrialRow]:
+    """The rows of a ``trials.parquet``, by number.
+
+    Raises:
+        UserError: the file is no Parquet table, or has no column ``number``.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        values = pyarrow.parquet.read_table(file).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{file} is not a table of trials: {' '.join(str(error).split())}") from None
+    if values and "number" not in values[0]:
+        raise UserError(f"{file} is not a table of trials: it has no column 'number'")
+    try:
+        return sorted((_row(entry) for entry in values), key=lambda row: row.number)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{file} is not a table of trials: {error}") from None
+
+
+def _row(entry: dict[str, Any]) -> TrialRow:
+    known = {key: value for key, value in entry.items() if key in TrialRow.__dataclass_fields__ and value is not None}
+    for name in ("number", "step", "steps", "length", "rank"):
+        known[name] = int(known.get(name) or 0)
+    for name, value in known.items():
+        kind = type(TrialRow.__dataclass_fields__[name].default)
+        if kind is float and type(value) is int:
+            known[name] = value = float(value)
+        if kind in (int, float, str) and type(value) is not kind:
+            raise TypeError(f"{name} is {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            known[name] = math.nan
+    for name in ("started_at", "ended_at"):
+        if known.get(name) == 0:  # not yet
+            del known[name]
+    return TrialRow(**{**known, "parameters": _under(entry, "param/"), "fields": _under(entry, "field/")})
+
+
+def _under(entry: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The columns of a row that start with ``prefix`` and hold something."""
+    return {
+        key.removeprefix(prefix): value
+        for key, value in entry.items()
+        if key.startswith(prefix) and value is not None and not (isinstance(value, float) and math.isnan(value))
+    }
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run of a figure of the paper, at its last evaluation."""
+
+    model: str
+    length: int
+    """Symbols of a sample."""
+    bits_per_byte: float
+    reconstruction: float
+    """Nats per sample, as ``kl``."""
+    kl: float
+    alpha: float = 0.0
+    annealing: str = "linear"
+    input_dropout: float = 0.0
+    receptive_field: int | None = None
+    """Characters that the top net sees; None for a recurrent one."""
+    step: int = 0
+    steps: int = 0
+    seed: int = 0
+    curve: Curve = field(default_factory=list)
+    """Reconstruction over training steps, nats per sample, seen with the run's own input dropout."""
+    run_id: str = ""
+
+    @property
+    def bound(self) -> float:
+        """Nats per sample."""
+        return self.reconstruction + self.kl
+
+    def bits(self, nats: float) -> float:
+        """Nats per sample as bits per byte of text."""
+        return nats * self.bits_per_byte / self.bound if self.bound else math.nan

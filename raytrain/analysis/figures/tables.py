@@ -1,0 +1,69 @@
+"""Tables: of the best trials, as a figure and in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from raytrain.analysis.figures.records import TrialRow, ranked
+from raytrain.analysis.figures.style import GREY, INK, PALE, message, new_figure, plain, short
+
+TOP = 10
+
+
+def trial_cells(rows: Sequence[TrialRow]) -> tuple[list[str], list[list[str]]]:
+    """Column names and one list of cells for each of ``rows``: figures first, then what the space has drawn."""
+    names = list(dict.fromkeys(name for row in rows for name in row.parameters))
+    head = ["trial", "status", "bits/byte", "bound", "KL", "active", "step", "time", *names]
+    cells = [
+        [
+            f"{row.label} (from {short(row.origin, 24)})" if row.origin else row.label,
+            row.status,
+            number(row.bits_per_byte, 3),
+            number(row.bound, 1),
+            number(row.kl, 2),
+            number(row.active_units, 0),
+            f"{row.step}/{row.steps}",
+            number(row.seconds, 0, " s"),
+            *(short(row.parameters[name], 18) if name in row.parameters else "" for name in names),
+        ]
+        for row in rows
+    ]
+    return head, cells
+
+
+def number(value: float, digits: int, unit: str = "") -> str:
+    """A number, or nothing where there is none."""
+    return f"{value:.{digits}f}{unit}" if math.isfinite(value) else ""
+
+
+def top_trials(rows: Sequence[TrialRow], num: int = TOP) -> Figure:
+    """The ``num`` best trials as a table."""
+    best = ranked(rows)[:num]
+    if not best:
+        return message("No trial has been evaluated.")
+    head, cells = trial_cells(best)
+    widths = [max(len(text) for text in column) + 2 for column in zip(head, *cells, strict=True)]
+    figure = new_figure(0.083 * sum(widths) + 0.3, 0.4 + 0.27 * (len(best) + 1))
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    table = axes.table(
+        cellText=[[plain(text) for text in line] for line in cells],
+        colLabels=[plain(text) for text in head],
+        colWidths=[width / sum(widths) for width in widths],
+        bbox=Bbox.unit(),
+        edges="horizontal",
+    )
+    table.auto_set_font_size(False)
+    table.set_fontsize(8.5)
+    for (line, column), cell in table.get_celld().items():
+        cell.set_edgecolor(PALE)
+        cell.set_text_props(
+            ha="left" if column < 2 else "right",
+            color=GREY if line == 0 else INK,
+            weight="bold" if line == 1 else "normal",
+        )
+    return figure

@@ -1,0 +1,177 @@
+"""The paper's figures from the trials of searches in MLflow, and two tables of what the models write."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raytrain.analysis.figures.paper import DRAWN
+from raytrain.analysis.figures.records import Record
+from raytrain.analysis.figures.style import MODEL_LOOK, save
+from raytrain.config.models import ModelName
+from raytrain.metrics import COLLAPSED_KL
+from raytrain.tracking.queries import CORPUS, Child, children, download, find_experiment, find_search, history, searches
+from raytrain.utils.errors import UserError
+from raytrain.utils.text import cell, table
+
+if TYPE_CHECKING:
+    from raytrain.tracking.runs import Run
+
+SAMPLES = "samples.txt"
+TEXTS = 10
+"""Texts of each table."""
+WITH_CURVE = "paper_fig3"
+"""The figure that shows the course of training, not its end."""
+LANGUAGE_MODEL: ModelName = "byte_lstm"
+
+
+def find_searches(uri: str, experiment: str, figure: str, names: Sequence[str] = ()) -> list[Child]:
+    """The searches that a figure is drawn from: those called ``names``, or the newest of the figure's space.
+
+    Raises:
+        UserError: no such experiment or search.
+    """
+    if names:
+        return [find_search(uri, experiment, name) for name in names]
+    found = searches(uri, find_experiment(uri, experiment), space=figure)
+    if not found:
+        raise UserError(
+            f"experiment {experiment} has no search of {figure}; run it first: "
+            f"python -m raytrain.tune --space search_spaces/{figure}.py"
+        )
+    # an older one may have what the newest has not: the same figure is searched for one model at a time, too
+    return [search for search in found if search.tags.get(CORPUS) == found[0].tags.get(CORPUS)]
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a figure is drawn from."""
+
+    records: list[Record]
+    runs: dict[str, Run]
+    """The MLflow run of each record, by run id."""
+    searches: list[Child]
+    """The searches that the records are from."""
+
+
+def collect(found: Sequence[Child], figure: str, *, everything: bool) -> Collected:
+    """The records of the trials of searches, newest first.
+
+    Without ``everything``, a search adds only models that none before it has, trained for as many steps:
+    the rest of it is an older version of what is there.
+    """
+    records: list[Record] = []
+    runs: dict[str, Run] = {}
+    used: list[Child] = []
+    for search in found:
+        have, steps = {record.model for record in records}, {record.steps for record in records}
+        before = len(records)
+        for child in children(search.run):
+            record = read_record(child, figure == WITH_CURVE)
+            if record is None:
+                continue
+            if everything or (record.model not in have and (not steps or record.steps in steps)):
+                records.append(record)
+                runs[record.run_id] = child.run
+        if len(records) > before:
+            used.append(search)
+    return Collected(records, runs, used)
+
+
+def read_record(child: Child, curve: bool = False) -> Record | None:
+    """The record of one trial at its last evaluation; None if it has none that is finite."""
+    figures = {name: child.metrics.get(f"valid/{name}", math.nan) for name in ("bits_per_byte", "reconstruction", "kl")}
+    if not all(map(math.isfinite, figures.values())):
+        return None
+    given = child.parameters
+    layers = given.get("model.decoder_layers")
+    return Record(
+        model=given["model.name"],
+        length=int(given["length"]),
+        **figures,
+        alpha=float(given["objective.alpha"]),
+        annealing=given["objective.annealing"],
+        input_dropout=float(given["objective.input_dropout"]),
+        # a block of causal convolutions sees one character more than the one below
+        receptive_field=int(layers) + 1 if layers and given.get("model.decoder") == "bytenet" else None,
+        step=history(child.run, "valid/bits_per_byte")[-1][0],
+        steps=int(given["steps"]),
+        seed=int(given["seed"]),
+        curve=history(child.run, "train/reconstruction") if curve else [],
+        run_id=child.run.run_id,
+    )
+
+
+def sample_tables(records: Sequence[Record], texts: dict[str, list[str]]) -> str:
+    """Markdown: what the model with the lowest KL writes, and what the one with the highest writes.
+
+    Args:
+        texts: samples by run id; a record without any is passed over.
+    """
+    usable = sorted(
+        (record for record in records if record.model != LANGUAGE_MODEL and texts.get(record.run_id)),
+        key=lambda record: record.kl,
+    )
+    if not usable:
+        return "No trial with a latent code has kept samples.\n"
+    lowest, highest = usable[0], usable[-1]
+    parts = []
+    for title, record, expected in (
+        ("KL near zero", lowest, lowest.kl < COLLAPSED_KL),
+        ("KL above zero", highest, highest.kl >= COLLAPSED_KL),
+    ):
+        what = (
+            f"{MODEL_LOOK[record.model][0]}, samples of {record.length}, alpha {record.alpha:g}, "
+            f"{record.annealing} annealing, input dropout {record.input_dropout:g}: KL {record.kl:.2f} nats, "
+            f"{record.bits_per_byte:.3f} bits per byte"
+        )
+        if not expected:
+            what += f" (no trial of this figure has a KL {'below' if record is lowest else 'above'} {COLLAPSED_KL:g})"
+        rows = [[str(number), cell(text)] for number, text in enumerate(texts[record.run_id][:TEXTS], 1)]
+        parts.append(f"### {title}\n\n{what}.\n\n{table(['', 'sample'], rows)}")
+    return "\n".join(parts)
+
+
+def outer_samples(records: Sequence[Record], runs: dict[str, Run]) -> dict[str, list[str]]:
+    """The texts, by run id, of the lowest and the highest KL of which there are any."""
+    order = sorted((record for record in records if record.model != LANGUAGE_MODEL), key=lambda record: record.kl)
+    texts: dict[str, list[str]] = {}
+    for direction in (order, order[::-1]):
+        for record in direction:
+            if record.run_id not in texts:
+                texts[record.run_id] = read_samples(runs[record.run_id])
+            if texts[record.run_id]:
+                break  # one that was stopped early has kept none
+    return texts
+
+
+def read_samples(run: Run) -> list[str]:
+    """The texts that a trial has kept; none if it has kept none."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = download(run, SAMPLES, Path(scratch))
+        # texts may hold other line ends than the one that separates them
+        return [text for text in file.read_text("utf-8").split("\n") if text] if file is not None else []
+
+
+def write_paper_figure(figure: str, collected: Collected, folder: Path) -> list[Path]:
+    """Draw ``figure`` into ``folder``, with the tables of samples; log all to the first search under ``report/``.
+
+    Returns the files.
+
+    Raises:
+        OSError: ``folder`` cannot be written.
+    """
+    records = collected.records
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = save(DRAWN[figure](records), folder, figure)
+    if any(record.model != LANGUAGE_MODEL for record in records):
+        samples = folder / f"{figure}_samples.md"
+        samples.write_text(sample_tables(records, outer_samples(records, collected.runs)), encoding="utf-8")
+        paths.append(samples)
+    for path in paths:
+        collected.searches[0].run.log_file(path, "report")
+    return paths

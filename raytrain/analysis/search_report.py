@@ -1,0 +1,186 @@
+"""What a search has found: its figures, each as a PNG, and one HTML page that needs no network."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raytrain.analysis.figures import search as figures
+from raytrain.analysis.figures.importance import importance
+from raytrain.analysis.figures.parallel import parallel_coordinates
+from raytrain.analysis.figures.records import TrialRow, ranked, read_trials
+from raytrain.analysis.figures.style import save
+from raytrain.analysis.figures.tables import TOP, top_trials, trial_cells
+from raytrain.config.schema import ObjectiveConfig
+from raytrain.metrics import COLLAPSED_KL
+from raytrain.runs.records import search_objective_of
+from raytrain.tracking.queries import Child, children, describe, download
+from raytrain.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import optuna
+    from matplotlib.figure import Figure
+
+    from raytrain.tracking.runs import Run
+
+TRIALS = "trials.parquet"
+CAPTIONS = {
+    "best_so_far": "Best so far: the bound of each trial when it ended, and the lowest until then.",
+    "bound_against_kl": "Bound against KL: no trial beats one on the front in both a lower bound and a larger KL.",
+    "importance": "Importance of the hyper-parameters: the share of the bound's variance that each explains (fANOVA).",
+    "parallel_coordinates": "Parameters: each line is a trial; the thick one is the best.",
+    "annealing": "Annealing: the KL weight over the steps that were taken, best trials against worst.",
+    "top_trials": "The best trials.",
+}
+
+
+def search_figures(
+    rows: Sequence[TrialRow], objectives: Mapping[str, ObjectiveConfig], study: optuna.Study | None = None
+) -> dict[str, Figure]:
+    """All figures of a search, by name.
+
+    Args:
+        objectives: the objective of each trial, by run id.
+        study: the search's own Optuna study, if at hand; otherwise one is made from ``rows``.
+    """
+    return {
+        "best_so_far": figures.best_so_far(rows),
+        "bound_against_kl": figures.bound_against_kl(rows),
+        "importance": importance(rows, study),
+        "parallel_coordinates": parallel_coordinates(rows),
+        "annealing": figures.annealing_curves(rows, dict(objectives)),
+        "top_trials": top_trials(rows),
+    }
+
+
+def objective_of(parameters: Mapping[str, str]) -> ObjectiveConfig:
+    """The objective among the flattened parameters of an MLflow run; what is not there has its default."""
+    values: dict[str, Any] = dataclasses.asdict(ObjectiveConfig())
+    for name, default in values.items():
+        if (text := parameters.get(f"objective.{name}")) is not None:
+            values[name] = type(default)(text)
+    return ObjectiveConfig(**values)
+
+
+def write_search_report(parent: Run, folder: Path, study: optuna.Study | None = None) -> list[Path]:
+    """Draw what a search has found into ``folder`` and log it to ``parent`` under ``report/``; returns the files.
+
+    The parent run has ``trials.parquet``; the children have the configs. The last file is ``report.html``.
+
+    Raises:
+        UserError: the search has no table of trials, or one that cannot be read.
+        OSError: ``folder`` cannot be written.
+    """
+    search = describe(parent)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = download(parent, TRIALS, Path(scratch))
+        if file is None:
+            raise UserError(f"search {search.name} has no {TRIALS} yet: it is written when the search ends")
+        rows = read_trials(file)
+    objectives = {child.run.run_id: objective_of(child.parameters) for child in children(parent)}
+    folder.mkdir(parents=True, exist_ok=True)
+    images: dict[str, Path] = {}
+    for name, figure in search_figures(rows, objectives, study).items():
+        images[name] = save(figure, folder, name, ("png",))[0]
+    page = folder / "report.html"
+    page.write_text(report_page(search, rows, images), encoding="utf-8")
+    paths = [*images.values(), page]
+    for path in paths:
+        parent.log_file(path, "report")
+    return paths
+
+
+# ---------------------------------------------------------------------------------------------- page
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto; padding: 0 1em; }
+h1 { font-size: 1.5em; margin-bottom: 0.2em; } h2 { font-size: 1.1em; margin-top: 2.2em; }
+figure { margin: 1em 0; } img { max-width: 100%; height: auto; } .quiet { color: #666; }
+.warning { background: #fdf0e6; border-left: 4px solid #d55e00; padding: 0.5em 1em; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
+th, td { padding: 0.25em 0.8em 0.25em 0; text-align: left; border-bottom: 1px solid #ddd; white-space: nowrap; }
+"""
+
+
+def report_page(search: Child, rows: Sequence[TrialRow], images: Mapping[str, Path]) -> str:
+    """The HTML page: a summary, every image within it, and the tables of trials in words."""
+    sections = []
+    for name, file in images.items():
+        title, _, text = CAPTIONS[name].partition(":")
+        if name == "top_trials":
+            title, text = f"The best {min(TOP, len(ranked(rows)))} trials", ""
+        data = base64.b64encode(file.read_bytes()).decode()
+        sections.append(
+            f"<h2>{html.escape(title.rstrip('.'))}</h2>\n<figure><img alt='{html.escape(title)}' "
+            f"src='data:image/png;base64,{data}'><figcaption class='quiet'>{html.escape(text.strip())}"
+            "</figcaption></figure>"
+        )
+    others = sorted(rows, key=lambda row: row.number)
+    return "\n".join(
+        [
+            "<!doctype html>",
+            f"<html lang='en'><head><meta charset='utf-8'><title>{html.escape(search.name)}</title>",
+            f"<style>{STYLE}</style></head><body>",
+            f"<h1>{html.escape(search.name)}</h1>",
+            *_summary(search, rows),
+            *sections,
+            "<h2>The best trials, in text</h2>",
+            _html_table(ranked(rows)[:TOP]),
+            "<h2>All trials</h2>",
+            f"<details><summary>{len(others)} trials, by number</summary>{_html_table(others, reasons=True)}</details>",
+            "</body></html>\n",
+        ]
+    )
+
+
+def _summary(search: Child, rows: Sequence[TrialRow]) -> list[str]:
+    """What was searched, how it went and what is best, with a warning where the best has collapsed."""
+    counts = ", ".join(f"{count} {status}" for status, count in Counter(row.status for row in rows).items())
+    models = ", ".join(sorted({row.model for row in rows if row.model}))
+    lines = [f"{models or 'no model'}; {len(rows)} trials" + (f" ({counts})" if counts else "")]
+    space, corpus = search.tags.get("raytrain.space"), search.tags.get("raytrain.corpus")
+    if space:
+        lines.append(f"search space {space}")
+    if corpus:
+        lines.append(f"corpus {corpus[:12]}")
+    search_objective = search_objective_of(
+        {name: search.parameters.get(f"search.{name}") for name in ("objective", "min_kl")}
+    )
+    lines.append(f"looked for: {search_objective}")
+    paragraphs = [f"<p class='quiet'>{html.escape('; '.join(lines))}.</p>"]
+    if not (best := ranked(rows)[:1]):
+        return [*paragraphs, "<p class='warning'>No trial has been evaluated.</p>"]
+    row = best[0]
+    paragraphs.append(
+        f"<p>Best: trial {html.escape(row.label)} with {row.bits_per_byte:.3f} bits per byte "
+        f"({row.bound:.1f} nats a sample), of which KL {row.kl:.2f} nats; {row.active_units:.0f} active units.</p>"
+    )
+    if search_objective.min_kl and row.kl < search_objective.min_kl:
+        paragraphs.append(
+            f"<p class='warning'>No trial has a KL of at least {search_objective.min_kl:g} nats: none has won.</p>"
+        )
+    if row.model != "byte_lstm" and row.kl < COLLAPSED_KL:
+        paragraphs.append(
+            "<p class='warning'>The best trial's posterior has collapsed: its latent code says nothing. "
+            "The front below shows what a code that is used costs.</p>"
+        )
+    return paragraphs
+
+
+def _html_table(rows: Sequence[TrialRow], reasons: bool = False) -> str:
+    if not rows:
+        return "<p class='quiet'>None.</p>"
+    head, cells = trial_cells(rows)
+    if reasons:
+        head, cells = [*head, "reason"], [[*line, row.reason] for line, row in zip(cells, rows, strict=True)]
+
+    def line(tag: str, texts: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) + "</tr>"
+
+    return f"<div class='wide'><table>{line('th', head)}{''.join(line('td', texts) for texts in cells)}</table></div>"

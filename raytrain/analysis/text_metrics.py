@@ -1,0 +1,210 @@
+"""Measures of generated texts: whether they are text, how alike they are, and what they copy.
+
+Words are what lies between white space, invalid bytes counting as white space: distinct n-grams and
+self-BLEU are of words, as in the literature. Copies are of bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raytrain.utils.text import readable
+
+MAX_ORDER = 4
+"""Longest n-grams that are counted, in words."""
+BLEU_EPSILON = 0.1
+"""Counted where a sample shares no n-gram of some order with the others (method 1 of Chen & Cherry 2014)."""
+BLOCK_BYTES = 1 << 26
+"""Bytes of the corpus that are indexed at once; the index takes five times as much memory."""
+SEARCHED_BYTES = 1 << 29
+"""Bytes of the corpus that are searched at most: of a larger one, blocks evenly spaced over it."""
+QUERIES_AT_ONCE = 1 << 16
+STRIDE = 16
+"""Bytes that are compared at once."""
+Integers = NDArray[np.int64]
+
+
+def text_metrics(groups: Mapping[str, Sequence[bytes]], corpus: NDArray[np.uint8]) -> dict[str, dict[str, Any]]:
+    """All measures of each group of at least one text, ready for JSON; ``corpus`` is what they may copy from."""
+    copies = find_copies([text for texts in groups.values() for text in texts], corpus)
+    measures = {}
+    first = 0
+    for name, texts in groups.items():
+        runs = copies.runs[first : first + len(texts)]
+        first += len(texts)
+        words = [readable(text).split() for text in texts]
+        measures[name] = {
+            "texts": len(texts),
+            "mean_bytes": sum(map(len, texts)) / len(texts),
+            "valid_utf8": valid_utf8(texts),
+            **{f"distinct_{order}": distinct(words, order) for order in range(1, MAX_ORDER + 1)},
+            "self_bleu": self_bleu(words),
+            "copied_mean_bytes": sum(map(len, runs)) / len(texts),
+            "copied_max_bytes": max(map(len, runs)),
+            "copied_whole": sum(run == text != b"" for run, text in zip(runs, texts, strict=True)) / len(texts),
+            "longest_copy": readable(max(runs, key=len)),
+            "searched_bytes": copies.searched_bytes,
+            "corpus_bytes": len(corpus),
+        }
+    return measures
+
+
+def valid_utf8(texts: Sequence[bytes]) -> float:
+    """The share of texts that are valid UTF-8."""
+    return sum(text.decode("utf-8", errors="ignore").encode() == text for text in texts) / len(texts)
+
+
+def distinct(texts: Sequence[list[str]], order: int) -> float:
+    """Different word n-grams of all texts over all that there are (Li et al. 2016); 0 where there are none."""
+    counts = Counter(gram for words in texts for gram in _ngrams(words, order))
+    return len(counts) / max(1, counts.total())
+
+
+def self_bleu(texts: Sequence[list[str]]) -> float:
+    """The mean BLEU-4 of every text against all others (Zhu et al. 2018): 1 where all are the same.
+
+    Sentence BLEU with uniform weights, the closest reference length, and method 1 of Chen & Cherry (2014)
+    against precisions of 0. The highest counts are kept once for all texts, so that the time grows with
+    the text and not with the square of the number of texts.
+    """
+    orders = range(1, MAX_ORDER + 1)
+    grams = [[Counter(_ngrams(words, order)) for order in orders] for words in texts]
+    # of every n-gram the highest count, whose it is, and the highest count of all others
+    highest: dict[tuple[str, ...], tuple[int, int, int]] = {}
+    for owner, counters in enumerate(grams):
+        for counter in counters:
+            for gram, count in counter.items():
+                first, first_owner, second = highest.get(gram, (0, -1, 0))
+                if count > first:
+                    highest[gram] = (count, owner, first)
+                elif count > second:
+                    highest[gram] = (first, first_owner, count)
+    lengths = Counter(map(len, texts))
+    total = 0.0
+    for owner, (words, counters) in enumerate(zip(texts, grams, strict=True)):
+        logs = 0.0
+        for order, counter in zip(orders, counters, strict=True):
+            matches: float = sum(
+                min(count, second if first_owner == owner else first)
+                for gram, count in counter.items()
+                for first, first_owner, second in (highest[gram],)
+            )
+            if order == 1 and matches == 0:
+                logs = -math.inf
+                break
+            logs += math.log((matches or BLEU_EPSILON) / max(1, counter.total())) / MAX_ORDER
+        lengths[len(words)] -= 1
+        others = (length for length, count in lengths.items() if count)
+        closest = min(others, key=lambda length: (abs(length - len(words)), length), default=len(words))
+        lengths[len(words)] += 1
+        penalty = min(0.0, 1 - closest / len(words)) if words else 0.0
+        total += math.exp(logs + penalty)
+    return total / len(texts)
+
+
+def _ngrams(words: list[str], order: int) -> list[tuple[str, ...]]:
+    return list(zip(*(words[start:] for start in range(order)), strict=False))
+
+
+# --------------------------------------------------------------------------------------------- copies
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What texts have in common with a corpus."""
+
+    runs: list[bytes]
+    """Of each text, its longest run that the corpus holds too; the first of equals."""
+    searched_bytes: int
+    """Bytes of the corpus that were searched: all of them, if it is not very large."""
+
+
+def find_copies(
+    texts: Sequence[bytes],
+    corpus: NDArray[np.uint8],
+    *,
+    block_bytes: int = BLOCK_BYTES,
+    searched_bytes: int = SEARCHED_BYTES,
+) -> Copies:
+    """The longest run of bytes that each text has in common with ``corpus`` [bytes], uint8, maybe memory-mapped.
+
+    The corpus is indexed by blocks, each with a suffix array, in which all places of all texts are looked up
+    at once: the time grows evenly with the corpus, and the memory with ``block_bytes`` alone. Of a corpus
+    above ``searched_bytes`` only evenly spaced blocks are searched.
+    """
+    lengths = np.array([len(text) for text in texts], dtype=np.int64)
+    joined = np.frombuffer(b"".join(texts) + bytes(STRIDE), dtype=np.uint8)
+    ends = lengths.cumsum()
+    room = np.repeat(ends, lengths) - np.arange(lengths.sum())
+    common = np.zeros(len(room), dtype=np.int64)
+    # a run that goes over the end of a block is whole in this block or in the next
+    overlap = int(lengths.max(initial=1)) - 1
+    starts = np.arange(0, len(corpus), block_bytes)
+    if len(corpus) > searched_bytes:
+        number = max(1, searched_bytes // block_bytes)
+        starts = np.linspace(0, len(corpus) - block_bytes, number).astype(np.int64)
+    for start in starts.tolist():
+        # a copy in memory: the library refuses an array that cannot be written
+        index = _Index(np.array(corpus[start : start + block_bytes + overlap]))
+        for locations in np.array_split(np.arange(len(room)), len(room) // QUERIES_AT_ONCE + 1):
+            found = index.longest_matches(joined, locations, room[locations])
+            common[locations] = np.maximum(common[locations], found)
+    runs = []
+    for text, parts in zip(texts, np.split(common, ends[:-1]), strict=True):
+        start = int(parts.argmax()) if text else 0
+        runs.append(text[start : start + int(parts.max(initial=0))])
+    return Copies(runs, searched_bytes=min(len(corpus), len(starts) * block_bytes))
+
+
+class _Index:
+    """A suffix array over a block of the corpus, and the look-up of many places in it."""
+
+    def __init__(self, block: NDArray[np.uint8]) -> None:
+        from pydivsufsort import divsufsort  # type: ignore[import-untyped]
+
+        self.size = len(block)
+        self.suffixes: NDArray[np.int32] = divsufsort(block)
+        self.text = np.pad(block, (0, STRIDE))
+
+    def longest_matches(self, joined: NDArray[np.uint8], locations: Integers, room: Integers) -> Integers:
+        """The longest match of each of ``places`` in ``joined`` (padded by STRIDE), of ``room`` bytes at most.
+
+        A binary search for all places at once. It ends between the two suffixes next to the place's own and
+        has compared it with both, so that the longest of all comparisons is the longest match.
+        """
+        low, high = np.zeros_like(locations), np.full_like(locations, self.size)
+        longest = np.zeros_like(locations)
+        while (low < high).any():
+            open_ = np.flatnonzero(low < high)
+            middle = (low[open_] + high[open_]) // 2
+            positions = self.suffixes[middle].astype(np.int64)
+            common = self._common(positions, joined, locations[open_], room[open_])
+            longest[open_] = np.maximum(longest[open_], common)
+            # a suffix that ends where the two still agree comes before; a place's text that ends does not
+            ends = positions + common == self.size
+            smaller = self.text[positions + common] < joined[locations[open_] + common]
+            before = (common < room[open_]) & (ends | smaller)
+            low[open_[before]] = middle[before] + 1
+            high[open_[~before]] = middle[~before]
+        return longest
+
+    def _common(self, positions: Integers, joined: NDArray[np.uint8], locations: Integers, room: Integers) -> Integers:
+        """Bytes that each position of the block and each place have in common from there on."""
+        limit = np.minimum(room, self.size - positions)
+        common = np.zeros_like(positions)
+        active = np.arange(len(positions))
+        steps = np.arange(STRIDE)
+        while len(active):
+            at = common[active, None] + steps
+            same = self.text[positions[active, None] + at] == joined[locations[active, None] + at]
+            run = np.where(same.all(1), STRIDE, same.argmin(1))
+            common[active] += run
+            active = active[(run == STRIDE) & (common[active] < limit[active])]
+        return np.minimum(common, limit)

@@ -1,0 +1,171 @@
+"""The training step as plainly as PyTorch lets one write it: what a user would write instead of raytrain.
+
+The equations are those of ``raytrain.models``, in float32: one-hot inputs, ``nn.LSTM``, ``nn.BatchNorm1d`` over the
+whole batch, Adam. What raytrain adds is left out: noise by sample group, batch statistics without PAD, free bits.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raytrain.config.models import ByteLstmConfig, HybridConfig, LstmVaeConfig
+from raytrain.config.schedules import kl_weight
+from raytrain.config.schema import RunConfig
+from raytrain.data.vocabulary import DROP, PAD, SIZE, STOP
+from raytrain.models.layers import NUM_OUTPUTS, Posterior
+
+
+def one_hot(tokens: Tensor) -> Tensor:
+    """[..., SIZE]; zeros at PAD."""
+    return F.one_hot(tokens, SIZE).float() * (tokens != PAD)[..., None]
+
+
+def decoder_inputs(tokens: Tensor, dropout: float) -> Tensor:
+    """What a decoder has seen before each of ``tokens`` [batch, length], bytes dropped with this probability."""
+    inputs = F.pad(tokens[:, :-1], (1, 0), value=STOP)
+    if dropout > 0:
+        dropped = (torch.rand(inputs.shape, device=inputs.device) < dropout) & (inputs < STOP)
+        inputs = inputs.masked_fill(dropped, DROP)
+    return inputs
+
+
+def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Nats of all ``tokens`` together, PAD left out."""
+    return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=PAD, reduction="sum")
+
+
+def draw(mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
+    """z of N(mean, exp(log_variance)), and the KL of all samples to the standard normal together."""
+    z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+    return z, 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum()
+
+
+class PlainByteLstm(nn.Module):
+    """The stacked LSTM language model."""
+
+    def __init__(self, config: ByteLstmConfig) -> None:
+        super().__init__()
+        dropout = config.dropout if config.layers > 1 else 0.0
+        self.lstm = nn.LSTM(SIZE, config.hidden, config.layers, batch_first=True, dropout=dropout)
+        self.output = nn.Linear(config.hidden, NUM_OUTPUTS)
+
+    def forward(self, tokens: Tensor, weight: float, alpha: float, input_dropout: float) -> Tensor:
+        """The loss of ``tokens`` [batch, length], summed over the batch; there is no KL to weigh."""
+        hidden, _ = self.lstm(one_hot(decoder_inputs(tokens, input_dropout)))
+        return cross_entropy(self.output(hidden), tokens)
+
+
+class PlainLstmVae(nn.Module):
+    """The LSTM VAE."""
+
+    def __init__(self, config: LstmVaeConfig) -> None:
+        super().__init__()
+        self.encoder = nn.LSTM(SIZE, config.hidden, batch_first=True)
+        self.posterior = Posterior(config.hidden, config.latent)
+        self.first_state = nn.Linear(config.latent, 2 * config.hidden)
+        self.decoder = nn.LSTM(SIZE, config.hidden, batch_first=True)
+        self.output = nn.Linear(config.hidden, NUM_OUTPUTS)
+
+    def forward(self, tokens: Tensor, weight: float, alpha: float, input_dropout: float) -> Tensor:
+        """The loss of ``tokens`` [batch, length], summed over the batch."""
+        outputs, _ = self.encoder(one_hot(tokens))
+        last = (tokens != PAD).sum(1) - 1
+        z, kl = draw(*self.posterior(outputs[torch.arange(len(tokens), device=tokens.device), last]))
+        hidden, cell = torch.tanh(self.first_state(z)).chunk(2, dim=-1)
+        state = hidden[None].contiguous(), cell[None].contiguous()
+        outputs, _ = self.decoder(one_hot(decoder_inputs(tokens, input_dropout)), state)
+        return cross_entropy(self.output(outputs), tokens) + weight * kl
+
+
+class PlainHybrid(nn.Module):
+    """The hybrid, with either net on top."""
+
+    def __init__(self, config: HybridConfig, length: int) -> None:
+        super().__init__()
+        depth = len(config.feature_maps)
+        self.code = config.feature_maps[-1], -(-length // 2**depth)
+        self.padded_length = self.code[1] * 2**depth
+        self.convolutions = nn.Sequential()
+        for before, after in pairwise((SIZE, *config.feature_maps)):
+            self.convolutions.append(nn.Conv1d(before, after, 3, stride=2, padding=1))
+            self.convolutions.extend([nn.BatchNorm1d(after), nn.ReLU()])
+        self.posterior = Posterior(self.code[0] * self.code[1], config.latent)
+        self.expand = nn.Linear(config.latent, self.code[0] * self.code[1])
+        self.deconvolutions = nn.Sequential()
+        for before, after in pairwise((self.code[0], *config.decoder_maps)):
+            self.deconvolutions.append(nn.ConvTranspose1d(before, after, 3, stride=2, padding=1, output_padding=1))
+            self.deconvolutions.extend([nn.BatchNorm1d(after), nn.ReLU()])
+        self.auxiliary = nn.Linear(config.decoder_maps[-1], NUM_OUTPUTS)
+        width = config.decoder_maps[-1] + SIZE
+        self.top: nn.Module = (
+            nn.LSTM(width, config.hidden, batch_first=True)
+            if config.decoder == "lstm"
+            else PlainByteNet(width, config.hidden, config.decoder_layers)
+        )
+        self.output = nn.Linear(config.hidden, NUM_OUTPUTS)
+
+    def forward(self, tokens: Tensor, weight: float, alpha: float, input_dropout: float) -> Tensor:
+        """The loss of ``tokens`` [batch, length], summed over the batch."""
+        padded = F.pad(tokens, (0, self.padded_length - tokens.shape[1]), value=PAD)
+        z, kl = draw(*self.posterior(self.convolutions(one_hot(padded).transpose(1, 2)).flatten(1)))
+        features = self.deconvolutions(F.relu(self.expand(z)).unflatten(1, self.code))
+        features = features.transpose(1, 2)[:, : tokens.shape[1]]
+        hidden, _ = self.top(torch.cat((features, one_hot(decoder_inputs(tokens, input_dropout))), dim=-1))
+        auxiliary = cross_entropy(self.auxiliary(features), tokens)
+        return cross_entropy(self.output(hidden), tokens) + weight * kl + alpha * auxiliary
+
+
+class PlainByteNet(nn.Module):
+    """The causal convolutions that can stand in for the hybrid's LSTM."""
+
+    def __init__(self, inputs: int, hidden: int, layers: int) -> None:
+        super().__init__()
+        self.resize = nn.Sequential(nn.Conv1d(inputs, 2 * hidden, 1), nn.BatchNorm1d(2 * hidden))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv1d(hidden, 3 * hidden, 2), nn.BatchNorm1d(3 * hidden)) for _ in range(layers)
+        )
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, None]:
+        """``inputs`` [batch, length, inputs] to [batch, length, hidden], and no state, in the manner of ``nn.LSTM``."""
+        candidate, gate = self.resize(inputs.transpose(1, 2)).chunk(2, dim=1)
+        features = torch.tanh(candidate) * torch.sigmoid(gate)
+        for block in self.blocks:
+            update, carry, candidate = block(F.pad(features, (1, 0))).chunk(3, dim=1)
+            features = torch.sigmoid(carry) * features + torch.sigmoid(update) * torch.tanh(candidate)
+        return features.transpose(1, 2), None
+
+
+def build_plain(config: RunConfig[Any]) -> nn.Module:
+    """The plain model of ``config``."""
+    if isinstance(config.model, HybridConfig):
+        return PlainHybrid(config.model, config.length)
+    return PlainLstmVae(config.model) if isinstance(config.model, LstmVaeConfig) else PlainByteLstm(config.model)
+
+
+class PlainTrainer:
+    """The plain model and its optimiser."""
+
+    def __init__(self, config: RunConfig[Any], device: torch.device) -> None:
+        self.config = config
+        self.model = build_plain(config).to(device)
+        settings = config.optimizer
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=settings.learning_rate, betas=(settings.beta1, settings.beta2)
+        )
+
+    def train_step(self, tokens: Tensor, step: int) -> Tensor:
+        """One optimiser step on ``tokens`` [batch, length]; returns the loss in nats per sample."""
+        objective = self.config.objective
+        self.optimizer.zero_grad()
+        weight = kl_weight(objective, step, self.config.steps)
+        loss: Tensor = self.model(tokens, weight, objective.alpha, objective.input_dropout) / len(tokens)
+        loss.backward()
+        if self.config.optimizer.clip > 0:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
+        self.optimizer.step()
+        return loss.detach()

@@ -1,0 +1,84 @@
+"""How many floating-point operations the matrix products of a training step take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from raytrain.bench.baseline import build_plain
+from raytrain.config.models import ByteLstmConfig, HybridConfig, LstmVaeConfig
+from raytrain.config.schema import RunConfig
+from raytrain.data.vocabulary import SIZE
+from raytrain.models.layers import NUM_OUTPUTS
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Additions and multiplications of a step's matrix products, forward and backward."""
+
+    all: int
+    """As the equations have them, one-hot vectors multiplied like any other."""
+    necessary: int
+    """Without the products with one-hot vectors, which could be look-ups."""
+
+
+def count_operations(config: RunConfig[Any], batch_size: int, length: int) -> Operations:
+    """The operations of a step on tokens [batch_size, length], whatever the step's implementation does.
+
+    They are those of the plain model, counted by PyTorch's own counter. On the CPU that knows no LSTM, so that the
+    model is run on the meta device, where an LSTM is its matrix products.
+    """
+    # every product is as large as the batch and, convolutions of the padded length aside, as the length: two short
+    # lengths say all, where a long LSTM would be thousands of small products to count
+    short, longer = (_counted(replace(config, batch_size=config.group_size), size) for size in (2, 3))
+    total = (short + (longer - short) * (length - 2)) * batch_size // 2
+    return Operations(total, total - _look_ups(config, batch_size, length))
+
+
+@cache
+def _counted(config: RunConfig[Any], length: int) -> int:
+    """Operations of a step on two samples."""
+    with torch.device("meta"):
+        model = build_plain(config)
+        tokens = torch.zeros(2, length, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        model(tokens, 1.0, 1.0, 0.0).backward()
+    return counter.get_total_flops()
+
+
+def _look_ups(config: RunConfig[Any], batch_size: int, length: int) -> int:
+    """Operations of the products with one-hot vectors."""
+    model, symbols = config.model, batch_size * length
+    once = 2 * SIZE * symbols  # by a column of a weight matrix
+    if isinstance(model, ByteLstmConfig):
+        return 2 * once * 4 * model.hidden  # forward, and the weights' gradient
+    if isinstance(model, LstmVaeConfig):
+        return 2 * 2 * once * 4 * model.hidden
+    halves = 2 ** len(model.feature_maps)
+    positions = batch_size * -(-config.length // halves) * halves // 2
+    encoder = 2 * (2 * SIZE * positions) * 3 * model.feature_maps[0]
+    # beside features that take a gradient, so that the one-hot vectors are given one too
+    return encoder + 3 * once * (4 if model.decoder == "lstm" else 2) * model.hidden
+
+
+def model_products(config: RunConfig[Any], batch_size: int) -> dict[str, tuple[int, int, int]]:
+    """The shapes (m, k, n) of the model's largest products [m, k] x [k, n], by what they are for."""
+    model, symbols = config.model, batch_size * config.length
+    products = {"output": (symbols, model.hidden, NUM_OUTPUTS)}
+    if isinstance(model, HybridConfig):
+        widths = (SIZE, *model.feature_maps)
+        before, after = max(pairwise(widths), key=lambda pair: pair[0] * pair[1])
+        level = widths.index(before) + 1
+        products["convolution"] = (batch_size * max(1, config.length >> level), 3 * before, after)
+    if not isinstance(model, HybridConfig) or model.decoder == "lstm":
+        inputs = model.decoder_maps[-1] + SIZE if isinstance(model, HybridConfig) else SIZE
+        if isinstance(model, ByteLstmConfig) and model.layers > 1:
+            inputs = model.hidden
+        products["LSTM, inputs"] = (symbols, inputs, 4 * model.hidden)
+        products["LSTM, one step"] = (batch_size, model.hidden, 4 * model.hidden)
+    return products

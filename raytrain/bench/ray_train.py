@@ -1,0 +1,184 @@
+"""The loop under Ray Train beside the same loop under ``torchrun``. Ray is imported here and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raytrain.bench.rounds import Contender, Measured, confidence, ratio
+from raytrain.bench.timed import timed_config, timed_train
+from raytrain.bench.torchrun import TorchrunGroup
+from raytrain.bench.worker import share_of
+from raytrain.config.schema import RunConfig, from_dict, to_dict
+from raytrain.data.batches import TrainingBatches
+from raytrain.data.corpus import Corpus
+
+NEEDED = ("ray", "mlflow")
+IDLE_S = 5.0
+"""How long Ray's processes are watched while they have nothing to do."""
+
+
+def missing() -> str | None:
+    """Why this part cannot be run here, in words."""
+    lacking = [name for name in NEEDED if find_spec(name) is None]
+    return f"{' and '.join(lacking)} not installed" if lacking else None
+
+
+class OnRay:
+    """Runs of the whole loop by a gang of Ray Train workers, as in ``raytrain.train``, and by a torchrun group."""
+
+    def __init__(
+        self,
+        config: RunConfig[Any],
+        corpus: Corpus,
+        workers: int,
+        threads: int,
+        cores: list[int],
+        seconds: float,
+        stack: ExitStack,
+        device: torch.device,
+    ) -> None:
+        import psutil
+        import ray
+
+        from raytrain.cluster.resources import connect
+        from raytrain.config.workers import WorkerSpec
+        from raytrain.tracking.runs import Experiment
+        from raytrain.training.worker_group import WorkerGroup
+
+        self.corpus = corpus
+        self.workers = workers
+        self.threads = threads if device.type == "cuda" else max(1, threads // workers)
+        self.cores = cores
+        self.group = stack.enter_context(TorchrunGroup(workers, self.threads, cores))
+        command = {"do": "steps", "config": to_dict(config), "corpus": str(corpus.path), "first": 0, "count": 1}
+        self.asked = config
+        self.config = timed_config(config, round(seconds / self.group.ask(command)[0]["seconds"]))
+        batches = TrainingBatches(corpus, self.config)
+        self.bytes = sum(batches.batch(step).text_bytes for step in range(self.config.steps)) / self.config.steps
+        self.scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raytrain-bench-")))
+        self.experiment = Experiment.open(
+            f"sqlite:///{self.scratch}/mlflow.db", "bench", str(self.scratch / "artifacts")
+        )
+        before = {process.pid for process in psutil.Process().children(recursive=True)}
+        connect("local")
+        stack.callback(ray.shutdown)
+        worker_spec = (
+            WorkerSpec(workers, float(self.threads), 0.0) if device.type == "cpu" else WorkerSpec(workers, 1.0, 1.0)
+        )
+        self.held = WorkerGroup(serve, worker_spec, "bench", str(self.scratch))
+        stack.callback(self.held.dismiss)
+        self.number = 0
+        self._ray()  # starts the gang
+        self.idle = idle_cpu([p for p in psutil.Process().children(recursive=True) if p.pid not in before])
+
+    def contenders(self) -> list[Contender]:
+        """The two."""
+        command = {"do": "loop", "config": to_dict(self.config), "corpus": str(self.corpus.path)}
+        return [
+            Contender("torchrun", lambda _: next(filter(None, self.group.ask(command)))),
+            Contender("ray", lambda _: self._ray()),
+        ]
+
+    def _ray(self) -> dict[str, float]:
+        """A run by the gang, in an MLflow run of its own."""
+        from raytrain.training.worker import Job
+
+        self.number += 1
+        location = self.scratch / str(self.number)
+        location.mkdir()
+        run = self.experiment.open_run(str(self.number), str(self.number), parameters={}, tags={})
+        job = Job(
+            to_dict(self.config),
+            {"digest": self.corpus.digest, "path": str(self.corpus.path), "storage": str(location)},
+            str(location),
+            asdict(run),
+            float(self.threads),
+            progress="raytrain/progress/bench",
+        )
+        self.held.train({"job": asdict(job), "cores": self.cores}, lambda metrics: None)
+        return dict(json.loads((location / "figures.json").read_text()))
+
+    def result(self, measured: Measured) -> dict[str, Any]:
+        """Rates of both, their ratio with its confidence interval, and the time inside report calls."""
+        torchrun, ray = measured["torchrun"], measured["ray"]
+        ratios = ratio(torchrun["seconds"], ray["seconds"])
+        step = ray["seconds"].median
+        inside = {
+            "log": ray["log"].median / (self.asked.log_every * step),
+            "evaluated": ray["evaluated"].median / (self.asked.evaluate_every * step),
+        }
+        part = {
+            "workers": self.workers,
+            "threads": self.threads,
+            "steps": self.config.steps,
+            "torchrun_bytes_per_second": self.bytes / torchrun["seconds"].median,
+            "ray_bytes_per_second": self.bytes / ray["seconds"].median,
+            "step_seconds": {"torchrun": torchrun["seconds"].json(), "ray": ray["seconds"].json()},
+            "ray_over_torchrun": ratios.json() | {"confidence_95": confidence(ratios)},
+            "call_seconds": {name: ray[name].json() for name in inside},
+            "share_inside_reports": sum(inside.values()),
+            "idle_cores": self.idle,
+        }
+        return {"ray": part}
+
+
+def idle_cpu(processes: list[Any]) -> float:
+    """Cores that these processes keep busy while nothing is asked of them."""
+    import psutil
+
+    def used() -> float:
+        total = 0.0
+        for process in processes:
+            try:
+                times = process.cpu_times()
+            except psutil.NoSuchProcess:
+                continue
+            total += times.user + times.system
+        return total
+
+    before = used()
+    time.sleep(IDLE_S)
+    return (used() - before) / IDLE_S
+
+
+def serve(values: dict[str, Any]) -> None:
+    """What each worker of the gang does: one timed run after the other, reporting as ``raytrain.train`` does."""
+    import ray
+    from ray import train as ray_train
+    from ray.train.torch import get_device
+
+    from raytrain.storage import open_storage
+    from raytrain.training.trainer import World
+    from raytrain.training.worker import Job, RayReporter
+
+    coordinator, context = values["desk"], ray_train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size(), get_device())
+    node = context.get_node_rank() if context.get_local_rank() == 0 else None
+    number = 0
+    while (order := ray.get(coordinator.job.remote(number))) is not None:
+        job = Job(**order["job"])
+        os.sched_setaffinity(0, share_of(order["cores"], world.rank, world.size))
+        torch.set_num_threads(int(job.cpus))
+        config = from_dict(job.config)
+        storage = open_storage(job.storage)
+
+        def send(metrics: dict[str, Any], number: int = number) -> None:
+            ray.get(coordinator.evaluated.remote(number, world.rank, metrics))
+
+        report = RayReporter(job, config, world.rank, node, send)
+        figures = timed_train(config, Corpus.open(job.corpus["path"]), world, storage.child("checkpoints"), report)
+        report.close(storage)
+        if world.rank == 0:
+            storage.write("figures.json", json.dumps(figures).encode())
+        ray.get(coordinator.ended.remote(world.size))
+        number += 1

@@ -1,0 +1,89 @@
+"""Rules for every cluster file: placeholders, secrets, what is shipped, the token, the times."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from raytrain.cluster.check.file import ClusterFile, at
+from raytrain.utils.files import expanded
+
+PLACEHOLDER = "CHANGE-ME"
+TOKEN = "~/.ray/auth_token"
+"""Where Ray looks for the token, on every machine."""
+SECRETS = {
+    "an AWS access key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
+    "an AWS secret key": r"(?i)aws_?secret_?access_?key['\"]?\s*[:=]\s*['\"]?[^\s'\"$]",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY",
+    "a token, secret or key": r"(?i)(?:token|secret|api_?key)['\"]?\s*[:=]\s*['\"]?[^\s'\"$~/]",
+    "a password": r"(?i)\b\w*password['\"]?\s*[:=]\s*['\"]?[^\s'\"$]",
+    "an address with a password": r"://[^\s/:@'\"]*:(?!\$\w+@|\$\{\w+\}@)[^\s/@'\"]+@",
+}
+
+
+def common_mistakes(file: ClusterFile) -> Iterator[str]:
+    """What is wrong in any cluster, whoever provides it."""
+    yield from _placeholders(file.config, "")
+    yield from _secrets(file)
+    yield from _shipped(file)
+    yield from _token(file)
+    key = at(file.config, "auth", "ssh_private_key")
+    if key is not None and not os.path.isfile(expanded(key)):
+        yield f"auth.ssh_private_key: there is no {key} here; correct it, or leave it out on AWS and Ray makes a pair"
+    idle = file.config.get("idle_timeout_minutes", 5)
+    if not idle > 0:
+        yield f"idle_timeout_minutes: {idle} ends workers between two trials; give minutes above 0, such as 5"
+
+
+def _placeholders(value: Any, location: str) -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _placeholders(inner, f"{location}.{name}" if location else str(name))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _placeholders(inner, f"{location}[{number}]")
+    elif PLACEHOLDER in str(value):
+        yield f"{location}: {PLACEHOLDER} is still there; write your own in its place"
+
+
+def _secrets(file: ClusterFile) -> Iterator[str]:
+    for number, line in enumerate(file.text.splitlines(), 1):
+        for what, pattern in SECRETS.items():
+            if re.search(pattern, line):
+                # not repeated here: terminals and logs keep what is printed
+                yield (
+                    f"{file.path}, line {number}: holds {what}, and every node keeps a copy of this file; take it out "
+                    "and use the instance profiles, or a file that file_mounts ships"
+                )
+
+
+def _shipped(file: ClusterFile) -> Iterator[str]:
+    for remote, local in file.mounts.items():
+        if not os.path.exists(expanded(local)):
+            fix = (
+                "ray get-auth-token --generate > /dev/null makes it"
+                if remote == TOKEN
+                else "correct it, or run this where it is"
+            )
+            yield f"file_mounts.{remote}: there is no {local} here; {fix}"
+    for module in ("raytrain", "search_spaces"):
+        if not any(Path(remote).name == module for remote in file.mounts):
+            yield f"file_mounts: {module} is not shipped; add ~/project/{module}: {module}"
+
+
+def _token(file: ClusterFile) -> Iterator[str]:
+    commands = "\n".join(file.commands("setup_commands", "head_setup_commands", "worker_setup_commands"))
+    modes = re.findall(r"RAY_AUTH_MODE=(\w+)", file.text)
+    if "RAY_AUTH_MODE=token" not in commands or set(modes) != {"token"}:
+        yield (
+            "setup_commands: without RAY_AUTH_MODE=token whoever reaches a port of Ray runs what they like; "
+            "export it on every node, and no other mode"
+        )
+    if file.mounts.get(TOKEN) is None:
+        yield f"file_mounts: Ray's token reaches no node; add {TOKEN}: {TOKEN}"
+    elif os.path.isfile(token := expanded(file.mounts[TOKEN])) and stat.S_IMODE(token.stat().st_mode) & 0o077:
+        yield f"file_mounts.{TOKEN}: others on this machine can read {token}; chmod 600 it"

@@ -1,0 +1,146 @@
+"""A cluster file as it is read: its text, what YAML makes of it, and what Ray's own schema says."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raytrain.utils.errors import UserError
+from raytrain.utils.files import expanded
+from raytrain.utils.validation import check_nesting
+
+MOST_VALUES = 100_000
+"""In a cluster file; one with more refers to itself, or to what does so a few times over."""
+_TEXT, _WHOLE = {"type": "string"}, {"type": "integer"}
+_LISTS = {"properties": {name: {"type": "array"} for name in ("IpRanges", "Ipv6Ranges")}}
+_DISK = {"properties": {"Ebs": {"properties": {"VolumeSize": _WHOLE}}}}
+_NODE = {"InstanceType": _TEXT, "ImageId": _TEXT, "BlockDeviceMappings": {"type": "array", "items": _DISK}}
+OPEN = {
+    "properties": {
+        "min_workers": _WHOLE,
+        "file_mounts": {"additionalProperties": _TEXT},
+        "provider": {
+            "properties": {
+                "worker_ips": {"items": _TEXT},
+                "security_group": {"properties": {"IpPermissions": {"items": _LISTS}}},
+            }
+        },
+        "available_node_types": {"additionalProperties": {"properties": {"node_config": {"properties": _NODE}}}},
+    }
+}
+"""What the rules read of what Ray's schema leaves open, as a schema."""
+
+
+@dataclass(frozen=True)
+class ClusterFile:
+    """The file, parsed but not yet checked."""
+
+    path: Path
+    text: str
+    config: dict[str, Any]
+
+    @property
+    def provider(self) -> str:
+        """The kind of provider, empty where none is named."""
+        return str(at(self.config, "provider", "type") or "")
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """The head's node type; empty where there is none."""
+        return self.types.get(str(self.config.get("head_node_type")), {})
+
+    @property
+    def types(self) -> dict[str, dict[str, Any]]:
+        """The node types by name."""
+        return {str(name): kind for name, kind in (self.config.get("available_node_types") or {}).items()}
+
+    @property
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """The node types that are not the head's."""
+        return {name: kind for name, kind in self.types.items() if name != self.config.get("head_node_type")}
+
+    def commands(self, *sections: str) -> list[str]:
+        """The commands of the sections, in order."""
+        return [command for section in sections for command in self.config.get(section) or []]
+
+    @property
+    def mounts(self) -> dict[str, str]:
+        """Path on the nodes -> path here."""
+        return {str(remote): str(local) for remote, local in (self.config.get("file_mounts") or {}).items()}
+
+    def local_path(self, remote: str) -> Path | None:
+        """The file here that stands at ``remote`` on the nodes, if it is shipped."""
+        for target, source in self.mounts.items():
+            if remote == target or remote.startswith(f"{target.rstrip('/')}/"):
+                return expanded(source) / remote[len(target) :].strip("/")
+        return None
+
+
+def at(value: Any, *path: str) -> Any:
+    """What is at ``path`` in nested mappings, ``None`` where nothing is."""
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def read_file(path: Path) -> ClusterFile:
+    """Read a cluster file.
+
+    Raises:
+        UserError: it cannot be read, is no YAML, or no mapping, or says something twice.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that is given twice, of which YAML silently takes the last, and one that is no text."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            for key, _ in node.value:
+                if keys.count(key.value) > 1:
+                    raise UserError(f"{path}, line {key.start_mark.line + 1}: {key.value} is given twice; keep one")
+            mapping = super().construct_mapping(node, deep)
+            for name in mapping:
+                if not isinstance(name, str):
+                    raise UserError(f"{path}, line {node.start_mark.line + 1}: the name {name} is no text; quote it")
+            return mapping
+
+    try:
+        text = path.read_text()
+        # a subclass of SafeLoader: it makes plain values only
+        config = yaml.load(text, Loader)
+        check_nesting(config, MOST_VALUES)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that cannot be
+        raise UserError(f"{path} is not YAML: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not a cluster file: it must be a mapping with cluster_name and provider")
+    return ClusterFile(path, text, config)
+
+
+def schema_mistakes(file: ClusterFile) -> Iterator[str]:
+    """What Ray's own schema refuses, and what is of another type than the rules here expect."""
+    import jsonschema
+
+    spec = importlib.util.find_spec("ray")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("Ray is not installed: pip install 'ray[default]'")
+    # found without importing Ray, which takes a second
+    schema = json.loads((Path(spec.submodule_search_locations[0]) / "autoscaler" / "ray-schema.json").read_text())
+    config = dict(file.config)
+    if file.provider == "local":
+        config.pop("min_workers", None)  # Ray takes it out before it looks
+    for looked_at, rules, whose in (
+        (config, schema, "Ray's schema of cluster files says"),
+        (file.config, OPEN, "EC2 or Ray reads it"),
+    ):
+        for error in sorted(
+            jsonschema.Draft7Validator(rules).iter_errors(looked_at), key=lambda error: list(error.path)
+        ):
+            location = ".".join(map(str, error.absolute_path)) or str(file.path)
+            yield f"{location}: {error.message[:300]}; correct it as {whose}"

@@ -1,0 +1,42 @@
+"""Rules for machines of one's own: ``provider.type: local``."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+from raytrain.cluster.check.common import PLACEHOLDER
+from raytrain.cluster.check.file import ClusterFile, at
+
+
+def onprem_mistakes(file: ClusterFile) -> Iterator[str]:
+    """What is wrong with the list of machines and the way to them."""
+    head, workers = at(file.config, "provider", "head_ip"), at(file.config, "provider", "worker_ips")
+    if not head or not workers:
+        yield "provider: head_ip and worker_ips are needed; write the machines' private addresses"
+        return
+    if not re.fullmatch(r"[\d.]+|[\da-fA-F:]+", str(head)) and PLACEHOLDER not in str(head):
+        yield f"provider.head_ip: {head} is a name, and MLflow listens on an address; write the machine's, in digits"
+    for address, count in Counter([str(head), *map(str, workers)]).items():
+        if count > 1:
+            yield f"provider: {address} is named {count} times; each machine is one node"
+        try:
+            public = not ipaddress.ip_address(address).is_private
+        except ValueError:
+            public = False  # a host name
+        if public:
+            yield f"provider: {address} is a public address, and Ray listens on it; write the private one"
+    least, most = file.config.get("min_workers", len(workers)), file.config.get("max_workers", len(workers))
+    if not 0 <= least <= most:
+        yield f"min_workers: {least} is more than max_workers, {most}; correct one of them"
+    if most != len(workers):
+        yield f"max_workers: {most}, but there are {len(workers)} worker_ips; write {len(workers)}"
+    if file.types:
+        yield "available_node_types: Ray refuses them with provider local; take them out"
+    for named in re.findall(r"\bHEAD_IP=([^\s'\";]+)", "\n".join(file.commands("setup_commands"))):
+        if named != head:
+            yield f"setup_commands: HEAD_IP={named}, but provider.head_ip is {head}; write the same"
+    if not at(file.config, "auth", "ssh_user"):
+        yield "auth.ssh_user: missing; write the user that ssh logs in as on every machine"

@@ -1,0 +1,207 @@
+"""What a cluster has, what its autoscaler may add, and how many gangs of workers fit."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raytrain.config.workers import WorkerSpec
+from raytrain.utils.errors import UserError
+from raytrain.utils.validation import parse_json, validate_type
+
+HEAD_MEMORY_PER_TRIAL = 0.8 * 2**30
+"""Bytes that the small processes of one concurrent trial take on the head: ``benchmarks/head_cost.py`` finds 844 MB."""
+UNLIMITED = 10_000
+"""Nodes of a group whose maximum is not stated."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The nodes that can compute, each as its resources: those that are up and those that may come."""
+
+    up: tuple[dict[str, float], ...]
+    possible: tuple[tuple[dict[str, float], int], ...] = ()
+    """Kinds of node that the autoscaler may start, and how many of each there may be in all."""
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether there is a GPU, or one can come: what decides the device, wherever the command runs."""
+        nodes = [*self.up, *(node for node, count in self.possible if count > 0)]
+        return any(node.get("GPU", 0) > 0 for node in nodes)
+
+    @property
+    def num_nodes(self) -> int:
+        """The most nodes that may be up at once: beside those that may come, there are those that do not work."""
+        heads = sum(not node.get("CPU") and not node.get("GPU") for node in self.up)
+        return max(len(self.up), heads + sum(count for _, count in self.possible))
+
+    def total(self, resource: str) -> float:
+        """The most of a resource that there may be: on the nodes that are up or on those that may be."""
+        up = sum(node.get(resource, 0.0) for node in self.up)
+        return max(up, sum(node.get(resource, 0.0) * count for node, count in self.possible))
+
+    def usage(self, worker_spec: WorkerSpec, runs: int) -> str:
+        """What so many runs at once take of what there may be, in words."""
+        names = worker_spec.per_worker
+        taken = [f"{runs * worker_spec.workers * names[name]:g} of {self.total(name):g} {name}s" for name in names]
+        up = [f"{sum(node.get(name, 0.0) for node in self.up):g} {name}s" for name in names]
+        return f"{' and '.join(taken)} that the cluster may have; {' and '.join(up)} are up"
+
+    def worker_slots(self, worker_spec: WorkerSpec) -> int:
+        """How many workers fit at once; a worker never spans nodes."""
+        up = sum(_slots(node, worker_spec) for node in self.up)
+        return max(up, sum(_slots(node, worker_spec) * count for node, count in self.possible))
+
+    def admit(self, worker_spec: WorkerSpec, wanted: int | None, head_memory: float) -> int:
+        """How many runs of ``gang`` may be under way at once: at most ``wanted``, and all that fit if None.
+
+        A run of one worker has no process on the head, so that ``head_memory`` (bytes) bounds such runs only where
+        the head is the one node there is.
+
+        Raises:
+            UserError: not even one fits; the line gives the numbers.
+        """
+        slots = self.worker_slots(worker_spec)
+        if slots < worker_spec.workers:
+            raise UserError(
+                f"a run needs {worker_spec}, but only {slots} of these workers fit: the cluster has at most "
+                f"{self.total('CPU'):g} CPUs and {self.total('GPU'):g} GPUs on {self.num_nodes} node(s); "
+                "ask for fewer or smaller workers, or add nodes"
+            )
+        runs = min(slots // worker_spec.workers, wanted or UNLIMITED)
+        if worker_spec.workers == 1 and (len(self.up) > 1 or self.possible):
+            return runs
+        return int(min(runs, max(1.0, head_memory / HEAD_MEMORY_PER_TRIAL)))
+
+
+def _slots(node: dict[str, float], worker_spec: WorkerSpec) -> int:
+    return min(int(node.get(name, 0.0) / amount + 1e-6) for name, amount in worker_spec.per_worker.items())
+
+
+def connect(address: str | None) -> None:
+    """Join the Ray cluster at ``address``, or the one that can be found, or start one on this machine.
+
+    Raises:
+        UserError: there is no cluster at ``address``.
+    """
+    import ray
+
+    from raytrain.storage import storage_environment
+
+    if address is not None and ":" in address:
+        _check_answers(address)
+    # a process for each gang; workers ask themselves whether their node is draining
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    try:
+        ray.init(
+            address=address,
+            dashboard_host="127.0.0.1",
+            include_dashboard=None if address not in (None, "local") else True,
+            # endpoint and region reach every node this way; keys never do
+            runtime_env={"env_vars": settings} if (settings := storage_environment()) else None,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except (ConnectionError, ValueError) as error:
+        raise UserError(f"no Ray cluster answers at {address}: {error}") from None
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would try a wrong address for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"no Ray cluster answers at {address}: {error}; correct --address") from None
+
+
+def read_cluster() -> Cluster:
+    """What the cluster that this process has joined has, and what its autoscaler may add."""
+    import ray
+
+    up = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
+    return Cluster(up, _autoscaler_nodes())
+
+
+def _autoscaler_nodes() -> tuple[tuple[dict[str, float], int], ...]:
+    """Kinds of node that the autoscaler may start: as stated, by the config that is published, or by its own file."""
+    import ray
+    from ray._private.state import state
+
+    if stated := stated_types():
+        return stated
+    # Ray has a place for the config, but its open autoscalers put nothing there
+    config: Any = state.get_cluster_config()
+    if config is None:
+        return node_types(ray.get_runtime_context().gcs_address)
+    groups = config.node_group_configs
+    return tuple((dict(group.resources), group.max_count if group.max_count >= 0 else UNLIMITED) for group in groups)
+
+
+STATED = "RAYTRAIN_WORKER_NODES"
+"""Kinds of worker as somebody states them, such as '[{"nodes": 8, "CPU": 7, "GPU": 1}]': this comes before all else."""
+
+
+def node_types(gcs_address: str) -> tuple[tuple[dict[str, float], int], ...]:
+    """Kinds of worker, and the most of each, that the autoscaler on this host may start for the cluster.
+
+    Empty if none runs here: `ray up` starts it on the head, and what `ray exec` and `ray job submit` run is there, too.
+    """
+    file = config_file(gcs_address)
+    if file is None:
+        return ()
+    import yaml
+
+    # `ray up` has filled in what the instances of each type have, and replaces the file whenever it changes anything
+    config: dict[str, Any] = yaml.safe_load(file.read_text())
+    limit = int(config["max_workers"])
+    found = []
+    for kind in config["available_node_types"].values():
+        resources = {name: float(amount) for name, amount in (kind.get("resources") or {}).items()}
+        most = min(limit, int(kind.get("max_workers", limit)))
+        if resources and most > 0:
+            found.append((resources, most))
+    return tuple(found)
+
+
+def stated_types() -> tuple[tuple[dict[str, float], int], ...]:
+    """Kinds of worker, and the most of each, by the variable ``STATED``; empty without it.
+
+    Raises:
+        UserError: it says something else.
+    """
+    text = os.environ.get(STATED, "").strip()
+    if not text:
+        return ()
+    try:
+        kinds = validate_type(parse_json(text), list[dict[str, float]], "it")
+        found = tuple(({name: kind[name] for name in kind if name != "nodes"}, int(kind["nodes"])) for kind in kinds)
+        if any(count < 1 or not resources for resources, count in found):
+            raise ValueError("there must be a node of each kind, and something on it")
+        if not all(0 <= amount < math.inf for resources, _ in found for amount in resources.values()):
+            raise ValueError("what is on a node must be a number of at least 0")
+        return found
+    except (ValueError, KeyError, OverflowError) as error:
+        what = "a kind has no number of nodes" if isinstance(error, KeyError) else error
+        example = '[{"nodes": 8, "CPU": 7, "GPU": 1}]'
+        raise UserError(f"{STATED} is {text[:200]!r}: {what}; write, for example, {example}") from None
+
+
+def config_file(gcs_address: str) -> Path | None:
+    """The cluster file of the autoscaler that runs on this host for the cluster, ``None`` if none does."""
+    import psutil
+
+    wanted, prefix = f"--gcs-address={gcs_address}", "--autoscaling-config="
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            if wanted in words and any(word.endswith("/monitor.py") for word in words):
+                for word in words:
+                    if word.startswith(prefix):
+                        return Path(word.removeprefix(prefix)).expanduser()
+    return None

@@ -1,0 +1,262 @@
+"""Watch for the end of a spot instance and tell Ray, so that what trains on it saves and leaves in time.
+
+    python -m raytrain.spot
+    python -m raytrain.spot --address 10.0.0.5:6379 --rebalance
+
+One on each worker node of a cluster on EC2. It asks the instance's metadata service every two seconds; EC2 gives
+notice two minutes before it takes an instance. Elsewhere it says so and ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import logging
+import os
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from raytrain.utils.errors import UserError, run_command
+
+ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
+"""The variable by which AWS's own tools find the metadata service, too."""
+TOKEN_SECONDS = 21600
+"""Life of a token that is asked for: the longest that there is."""
+REQUEST_TIMEOUT_S = 2.0
+LONGEST_INTERVAL_S = 5.0
+"""Of the two minutes that EC2 gives, no more may be lost before Ray is told."""
+TRIES = 3
+"""Times that the metadata service is looked for before there is taken to be none."""
+TROUBLES = (OSError, http.client.HTTPException)
+"""What a request to the metadata service may end in: no connection, no answer in time, a status of an error."""
+_log = logging.getLogger("raytrain.spot")
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What EC2 says about the end of the instance."""
+
+    what: str
+    at: str
+    """The time that it names, as it writes it; empty where it names none."""
+    certain: bool
+    """Whether the instance will be taken, or only may be."""
+
+    def __str__(self) -> str:
+        return f"{self.what} at {self.at}" if self.at else self.what
+
+    def seconds_left(self, now: datetime) -> float | None:
+        """Seconds until the instance is taken, where it will be and the time can be read."""
+        try:
+            at = datetime.fromisoformat(self.at)
+        except ValueError:
+            return None
+        return max(1.0, (at - now).total_seconds()) if self.certain and at.tzinfo is not None else None
+
+
+class Metadata:
+    """The instance metadata service, version 2: every question carries a token that was asked for before."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint.rstrip("/")
+        self._token: str | None = None
+        # the service answers the instance alone: never by way of a proxy
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def notice(self) -> Notice | None:
+        """The end of the instance if it is announced, else the advice to leave it if there is one.
+
+        Raises:
+            OSError, http.client.HTTPException: the service does not answer, or with an error.
+        """
+        if (found := self._read_object("spot/instance-action")) is not None:
+            return Notice(f"EC2 will {found.get('action', 'take')} this instance", str(found.get("time", "")), True)
+        if (found := self._read_object("events/recommendations/rebalance")) is not None:
+            return Notice("EC2 may soon take this instance, noticed", str(found.get("noticeTime", "")), False)
+        return None
+
+    def check(self) -> None:
+        """Get a token; raises as ``notice``."""
+        self._token = self._request("PUT", "api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)})
+
+    def _read_object(self, path: str) -> dict[str, object] | None:
+        text = self._read(f"meta-data/{path}")
+        if text is None:
+            return None
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise http.client.HTTPException(f"{path} is no JSON object")
+        return value
+
+    def _read(self, path: str) -> str | None:
+        """What is at ``path``, ``None`` if nothing is."""
+        if self._token is None:
+            self.check()
+        for last in (False, True):
+            try:
+                return self._request("GET", path, {"X-aws-ec2-metadata-token": str(self._token)})
+            except urllib.error.HTTPError as error:
+                if error.code == 404:
+                    return None
+                if error.code != 401 or last:
+                    raise
+                self.check()  # the token has run out
+        raise AssertionError("the second answer ends it")
+
+    def _request(self, method: str, path: str, headers: dict[str, str]) -> str:
+        request = urllib.request.Request(f"{self.endpoint}/latest/{path}", method=method, headers=headers)
+        with self._opener.open(request, timeout=REQUEST_TIMEOUT_S) as answer:
+            return str(answer.read(1 << 16).decode(errors="replace"))
+
+
+class Watcher:
+    """Looks for notices and has each obeyed, once; says each thing that changes, once."""
+
+    def __init__(self, metadata: Metadata, rebalance: bool, drain: Callable[[Notice], None]) -> None:
+        """``drain`` tells Ray; where it raises one of ``ray_troubles``, it is called again at the next look."""
+        self._metadata = metadata
+        self._rebalance = rebalance
+        self._drain = drain
+        self._seen: Notice | None = None
+        self._obeyed: Notice | None = None
+        self._troubles: dict[str, str] = {}
+
+    def look(self) -> None:
+        """Ask once and do what is to be done."""
+        try:
+            notice = self._metadata.notice()
+        except TROUBLES as error:
+            # the last word stands: a notice that was given is obeyed whether it can be asked for again or not
+            self._say("the metadata service", f"does not answer: {error}")
+            notice = self._seen
+        else:
+            self._say("the metadata service", "")
+            if notice != self._seen:
+                _log.warning("%s", notice if notice is not None else "EC2 has taken its notice back")
+            self._seen = notice
+        if notice is None or notice == self._obeyed or not (notice.certain or self._rebalance):
+            return
+        try:
+            self._drain(notice)
+        except ray_troubles() as error:
+            self._say("Ray", f"is not told yet: {error}")
+        else:
+            self._obeyed = notice
+
+    def _say(self, who: str, trouble: str) -> None:
+        """Say what is wrong when that has changed, and when nothing is any more."""
+        if trouble != self._troubles.get(who, ""):
+            _log.warning("%s %s", who, " ".join(trouble.split()) or "answers again")
+        self._troubles[who] = trouble
+
+
+def ray_troubles() -> tuple[type[Exception], ...]:
+    """What asking Ray may end in that later may not: not up yet, gone for a while, the node not in the cluster."""
+    from ray.exceptions import RayError
+
+    return (RayError, ConnectionError, LookupError)
+
+
+def main() -> None:
+    """Watch until the instance ends."""
+    options = read_options()
+    logging.basicConfig(format="%(asctime)s raytrain.spot: %(message)s", level=logging.INFO)
+    metadata = Metadata(os.environ.get(ENDPOINT) or "http://169.254.169.254")
+    if not is_there(metadata, options.interval):
+        return
+
+    def drain_own(notice: Notice) -> None:
+        from raytrain.cluster.draining import drain
+
+        left = notice.seconds_left(datetime.now(UTC))
+        seconds = options.deadline if left is None else min(options.deadline, left)
+        for node in own_nodes(options.address, options.node_id):
+            drain(options.address, node, str(notice), seconds)
+            _log.warning("node %s is drained: what works on it has %.0f s to save and leave", node, seconds)
+
+    try:
+        _log.info("watching for the end of node %s", ", ".join(own_nodes(options.address, options.node_id)))
+    except ray_troubles() as error:
+        _log.warning("watching, though Ray does not know this node yet: %s", " ".join(str(error).split()))
+    watcher = Watcher(metadata, options.rebalance, drain_own)
+    while True:
+        watcher.look()
+        time.sleep(options.interval)
+
+
+def read_options() -> argparse.Namespace:
+    """The options of the command line.
+
+    Raises:
+        UserError: one of them cannot be.
+    """
+    from raytrain.config.cli import OneLineParser
+
+    parser = OneLineParser(prog="python -m raytrain.spot", description="Tells Ray of the end of a spot instance.")
+    parser.add_argument("--address", help="the cluster, as HOST:PORT; by default the one that runs here")
+    parser.add_argument("--node-id", help="Ray's id of this node; by default that of each node on this host")
+    parser.add_argument("--deadline", type=float, default=25.0, help="seconds that work has to save and leave")
+    parser.add_argument("--interval", type=float, default=2.0, help="seconds between two questions, at most 5")
+    parser.add_argument("--rebalance", action="store_true", help="leave already when EC2 says that it may take it soon")
+    options = parser.parse_args(sys.argv[1:])
+    if not 0 < options.interval <= LONGEST_INTERVAL_S:
+        raise UserError(f"--interval is {options.interval:g}: must be above 0 and at most {LONGEST_INTERVAL_S:g}")
+    if not 0 < options.deadline <= 120:
+        raise UserError(f"--deadline is {options.deadline:g}: must be above 0 and at most 120, all that EC2 gives")
+    return options
+
+
+def is_there(metadata: Metadata, pause: float) -> bool:
+    """Whether there is a metadata service of EC2; says so where there is none."""
+    reason: object = None
+    for _ in range(TRIES):
+        try:
+            metadata.check()
+            return True
+        except urllib.error.HTTPError as error:
+            if error.code not in (404, 405, 501):
+                return True  # it may get well
+            reason = error  # another cloud's
+            break
+        except TROUBLES as error:
+            reason = error
+            time.sleep(pause)
+    _log.info("nothing to watch: no EC2 metadata service at %s (%s)", metadata.endpoint, reason)
+    return False
+
+
+def own_nodes(address: str | None, node_id: str | None) -> list[str]:
+    """The ids of the nodes that end with this host: ``node_id``, or all at an address of this host.
+
+    Raises:
+        ConnectionError, ray.exceptions.RayError: no cluster answers.
+        LookupError: it has no such node.
+    """
+    import socket
+
+    import psutil
+
+    from raytrain.cluster.draining import alive_nodes
+
+    nodes = alive_nodes(address)
+    if node_id is not None:
+        here = [node for node in nodes if node == node_id]
+    else:
+        families = (socket.AF_INET, socket.AF_INET6)
+        own = {entry.address for card in psutil.net_if_addrs().values() for entry in card if entry.family in families}
+        here = sorted(node for node, location in nodes.items() if location in own)
+    if not here:
+        raise LookupError(f"the cluster has no node {node_id or 'on this host'} among its {len(nodes)}")
+    return here
+
+
+if __name__ == "__main__":
+    run_command(main)

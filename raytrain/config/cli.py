@@ -1,0 +1,177 @@
+"""Command lines derived from dataclasses: model, preset and config file first, every field after."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+from raytrain.config.models import MODEL_CONFIGS, MODEL_NAMES, ModelName
+from raytrain.config.presets import PRESET_NAMES, PresetName, for_source, preset
+from raytrain.config.schema import RunConfig, from_dict, to_dict
+from raytrain.utils.errors import UserError
+from raytrain.utils.validation import parse_json
+
+OptionsT = TypeVar("OptionsT")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Reports a mistake as a UserError instead of a usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What decides the defaults of everything else."""
+
+    model: ModelName
+    preset: PresetName | None
+    source: str | None
+    file: Path | None
+
+
+def parse_choice(command: str, arguments: list[str], implied: ModelName | None = None) -> tuple[Choice, list[str]]:
+    """The model, preset, source and config file named on the command line, and what is left for the fields.
+
+    ``implied`` is the model where the command line names none.
+
+    Raises:
+        UserError: no such model or preset, or both a preset and a config file.
+    """
+    parser = OneLineParser(prog=f"python -m {command}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset")
+    parser.add_argument("--config", type=Path)
+    known, rest = parser.parse_known_args(arguments)
+    models = ", ".join(MODEL_NAMES)
+    if implied is not None and (not rest or rest[0].startswith("-")):
+        rest = [implied, *rest]
+    if not rest or rest[0].startswith("-"):
+        if "-h" in rest or "--help" in rest:
+            print(
+                f"usage: python -m {command} MODEL [--preset NAME | --config FILE] [options]\n\n"
+                f"models: {models}\npresets: {', '.join(PRESET_NAMES)}\n\n"
+                f"python -m {command} MODEL --help lists the options of a model."
+            )
+            raise SystemExit(0)
+        raise UserError(f"name the model first: python -m {command} MODEL, one of {models}")
+    model, rest = rest[0], rest[1:]
+    if model not in MODEL_CONFIGS:
+        raise UserError(f"unknown model {model!r}: must be one of {models}")
+    if known.preset is not None and known.preset not in PRESET_NAMES:
+        raise UserError(f"unknown preset {known.preset!r}: --preset takes {', '.join(PRESET_NAMES)}")
+    if known.preset is not None and known.config is not None:
+        raise UserError("--preset and --config both say where to start from: give one of them")
+    sources = OneLineParser(prog=parser.prog, add_help=False, allow_abbrev=False)
+    sources.add_argument("--data")
+    source = sources.parse_known_args(rest)[0].data
+    return Choice(model, known.preset, source, known.config), rest
+
+
+def default_config(choice: Choice, fallback: PresetName) -> RunConfig[Any]:
+    """The config that the command line's fields change: of a file, of a preset, or of ``fallback``.
+
+    ``fallback`` gives the sizes; the text is then the embedded corpus unless ``--data`` names another.
+
+    Raises:
+        UserError: the file cannot be read, is not a config, or is of another model.
+    """
+    if choice.file is not None:
+        config = read_config(choice.file)
+        if config.model_name != choice.model:
+            raise UserError(f"{choice.file} is a config of {config.model_name}, not of {choice.model}")
+        return config
+    config = preset(choice.preset or fallback, choice.model)
+    if choice.preset is None and config.data != "synthetic":
+        config = dataclasses.replace(config, data="synthetic")
+    return for_source(config, choice.source) if choice.source else config
+
+
+def read_config(file: Path) -> RunConfig[Any]:
+    """Read a run's ``config.json``.
+
+    Raises:
+        UserError: the file cannot be read or is not a config.
+    """
+    try:
+        values = parse_json(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the config {file}: {error}") from None
+    return from_dict(values)
+
+
+def parse_fields(
+    command: str, options: OptionsT, config: RunConfig[Any], arguments: list[str]
+) -> tuple[OptionsT, RunConfig[Any]]:
+    """Options of the command and fields of the config, changed by the rest of the command line.
+
+    Raises:
+        UserError: an unknown option or a bad value.
+    """
+    import tyro
+
+    kind: Any = RunConfig[type(config.model)]  # type: ignore[misc]
+    bare = tyro.conf.arg(name="", prefix_name=False)
+    fields: list[Any] = [
+        ("options", Annotated[type(options), bare], dataclasses.field(default_factory=lambda: options)),
+        ("config", Annotated[kind, bare], dataclasses.field(default=config)),
+    ]
+    parsed: Any = parse_options(
+        f"{command} {config.model_name}", dataclasses.make_dataclass("Command", fields), arguments
+    )
+    return parsed.options, from_dict(to_dict(parsed.config))  # which also refuses numbers that are not finite
+
+
+def parse_options(
+    command: str, options: type[OptionsT], arguments: list[str], default: OptionsT | None = None
+) -> OptionsT:
+    """The dataclass ``options`` from a command line; ``tyro.conf.Positional`` fields are its arguments.
+
+    Raises:
+        UserError: an unknown option or a bad value.
+    """
+    import tyro
+    from tyro import _errors
+
+    def refuse(event: _errors.ParseErrorEvent) -> None:
+        raise UserError(_one_line(event))
+
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with _errors.on_parse_error(refuse):
+            parsed: Any = tyro.cli(
+                options,
+                prog=f"python -m {command}",
+                args=arguments,
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
+                **given,
+            )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    checked: OptionsT = parsed
+    return checked
+
+
+def _one_line(event: Any) -> str:
+    """tyro's events as one line each; those of a later version by their own name."""
+    argument = getattr(event, "argument", None)
+    name = ""
+    if argument is not None:
+        prefix = argument.extern_prefix
+        name = "--" + f"{prefix}.{argument.field.extern_name}".lstrip(".").replace("_", "-")
+    match type(event).__name__:
+        case "UnrecognizedArgs":
+            return f"unknown option {event.tokens[0]!r}: {event.prog} --help lists them"
+        case "InvalidChoice":
+            return f"{name} is {event.value!r}: must be one of {', '.join(event.choices)}"
+        case "BadValue":
+            return f"{name} needs a value" if event.offending_value is None else f"{name} takes no value"
+        case "InstantiationFailure":
+            return f"{name}: {event.message}".lstrip(": ")
+        case "MissingArgs":
+            missing = [context.arg.field.extern_name for context in event.missing_arguments]
+            return f"missing: {', '.join(missing)}; {event.prog} --help lists the options"
+        case kind:
+            return f"{kind} in the options of {event.prog}; --help lists them"

@@ -1,0 +1,137 @@
+"""Settings that are known to work, by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+from raytrain.config.models import ByteLstmConfig, HybridConfig, LstmVaeConfig, ModelName
+from raytrain.config.schema import ObjectiveConfig, OptimizerConfig, RunConfig
+from raytrain.utils.errors import UserError
+
+PresetName = Literal["laptop", "paper-ptb", "paper-tweets", "bios"]
+PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
+SMALL_BUDGET: dict[str, Any] = {
+    "batch_size": 32,
+    "steps": 2000,
+    "log_every": 50,
+    "evaluate_every": 500,
+    "evaluate_samples": 1024,
+    "checkpoint_every": 1000,
+    "optimizer.learning_rate": 4e-3,
+    "optimizer.decay_start": 0.3,
+    "optimizer.clip": 10.0,
+}
+"""Fields that make a grid of the paper a matter of minutes a trial: ``--budget small`` of search_spaces/paper_*.py."""
+
+
+def paper_ptb(model: HybridConfig | LstmVaeConfig | ByteLstmConfig) -> RunConfig[Any]:
+    """Windows of 60 characters of Penn Treebank (Semeniuta et al. 2017, section 5.1, and their code)."""
+    return RunConfig(
+        model=model,
+        data="ptb",
+        sampling="windows",
+        length=60,
+        batch_size=64,
+        steps=100_000,
+        log_every=100,
+        evaluate_every=1000,
+        checkpoint_every=1000,
+    )
+
+
+def paper_tweets(model: HybridConfig | LstmVaeConfig | ByteLstmConfig) -> RunConfig[Any]:
+    """Whole tweets of at most 127 bytes (Semeniuta et al. 2017, section 5.4, and their code)."""
+    return RunConfig(
+        model=model,
+        objective=ObjectiveConfig(start=0.5, end=0.6),
+        optimizer=OptimizerConfig(decay_start=0.7),
+        data="tweets",
+        sampling="documents",
+        length=128,
+        batch_size=32,
+        steps=100_000,
+        log_every=100,
+        evaluate_every=1000,
+        evaluate_samples=10_000,
+        checkpoint_every=1000,
+    )
+
+
+def lstm_vae(config: RunConfig[Any], start: float, end: float) -> RunConfig[Any]:
+    """What the paper sets otherwise for the baseline: later annealing, input dropout, clipping, no auxiliary loss."""
+    return replace(
+        config,
+        objective=replace(config.objective, start=start, end=end, alpha=0.0, input_dropout=0.2),
+        optimizer=replace(config.optimizer, clip=100.0),
+    )
+
+
+def laptop(model: HybridConfig | LstmVaeConfig | ByteLstmConfig, learning_rate: float = 4e-3) -> RunConfig[Any]:
+    """A minute or two on one CPU core: small batches, since what counts in so short a run is the number of steps."""
+    return RunConfig(
+        model=model,
+        objective=ObjectiveConfig(start=0.05, end=0.3),
+        optimizer=OptimizerConfig(learning_rate=learning_rate, decay_start=0.3, clip=10.0),
+        sampling="windows",
+        length=64,
+        batch_size=32,
+        steps=1000,
+        log_every=25,
+        evaluate_every=125,
+        evaluate_samples=512,
+        checkpoint_every=250,
+    )
+
+
+def preset(name: PresetName, model: ModelName) -> RunConfig[Any]:
+    """The settings ``name`` for ``model``.
+
+    Raises:
+        UserError: there are none for this model.
+    """
+    choices: dict[tuple[str, str], RunConfig[Any]] = {
+        ("laptop", "hybrid"): laptop(HybridConfig((64, 128), (128, 64), latent=32, hidden=256)),
+        ("laptop", "lstm_vae"): lstm_vae(laptop(LstmVaeConfig(latent=32, hidden=256)), 0.1, 0.4),
+        ("laptop", "byte_lstm"): laptop(ByteLstmConfig(layers=1, hidden=256, dropout=0.0), 8e-3),
+        ("paper-ptb", "hybrid"): paper_ptb(HybridConfig()),
+        ("paper-ptb", "lstm_vae"): lstm_vae(paper_ptb(LstmVaeConfig()), 0.1, 0.17),
+        # the plain language model beside the paper's two: the decoder of its baseline alone
+        ("paper-ptb", "byte_lstm"): paper_ptb(ByteLstmConfig(layers=1, hidden=500, dropout=0.0)),
+        ("paper-tweets", "byte_lstm"): paper_tweets(ByteLstmConfig(layers=1, hidden=1000, dropout=0.0)),
+        ("paper-tweets", "hybrid"): paper_tweets(
+            HybridConfig((128, 256, 512, 512, 512), (512, 512, 256, 128, 200), latent=100, hidden=1000)
+        ),
+        ("paper-tweets", "lstm_vae"): lstm_vae(paper_tweets(LstmVaeConfig(latent=100, hidden=1000)), 0.5, 0.6),
+        ("bios", "byte_lstm"): RunConfig(
+            model=ByteLstmConfig(),
+            data="bios",
+            sampling="documents",
+            length=201,
+            batch_size=64,
+            steps=30_000,
+            log_every=100,
+            evaluate_every=1000,
+            evaluate_samples=4096,
+            checkpoint_every=1000,
+        ),
+    }
+    if (name, model) not in choices:
+        known = [preset_name for preset_name, owner in choices if owner == model]
+        raise UserError(f"there is no preset {name!r} for {model}; --preset takes {', '.join(known)}")
+    return choices[name, model]
+
+
+def full_size(model: ModelName) -> PresetName:
+    """The preset with the sizes of the literature, for machines with GPUs."""
+    return "bios" if model == "byte_lstm" else "paper-ptb"
+
+
+def for_source(config: RunConfig[Any], source: str) -> RunConfig[Any]:
+    """``config`` on ``source``, drawn as that source is meant to be: tweets and bios as whole documents."""
+    if source == config.data:
+        return config
+    documents = {"tweets": 128, "bios": 201}
+    if source in documents:
+        return replace(config, data=source, sampling="documents", length=documents[source])
+    return replace(config, data=source)

@@ -1,0 +1,256 @@
+"""Everything that can be set: validated, and written to and read from JSON.
+
+A run is a pure function of (``RunConfig``, corpus, seed). Whatever is given as a fraction here is a
+fraction of ``RunConfig.steps``, so that a longer run keeps its shape; ``ObjectiveConfig`` and
+``OptimizerConfig`` say which.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal
+
+from raytrain.config.models import MODEL_CONFIGS, MODEL_NAMES, HybridConfig, ModelName, ModelT, _require
+from raytrain.utils.errors import UserError, check_text
+from raytrain.utils.validation import validate_fields
+
+LOCATION = ("data", "data_path", "data_field")
+"""Where the text of a run lies: the digest of its corpus says what it is."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """J = reconstruction + weight(step) * KL + alpha * auxiliary reconstruction."""
+
+    annealing: Literal["constant", "linear", "sigmoid", "cyclical"] = "linear"
+    """Shape of the KL weight over the steps."""
+    start: float = 0.01
+    """Where annealing starts, as a fraction of the steps."""
+    end: float = 0.08
+    """Where annealing ends, as a fraction of the steps."""
+    cycles: int = 4
+    """Cycles of the cyclical schedule between start and end; each ramps over its first half."""
+    weight: float = 1.0
+    """KL weight once annealing has ended (throughout, for ``constant``)."""
+    free_bits: float = 0.0
+    """Nats per sample of KL that cost nothing, shared equally by the latent dimensions."""
+    target_kl: float = 0.0
+    """If above 0, the KL term is |KL - target_kl| instead of KL, in nats per sample."""
+    alpha: float = 0.2
+    """Weight of the auxiliary reconstruction (hybrid only)."""
+    input_dropout: float = 0.0
+    """Probability that an input byte of the decoder is replaced by the dummy symbol."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.start <= 1, "objective.start", self.start, "a fraction of the steps, in [0, 1]")
+        _require(self.start <= self.end <= 1, "objective.end", self.end, "must be in [objective.start, 1]")
+        _require(self.cycles > 0, "objective.cycles", self.cycles, "must be positive")
+        _require(self.weight >= 0, "objective.weight", self.weight, "must not be negative")
+        _require(self.free_bits >= 0, "objective.free_bits", self.free_bits, "must not be negative")
+        _require(self.target_kl >= 0, "objective.target_kl", self.target_kl, "must not be negative")
+        _require(
+            self.free_bits == 0 or self.target_kl == 0,
+            "objective.free_bits",
+            self.free_bits,
+            "cannot be combined with objective.target_kl; set one of them to 0",
+        )
+        _require(self.alpha >= 0, "objective.alpha", self.alpha, "must not be negative")
+        _require(0 <= self.input_dropout <= 1, "objective.input_dropout", self.input_dropout, "must be in [0, 1]")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam, with the paper's exponential decay: x ``decay`` at every hundredth of the steps."""
+
+    learning_rate: float = 1e-3
+    """Learning rate before decay."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.999
+    """Decay of the second moment."""
+    decay: float = 0.95
+    """Factor on the learning rate at every hundredth of the steps after ``decay_start``."""
+    decay_start: float = 0.2
+    """Where decay starts, as a fraction of the steps."""
+    clip: float = 0.0
+    """Largest global norm of the gradient; 0 does not clip."""
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "must be positive")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"optimizer.{name}", value, "must be in [0, 1)")
+        _require(0 < self.decay <= 1, "optimizer.decay", self.decay, "must be in (0, 1]")
+        _require(0 <= self.decay_start <= 1, "optimizer.decay_start", self.decay_start, "must be in [0, 1]")
+        _require(self.clip >= 0, "optimizer.clip", self.clip, "must not be negative")
+
+
+@dataclass(frozen=True)
+class RunConfig(Generic[ModelT]):
+    """One training run."""
+
+    model: ModelT
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: str = "synthetic"
+    """Source of text: synthetic, ptb, tweets, bios, a file, a folder, s3://..., or a prepared corpus."""
+    data_path: str | None = None
+    """File or folder that holds the source named by --data, where it is not to be downloaded."""
+    data_field: str | None = None
+    """Field or column that holds the text in .jsonl and .parquet sources."""
+    sampling: Literal["windows", "documents"] = "windows"
+    """Windows of ``length`` bytes from random positions, or whole documents of at most that many symbols."""
+    length: int = 60
+    """Bytes of a window; or symbols of the longest document, STOP included."""
+    batch_size: int = 64
+    """Samples of a step over all workers together."""
+    group_size: int = 16
+    """Samples that share batch statistics and noise; batch_size is a multiple of it."""
+    steps: int = 1000
+    """Optimiser steps."""
+    log_every: int = 20
+    """Steps between two records of the training metrics."""
+    evaluate_every: int = 250
+    """Steps between two evaluations on the validation split."""
+    evaluate_samples: int = 1024
+    """Validation samples of an evaluation; the same ones for every run on the corpus."""
+    checkpoint_every: int = 250
+    """Steps between two checkpoints."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type; auto takes bfloat16 where the hardware has it. Master weights are float32."""
+    seed: int = 0
+    """Seed of the weights, the samples and all noise."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "length",
+            "batch_size",
+            "group_size",
+            "steps",
+            "log_every",
+            "evaluate_every",
+            "evaluate_samples",
+            "checkpoint_every",
+        ):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        _require(
+            self.batch_size % self.group_size == 0,
+            "batch_size",
+            self.batch_size,
+            f"must be a multiple of group_size ({self.group_size})",
+        )
+        _require(0 <= self.seed < 2**31, "seed", self.seed, "must be in [0, 2**31)")
+        if isinstance(self.model, HybridConfig):
+            shrink = 2 ** len(self.model.feature_maps)
+            _require(
+                shrink <= self.length,
+                "model.feature_maps",
+                self.model.feature_maps,
+                f"{len(self.model.feature_maps)} convolutions of stride 2 "
+                f"need a length of at least {shrink}, not {self.length}",
+            )
+
+    @property
+    def model_name(self) -> ModelName:
+        """The name under which the model is called on the command line."""
+        return next(name for name, kind in MODEL_CONFIGS.items() if isinstance(self.model, kind))
+
+
+# ---------------------------------------------------------------------------------------------- JSON
+
+
+def to_dict(config: RunConfig[Any]) -> dict[str, Any]:
+    """A JSON-ready dictionary that ``from_dict`` reads back to an equal config."""
+    values = dataclasses.asdict(config)
+    values["model"] = {"name": config.model_name, **values["model"]}
+    return json.loads(json.dumps(values))
+
+
+def from_dict(values: dict[str, Any]) -> RunConfig[Any]:
+    """Read what ``to_dict`` wrote.
+
+    Raises:
+        UserError: an unknown field, a value of the wrong type, or one that a config refuses.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"config: expected an object, got {type(values).__name__}")
+    model = values.get("model")
+    if not isinstance(model, dict) or model.get("name") not in MODEL_NAMES:
+        raise UserError(f"config: model.name must be one of {', '.join(MODEL_NAMES)}")
+    kind = MODEL_CONFIGS[model["name"]]
+    fields = {
+        "model": _build(kind, {key: value for key, value in model.items() if key != "name"}, "model."),
+        "objective": _build(ObjectiveConfig, values.get("objective", {}), "objective."),
+        "optimizer": _build(OptimizerConfig, values.get("optimizer", {}), "optimizer."),
+    }
+    return _build(RunConfig, {**values, **fields}, "")
+
+
+def flatten(config: RunConfig[Any]) -> dict[str, Any]:
+    """The config as one level of dotted names, as MLflow parameters and search spaces name its fields."""
+    flat: dict[str, Any] = {}
+    for name, value in to_dict(config).items():
+        if isinstance(value, dict):
+            flat.update({f"{name}.{key}": item for key, item in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def override(config: RunConfig[Any], changes: dict[str, Any]) -> RunConfig[Any]:
+    """``config`` with the dotted fields of ``changes`` replaced, as a search space gives them.
+
+    Raises:
+        UserError: a field that the config does not have, or a value that it refuses.
+    """
+    values = to_dict(config)
+    for name, value in changes.items():
+        section, _, key = name.rpartition(".")
+        target = values.get(section) if section else values
+        if not isinstance(target, dict) or key not in target or isinstance(target[key], dict) or name == "model.name":
+            raise UserError(
+                f"unknown field {name!r} for {config.model_name}; known: {', '.join(sorted(flatten(config)))}"
+            )
+        target[key] = value
+    return from_dict(values)
+
+
+def identity(config: RunConfig[Any], corpus_digest: str, repeat: int = 0) -> str:
+    """What names a run: a hash of its resolved config (seed included), its corpus and its repeat index.
+
+    Where the text lies on this machine is left out: the digest says what it is.
+    """
+    values = to_dict(config)
+    for name in LOCATION:
+        del values[name]
+    payload = json.dumps([values, corpus_digest, repeat], sort_keys=True)
+    return hashlib.sha256(payload.encode()).hexdigest()[:16]
+
+
+def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
+    """The fields that differ between two configs, in words."""
+    parts = []
+    for key in sorted(before.keys() | after.keys()):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            parts += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            parts.append(f"{prefix}{key} was {old}, is {new}")
+    return parts
+
+
+def _build(kind: type[Any], values: Any, prefix: str) -> Any:
+    try:
+        fields = validate_fields(kind, values, prefix)
+        for name, value in fields.items():
+            if isinstance(value, float):
+                _require(math.isfinite(value), prefix + name, value, "must be a finite number")
+            if isinstance(value, str):
+                check_text(value, f"config: {prefix}{name}")
+        return kind(**fields)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config: {error}") from None

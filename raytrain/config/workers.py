@@ -1,0 +1,89 @@
+"""What a cluster has, what its autoscaler may add, and how many gangs of workers fit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from raytrain.utils.errors import UserError
+
+Device = Literal["auto", "cpu", "cuda"]
+"""What workers compute on; ``auto``: on the GPUs that they reserve, if any."""
+
+
+@dataclass
+class WorkerOptions:
+    """What the command line says about the workers of one run."""
+
+    workers: str = "1"
+    """DDP workers; 2:8 goes on with as few as 2 and grows to 8 where there are places."""
+    cpus_per_worker: float | None = None
+    """CPUs of each worker; default: an equal share of a machine's (CPU runs), or 1 beside its GPU."""
+    gpus_per_worker: float | None = None
+    """GPUs of each worker; default 1 if the cluster has any, otherwise 0."""
+    device: Device = "auto"
+    """What workers compute on: cpu leaves the GPUs that they reserve unused."""
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """What one run asks for: workers that start together or wait together."""
+
+    workers: int
+    """Workers, of an elastic run the fewest."""
+    cpus: float
+    """CPUs of each worker."""
+    gpus: float
+    """GPUs that each worker reserves."""
+    most: int | None = None
+    """The most workers of an elastic run, which goes on with as many as there are places for."""
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UserError(f"{self.workers} workers: a run needs at least one")
+        if self.most is not None and self.most < self.workers:
+            raise UserError(f"--workers {self.workers}:{self.most}: the most must not be less than the fewest")
+        if self.cpus < 0 or self.gpus < 0 or self.cpus + self.gpus == 0:
+            raise UserError(f"a worker of {self.cpus:g} CPUs and {self.gpus:g} GPUs has nothing to compute on")
+        if self.device == "cuda" and self.gpus == 0:
+            raise UserError(
+                "--device cuda: the workers reserve no GPU; use a cluster that has some, and --gpus-per-worker 1"
+            )
+        if self.limit > 1 and self.gpus % 1 and self.on_gpus:
+            raise UserError(
+                f"{self.limit} workers with {self.gpus:g} GPUs each: workers of one run cannot share a GPU (NCCL "
+                "refuses two ranks on one card); use whole GPUs, or fractions with one worker"
+            )
+
+    @property
+    def limit(self) -> int:
+        """The most workers that there may be."""
+        return self.most or self.workers
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether the workers compute on GPUs, rather than only reserving them."""
+        return self.gpus > 0 and self.device != "cpu"
+
+    @property
+    def per_worker(self) -> dict[str, float]:
+        """The resources of one worker, as Ray names them."""
+        return {name: amount for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount > 0}
+
+    def __str__(self) -> str:
+        each = " and ".join(f"{amount:g} {name}" for name, amount in self.per_worker.items())
+        return f"{self.workers}{f':{self.most}' if self.most else ''} x ({each})"
+
+
+def parse_workers(text: str) -> tuple[int, int | None]:
+    """The fewest workers, and the most where a run is elastic: of "2" or "2:8".
+
+    Raises:
+        UserError: it is neither.
+    """
+    match = re.fullmatch(r"(\d{1,6})(?::(\d{1,6}))?", text)
+    if match is None:
+        raise UserError(f"--workers {text!r} is neither a number of workers nor a range of them: give 2, or 2:8")
+    return int(match[1]), int(match[2]) if match[2] else None

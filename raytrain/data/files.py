@@ -1,0 +1,168 @@
+"""Where the bytes of a source lie: local files and folders, ``s3://``, and public files in the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import os
+import secrets
+import shutil
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raytrain.utils.errors import UserError
+from raytrain.utils.files import expanded
+
+SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
+"""What can be read; see formats.py."""
+KINDS = ".txt, .jsonl (each also .gz) or .parquet"
+_TIMEOUT = 60
+
+
+@dataclass(frozen=True)
+class Input:
+    """One file of text: local, or an object in S3."""
+
+    name: str
+    """Its path or s3:// address, as shown to the user."""
+    size: int
+    """Bytes."""
+    stamp: str
+    """Changes when the file does: its time of modification, or its ETag."""
+
+    @property
+    def basename(self) -> str:
+        return self.name.rpartition("/")[2]
+
+    @contextlib.contextmanager
+    def local(self) -> Iterator[Path]:
+        """The file on this machine; an object is fetched to a temporary file that is removed afterwards.
+
+        Raises:
+            UserError: the object cannot be fetched; or, at the end, the file changed while it was read.
+        """
+        if not is_s3(self.name):
+            yield Path(self.name)
+            if not os.path.exists(self.name) or _local(Path(self.name)) != self:
+                raise UserError(f"{self.name} changed while it was read: do it again when it is complete")
+            return
+        bucket, key = _bucket_and_key(self.name)
+        with tempfile.TemporaryDirectory(prefix="raytrain-") as folder:
+            path = Path(folder) / self.basename
+            with _s3_errors(self.name):
+                _s3_client().download_file(bucket, key, str(path))
+            yield path
+
+
+def is_s3(path: str) -> bool:
+    return path.startswith("s3://")
+
+
+def default_cache() -> Path:
+    """``$RAYTRAIN_CACHE`` or ``~/.cache/raytrain``."""
+    return Path(os.environ.get("RAYTRAIN_CACHE") or Path.home() / ".cache" / "raytrain")
+
+
+def find(path: str) -> list[Input]:
+    """The files at ``path``, sorted: itself, or what can be read below the folder or s3:// prefix.
+
+    Raises:
+        UserError: nothing is there, or nothing that can be read.
+    """
+    if is_s3(path):
+        return _find_s3(path)
+    root = expanded(path)
+    if os.path.isfile(root):  # none where a name is too long for there to be one
+        if not root.name.lower().endswith(SUFFIXES):
+            raise UserError(f"{path}: cannot read this kind of file; give {KINDS}")
+        return [_local(root)]
+    if not os.path.isdir(root):
+        raise UserError(f"{path}: no such file or folder")
+    found = sorted(item for item in root.rglob("*") if item.name.lower().endswith(SUFFIXES) and item.is_file())
+    visible = [item for item in found if not any(part.startswith(".") for part in item.relative_to(root).parts)]
+    if not visible:
+        raise UserError(f"{path}: no text in this folder; it needs files that end in {KINDS}")
+    return [_local(item) for item in visible]
+
+
+def download(url: str, sha256: str, cache: Path) -> Path:
+    """The file at ``url``, from the cache if it was fetched before.
+
+    Raises:
+        UserError: no network, or the file is not the one whose sum is known.
+    """
+    path = cache / "downloads" / f"{sha256[:16]}-{url.rpartition('/')[2]}"
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, open(partial, "wb") as file:
+            shutil.copyfileobj(response, file)
+        with open(partial, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256:
+            raise UserError(
+                f"{url} has changed: its SHA-256 sum is {found}, not {sha256}; give the text with --data-path"
+            )
+        os.replace(partial, path)
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(f"cannot download {url} ({error}); where there is no network give --data-path") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _local(path: Path) -> Input:
+    status = path.stat()
+    return Input(str(path), status.st_size, str(status.st_mtime_ns))
+
+
+# ------------------------------------------------------------------------------------------------- S3
+
+
+def _find_s3(path: str) -> list[Input]:
+    bucket, prefix = _bucket_and_key(path)
+    with _s3_errors(path):
+        pages = _s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        objects = [item for page in pages for item in page.get("Contents", [])]
+    # Consoles write an empty object "PREFIX/" where a folder is made: an exact match means an object only without it.
+    below = prefix if not prefix or prefix.endswith("/") else prefix + "/"
+    exact = [item for item in objects if item["Key"] == prefix != below]
+    chosen = exact or [item for item in objects if item["Key"].startswith(below)]
+    if not chosen:
+        raise UserError(f"{path}: no such object or prefix")
+    readable = [item for item in chosen if item["Key"].lower().endswith(SUFFIXES)]
+    if not readable:
+        raise UserError(f"{path}: nothing to read; objects must end in {KINDS}")
+    inputs = [Input(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"]) for item in readable]
+    return sorted(inputs, key=lambda item: item.name)
+
+
+def _bucket_and_key(path: str) -> tuple[str, str]:
+    bucket, _, key = path.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise UserError(f"{path}: give s3://BUCKET/KEY or s3://BUCKET/PREFIX")
+    return bucket, key
+
+
+def _s3_client() -> Any:
+    import boto3
+
+    return boto3.client("s3")
+
+
+@contextlib.contextmanager
+def _s3_errors(path: str) -> Iterator[None]:
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (BotoCoreError, ClientError, Boto3Error) as error:
+        raise UserError(f"{path}: {error}; check the address and the AWS_* variables") from None

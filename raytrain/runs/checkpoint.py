@@ -1,0 +1,324 @@
+"""The form of a checkpoint: reading one with every sum checked, and writing one so that it counts only when whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from raytrain.storage import open_storage
+from raytrain.storage.base import NotFoundError, Storage, StorageError
+from raytrain.utils.errors import UserError
+from raytrain.utils.validation import parse_json
+
+FORMAT = 1
+"""Version of the form; a reader refuses what is newer than itself."""
+MANIFEST = "manifest.json"
+STEM = re.compile(r"[a-z0-9_]{1,64}")
+"""What a file of tensors may be called, before ``.safetensors``."""
+_JSON_FILES = ("config.json", "state.json")
+_FOLDER = re.compile(r"step-(\d{8,18})")
+PAUSES_S = (0.1, 0.5)
+"""Before a file whose content is refused is read again: a connection can alter what lies there unharmed."""
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Snapshot:
+    """The state of a run after ``step`` steps."""
+
+    step: int
+    tensors: dict[str, dict[str, torch.Tensor]]
+    """File stem (``model``, ``optimizer``, ``average``) -> name -> tensor, on the CPU and not changed afterwards."""
+    state: dict[str, Any]
+    """Whatever else is needed to go on, as JSON. Copied when it is saved."""
+    config: dict[str, Any]
+    """The config of the run, as JSON."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A snapshot that was read back, with all sums right."""
+
+    step: int
+    score: float | None
+    """What it is ranked by, lower is better; None where it was not scored."""
+    state: dict[str, Any]
+    config: dict[str, Any]
+    uri: str
+    _tensors: dict[str, dict[str, torch.Tensor]] = field(repr=False)
+
+    def tensors(self, stem: str) -> dict[str, torch.Tensor]:
+        """Name -> tensor of one file.
+
+        Raises:
+            UserError: the checkpoint has no such file.
+        """
+        if stem not in self._tensors:
+            raise UserError(f"checkpoint {self.uri}: it has no {stem}.safetensors; it has {', '.join(self._tensors)}")
+        return self._tensors[stem]
+
+    def matching(self, stem: str, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Name -> tensor of one file, which must hold the names, shapes and types of ``expected``.
+
+        Raises:
+            UserError: the checkpoint has no such file, it holds something else, or a tensor is not finite.
+        """
+        tensors = self.tensors(stem)
+        for name in sorted(expected.keys() | tensors.keys()):
+            if name not in expected or name not in tensors:
+                raise UserError(
+                    f"checkpoint {self.uri}: the model of its config and its {stem}.safetensors differ in {name!r}"
+                )
+            found, wanted = tensors[name], expected[name]
+            if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+                raise UserError(
+                    f"checkpoint {self.uri}: {name} is {list(found.shape)} of {found.dtype}, the model of its config "
+                    f"has {list(wanted.shape)} of {wanted.dtype}"
+                )
+            if not found.isfinite().all():
+                raise UserError(f"checkpoint {self.uri}: {name} is not finite")
+        return tensors
+
+
+class Refused(Exception):
+    """Why a folder is not a checkpoint, in words."""
+
+
+class Altered(Refused):
+    """A file that is not what was written; it may have been altered on its way here."""
+
+
+# --------------------------------------------------------------------------------------------- read
+
+
+def valid(storage: Storage, steps: list[int]) -> Iterator[Checkpoint]:
+    """The checkpoints of ``steps`` that are whole; of each other, the reason is logged."""
+    for step in steps:
+        location = storage.child(folder_of(step))
+        try:
+            yield read(location, step)
+        except Refused as error:
+            _log.warning("checkpoint %s is not used: %s", location.uri(), error)
+
+
+def folder_of(step: int) -> str:
+    """The name of a checkpoint's folder."""
+    return f"step-{step:08d}"
+
+
+def steps_in(storage: Storage) -> list[int]:
+    """The steps of all folders that look like checkpoints, whole or not, in order."""
+    folders = {key.partition("/")[0] for key in storage.list() if "/" in key}
+    steps = {int(match[1]) for folder in folders if (match := _FOLDER.fullmatch(folder))}
+    return sorted(step for step in steps if folder_of(step) in folders)
+
+
+def read(location: Storage, step: int | None = None) -> Checkpoint:
+    """The checkpoint in ``place``; ``step`` is the one that it must be of, if given.
+
+    Raises:
+        Refused: it is not whole.
+        StorageError: the store does not answer.
+    """
+    manifest = read_manifest(location, step)
+    data = {name: _read_file(location, name, entry) for name, entry in manifest["files"].items()}
+    stems = [name.removesuffix(".safetensors") for name in data if name not in _JSON_FILES]
+    return Checkpoint(
+        step=manifest["step"],
+        score=manifest["score"],
+        state=_parse_object(data["state.json"], "state.json"),
+        config=_parse_object(data["config.json"], "config.json"),
+        uri=location.uri(),
+        _tensors={stem: _parse_tensors(data[f"{stem}.safetensors"], stem) for stem in stems},
+    )
+
+
+def read_manifest(location: Storage, step: int | None = None) -> dict[str, Any]:
+    """The manifest, every field of it checked; ``step`` is the one that it must be of, if given."""
+    manifest = _read_again(location, MANIFEST, _parse_manifest)
+    score, files = manifest.get("score"), manifest.get("files")
+    if type(manifest.get("step")) is not int or not (score is None or (type(score) is float and math.isfinite(score))):
+        raise Refused(f"{MANIFEST} has no valid step or score")
+    if step is not None and manifest["step"] != step:
+        raise Refused(f"it is the checkpoint of step {manifest['step']}, in the folder of another")
+    if not isinstance(files, dict) or not all(name in files for name in _JSON_FILES):
+        raise Refused(f"{MANIFEST} does not name {' and '.join(_JSON_FILES)}")
+    for name, entry in files.items():
+        stem = name.removesuffix(".safetensors")
+        if name not in _JSON_FILES and not (stem != name and STEM.fullmatch(stem)):
+            raise Refused(f"{MANIFEST} names {name!r}, which is no file of a checkpoint")
+        if not isinstance(entry, dict) or not {"size", "sha256"} <= entry.keys():
+            raise Refused(f"{MANIFEST} has no size and sum of {name}")
+    return manifest
+
+
+def _parse_manifest(data: bytes) -> dict[str, Any]:
+    manifest = _parse_object(data, MANIFEST)
+    version = manifest.get("format")
+    if type(version) is not int or version < 1:
+        raise Altered(f"{MANIFEST} is not one of a checkpoint")
+    if version > FORMAT:
+        raise Refused(f"its form is {version} and this version reads up to {FORMAT}: upgrade raytrain")
+    if manifest.pop("sha256", None) != _seal(manifest):
+        raise Altered(f"{MANIFEST} was altered")
+    return manifest
+
+
+def _read_file(location: Storage, name: str, entry: dict[str, Any]) -> bytes:
+    def check(data: bytes) -> bytes:
+        if len(data) != entry["size"]:
+            raise Altered(f"{name} has {len(data)} bytes instead of {entry['size']}")
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise Altered(f"{name} was altered: its SHA-256 sum is not the one of the manifest")
+        return data
+
+    return _read_again(location, name, check)
+
+
+def _read_again(location: Storage, name: str, check: Callable[[bytes], T]) -> T:
+    """What ``check`` makes of a file, read again after each of ``PAUSES_S`` where it says that it is altered."""
+    for pause in PAUSES_S:
+        with suppress(Altered):
+            return check(_read_once(location, name))
+        time.sleep(pause)
+    return check(_read_once(location, name))
+
+
+def _read_once(location: Storage, name: str) -> bytes:
+    try:
+        return location.read(name)
+    except NotFoundError:
+        if name == MANIFEST:
+            raise Refused(f"it has no {MANIFEST}: not a checkpoint, or one that was not completed") from None
+        raise Refused(f"{name} is missing") from None
+
+
+def _parse_object(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        values = parse_json(data)
+    except ValueError:
+        raise Altered(f"{name} is not JSON") from None
+    if not isinstance(values, dict):
+        raise Refused(f"{name} is not a JSON object")
+    return values
+
+
+def _parse_tensors(data: bytes, stem: str) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OverflowError, AssertionError) as error:
+        raise Refused(f"{stem}.safetensors is not a valid safetensors file ({' '.join(str(error).split())})") from None
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(to_json(manifest)).hexdigest()
+
+
+def to_json(values: dict[str, Any]) -> bytes:
+    """The same bytes for the same values."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
+
+
+# -------------------------------------------------------------------------------------------- write
+
+
+def manifest_of(step: int, score: float | None, files: dict[str, bytes]) -> dict[str, Any]:
+    """The manifest that makes ``files`` a checkpoint."""
+    sums = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    manifest: dict[str, Any] = {"format": FORMAT, "step": step, "score": score, "files": sums}
+    return manifest | {"sha256": _seal(manifest)}
+
+
+def commit(location: Storage, step: int, files: dict[str, bytes], manifest: dict[str, Any]) -> None:
+    """Write the files, then the manifest that makes them count."""
+    try:
+        present = read_manifest(location, step)
+        if present["files"] == manifest["files"] and present["score"] == manifest["score"]:
+            read(location, step)
+            return  # the very same checkpoint, whole: it never stops counting
+    except Refused:
+        pass
+    location.delete(MANIFEST)
+    for name, data in files.items():
+        location.write(name, data)
+    location.write(MANIFEST, to_json(manifest))
+
+
+def load(source: Storage | str | Path) -> Checkpoint:
+    """The checkpoint in one given folder.
+
+    Raises:
+        UserError: it cannot be read, is no checkpoint, is incomplete or altered, or has a newer form.
+    """
+    storage = source if isinstance(source, Storage) else open_storage(source)
+    try:
+        return read(storage)
+    except Refused as error:
+        raise UserError(f"checkpoint {storage.uri()}: {error}") from None
+    except StorageError as error:
+        raise UserError(f"checkpoint: {error}") from None
+
+
+def latest(storage: Storage) -> Checkpoint | None:
+    """The newest valid checkpoint below ``storage``; those that are refused are logged with the reason.
+
+    Raises:
+        StorageError: the store does not answer. That is not taken for "there is none".
+    """
+    return next(valid(storage, steps_in(storage)[::-1]), None)
+
+
+def best(storage: Storage) -> Checkpoint | None:
+    """The valid checkpoint with the lowest score, the first of equals; None where none is scored.
+
+    Raises:
+        StorageError: the store does not answer.
+    """
+    scores: dict[int, float] = {}
+    for step in steps_in(storage):
+        with contextlib.suppress(Refused):
+            if (score := read_manifest(storage.child(folder_of(step)), step)["score"]) is not None:
+                scores[step] = score
+    return next(valid(storage, sorted(scores, key=lambda step: (scores[step], step))), None)
+
+
+def newest_step(storage: Storage) -> int | None:
+    """The step of the newest checkpoint that was completed; what is in it is not looked at.
+
+    Raises:
+        StorageError: the store does not answer.
+    """
+    keys = set(storage.list())
+    return max((step for step in steps_in(storage) if f"{folder_of(step)}/{MANIFEST}" in keys), default=None)
+
+
+def export(stored: Checkpoint, folder: Path) -> Path:
+    """Write the weights of ``stored`` alone, without what only training needs, as a checkpoint; returns ``folder``.
+
+    Raises:
+        StorageError: ``folder`` cannot be written.
+    """
+    files = {
+        "config.json": to_json(stored.config),
+        "state.json": to_json(
+            {key: stored.state[key] for key in ("best_step", "best", "corpus") if key in stored.state}
+        ),
+        "model.safetensors": safetensors.torch.save(stored.tensors("model")),
+    }
+    commit(open_storage(folder), stored.step, files, manifest_of(stored.step, stored.score, files))
+    return folder

@@ -1,0 +1,239 @@
+"""What saves the checkpoints of a run while it goes on, also while its storage is away."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from raytrain.runs.checkpoint import MANIFEST, STEM, Snapshot, commit, folder_of, manifest_of, steps_in, to_json, valid
+from raytrain.storage.base import Storage, StorageError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A snapshot that is to be saved."""
+
+    step: int
+    score: float | None
+    tensors: dict[str, dict[str, torch.Tensor]]
+    objects: dict[str, bytes]
+
+    def files(self) -> dict[str, bytes]:
+        files = dict(self.objects)
+        for stem, tensors in self.tensors.items():
+            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            files[f"{stem}.safetensors"] = safetensors.torch.save(contiguous)
+        return files
+
+
+class CheckpointWriter:
+    """Saves snapshots below ``storage`` while training goes on, and deletes what is no longer wanted.
+
+    One save is in progress at a time. Meanwhile the newest snapshot waits, and those among the ``keep_best`` with the
+    lowest scores of all that came; others are dropped. So ``save`` never waits for the store, and at most
+    ``keep_best`` + 2 snapshots are in memory, one of them as the files that are being written. They are saved in the
+    order of their steps: the one that a newer state calls its best is there before it.
+
+    A save that fails is tried again for ``retry_seconds``; after that the next ``save``, ``wait`` or ``close`` raises
+    ``StorageError``. That holds for every reason, also for "no permission": a store says so too while its own users'
+    directory is away or a policy is on its way, it cannot be told from a refusal for good, the log has the reason at
+    each attempt, and training goes on meanwhile. ``on_commit(step)`` is called in the writer's thread as soon as the
+    manifest of a step is there.
+
+    In a ``with`` block: leaving it normally closes; leaving it by an exception tries once to save what waits.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        keep_last: int = 2,
+        keep_best: int = 1,
+        retry_seconds: float = 600.0,
+        on_commit: Callable[[int], None] | None = None,
+    ) -> None:
+        if keep_last < 1 or keep_best < 0:
+            raise ValueError(f"keep_last is {keep_last} and keep_best {keep_best}: at least 1 and 0")
+        self.committed: int | None = None
+        """The newest step that this writer has committed."""
+        self.seconds_waiting = 0.0
+        """Seconds that the caller spent in ``wait`` and ``close``."""
+        self._storage = storage
+        self._keep_last, self._keep_best = keep_last, keep_best
+        self._retry_seconds = retry_seconds
+        self._on_commit = on_commit
+        self._scores: dict[int, float | None] = {}
+        self._known_earlier = False
+        self._giving_up = threading.Event()
+        self._lock = threading.Lock()
+        self._waiting: list[_Waiting] = []
+        """In the order of their steps; guarded by the lock, as is whether a thread takes from it."""
+        self._best: list[tuple[float, int]] = []
+        """Score and step of the ``keep_best`` best that came, whether they are saved yet or not."""
+        self._busy = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, snapshot: Snapshot, score: float | None = None) -> None:
+        """Take ``snapshot`` to be saved and return. ``score`` ranks it, lower is better; one not finite is none.
+
+        Raises:
+            FloatingPointError: a tensor is not finite; nothing of the snapshot is saved.
+            StorageError: a save before this one failed for good.
+            TypeError, ValueError: state or config are not JSON, or a file stem or the step is not a possible one.
+        """
+        for stem in snapshot.tensors:
+            if not STEM.fullmatch(stem):
+                raise ValueError(f"{stem!r} cannot name a file of tensors")
+        if not 0 <= snapshot.step < 10**18:
+            raise ValueError(f"step {snapshot.step} is not a number of steps")
+        check_finite(snapshot)
+        # Made here, in the caller's thread: the caller goes on to change these dictionaries.
+        objects = {"state.json": to_json(snapshot.state), "config.json": to_json(snapshot.config)}
+        ranked = float(score) if score is not None and math.isfinite(score) else None
+        newest = _Waiting(snapshot.step, ranked, snapshot.tensors, objects)
+        with self._lock:
+            if self._busy:
+                self._put(newest)
+                return
+        self.wait()  # the thread has nothing to do: it has said at once how its work ended
+        with self._lock:
+            self._put(newest)
+            self._busy = True
+        self._pending = self._thread.submit(self._save_waiting)
+
+    def wait(self) -> None:
+        """Return when everything that waits is saved.
+
+        Raises:
+            StorageError: a save failed for good.
+        """
+        begin = time.monotonic()
+        pending, self._pending = self._pending, None
+        try:
+            if pending is not None:
+                pending.result()
+        finally:
+            self.seconds_waiting += time.monotonic() - begin
+
+    def close(self) -> None:
+        """``wait``, and end the thread."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+            return
+        self._giving_up.set()
+        self._thread.shutdown()
+
+    def _put(self, newest: _Waiting) -> None:
+        """Let ``newest`` wait, and drop what is then neither the newest nor among the best of all that came."""
+        candidates = [*(other for other in self._waiting if other.step != newest.step), newest]
+        if newest.score is not None:
+            self._best = sorted([*self._best, (newest.score, newest.step)])[: self._keep_best]
+        kept = {newest.step, *(step for _, step in self._best)}
+        self._waiting = [other for other in candidates if other.step in kept]
+        for other in candidates:
+            if other.step not in kept:
+                _log.info("no checkpoint of step %d: a newer came while one was still being saved", other.step)
+
+    # ------------------------------------------------------------------------------- the background thread
+
+    def _save_waiting(self) -> None:
+        """Save what waits until nothing does."""
+        try:
+            while True:
+                with self._lock:
+                    if not self._waiting:
+                        self._busy = False
+                        return
+                    waiting = self._waiting.pop(0)
+                step, score, files = waiting.step, waiting.score, waiting.files()
+                del waiting  # its tensors are not held beside its files
+                self._save(step, score, files)
+        except BaseException:
+            with self._lock:
+                self._busy = False
+            raise
+
+    def _save(self, step: int, score: float | None, files: dict[str, bytes]) -> None:
+        self._persist(step, files, manifest_of(step, score, files))
+        self.committed = step
+        self._scores[step] = score
+        if self._on_commit is not None:
+            self._on_commit(step)
+        try:
+            self._prune(step)
+        except StorageError as error:
+            _log.warning("old checkpoints stay until the next is saved: %s", error)
+
+    def _persist(self, step: int, files: dict[str, bytes], manifest: dict[str, Any]) -> None:
+        """Commit, trying again with growing pauses for as long as was asked."""
+        deadline, pause = time.monotonic() + self._retry_seconds, 1.0
+        while True:
+            try:
+                commit(self._storage.child(folder_of(step)), step, files, manifest)
+                return
+            except StorageError as error:
+                left = deadline - time.monotonic()
+                if left <= 0 or self._giving_up.wait(min(pause, left)):
+                    raise StorageError(
+                        f"the checkpoint of step {step} could not be saved within {self._retry_seconds:.0f} s: {error}"
+                    ) from None
+                _log.warning("the checkpoint of step %d is not saved yet, trying again: %s", step, error)
+                pause = min(2 * pause, 30.0)
+
+    def _prune(self, step: int) -> None:
+        """Delete what is neither among the last nor among the best.
+
+        Checkpoints ahead of ``step`` are left alone and not counted: this run was resumed before them because they
+        were refused, and will write them again; or another process is ahead, whose they are.
+        """
+        behind = [other for other in steps_in(self._storage) if other <= step]
+        if not self._known_earlier:
+            # Once after a resume: one that cannot be read must not take the place of one that can.
+            earlier = valid(self._storage, sorted(set(behind) - set(self._scores)))
+            self._scores |= {checkpoint.step: checkpoint.score for checkpoint in earlier}
+            self._known_earlier = True
+        usable = sorted(other for other in behind if other in self._scores)
+        scores = {other: score for other in usable if (score := self._scores[other]) is not None}
+        ranked = sorted(scores, key=lambda other: (scores[other], other))
+        kept = {*usable[-self._keep_last :], *ranked[: self._keep_best]}
+        for other in sorted(set(behind) - kept):
+            self._scores.pop(other, None)
+            # The manifest first: a checkpoint that is half deleted does not count.
+            self._storage.delete(f"{folder_of(other)}/{MANIFEST}")
+            self._storage.delete_prefix(folder_of(other))
+
+
+def check_finite(snapshot: Snapshot) -> None:
+    """Refuse a state that nobody could go on from.
+
+    Raises:
+        FloatingPointError: a tensor has a NaN or an infinity; the first is named.
+    """
+    for stem, tensors in snapshot.tensors.items():
+        for name, tensor in tensors.items():
+            # its extremes: a NaN is both, and nothing of the tensor's size is allocated
+            if tensor.is_floating_point() and tensor.numel() > 0 and not all(map(math.isfinite, tensor.aminmax())):
+                raise FloatingPointError(
+                    f"the state after step {snapshot.step} is not finite and is not saved: {name} of {stem}"
+                )

@@ -1,0 +1,87 @@
+"""The MLflow model: a checkpoint that answers requests with text.
+
+MLflow copies this file into the model and runs it when the model is loaded ("models from code"), so it
+is never pickled. ``raytrain.tracking.log_model`` makes such a model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+TASKS = ("sample", "reconstruct", "score")
+
+
+class TextGenerator(PythonModel):
+    """Samples, reconstructs or scores, as the parameter ``task`` says; the answer is a list of strings.
+
+    - ``sample``: ``num_samples`` new texts; the input is not read, one empty string will do.
+    - ``reconstruct``: for each input text what a VAE writes for its code (``temperature`` 0 is greedy).
+    - ``score``: for each input text a JSON object with ``reconstruction`` and ``kl`` in nats, whose sum
+      is the bound on -log p(text) that evaluation reports (exact for a byte LSTM, where ``kl`` is 0),
+      and ``bits_per_byte``. ``seed`` gives the noise of z.
+    """
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Build the model from the checkpoint that lies in the artifact."""
+        from raytrain.runs import references
+
+        self._model = references.load(context.artifacts["checkpoint"])
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> list[str]:
+        """The answer; the signature gives the defaults of the parameters.
+
+        Raises:
+            MlflowException: a parameter or a text that the model refuses (status 400 when served).
+        """
+        from raytrain.utils.errors import UserError
+
+        try:
+            return self._answer([text.encode() for text in model_input.iloc[:, 0]], params or {})
+        except UserError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+
+    def _answer(self, texts: list[bytes], params: dict[str, Any]) -> list[str]:
+        from raytrain.models import sampling
+        from raytrain.utils.errors import UserError
+        from raytrain.utils.text import readable
+
+        how = {name: params[name] for name in ("temperature", "top_p", "max_length", "seed")}
+        match params["task"]:
+            case "sample":
+                drawn = sampling.sample(self._model, params["num_samples"], **how)
+            case "reconstruct":
+                drawn = sampling.reconstruct(self._model, texts, **how)
+            case "score":
+                return self._scores(texts, params["seed"])
+            case task:
+                raise UserError(f"task is {task!r}: must be one of {', '.join(TASKS)}")
+        return [readable(item.text) for item in drawn]
+
+    def _scores(self, texts: list[bytes], seed: int) -> list[str]:
+        import torch
+
+        from raytrain.models import sampling
+        from raytrain.models.noise import Noise
+
+        answers = []
+        with torch.inference_mode():
+            for number, text in enumerate(texts):
+                terms = self._model(sampling.tokenise(self._model, [text]), Noise(seed, 0, [number], 1))
+                reconstruction, kl = terms.reconstruction.item(), terms.kl.sum().item()
+                scores = {"reconstruction": reconstruction, "kl": kl}
+                if text:
+                    scores["bits_per_byte"] = (reconstruction + kl) / (math.log(2) * len(text))
+                answers.append(json.dumps(scores))
+        return answers
+
+
+set_model(TextGenerator())

@@ -1,0 +1,257 @@
+"""The trials of a search: what is known of each, written down so that a search can go on after anything died."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import optuna
+from optuna.trial import TrialState
+
+from raytrain.config.schema import RunConfig, from_dict, to_dict
+from raytrain.metrics import FIGURES, METRIC, SearchObjective, front
+from raytrain.storage.base import Storage, StorageError, checked_key, patiently
+from raytrain.utils.errors import UserError
+from raytrain.utils.validation import parse_json, validate_fields, validate_type
+
+if TYPE_CHECKING:
+    import optuna
+
+Status = Literal["waiting", "running", "interrupted", "finished", "stopped", "early_stopped", "failed"]
+ENDED: tuple[Status, ...] = ("finished", "stopped", "early_stopped", "failed")
+"""A trial in one of these is not run again when its search is resumed."""
+TRIALS = "trials"
+"""Where under a search's storage its trials are, each in a folder that its identity names."""
+RECORD = "trial.json"
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Trial:
+    """One point of the search, and what is known of it."""
+
+    number: int
+    identity: str
+    config: RunConfig[Any]
+    params: dict[str, Any]
+    """The values of the space's parameters, as Optuna drew them; empty if the space cannot express the config."""
+    distributions: dict[str, str]
+    """Their distributions, in Optuna's JSON."""
+    fields: dict[str, Any]
+    """The fields of the config that the space has set."""
+    run: dict[str, Any] = field(default_factory=dict)
+    """The address of its MLflow run: the fields of ``tracking.Run``, without the store's."""
+    status: Status = "waiting"
+    reason: str = ""
+    """Why it ended before its last step."""
+    step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    """The figures of its best evaluation."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Its evaluations as Tune got them: step, metric and, where it could be stopped, the rung's step."""
+    seconds: float = 0.0
+    """Time that it ran for, over all resumptions."""
+    started_at: float = 0.0
+    """Unix time of its first start; 0 before."""
+    ended_at: float = 0.0
+    origin: str = ""
+    """What ``--start-from`` called its config; empty for one that was drawn."""
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return f"{self.number:03}"
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+    def to_json(self) -> bytes:
+        """The record; figures that are not finite are kept as text."""
+        values = {**vars(self), "config": to_dict(self.config)}
+        return json.dumps(_encoded(values), indent=1).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Trial:
+        """The trial of a record.
+
+        Raises:
+            UserError, ValueError, TypeError, KeyError, AttributeError: not a record.
+        """
+        values = _decoded(parse_json(text))
+        trial = cls(**validate_fields(cls, {**values, "config": from_dict(values["config"])}))
+        _check(trial)
+        return trial
+
+    @property
+    def on_the_space(self) -> bool:
+        """Whether it is a point of the search space: a config that a search starts from need not be."""
+        return not self.origin or bool(self.distributions)
+
+    def told(self, search_objective: SearchObjective) -> tuple[optuna.trial.TrialState, list[float] | None]:
+        """What Optuna learns of a trial that has ended.
+
+        One that diverged before its first evaluation is pruned, which is worse than any value; one that failed
+        says nothing about its point.
+        """
+        if self.status != "failed" and math.isfinite(self.best.get(search_objective.metric, math.nan)):
+            return TrialState.COMPLETE, search_objective.values(self.best)
+        if (
+            self.status == "early_stopped" and search_objective.objective != "pareto"
+        ):  # Optuna prunes no trial with two values
+            return TrialState.PRUNED, None
+        return TrialState.FAIL, None
+
+    def known_to(self, study: optuna.Study, search_objective: SearchObjective) -> None:
+        """Tell Optuna of a trial that ended before the search was resumed.
+
+        Raises:
+            UserError: its record has no point that Optuna can have drawn.
+        """
+        if not self.on_the_space:
+            return
+        state, values = self.told(search_objective)
+        try:
+            kinds = {name: optuna.distributions.json_to_distribution(text) for name, text in self.distributions.items()}
+            one = len(search_objective.directions) == 1
+            point = optuna.trial.create_trial(
+                state=state,
+                params=self.params,
+                distributions=kinds,
+                values=values,
+                intermediate_values={entry["step"]: search_objective.score(entry) for entry in self.history}
+                if one
+                else None,
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"the record of trial {self.name} has no point of a search: {error}") from None
+        study.add_trial(point)
+
+
+def _check(trial: Trial) -> None:
+    """That the values of a record are such as all who read trials expect.
+
+    Raises:
+        ValueError: one is not; the line names it.
+    """
+    for name, number in (("number", trial.number), ("step", trial.step)):
+        if number < 0:
+            raise ValueError(f"{name} is {number}")
+    checked_key(trial.identity)
+    if trial.best and (missing := set(FIGURES) - trial.best.keys()):
+        raise ValueError(f"best has no {min(missing)}")
+    validate_type(trial.run.get("run_id", ""), str, "run.run_id")
+    for entry in trial.history:
+        validate_type(entry["step"], int, "history.step")
+        validate_type(entry, dict[str, float], "history")
+
+
+_NOT_FINITE = ("nan", "inf", "-inf")
+
+
+def _encoded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _encoded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encoded(item) for item in value]
+    return {"float": str(value)} if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {"float"} and value["float"] in _NOT_FINITE:
+            return float(value["float"])
+        return {key: _decoded(item) for key, item in value.items()}
+    return [_decoded(item) for item in value] if isinstance(value, list) else value
+
+
+def trial_location(search: Storage, identity: str) -> Storage:
+    """Where under a search's storage one of its trials keeps what it makes."""
+    return search.child(f"{TRIALS}/{identity}")
+
+
+class TrialStore:
+    """Keeps the records of a search's trials under its storage, the newest state of each."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._waiting: dict[str, bytes] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="trial-records")
+        self._last: Future[None] | None = None
+
+    def read(self) -> list[Trial]:
+        """Every trial that was recorded, by number.
+
+        Raises:
+            UserError: a record cannot be read.
+        """
+        trials = []
+        for key in self._storage.list(TRIALS):
+            if key.endswith(f"/{RECORD}"):
+                try:
+                    trials.append(Trial.from_json(self._storage.read(key)))
+                except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
+                    raise UserError(f"{self._storage.uri(key)} is not the record of a trial: {error}") from None
+        return sorted(trials, key=lambda trial: trial.number)
+
+    def add(self, trial: Trial) -> None:
+        """Write the record of a new trial, before it runs: from then on it is never drawn again.
+
+        Raises:
+            StorageError: the storage did not take it for ``storage.PATIENCE_S``.
+        """
+        self._write(self._key(trial), trial.to_json())
+
+    def update(self, trial: Trial) -> None:
+        """Write the new state of a trial soon, in the background."""
+        self._waiting[self._key(trial)] = trial.to_json()
+        self._last = self._thread.submit(self._write_waiting)
+
+    def close(self) -> None:
+        """Return when all is written.
+
+        Raises:
+            StorageError: the storage did not take it.
+        """
+        self._thread.shutdown()
+        if self._last is not None:
+            self._last.result()
+
+    def location(self, identity: str) -> Storage:
+        """The storage of one trial."""
+        return trial_location(self._storage, identity)
+
+    def _key(self, trial: Trial) -> str:
+        return f"{TRIALS}/{trial.identity}/{RECORD}"
+
+    def _write_waiting(self) -> None:
+        for key in list(self._waiting):
+            text = self._waiting.pop(key)
+            try:
+                self._write(key, text)
+            except StorageError:
+                self._waiting.setdefault(key, text)  # goes out with the next one
+                raise
+
+    def _write(self, key: str, text: bytes) -> None:
+        patiently(lambda: self._storage.write(key, text))
+
+
+def rank(trials: list[Trial], search_objective: SearchObjective) -> list[Trial]:
+    """The trials from best to worst; those without figures last."""
+    return sorted(trials, key=lambda trial: search_objective.score(trial.best))
+
+
+def winner(trials: list[Trial], search_objective: SearchObjective) -> Trial | None:
+    """The best of those that may win, if there is one."""
+    return next((trial for trial in rank(trials, search_objective) if search_objective.reached(trial.best)), None)
+
+
+def pareto_front(trials: list[Trial]) -> list[Trial]:
+    """The trials that no other beats in both a lower bound and a larger KL, by rising bound."""
+    usable = [trial for trial in trials if math.isfinite(trial.best.get(METRIC, math.nan))]
+    return [usable[index] for index in front([(trial.best[METRIC], trial.best["kl"]) for trial in usable])]

@@ -1,0 +1,135 @@
+"""What a command needs before anything runs: a place, a corpus, a name, a tracking store; all checked first."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raytrain.config.schema import RunConfig, from_dict
+from raytrain.data.cache import CORPORA, address, fetch, is_published, publish
+from raytrain.data.corpus import Corpus
+from raytrain.data.prepare import prepare
+from raytrain.storage import ARTIFACTS, open_storage_root
+from raytrain.storage.base import Storage
+from raytrain.storage.check import check_writable
+from raytrain.tracking.client import check_tracking, tracking_uri
+from raytrain.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from raytrain.runs.checkpoint import Checkpoint
+    from raytrain.tracking.runs import Run
+
+CACHE = ".cache"
+"""Where under a folder the corpora are that were prepared for it."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where things live during one command."""
+
+    storage: Storage
+    corpus: Corpus
+    tracking_uri: str
+
+    def artifact_root(self) -> str:
+        """The address of MLflow's artifacts when there is no tracking server."""
+        return self.storage.uri(ARTIFACTS)
+
+    def corpus_address(self) -> dict[str, str]:
+        """What workers on any node find the corpus by."""
+        return address(self.corpus, self.storage)
+
+    def log_corpus(self, run: Run) -> None:
+        """Make the corpus the dataset of an MLflow run."""
+        splits = {
+            name: {"documents": self.corpus.split(name).num_documents, "bytes": self.corpus.split(name).num_bytes}
+            for name in self.corpus.splits
+        }
+        location = self.storage.uri(f"{CORPORA}/{self.corpus.digest}")
+        source = location if "://" in location else self.corpus.path.as_uri()
+        run.log_dataset(self.corpus.name, self.corpus.digest, source, splits)
+
+
+def open_workspace(config: RunConfig[Any], storage: str | None, published: bool = True) -> Workspace:
+    """Check where things live and prepare the corpus; one in S3 keeps the corpus too, for other nodes and later,
+    unless ``published`` is False.
+
+    ``storage`` is a folder or s3:// address; ``RAYTRAIN_STORAGE`` if None, and ``./runs`` without that.
+
+    Raises:
+        UserError: storage that cannot be written, a corpus that cannot be had, an unusable tracking store.
+    """
+    location, uri = _open_locations(storage)
+    folder = location.folder
+    corpus = prepare(
+        config.data,
+        path=config.data_path,
+        field=config.data_field,
+        output=None,
+        cache=folder / CACHE if folder is not None else None,
+    )
+    if folder is None and published:
+        publish(corpus, location)
+    return Workspace(location, corpus, uri)
+
+
+def reopen_workspace(storage: str | None, digest: str, path: str) -> Workspace:
+    """As ``open_session``, with the corpus that a run or search has begun with, wherever it is to be found.
+
+    Raises:
+        UserError: storage that cannot be written, a corpus that is nowhere, an unusable tracking store.
+    """
+    location, uri = _open_locations(storage)
+    corpus = _prepared(location, digest, Path(path))
+    return Workspace(location, corpus if corpus is not None else fetch(location, digest), uri)
+
+
+def corpus_of(stored: Checkpoint, location: Storage, data: str | None, path: str | None, field: str | None) -> Corpus:
+    """The corpus ``data`` or, without it, the one that a checkpoint was trained on.
+
+    That one is looked for in the storage ``place``, then prepared again from the text that the config names.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    cache = location.folder / CACHE if location.folder is not None and location.folder.is_dir() else None
+    if data is not None:
+        return prepare(data, path=path, field=field, cache=cache)
+    digest = stored.state.get("corpus")
+    if digest is not None and not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{1,64}", digest)):
+        raise UserError(f"checkpoint {stored.uri}: its state names no corpus; name one by --data")
+    if digest is not None and (corpus := _prepared(location, digest)) is not None:
+        return corpus
+    if digest is not None and is_published(location, digest):
+        return fetch(location, digest)
+    config = from_dict(stored.config)
+    corpus = prepare(config.data, path=path or config.data_path, field=field or config.data_field, cache=cache)
+    if digest not in (None, corpus.digest):
+        raise UserError(
+            f"{stored.uri} was trained on corpus {digest[:12]}, the text at {config.data} gives {corpus.digest[:12]}: "
+            "name the corpus by --data, or where training kept it by --storage"
+        )
+    return corpus
+
+
+def _prepared(location: Storage, digest: str, *paths: Path) -> Corpus | None:
+    """The corpus that was prepared at one of ``paths`` or for a storage that is a folder, if it is there."""
+    known = [path / "corpus.json" for path in paths]
+    if location.folder is not None:
+        known += sorted((location.folder / CACHE / "corpora").glob("*/corpus.json"))
+    for info in known:
+        if os.path.isfile(info) and (corpus := Corpus.open(info.parent)).digest == digest:
+            corpus.verify()
+            return corpus
+    return None
+
+
+def _open_locations(storage: str | None) -> tuple[Storage, str]:
+    location = open_storage_root(storage)
+    check_writable(location)
+    uri = tracking_uri()
+    check_tracking(uri)
+    return location, uri

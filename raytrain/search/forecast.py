@@ -1,0 +1,234 @@
+"""What a search will take: hours by the figures of ``python -m raytrain.bench``, and what they cost."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raytrain.config.cli import Choice, default_config
+from raytrain.config.presets import PRESET_NAMES
+from raytrain.config.schema import RunConfig, differences, flatten, from_dict, to_dict
+from raytrain.config.workers import WorkerSpec
+from raytrain.data.batches import EvaluationBatches
+from raytrain.data.corpus import Corpus
+from raytrain.search.plan import Plan
+from raytrain.storage import open_file
+from raytrain.storage.base import StorageError
+from raytrain.utils.errors import UserError
+from raytrain.utils.validation import parse_json
+
+TIMED = ("model", "data", "sampling", "length", "group_size")
+"""Fields that decide how long a step takes, beside the batch size and the precision."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What one bench has measured."""
+
+    reference: str
+    config: RunConfig[Any]
+    machine: str
+    """Name of its GPU or CPU."""
+    on_gpu: bool
+    threads: int
+    step_seconds: dict[tuple[int, str], float]
+    """(batch size, precision) -> seconds of a step of one worker."""
+    sample_seconds: float
+    """Seconds of one validation sample."""
+    times_faster: dict[tuple[int, int], float]
+    """(batch size, DDP workers) -> how many times faster than one worker they are."""
+
+    def key(self, config: RunConfig[Any]) -> tuple[int, str]:
+        """Of the step that a run of ``config`` takes: ``auto`` is what it was on the bench's machine."""
+        return config.batch_size, self.config.precision if config.precision == "auto" else config.precision
+
+    def lacks(self, config: RunConfig[Any], worker_spec: WorkerSpec) -> list[str]:
+        """Why these figures say nothing of a run of ``config`` by ``gang``, in words; empty if they do."""
+        there, here = ({name: to_dict(each)[name] for name in TIMED} for each in (self.config, config))
+        lacking = differences(there, here)
+        batch_size, precision = self.key(config)
+        if (batch_size, precision) not in self.step_seconds:
+            lacking.append(f"it has no step of {batch_size} samples in {precision}")
+        if self.on_gpu != worker_spec.on_gpus:
+            lacking.append(f"it was measured on a {'GPU' if self.on_gpu else 'CPU'}")
+        elif not worker_spec.on_gpus and max(1, self.threads // worker_spec.workers) != max(1, int(worker_spec.cpus)):
+            lacking.append(f"its {self.threads} threads are not those of {worker_spec}")
+        if worker_spec.workers > 1 and (batch_size, worker_spec.workers) not in self.times_faster:
+            lacking.append(f"it has no DDP of {worker_spec.workers} workers")
+        return lacking
+
+    def seconds(self, config: RunConfig[Any], worker_spec: WorkerSpec, num_samples: int, draws: int) -> float:
+        """Time of a whole run of a config that nothing is lacking for.
+
+        Args:
+            num_samples: validation samples of an evaluation.
+            draws: those that each evaluation estimates the likelihood with: about as many evaluations more.
+        """
+        training, evaluating = run_seconds(
+            config, self.step_seconds[self.key(config)], num_samples * (1 + draws), self.sample_seconds
+        )
+        return (training + evaluating) / self.times_faster.get((config.batch_size, worker_spec.workers), 1.0)
+
+
+def run_seconds(
+    config: RunConfig[Any], step_seconds: float, num_samples: int, sample_seconds: float
+) -> tuple[float, float]:
+    """Seconds of training and of evaluating in a whole run of one worker, with so many samples at an evaluation."""
+    evaluations = math.ceil(config.steps / config.evaluate_every)
+    return config.steps * step_seconds, evaluations * num_samples * sample_seconds
+
+
+def read_benchmark(reference: str) -> Benchmark:
+    """The figures in the file or at the ``s3://`` address that a bench has written.
+
+    Raises:
+        UserError: it cannot be read, or is something else.
+    """
+    location, name = open_file(reference)
+    try:
+        values = parse_json(location.read(name))
+        machine, ddp = values["machine"], values.get("ddp", {"batch_size": 0, "workers": []})
+        return Benchmark(
+            reference,
+            from_dict(values["config"]),
+            str(machine.get("gpu", machine["cpu"])),
+            machine["device"] == "cuda",
+            int(machine["threads"]),
+            {(int(row["batch_size"]), row["precision"]): _median(row["step_seconds"]) for row in values["step"]},
+            _median(values["evaluation"]["seconds_per_sample"]),
+            {
+                (int(ddp["batch_size"]), int(row["workers"])): _median(row["fixed_batch_efficiency"])
+                for row in ddp["workers"]
+            },
+        )
+    except StorageError as error:
+        raise UserError(f"--bench {reference}: {error}") from None
+    except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(
+            f"--bench {reference} is not what python -m raytrain.bench MODEL --only step --output writes: {what}"
+        ) from None
+
+
+def _median(series: dict[str, Any]) -> float:
+    value = float(series["median"])
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"a median is {value:g}")
+    return value
+
+
+def bench_command(config: RunConfig[Any], worker_spec: WorkerSpec) -> str:
+    """The command that measures what a run of ``config`` by ``gang`` is foretold from."""
+    choices = [_options(config, name) for name in PRESET_NAMES]
+    options = min((chosen for chosen in choices if chosen is not None), key=len)
+    options += ["--batch-size", str(config.batch_size)]
+    if config.precision != "auto":
+        options += ["--precision", config.precision]
+    if not worker_spec.on_gpus:
+        options += ["--threads", str(worker_spec.workers * max(1, int(worker_spec.cpus)))]
+    options += ["--only", "step", *(["ddp", "--workers", str(worker_spec.workers)] if worker_spec.workers > 1 else [])]
+    return shlex.join(["python", "-m", "raytrain.bench", config.model_name, *options, "--output", "bench.json"])
+
+
+def _options(config: RunConfig[Any], name: Any) -> list[str] | None:
+    """What makes the preset ``name`` the config, as far as it decides the time; ``None`` if the model has none."""
+    try:
+        default = default_config(Choice(config.model_name, name, config.data, None), name)
+    except UserError:
+        return None
+    options = ["--preset", name, "--data", config.data]
+    before = flatten(default)
+    for field, value in flatten(config).items():
+        timed = field.partition(".")[0] in (*TIMED, "data_path", "data_field")
+        if timed and field != "data" and value != before[field]:
+            values = value if isinstance(value, list) else [value]
+            options += [f"--{field.replace('_', '-')}", *map(str, values)]
+    return options
+
+
+def trial_seconds(
+    plan: Plan, corpus: Corpus, worker_spec: WorkerSpec, benches: Sequence[str]
+) -> tuple[float | None, list[str]]:
+    """How long a trial takes that is not stopped early, the longest of all models; and where that is known from.
+
+    Where nobody has measured it: ``None``, why not, and the commands that do.
+
+    Args:
+        benches: files and addresses of what benches have written.
+
+    Raises:
+        UserError: one of them is no such file.
+    """
+    figures = [read_benchmark(reference) for reference in benches]
+    if worker_spec.on_gpus and worker_spec.gpus < 1:
+        return None, ["trials that share a GPU are slower than the one that a bench measures, nobody knows by how much"]
+    known: dict[str, float] = {}
+    unknown: list[str] = []
+    for config in plan.bases.values():
+        samples = EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples).num_samples
+        fit = next((each for each in figures if not each.lacks(config, worker_spec)), None)
+        if fit is not None:
+            source = f"{fit.machine} in {fit.reference}"
+            known[source] = max(
+                known.get(source, 0.0), fit.seconds(config, worker_spec, samples, plan.search_objective.draws)
+            )
+        else:
+            unknown += [
+                f"{each.reference} is of no use here: {'; '.join(each.lacks(config, worker_spec))}" for each in figures
+            ]
+            unknown.append(f"to measure them, where a worker runs: {bench_command(config, worker_spec)}")
+    return (None, unknown) if unknown else (max(known.values()), list(known))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the trials of a search take together at most, as far as that is known."""
+
+    num_trials: int
+    """Those that have not ended yet."""
+    concurrent: int
+    workers: int
+    """Workers of each."""
+    trial_seconds: float | None
+    """Of a trial that is not stopped early; ``None`` if nobody has measured it."""
+    time_budget: float | None
+    """Seconds."""
+    price: float | None
+    """Of a worker for an hour."""
+
+    @property
+    def hours(self) -> float | None:
+        """Until the last trial has ended."""
+        rounds = math.ceil(self.num_trials / self.concurrent)
+        known = [] if self.trial_seconds is None else [rounds * self.trial_seconds / 3600]
+        return min([*known, *([] if self.time_budget is None else [self.time_budget / 3600])], default=None)
+
+    @property
+    def worker_hours(self) -> float | None:
+        """Of all workers together."""
+        if self.hours is None:
+            return None
+        most = self.concurrent * self.hours
+        if self.trial_seconds is not None:
+            most = min(most, self.num_trials * self.trial_seconds / 3600)
+        return self.workers * most
+
+    def lines(self, sources: Sequence[str]) -> list[str]:
+        """Hours and cost in words; ``sources`` are those of ``trial_seconds``."""
+        if self.trial_seconds is None:
+            limit = "" if self.hours is None else f", at most {self.hours:.2f} by --time-budget"
+            lines = [f"hours: unknown{limit}", *sources]
+        else:
+            lines = [
+                f"hours: at most {self.hours:.2f}, {self.trial_seconds / 3600:.2f} a trial of these sizes "
+                f"({', '.join(sources)}), and what nodes take to come"
+            ]
+        return lines if self.price is None else [*lines, self._cost(self.price)]
+
+    def _cost(self, price: float) -> str:
+        busy = self.concurrent * self.workers
+        hourly = f"cost: {busy * price:,.2f} an hour for {busy} worker{'s' * (busy != 1)} at {price:g}"
+        return hourly if self.worker_hours is None else f"{hourly}, at most {self.worker_hours * price:,.2f} in all"

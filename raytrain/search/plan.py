@@ -1,0 +1,145 @@
+"""What a search is, written down before it starts and read back to go on with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from raytrain.config.models import ModelName
+from raytrain.config.schema import LOCATION, RunConfig, differences, from_dict, to_dict
+from raytrain.metrics import Objective, SearchObjective
+from raytrain.runs.records import FORMAT, PLAN, read_values, search_objective_of
+from raytrain.search.space import Algorithm, Space, read_space
+from raytrain.storage.base import Storage
+from raytrain.utils.errors import UserError, check_text
+from raytrain.utils.validation import validate_fields, validate_type
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """A config that the search begins with."""
+
+    reference: str
+    """What ``--start-from`` called it."""
+    config: RunConfig[Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides which trials a search has and what comes of each."""
+
+    space: Space
+    bases: dict[ModelName, RunConfig[Any]]
+    """Model name -> the config that the space's fields change."""
+    budget: str | None
+    algorithm: Algorithm
+    corpus: str
+    """Digest of the corpus."""
+    num_samples: int
+    """Trials; the one thing that may be raised when the search is resumed."""
+    seed: int
+    workers: dict[str, Any]
+    """The options that say how a trial runs: what they were, for a resumption that does not give others."""
+    experiment: str
+    corpus_path: str
+    """Where the corpus was on the machine that started the search."""
+    objective: Objective = "bound"
+    min_kl: float = 0.0
+    warm_starts: tuple[WarmStart, ...] = ()
+    """Its first trials."""
+
+    @property
+    def search_objective(self) -> SearchObjective:
+        """What the search looks for."""
+        return SearchObjective(self.objective, self.min_kl)
+
+    @property
+    def early_stopping(self) -> bool:
+        """A grid is run in full: its points are to be compared, not to be won; so is a search for a front, where
+        a trial that is behind in one of two figures may be ahead in the other."""
+        return self.algorithm != "grid" and self.objective != "pareto"
+
+    def to_json(self) -> bytes:
+        values: dict[str, Any] = {
+            "format": FORMAT,
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
+            "space": {"name": self.space.name, "source": self.space.source},
+            "bases": {model: to_dict(config) for model, config in self.bases.items()},
+            "warm_starts": [
+                {"reference": start.reference, "config": to_dict(start.config)} for start in self.warm_starts
+            ],
+        }
+        return json.dumps(values, indent=1).encode()
+
+    def differences(self, other: Plan) -> list[str]:
+        """What makes this another search than ``other``, in words."""
+        parts = [
+            f"{name} was {getattr(other, name)}, is {getattr(self, name)}"
+            for name in ("budget", "algorithm", "seed", "experiment", "objective", "min_kl")
+            if getattr(self, name) != getattr(other, name)
+        ]
+        if self.space.source != other.space.source:
+            parts.append("the search space is another")
+        if self.corpus != other.corpus:
+            parts.append("the corpus is another")
+        if [_without_location(start.config) for start in self.warm_starts] != [
+            _without_location(start.config) for start in other.warm_starts
+        ]:
+            parts.append("it started from other configs")
+        if self.bases.keys() != other.bases.keys():
+            parts.append(f"the model was {', '.join(other.bases)}, is {', '.join(self.bases)}")
+            return parts
+        for model, config in self.bases.items():
+            # where the text lies is not what it is: its digest was compared
+            before, after = to_dict(other.bases[model]), to_dict(config)
+            parts += differences({**before, **{name: after[name] for name in LOCATION}}, after)
+        return parts
+
+
+def _without_location(config: RunConfig[Any]) -> dict[str, Any]:
+    return {name: value for name, value in to_dict(config).items() if name not in LOCATION}
+
+
+def _check(plan: Plan) -> None:
+    """That the values of a plan are such as all that read it take for granted.
+
+    Raises:
+        ValueError, UserError: one is not; the line names it.
+    """
+    texts = {"experiment": plan.experiment, "space.name": plan.space.name}
+    texts |= {f"starts.{number}.reference": start.reference for number, start in enumerate(plan.warm_starts)}
+    for name, text in texts.items():
+        check_text(text, name)
+    if plan.num_samples < 1:
+        raise ValueError(f"num_samples is {plan.num_samples}")
+    if not plan.bases or any(config.model_name != model for model, config in plan.bases.items()):
+        raise ValueError("bases must be configs of the models that they are named by")
+    plan.space.budget(plan.budget)
+
+
+def read_plan(storage: Storage) -> Plan | None:
+    """The plan of the search under ``storage``; ``None`` where there is no search. Runs its space's file.
+
+    Raises:
+        UserError: the plan cannot be read, or is of a newer version.
+    """
+    values = read_values(storage)
+    if values is None:
+        return None
+    try:
+        search_objective_of(values)
+        space = {name: validate_type(values["space"][name], str, f"space.{name}") for name in ("name", "source")}
+        made = {
+            "space": read_space(**space),
+            "bases": {model: from_dict(config) for model, config in values["bases"].items()},
+            "warm_starts": [
+                WarmStart(start["reference"], from_dict(start["config"])) for start in values.get("warm_starts", [])
+            ],
+        }
+        plan = Plan(**validate_fields(Plan, {**values, **made}))
+        _check(plan)
+        return plan
+    except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{storage.uri(PLAN)} is not a search's plan: {error}") from None

@@ -1,0 +1,121 @@
+"""How each trial of a search stands: written down whenever Ray Tune says that something has happened to it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+from raytrain.metrics import FIGURES, LIKELIHOODS, METRIC, RUNG
+from raytrain.runs.records import read_outcome
+from raytrain.runs.trials import Trial
+from raytrain.tracking.runs import Run
+
+if TYPE_CHECKING:
+    from raytrain.search.searcher import OptunaSearcher
+
+
+class TrialRecorder(tune.Callback):
+    """Keeps the record of every trial up to date: in memory, in the storage and in MLflow."""
+
+    def __init__(self, searcher: OptunaSearcher, show: Any) -> None:
+        self.searcher = searcher
+        self.show = show
+        self.time_is_up = False
+        self._heard: dict[str, float] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its settings for snapshots, which are not used
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        record = self.searcher.trial(trial.trial_id)
+        record.status, record.reason = "running", ""
+        self._clock(record)
+        record.started_at = record.started_at or time.time()
+        self._note(record)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        record = self.searcher.trial(trial.trial_id)
+        step = int(result["step"])
+        figures = {name: result[name] for name in (*FIGURES, *LIKELIHOODS) if name in result}
+        metric = self.searcher.search.plan.search_objective.metric
+        if not record.best or figures[metric] < record.best[metric]:  # as the loop chooses the best checkpoint
+            record.best = figures
+        if step > record.step:
+            record.step = step
+            rung = {RUNG: result[RUNG]} if RUNG in result else {}
+            compared = {name: figures[name] for name in dict.fromkeys((METRIC, metric, "kl"))}
+            record.history.append({"step": step, **compared, **rung})
+        self._clock(record)
+        self._note(record)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        record = self.searcher.trial(trial.trial_id)
+        outcome = read_outcome(self.searcher.location(record).uri())
+        if outcome is not None and "error" in outcome:
+            self._end(record, "failed", "FAILED", outcome["error"])
+        elif outcome is not None and "early_stopped" in outcome:
+            self._end(record, "early_stopped", "KILLED", outcome["early_stopped"])
+        elif outcome is not None:
+            self._end(record, "finished", "FINISHED")
+        elif self.time_is_up:
+            self._end(record, "interrupted", "KILLED", f"time was up at step {record.step}")
+        else:
+            self._end(record, "stopped", "KILLED", f"stopped early at step {record.step}: others were better there")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        record = self.searcher.trial(trial.trial_id)
+        self._end(record, "failed", "FAILED", _last_line(trial.error_file))
+
+    def close(self) -> None:
+        """End what the search has left unended: it was interrupted."""
+        for record in self.searcher.trials:
+            if record.status == "running":
+                self._end(record, "interrupted", "KILLED", f"the search was interrupted at step {record.step}")
+
+    def _clock(self, record: Trial) -> None:
+        """Count the time since the trial was last heard of; a pause between two resumptions is not counted."""
+        now = time.monotonic()
+        record.seconds += now - self._heard.get(record.identity, now)
+        self._heard[record.identity] = now
+
+    def _end(self, record: Trial, status: Any, mlflow_status: Any, reason: str | None = None) -> None:
+        self._clock(record)
+        record.status, record.reason, record.ended_at = status, reason or "", time.time()
+        self.searcher.ended(record)
+        Run(self.searcher.search.parent.uri, **record.run).finish(mlflow_status, reason)
+        self._note(record)
+
+    def _note(self, record: Trial) -> None:
+        self.searcher.records.update(record)
+        self.show(record)
+
+
+def _last_line(error_file: str | None) -> str:
+    try:
+        lines = Path(error_file or "").read_text().strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1] if lines else "the trial ended with an error that Ray did not keep"
+
+
+class TimeBudget(tune.Stopper):
+    """Ends the search when its time is up, and lets the ledger know why."""
+
+    def __init__(self, recorder: TrialRecorder, seconds: float) -> None:
+        self._ledger = recorder
+        self._deadline = time.monotonic() + seconds
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        self._ledger.time_is_up = time.monotonic() >= self._deadline
+        return self._ledger.time_is_up
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as for Ledger

@@ -1,0 +1,303 @@
+"""The champion: the best verified model of each kind, by name, in MLflow's model registry.
+
+    python -m raytrain.registry list
+    python -m raytrain.registry promote raytrain-hybrid 3
+    python -m raytrain.registry rollback raytrain-hybrid
+
+A search registers its best model as a new version, loads it back and scores it, and only then lets it compete: it
+becomes ``champion`` if it beats the present one on the same corpus and metric, else ``challenger``. ``promote`` and
+``rollback`` move the alias by hand; what the registry held until then does not take it back by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from mlflow.exceptions import MlflowException
+
+from raytrain.config.schema import from_dict
+from raytrain.runs.references import load_logged_model
+from raytrain.tracking.client import connect, patiently
+from raytrain.tracking.logged_model import MODEL_ID, logged_model
+from raytrain.training.trainer import Trainer, World
+from raytrain.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+    from raytrain.data.corpus import Corpus
+    from raytrain.runs.checkpoint import Checkpoint
+    from raytrain.tracking.runs import Run
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+VERIFIED_SAMPLES = 64
+"""Validation samples on which a registered model must give the bound of the checkpoint that it was made of."""
+MAX_DESCRIPTION = 5000
+"""What PostgreSQL's column of a version's description holds."""
+_CORPUS, _METRIC, _VALUE = "raytrain.corpus", "raytrain.metric", "raytrain.value"
+_VERIFIED = "raytrain.verified"
+_SINCE = "raytrain.champion_since"
+"""On a version: when it became champion. Those that have it are the past that a rollback goes through."""
+_DECIDED = "raytrain.decided"
+"""On the registered model: the version that was made champion by hand, and the newest that there was then. Those up
+to the newest do not become champion again by themselves."""
+_FIGURES = "raytrain.figures"
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a version competes with."""
+
+    corpus: str
+    """Digest of the corpus."""
+    metric: str
+    """What was measured, on which samples: only equal ones can be compared."""
+    value: float
+    """Lower is better."""
+
+    def comparable(self, other: Score) -> bool:
+        return (self.corpus, self.metric) == (other.corpus, other.metric)
+
+
+class VerificationError(Exception):
+    """A registered model is not the checkpoint that it was made of."""
+
+
+def registered_name(model: str) -> str:
+    """What the models of one kind are registered as."""
+    return f"raytrain-{model}"
+
+
+def register_and_compete(
+    run: Run,
+    model_id: str,
+    stored: Checkpoint,
+    corpus: Corpus,
+    read_score: Score,
+    figures: dict[str, float],
+    card: str,
+) -> tuple[str, int, str]:
+    """Register the run's MLflow model, verify it, and let it compete; doing it again gives the same version.
+
+    Returns:
+        The registered name, the version and its alias (``champion`` or ``challenger``).
+
+    Raises:
+        VerificationError: it does not load, or does not score as ``stored`` does; it gets no alias.
+        mlflow.exceptions.MlflowException: the store was away for too long.
+    """
+    client = connect(run.uri)
+    name = registered_name(stored.config["model"]["name"])
+    _make_registered(run.uri, name)
+    tags = {MODEL_ID: model_id, _CORPUS: read_score.corpus, _METRIC: read_score.metric, _VALUE: repr(read_score.value)}
+    tags |= {_FIGURES: json.dumps(figures)}
+
+    def find_or_create() -> int:
+        found = _find_version(run.uri, name, model_id)
+        if found is not None:
+            return found
+        created = client.create_model_version(
+            name,
+            f"models:/{model_id}",
+            run.run_id,
+            tags=tags,
+            description=card[:MAX_DESCRIPTION],
+            await_creation_for=0,  # it is there at once; waiting would only log that it waits
+            model_id=model_id,
+        )
+        return int(created.version)
+
+    # of several that create one at once, MLflow may refuse some
+    version = patiently(find_or_create)
+    bound = verify(run.uri, model_id, stored, corpus)
+    patiently(
+        lambda: client.set_model_version_tag(
+            name, str(version), _VERIFIED, f"bound {bound:.6f} on {VERIFIED_SAMPLES} samples"
+        )
+    )
+    champion = update_champion(run.uri, name)
+    if champion == version:
+        if _aliases(run.uri, name).get(CHALLENGER) == version:
+            patiently(lambda: client.delete_registered_model_alias(name, CHALLENGER))
+        return name, version, CHAMPION
+    patiently(lambda: client.set_registered_model_alias(name, CHALLENGER, str(version)))
+    return name, version, CHALLENGER
+
+
+def verify(uri: str, model_id: str, stored: Checkpoint, corpus: Corpus) -> float:
+    """Load a logged model back and score it on validation samples; returns their mean bound in nats.
+
+    Raises:
+        VerificationError: it does not load, or its bound is not that of ``stored``.
+    """
+    try:
+        loaded = load_logged_model(uri, model_id)
+    except UserError as error:
+        raise VerificationError(str(error)) from None
+    found, expected = _bound(loaded, corpus), _bound(stored, corpus)
+    if not math.isclose(found, expected, rel_tol=1e-6):
+        raise VerificationError(
+            f"model {model_id} has bound {found:.6f} on {VERIFIED_SAMPLES} validation samples, "
+            f"its checkpoint {stored.uri} has {expected:.6f}"
+        )
+    return found
+
+
+def _bound(stored: Checkpoint, corpus: Corpus) -> float:
+    config = dataclasses.replace(from_dict(stored.config), evaluate_samples=VERIFIED_SAMPLES, precision="float32")
+    trainer = Trainer(config, corpus, World())
+    trainer.model.load_state_dict(stored.tensors("model"))
+    return trainer.evaluate()["bound"]
+
+
+# ------------------------------------------------------------------------------------------ the alias
+
+
+def update_champion(uri: str, name: str) -> int | None:
+    """Give the alias to the best version that may have it; returns that version.
+
+    MLflow has no "move the alias if": whoever has moved it looks again. A version competes from the moment that it
+    is marked as verified, so of several searches that end at once the last to look sees all, and leaves the best.
+    """
+    decision = _decision(uri, name)
+    for _ in range(50):
+        champion = _aliases(uri, name).get(CHAMPION)
+        best = _best(versions(uri, name), champion, decision[1])
+        if best is None or best == champion:
+            return champion
+        _mark(uri, name, best)
+        _set_champion(uri, name, best)
+        time.sleep(random.uniform(0.05, 0.3))  # two that look at the same moment do not go on in step
+        before, decision = decision, _decision(uri, name)
+        if decision != before:  # by hand, while the alias was moved here: that counts
+            _set_champion(uri, name, decision[0])
+    return _aliases(uri, name).get(CHAMPION)
+
+
+def _best(known: list[ModelVersion], champion: int | None, decided: int) -> int | None:
+    """The version that should be champion: comparable to the present one, verified, and not decided on by hand."""
+    standings = {int(version.version): read_score(version) for version in known}
+    new = {
+        number: entry for number, entry in standings.items() if number > decided and _VERIFIED in _tags(known, number)
+    }
+    if champion is None:
+        # the first to be verified says what is compared
+        reference = standings[min(new)] if new else None
+    else:
+        reference = standings[champion]
+        new[champion] = reference
+    rivals = {number: entry.value for number, entry in new.items() if reference and entry.comparable(reference)}
+    return min(rivals, key=lambda number: (rivals[number], number), default=None)
+
+
+def _tags(known: list[ModelVersion], number: int) -> dict[str, str]:
+    return next(dict(version.tags) for version in known if int(version.version) == number)
+
+
+def read_score(version: ModelVersion) -> Score:
+    """What a version competes with; one that was registered by other means never wins."""
+    tags = version.tags
+    return Score(tags.get(_CORPUS, ""), tags.get(_METRIC, ""), float(tags.get(_VALUE, math.inf)))
+
+
+def versions(uri: str, name: str) -> list[ModelVersion]:
+    """All versions of a registered model, the first first."""
+    client = connect(uri)
+    found = patiently(lambda: client.search_model_versions(f"name = '{name}'"))
+    return sorted(found, key=lambda version: int(version.version))
+
+
+def promote(uri: str, name: str, version: int) -> None:
+    """Make a version champion by hand.
+
+    Raises:
+        UserError: there is no such version, or it does not load.
+    """
+    chosen = next((known for known in versions(uri, name) if int(known.version) == version), None)
+    if chosen is None:
+        raise UserError(f"{name} has no version {version}: python -m raytrain.registry list")
+    load_logged_model(uri, logged_model(chosen))
+    _mark(uri, name, version)
+    _decide(uri, name, version)
+
+
+def rollback(uri: str, name: str) -> tuple[int, int]:
+    """Make the champion before the present one champion again; returns both versions, the present one first.
+
+    Raises:
+        UserError: there is no champion, or none before it that still loads.
+    """
+    client = connect(uri)
+    champion = _aliases(uri, name).get(CHAMPION)
+    if champion is None:
+        raise UserError(f"{name} has no champion: python -m raytrain.registry promote {name} VERSION makes one")
+    past = {
+        int(version.version): version
+        for version in versions(uri, name)
+        if _SINCE in version.tags and int(version.version) != champion
+    }
+    if not past:
+        raise UserError(f"{name}: version {champion} is the only champion that there has been")
+    before = max(past, key=lambda number: past[number].tags[_SINCE])
+    load_logged_model(uri, logged_model(past[before]))
+    # in this order one that is interrupted can be repeated
+    patiently(lambda: client.delete_model_version_tag(name, str(champion), _SINCE))
+    _decide(uri, name, before)
+    return champion, before
+
+
+def _decide(uri: str, name: str, version: int) -> None:
+    """Move the alias for good: searches that end at this moment look again, and then see what was decided."""
+    client = connect(uri)
+    newest = max(int(known.version) for known in versions(uri, name))
+    patiently(lambda: client.set_registered_model_tag(name, _DECIDED, f"{version} {newest}"))
+    _set_champion(uri, name, version)
+
+
+def _set_champion(uri: str, name: str, version: int) -> None:
+    patiently(lambda: connect(uri).set_registered_model_alias(name, CHAMPION, str(version)))
+
+
+def _mark(uri: str, name: str, version: int) -> None:
+    """Note when a version became champion."""
+    client, now = connect(uri), datetime.now(UTC).isoformat(timespec="microseconds")
+    patiently(lambda: client.set_model_version_tag(name, str(version), _SINCE, now))
+
+
+def _aliases(uri: str, name: str) -> dict[str, int]:
+    model = patiently(lambda: connect(uri).get_registered_model(name))
+    return {alias: int(version) for alias, version in model.aliases.items()}
+
+
+def _decision(uri: str, name: str) -> tuple[int, int]:
+    """What was decided by hand last: the champion, and the newest version then; 0 and 0 where nothing was."""
+    model = patiently(lambda: connect(uri).get_registered_model(name))
+    champion, newest = map(int, model.tags.get(_DECIDED, "0 0").split())
+    return champion, newest
+
+
+def _make_registered(uri: str, name: str) -> None:
+    description = (
+        "Text generators trained by raytrain. Small models of public text: what they write may be false or rude."
+    )
+
+    def make() -> None:
+        try:
+            connect(uri).create_registered_model(name, description=description)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    patiently(make)
+
+
+def _find_version(uri: str, name: str, model_id: str) -> int | None:
+    return next((int(known.version) for known in versions(uri, name) if known.tags.get(MODEL_ID) == model_id), None)

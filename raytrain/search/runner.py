@@ -1,0 +1,92 @@
+"""A search: Ray Tune draws configs from a space, runs each as a gang of workers, and stops the poor ones early."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from typing import Any
+
+from ray import tune
+from ray.tune.execution import class_cache
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from raytrain.metrics import METRIC
+from raytrain.runs.trials import Trial, TrialStore
+from raytrain.search.algorithms import Halving
+from raytrain.search.recorder import TimeBudget, TrialRecorder
+from raytrain.search.searcher import OptunaSearcher, Search
+from raytrain.search.trainables import run_alone, run_worker_group
+from raytrain.training.supervisor import RETRIES
+
+
+def keep_keys_from_ray() -> None:
+    """Keep Tune from putting AWS keys into its trials' runtime environment, whose values Ray writes to its logs."""
+    keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(keys)
+
+
+def run_search(search: Search, show: Any) -> list[Trial]:
+    """Run all trials that have not ended; returns every trial. ``show(trial)`` is called whenever one has changed.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it; trials under way are recorded as interrupted.
+    """
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own banner; `show` is what the user sees
+    # Tune's handler would end the search as if it had run to its end
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    # a trial that ends before its first evaluation would end the whole search; and the score that ASHA compares is
+    # made here, not by the trial
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+    # nothing is read from the files that Tune writes about a search, and a full disk under them would end it
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "inf"
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    keep_keys_from_ray()
+    steps = max(config.steps for config in search.plan.bases.values())
+    scheduler = Halving(steps, search.plan.search_objective) if search.plan.early_stopping else FIFOScheduler()
+    records = TrialStore(search.location)
+    known = records.read()
+    searcher = OptunaSearcher(search, records, known, scheduler)
+    recorder = TrialRecorder(searcher, show)
+    for trial in known:
+        show(trial)
+    num_left = search.plan.num_samples - sum(trial.ended for trial in known)
+    scratch = searcher.scratch = tempfile.mkdtemp(prefix="raytrain-tune-")
+    try:
+        if num_left > 0:
+            make_tuner(search, searcher, recorder, scheduler, num_left).fit()
+    finally:
+        recorder.close()
+        records.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+    return searcher.trials
+
+
+def make_tuner(
+    search: Search, searcher: OptunaSearcher, recorder: TrialRecorder, scheduler: TrialScheduler, num_left: int
+) -> tune.Tuner:
+    """Ray Tune, set to run what is left of the search."""
+    alone = search.worker_spec.workers == 1
+    # the driver of a gang takes no CPU from its workers; on the head it outlives every worker node
+    resources = search.worker_spec.per_worker if alone else {"CPU": 0, "node:__internal_head__": 0.001}
+    return tune.Tuner(
+        tune.with_resources(run_alone if alone else run_worker_group, resources),
+        tune_config=tune.TuneConfig(
+            metric=METRIC,
+            mode="min",
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=num_left,
+            max_concurrent_trials=search.concurrent,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=search.name,
+            storage_path=searcher.scratch,
+            callbacks=[recorder],
+            stop=TimeBudget(recorder, search.time_budget) if search.time_budget is not None else None,
+            verbose=0,
+            # a gang is started again by its driver
+            failure_config=tune.FailureConfig(max_failures=RETRIES if alone else 0),
+        ),
+    )

@@ -1,0 +1,225 @@
+"""A search: Ray Tune draws configs from a space, runs each as a gang of workers, and stops the poor ones early."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from raytrain.config.schema import RunConfig, flatten, identity, to_dict
+from raytrain.config.workers import WorkerSpec
+from raytrain.metrics import METRIC
+from raytrain.runs.records import write_run_address
+from raytrain.runs.trials import Trial, TrialStore
+from raytrain.runs.workspace import Workspace
+from raytrain.search.algorithms import Halving, make_study
+from raytrain.search.plan import Plan
+from raytrain.search.space import grid
+from raytrain.search.warm_start import express
+from raytrain.storage import open_storage_root
+from raytrain.training.early_stopping import unigram_bits
+from raytrain.training.worker import Job
+
+if TYPE_CHECKING:
+    import optuna
+
+    from raytrain.storage.base import Storage
+    from raytrain.tracking.runs import Experiment, Run
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched, and within what means."""
+
+    name: str
+    plan: Plan
+    workspace: Workspace
+    experiment: Experiment
+    parent: Run
+    worker_spec: WorkerSpec
+    concurrent: int
+    time_budget: float | None
+
+    @property
+    def location(self) -> Storage:
+        """Where all of the search is."""
+        return self.workspace.storage.child(self.name)
+
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on with it."""
+        root = self.workspace.storage.uri()
+        storage = "" if root == open_storage_root(None).uri() else f" --storage {root}"
+        return f"python -m raytrain.tune --resume {self.name}{storage}"
+
+
+class OptunaSearcher(Searcher):
+    """Draws the next point and makes everything that its trial needs.
+
+    Runs in the driver, which so is the only one to create MLflow runs; workers get their addresses.
+    """
+
+    def __init__(self, search: Search, records: TrialStore, known: list[Trial], scheduler: TrialScheduler) -> None:
+        super().__init__(metric=METRIC, mode="min")
+        self.search = search
+        self.records = records
+        self.scratch = ""
+        self.study = make_study(search.plan, len(known))
+        self.trials = list(known)
+        """All of them, in the order of their numbers."""
+        self.scheduler = scheduler
+        self._points: dict[str, optuna.Trial] = {}
+        """Optuna's trial of one of ours, by identity; a config that is no point of the space has none."""
+        self._unigram: dict[str, float] = {}
+        self._by_tune: dict[str, Trial] = {}
+        self._again = [trial for trial in known if not trial.ended]
+        self._grid = grid(search.plan.space, search.plan.budget) if search.plan.algorithm == "grid" else None
+        self._drawn: dict[str, int] = {}
+        for trial in known:
+            self._repeat(identity(trial.config, search.plan.corpus))
+            if trial.ended:
+                trial.known_to(self.study, search.plan.search_objective)
+                self._recall(f"known-{trial.name}", trial)
+
+    def trial(self, trial_id: str) -> Trial:
+        """Our trial of one of Tune's ids."""
+        return self._by_tune[trial_id]
+
+    def location(self, trial: Trial) -> Storage:
+        """Where a trial keeps what it makes."""
+        return self.records.location(trial.identity)
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """Tune's question for the next trial: the arguments of the trainable."""
+        trial = self._resume(self._again.pop(0)) if self._again else self._draw()
+        self._by_tune[trial_id] = trial
+        self._recall(trial_id, trial)
+        search, corpus = self.search, self.search.workspace.corpus
+        location = self.location(trial)
+        # before there is an MLflow run of it: a trial that is drawn is never drawn otherwise
+        self.records.add(trial)
+        run = search.experiment.open_run(
+            trial.identity,
+            f"{trial.name} {search.name}",
+            parent=search.parent.run_id,
+            config=to_dict(trial.config),
+            parameters=flatten(trial.config),
+            tags={
+                "kind": "trial",
+                "corpus": corpus.digest,
+                "seed": str(trial.config.seed),
+                "trial": str(trial.number),
+                "location": location.uri(),
+            }
+            | ({"started_from": trial.origin} if trial.origin else {}),
+        )
+        trial.run = run.address()
+        search.workspace.log_corpus(run)
+        write_run_address(location, run)
+        job = Job(
+            to_dict(trial.config),
+            search.workspace.corpus_address(),
+            location.uri(),
+            asdict(run),
+            search.worker_spec.cpus,
+            draws=search.plan.search_objective.draws,
+            unigram=self._hopeless_above(trial.config.sampling),
+        )
+        return {
+            "job": asdict(job),
+            "worker_spec": asdict(search.worker_spec),
+            "name": search.name,
+            "scratch": self.scratch,
+        }
+
+    def _hopeless_above(self, sampling: str) -> float:
+        """Bits per byte that every trial must beat in time."""
+        if sampling not in self._unigram:
+            self._unigram[sampling] = unigram_bits(self.search.workspace.corpus, sampling)
+        return self._unigram[sampling]
+
+    def _draw(self) -> Trial:
+        """A new trial: at a config to start from while there are any, then at the space's next point."""
+        plan, number = self.search.plan, len(self.trials)
+        if number < len(plan.warm_starts):
+            start = plan.warm_starts[number]
+            values = express(plan.space, plan.bases, plan.budget, start.config)
+            return self._add(start.config, None if values is None else self._point(values)[0], start.reference)
+        if self._grid is not None:
+            point, config = self._point(self._grid[(number - len(plan.warm_starts)) % len(self._grid)])
+        else:
+            point, config = self._point(None)
+        return self._add(config, point)
+
+    def _point(self, values: dict[str, Any] | None) -> tuple[optuna.Trial, RunConfig[Any]]:
+        """Optuna's next trial, at these values where they are given, and its config."""
+        plan = self.search.plan
+        if values is not None:
+            self.study.enqueue_trial(values)
+        point = self.study.ask()
+        return point, plan.space.resolve(plan.bases, point, plan.budget)
+
+    def _add(self, config: RunConfig[Any], point: optuna.Trial | None, origin: str = "") -> Trial:
+        plan = self.search.plan
+        # the same point can be drawn again: its repeat index makes it a run of its own
+        own = identity(config, plan.corpus, self._repeat(identity(config, plan.corpus)))
+        before, after = flatten(plan.bases[config.model_name]), flatten(config)
+        kinds = {} if point is None else point.distributions
+        trial = Trial(
+            len(self.trials),
+            own,
+            config,
+            {} if point is None else dict(point.params),
+            {name: optuna.distributions.distribution_to_json(kind) for name, kind in kinds.items()},
+            {name: value for name, value in after.items() if value != before[name]},
+            origin=origin,
+        )
+        self.trials.append(trial)
+        if point is not None:
+            self._points[own] = point
+        return trial
+
+    def _resume(self, trial: Trial) -> Trial:
+        """A trial that had begun, at its own point."""
+        if trial.on_the_space:
+            self._points[trial.identity], _ = self._point(trial.params)
+        return trial
+
+    def _repeat(self, key: str) -> int:
+        repeat = self._drawn.get(key, 0)
+        self._drawn[key] = repeat + 1
+        return repeat
+
+    def _recall(self, trial_id: str, trial: Trial) -> None:
+        if isinstance(self.scheduler, Halving):
+            self.scheduler.recall(trial_id, trial.history)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Tune passes an evaluation on, or says that a trial has ended without any."""
+        if METRIC not in result:
+            return
+        point, search_objective = self._points.get(self._by_tune[trial_id].identity), self.search.plan.search_objective
+        if point is not None and len(search_objective.directions) == 1:  # Optuna takes none where there are two
+            point.report(search_objective.score(result), int(result["step"]))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing yet: how the trial ended is known to its record."""
+
+    def ended(self, trial: Trial) -> None:
+        """Tell Optuna what a trial has reached in the end."""
+        point = self._points.get(trial.identity)
+        if point is not None and trial.ended:
+            state, values = trial.told(self.search.plan.search_objective)
+            self.study.tell(point, values, state=state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its settings for snapshots, which are not used
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune's own snapshots are not used: all that a search knows is in its trials' records."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a search is not restored from Tune's snapshots")

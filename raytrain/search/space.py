@@ -1,0 +1,261 @@
+"""Search spaces: found by name, and checked before anything runs.
+
+A search space is a Python module with a function ``space(trial)`` that draws values from an Optuna trial
+and returns fields of the config; field ``model`` chooses the model. It may also define
+
+``MODELS``
+    the models it searches, where it is not for the one that the command names;
+``PRESET``
+    the preset that its trials start from;
+``BUDGETS``
+    budget name -> fields of every config, the first of which is the default; ``space(trial, budget)`` is
+    then told the name;
+``ALGORITHM``
+    how it is searched unless ``--algorithm`` says otherwise: ``tpe``, ``random`` or ``grid``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import raytrain
+from raytrain.config.models import MODEL_NAMES, ModelName
+from raytrain.config.presets import PRESET_NAMES, PresetName
+from raytrain.config.schema import RunConfig, override
+from raytrain.utils.errors import UserError
+
+Algorithm = Literal["tpe", "random", "grid"]
+CHECKED_POINTS = 64
+"""Random points that a space is tried on: enough to enter the branches of a conditional space."""
+LARGEST_GRID = 10_000
+
+
+@dataclass(frozen=True)
+class Space:
+    """A search space that was loaded."""
+
+    name: str
+    """What reports find its searches by: the stem of its file."""
+    source: str
+    """The text of the file."""
+    draw: Callable[..., dict[str, Any]]
+    models: tuple[ModelName, ...]
+    """Empty where the command names the model."""
+    preset: PresetName | None
+    budgets: dict[str, dict[str, Any]]
+    algorithm: Algorithm
+
+    def budget(self, name: str | None) -> str | None:
+        """The budget ``name``, or the default one; ``None`` for a space without budgets.
+
+        Raises:
+            UserError: there is no such budget.
+        """
+        if name is None:
+            return next(iter(self.budgets), None)
+        if name not in self.budgets:
+            known = ", ".join(self.budgets) or "none"
+            raise UserError(f"--budget {name}: search space {self.name} has no such budget; it has {known}")
+        return name
+
+    def resolve(self, bases: dict[ModelName, RunConfig[Any]], trial: Any, budget: str | None) -> RunConfig[Any]:
+        """The config of a trial: that of its model in ``bases``, with the fields that the space draws.
+
+        Raises:
+            UserError: a field or model that there is not, or a value that is refused.
+        """
+        fields = self.draw(trial, budget) if self.budgets else self.draw(trial)
+        if not isinstance(fields, dict):
+            raise UserError(f"space(trial) returned {type(fields).__name__}: must return a dict of config fields")
+        model = fields.get("model", next(iter(bases)))
+        if model not in bases:
+            raise UserError(f"space(trial) chose model {model!r}: MODELS names {', '.join(bases)}")
+        return override(bases[model], {name: value for name, value in fields.items() if name != "model"})
+
+
+def find_space(name: str) -> Path:
+    """The file of the space ``name``: in search_spaces/ of the working directory, or as installed.
+
+    Raises:
+        UserError: there is none.
+    """
+    package = Path(raytrain.__file__).parent
+    # an editable install leaves the spaces beside the package, a wheel carries them inside
+    folders = [Path("search_spaces"), package / "search_spaces", package.parent / "search_spaces"]
+    for folder in folders:
+        if os.path.isfile(folder / f"{name}.py"):
+            return folder / f"{name}.py"
+    raise UserError(f"no search space {name!r}: looked for {name}.py in {', '.join(map(str, folders))}")
+
+
+def load_space(name: str) -> Space:
+    """The space in a Python file, or the one that ``find_space`` finds under a bare name.
+
+    Raises:
+        UserError: there is none, it fails, or what it defines is not what a space may define.
+    """
+    file = Path(name)
+    if file.suffix != ".py":
+        file = find_space(name)
+    try:
+        return read_space(file.stem, file.read_text())
+    except FileNotFoundError:
+        raise UserError(f"--space {file}: there is no such file") from None
+    except OSError as error:
+        raise UserError(f"--space {file}: {(error.strerror or str(error)).lower()}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"--space {file}: not a Python file") from None
+
+
+def read_space(name: str, source: str) -> Space:
+    """The space that ``source`` defines. Runs it: give it only what you trust.
+
+    Raises:
+        UserError: it fails, or defines what a space may not.
+    """
+    module = types.ModuleType(f"raytrain_space_{name}")
+    sys.modules[module.__name__] = module  # dataclasses look there for the module that they are in
+    try:
+        exec(compile(source, f"{name}.py", "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:  # whatever a user's file raises is the user's mistake
+        raise UserError(f"search space {name} cannot be loaded: {type(error).__name__}: {error}") from None
+    values = vars(module)
+    if not callable(values.get("space")):
+        raise UserError(f"search space {name} has no function space(trial)")
+    budgets = values.get("BUDGETS", {})
+    if not isinstance(budgets, dict) or not all(isinstance(fields, dict) for fields in budgets.values()):
+        raise UserError(f"search space {name}: BUDGETS must be a dict of budget names to dicts of config fields")
+    models = values.get("MODELS", ())
+    if not isinstance(models, (list, tuple)):
+        raise UserError(f"search space {name}: MODELS must be a list of names of models")
+    preset = values.get("PRESET")
+    return Space(
+        name,
+        source,
+        values["space"],
+        tuple(_chosen(name, "MODELS", model, MODEL_NAMES) for model in models),
+        None if preset is None else _chosen(name, "PRESET", preset, PRESET_NAMES),
+        budgets,
+        _chosen(name, "ALGORITHM", values.get("ALGORITHM", "tpe"), get_args(Algorithm)),
+    )
+
+
+def _chosen(space: str, name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+    if value not in allowed:
+        raise UserError(f"search space {space}: {name} has {value!r}: must be one of {', '.join(allowed)}")
+    return value
+
+
+def check_space(
+    space: Space, bases: dict[ModelName, RunConfig[Any]], budget: str | None, algorithm: Algorithm, seed: int
+) -> list[RunConfig[Any]]:
+    """Configs at points of the space, each of which could be run: all of a grid, otherwise random ones.
+
+    Raises:
+        UserError: a field that the config does not have, a value that it refuses, or a grid that cannot be.
+    """
+    import optuna
+
+    from raytrain.models import build_empty
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    configs = []
+    try:
+        if algorithm == "grid":
+            trials: Iterator[Any] = (optuna.trial.FixedTrial(point) for point in grid(space, budget))
+        else:
+            study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+            trials = (study.ask() for _ in range(CHECKED_POINTS))
+        for trial in trials:
+            configs.append(space.resolve(bases, trial, budget))
+            build_empty(configs[-1])
+    except UserError as error:
+        raise UserError(f"search space {space.name}: {error}") from None
+    except (Exception, SystemExit) as error:  # whatever a user's file raises is the user's mistake
+        raise UserError(f"search space {space.name}: {type(error).__name__}: {error}") from None
+    return configs
+
+
+# ---------------------------------------------------------------------------------------------- grid
+
+
+def check_length(name: str, count: int) -> None:
+    """That a parameter of a grid has values, and not so many that they could not all be tried.
+
+    Raises:
+        UserError: it has none, or too many.
+    """
+    if count < 1:
+        raise UserError(f"a grid needs a value for {name!r}: its range is empty")
+    if count > LARGEST_GRID:
+        raise UserError(f"the grid has more than {LARGEST_GRID:,} points: {name!r} alone has {count:,}")
+
+
+class GridTrial:
+    """Stands for an Optuna trial: answers from a list of choices, which it extends where it ends."""
+
+    def __init__(self, wheels: list[tuple[int, int]]) -> None:
+        self.wheels = wheels
+        """For every question so far: which answer, of how many."""
+        self.point: dict[str, Any] = {}
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        return self._answer(name, list(choices))
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        if log:
+            raise UserError(f"a grid cannot have {name!r} on a logarithmic scale: use suggest_categorical")
+        return int(self._answer(name, range(low, high + 1, step)))
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        if step is None or log:
+            raise UserError(f"a grid needs a step for {name!r}: use suggest_categorical, or suggest_float with step")
+        # in decimals, as Optuna does: three steps of 0.2 would be more than 0.6
+        start, width = Decimal(str(low)), Decimal(str(step))
+        count = int((Decimal(str(high)) - start) / width) + 1
+        check_length(name, count)
+        return float(self._answer(name, [float(start + index * width) for index in range(count)]))
+
+    def _answer(self, name: str, choices: Sequence[Any]) -> Any:
+        if name not in self.point:
+            check_length(name, len(choices))
+            position = len(self.point)
+            if position == len(self.wheels):
+                self.wheels.append((0, len(choices)))
+            self.point[name] = choices[self.wheels[position][0]]
+        return self.point[name]
+
+
+def grid(space: Space, budget: str | None) -> list[dict[str, Any]]:
+    """Every point of a space, as the values of its parameters; the last parameter changes first.
+
+    Raises:
+        UserError: a parameter without a finite number of values, or too many points.
+    """
+    points = []
+    wheels: list[tuple[int, int]] = []
+    while True:
+        trial = GridTrial(wheels)
+        if space.budgets:
+            space.draw(trial, budget)
+        else:
+            space.draw(trial)
+        points.append(trial.point)
+        if len(points) > LARGEST_GRID:
+            raise UserError(f"the grid has more than {LARGEST_GRID:,} points")
+        # what lies behind the wheel that turns may be other questions now: they are asked anew
+        while wheels and wheels[-1][0] + 1 == wheels[-1][1]:
+            wheels.pop()
+        if not wheels:
+            return points
+        answer, count = wheels[-1]
+        wheels[-1] = (answer + 1, count)

@@ -1,0 +1,110 @@
+"""What a command needs before anything runs: a place, a corpus, a name, a tracking store; all checked first."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from raytrain.storage.base import Storage, checked_key
+from raytrain.storage.local import FolderStorage
+from raytrain.utils.errors import UserError
+from raytrain.utils.files import expanded
+
+ARTIFACTS = "mlflow-artifacts"
+"""Where under the storage MLflow keeps artifacts when there is no tracking server."""
+
+
+def open_storage_root(storage: str | None) -> Storage:
+    """The storage that ``--storage`` names, or ``RAYTRAIN_STORAGE``, or ``./runs``.
+
+    Raises:
+        UserError: an address that is neither a folder nor s3://.
+    """
+    root = storage or os.environ.get("RAYTRAIN_STORAGE") or "runs"
+    return open_storage(root if "://" in root else Path(root).resolve())  # workers run in other directories
+
+
+_SETTINGS = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION",
+    "MLFLOW_S3_ENDPOINT_URL",
+)
+
+
+def open_storage(uri: str | Path) -> Storage:
+    """The storage at a folder or at ``s3://bucket/prefix``. Nothing is looked at or made yet.
+
+    Raises:
+        UserError: an address that is neither, AWS settings that cannot be read, or no boto3.
+    """
+    text = str(uri)
+    if not text or "\0" in text:
+        raise UserError("storage: give a folder or s3://bucket/prefix")
+    if not re.match(r"(?i)s3:|[a-z0-9+.-]+://", text):
+        return FolderStorage(expanded(text))
+    match = re.fullmatch(r"(?i:s3)://([A-Za-z0-9][A-Za-z0-9._-]+)(?:/([^?#]*))?", text)
+    if match is None:
+        # The address is not repeated: it may hold keys.
+        raise UserError("storage: the address must be a folder or s3://bucket/prefix, without keys or options in it")
+    prefix = "/".join(part for part in (match[2] or "").split("/") if part)
+    try:
+        from raytrain.storage.s3 import S3Storage
+    except ModuleNotFoundError:
+        raise UserError("storage: s3:// addresses need boto3: pip install boto3") from None
+    try:
+        return S3Storage(match[1], checked_key(prefix) if prefix else "")
+    except ValueError as error:
+        raise UserError(f"storage {text}: {error}") from None
+
+
+def check_output(file: Path) -> Path:
+    """``file``, for which nothing is in the way of being written when hours of work are done; leaves nothing behind.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        existed = file.exists()
+        file.open("a").close()
+        if not existed:
+            file.unlink()
+    except OSError as error:
+        raise UserError(f"--output {file} cannot be written: {error.strerror}") from None
+    return file
+
+
+def open_file(address: str) -> tuple[Storage, str]:
+    """The storage that the file at a path or ``s3://`` address is in, and its key there.
+
+    Raises:
+        UserError: not an address of a file.
+    """
+    folder, slash, name = address.rpartition("/")
+    if not name:
+        raise UserError(f"{address!r} is no file: give a path, or s3://bucket/prefix/name")
+    return open_storage(folder or slash or "."), name
+
+
+def storage_environment() -> dict[str, str]:
+    """Endpoint, region and checksum settings of this process, for workers on other nodes. Never a key.
+
+    boto3 and MLflow read AWS_DEFAULT_REGION and pyarrow AWS_REGION, MLflow has an endpoint variable of its own: what
+    is set under one name is given under all.
+    """
+    settings = {name: os.environ[name] for name in _SETTINGS if os.environ.get(name)}
+    endpoint = settings.get("AWS_ENDPOINT_URL_S3") or settings.get("AWS_ENDPOINT_URL")
+    region = settings.get("AWS_REGION") or settings.get("AWS_DEFAULT_REGION")
+    if endpoint:
+        settings = {"AWS_ENDPOINT_URL_S3": endpoint, "MLFLOW_S3_ENDPOINT_URL": endpoint} | settings
+    if region:
+        settings |= {"AWS_REGION": region, "AWS_DEFAULT_REGION": region}
+    for name, value in settings.items():
+        if name.endswith(("ENDPOINT_URL", "ENDPOINT_URL_S3")) and "@" in urlsplit(value).netloc:
+            raise UserError(f"{name}: an endpoint must not hold a user or a password; keys have variables of their own")
+    return settings

@@ -1,0 +1,130 @@
+"""Where things live: a folder, or a prefix in an S3 bucket. Nothing else in the package knows which.
+
+``python -m raytrain.storage check URI`` tries everything that is asked of a storage and prints what to set.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+PATIENCE_S = 600.0
+"""How long a run or a search that is under way outlives an outage of its storage."""
+LONGEST_PAUSE_S = 15.0
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class StorageError(OSError):
+    """A storage did not do what it was asked; one line says what, where and why."""
+
+
+class NotFoundError(StorageError):
+    """There is nothing under the key."""
+
+
+class Storage(ABC):
+    """Bytes under keys: relative paths with ``/``, below one folder or S3 prefix.
+
+    A key is there with all of its bytes or not at all. A ``prefix`` is a folder-like path: ``a`` covers ``a/b``, not
+    ``ab``; ``""`` covers everything. Every method raises ``StorageError`` where the store fails, and ``ValueError``
+    for a key that leaves the storage.
+    """
+
+    @abstractmethod
+    def write(self, key: str, data: bytes) -> None:
+        """Put ``data`` under ``key``, replacing what was there."""
+
+    @abstractmethod
+    def create(self, key: str, data: bytes) -> bool:
+        """Put ``data`` under ``key`` unless something is there; False, and nothing done, where there is.
+
+        Guards an immutable key against being overwritten. It is no lock: a store may ignore the condition.
+        """
+
+    @abstractmethod
+    def upload(self, key: str, file: Path) -> None:
+        """Put the content of ``file`` under ``key``."""
+
+    @abstractmethod
+    def read(self, key: str) -> bytes:
+        """What is under ``key``. Raises ``NotFoundError`` where nothing is."""
+
+    @abstractmethod
+    def download(self, key: str, file: Path) -> None:
+        """Put what is under ``key`` into ``file``, which appears complete. Raises ``NotFoundError``."""
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Whether there is something under ``key``."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> list[str]:
+        """The keys below ``prefix``, sorted."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove what is under ``key``, if anything."""
+
+    @abstractmethod
+    def delete_prefix(self, prefix: str) -> None:
+        """Remove everything below ``prefix`` (never the whole storage)."""
+
+    @abstractmethod
+    def uri(self, key: str = "") -> str:
+        """The address of ``key``, or of the storage, as ``open_storage`` reads it."""
+
+    @abstractmethod
+    def child(self, prefix: str) -> Storage:
+        """The storage below ``prefix``."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that it is; ``None`` where it is in a store elsewhere."""
+        return None
+
+    def without_retries(self) -> Storage:
+        """The same place for a first try: where the store cannot be reached, that is said soon."""
+        return self
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.uri()!r})"
+
+    @abstractmethod
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Reopens the storage where it is unpickled: neither a connection nor keys travel."""
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """Do ``action``, again with growing pauses while the store fails, for about ``PATIENCE_S``.
+
+    For work that is under way; what a command begins with fails soon. ``action`` must be safe to repeat. Every reason
+    but "there is no such key" counts, for what ``CheckpointWriter`` says of them.
+
+    Raises:
+        NotFoundError: at once.
+        StorageError: the last one, when patience ends.
+    """
+    deadline, pause = time.monotonic() + PATIENCE_S, 0.5
+    while True:
+        try:
+            return action()
+        except NotFoundError:
+            raise
+        except StorageError as error:
+            if time.monotonic() + pause > deadline:
+                raise
+            _log.warning("the storage fails, trying again: %s", error)
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def checked_key(key: str) -> str:
+    """``key`` itself, if it stays below the storage; else a ``ValueError``."""
+    if any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
+        raise ValueError(f"{key!r} is not a path below a storage")
+    return key

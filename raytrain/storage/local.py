@@ -1,0 +1,119 @@
+"""Where things live: a folder, or a prefix in an S3 bucket. Nothing else in the package knows which.
+
+``python -m raytrain.storage check URI`` tries everything that is asked of a storage and prints what to set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from raytrain.storage.base import NotFoundError, Storage, StorageError, checked_key
+from raytrain.utils.files import _PARTIAL, _sync, complete_file
+
+
+class FolderStorage(Storage):
+    """A folder of this machine, or one that all machines share."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = Path(os.path.abspath(root))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FolderStorage, (self._root,)
+
+    def write(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        with self._errors("write", path), complete_file(path) as partial:
+            partial.write_bytes(data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        path = self._path(key)
+        with self._errors("write", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(_PARTIAL + secrets.token_hex(8))
+            try:
+                partial.write_bytes(data)
+                _sync(partial)
+                os.link(partial, path)
+            except FileExistsError:
+                return False
+            finally:
+                partial.unlink(missing_ok=True)
+        return True
+
+    def upload(self, key: str, file: Path) -> None:
+        path = self._path(key)
+        with self._errors("write", path), complete_file(path) as partial:
+            shutil.copyfile(file, partial)
+
+    def read(self, key: str) -> bytes:
+        path = self._path(key)
+        with self._errors("read", path):
+            return path.read_bytes()
+
+    def download(self, key: str, file: Path) -> None:
+        path = self._path(key)
+        with self._errors("read", path), complete_file(file) as partial:
+            shutil.copyfile(path, partial)
+
+    def exists(self, key: str) -> bool:
+        path = self._path(key)
+        with self._errors("read", path):
+            return path.is_file()
+
+    def list(self, prefix: str = "") -> list[str]:
+        top = self._path(prefix) if prefix else self._root
+        keys = []
+        with self._errors("list", top):
+            for folder, _, names in os.walk(top, onerror=_unless_gone):
+                found = (Path(folder, name) for name in names if not name.startswith(_PARTIAL))
+                keys += [path.relative_to(self._root).as_posix() for path in found]
+        return sorted(keys)
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with self._errors("delete", path):
+            path.unlink(missing_ok=True)
+
+    def delete_prefix(self, prefix: str) -> None:
+        path = self._path(prefix)
+        with self._errors("delete", path):
+            if path.is_dir():
+                shutil.rmtree(path)
+
+    def uri(self, key: str = "") -> str:
+        return str(self._path(key) if key else self._root)
+
+    @property
+    def folder(self) -> Path:
+        return self._root
+
+    def child(self, prefix: str) -> FolderStorage:
+        return FolderStorage(self._path(prefix))
+
+    def _path(self, key: str) -> Path:
+        return self._root / checked_key(key)
+
+    @contextlib.contextmanager
+    def _errors(self, action: str, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise NotFoundError(f"cannot {action} {path}: there is no such file") from None
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.EEXIST):
+                reason = "a part of the path is a file, not a folder"
+            else:
+                reason = (error.strerror or str(error)).lower()
+            raise StorageError(f"cannot {action} {path}: {reason}") from None
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error

@@ -1,0 +1,203 @@
+"""Where MLflow is: its address, whether it answers, and how to look at it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import BotoCoreError, ClientError
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from raytrain.utils.errors import UserError
+from raytrain.utils.files import locked
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+LOG = logging.getLogger("raytrain.tracking")
+SQLITE = "sqlite:///"
+PATIENCE_S = 120.0
+"""How long what can be repeated is tried for while the store is away."""
+T = TypeVar("T")
+
+
+def tracking_uri() -> str:
+    """The MLflow store to use: ``MLFLOW_TRACKING_URI``, or else ``mlflow.db`` in the working directory.
+
+    The second is MLflow's own default, so that ``mlflow ui`` there just works. A path is made absolute,
+    since workers run in other directories.
+
+    Raises:
+        UserError: the variable names a plain folder, a kind of store that MLflow has given up.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    if uri.startswith(SQLITE):
+        return SQLITE + str(Path.cwd() / uri.removeprefix(SQLITE))
+    if urlsplit(uri).scheme in ("", "file"):
+        raise UserError(
+            f"MLFLOW_TRACKING_URI is {uri!r}: MLflow no longer keeps runs in a plain folder; "
+            f"use sqlite:///{urlsplit(uri).path.rstrip('/')}/mlflow.db or the address of an mlflow server"
+        )
+    return uri.rstrip("/")
+
+
+def is_server(uri: str) -> bool:
+    """Whether ``uri`` is a tracking server, which then owns the artifacts too."""
+    return urlsplit(uri).scheme in ("http", "https")
+
+
+def check_tracking(uri: str, num_nodes: int = 1) -> None:
+    """Make sure that runs can be logged to ``uri`` from ``num_nodes`` machines.
+
+    Raises:
+        UserError: no answer, not allowed, not a usable database, or a sqlite file for several machines.
+    """
+    if uri.startswith(SQLITE):
+        _check_sqlite(uri, num_nodes)
+    try:
+        with one_at_a_time(uri):
+            connect(uri).search_experiments(max_results=1)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise UserError(f"tracking: {shown(uri)} cannot be used: {explain(error)}") from None
+
+
+def _check_sqlite(uri: str, num_nodes: int) -> None:
+    if num_nodes > 1:
+        raise UserError(
+            f"tracking: {uri} is a file and cannot be shared by {num_nodes} nodes; "
+            "start `mlflow server` and set MLFLOW_TRACKING_URI to its address"
+        )
+    path = Path(uri.removeprefix(SQLITE))
+    target = path if path.exists() else path.parent
+    if not target.exists() or not os.access(target, os.W_OK):
+        problem = "cannot be written" if target.exists() else "does not exist"
+        raise UserError(f"tracking: {target} {problem}; set MLFLOW_TRACKING_URI to a place that can be written")
+
+
+def explain(error: Exception) -> str:
+    """What went wrong and, where that is known, how to mend it, in one line."""
+    status = error.get_http_status_code() if isinstance(error, MlflowException) else None
+    if status == 401:
+        return "not authorised (401): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    if status == 403:
+        return (
+            "refused (403): the user that MLFLOW_TRACKING_USERNAME names may not do this, "
+            "or the server was started without --allowed-hosts naming this address"
+        )
+    text = " ".join(str(error).split())
+    no_answer = "no answer; is the server running, and MLFLOW_TRACKING_URI right?"
+    for sign, advice in {
+        "error responses": "the server answers that it has failed; its log says why",
+        "Max retries exceeded": no_answer,
+        "Connection aborted": no_answer,
+        "timed out": no_answer,
+        "out-of-date database schema": "it was made by an older MLflow: run `mlflow db upgrade` on a copy of it first",
+        "file is not a database": "the file is not a database; remove it or set MLFLOW_TRACKING_URI",
+        "Can't locate revision": "it was made by a newer MLflow than the one installed here",
+    }.items():
+        if sign in text:
+            return advice
+    return text[:300]
+
+
+def shown(uri: str) -> str:
+    """``uri`` without the user name and password that it may hold."""
+    parts = urlsplit(uri)
+    if parts.username is None and parts.password is None:
+        return uri
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def ui_hint(uri: str, experiment_id: str, run_id: str | None = None) -> str:
+    """How to see a run or, without ``run_id``, the experiment's table of runs.
+
+    With a server that is the link itself; without one, the command that starts the UI and the link.
+    """
+    page = f"#/experiments/{experiment_id}/runs" + (f"/{run_id}" if run_id else "")
+    page += "?workflowType=machine_learning"  # a new browser is shown MLflow's pages for agents otherwise
+    if is_server(uri):
+        return f"{shown(uri)}/{page}"
+    # A database's address may hold its password: such an address can only have come from the variable.
+    store = uri if uri.startswith(SQLITE) else '"$MLFLOW_TRACKING_URI"'
+    return f"mlflow ui --backend-store-uri {store}   then open http://127.0.0.1:5000/{page}"
+
+
+@functools.lru_cache(maxsize=8)
+def connect(uri: str) -> MlflowClient:
+    """A client of the store at ``uri``; the first one of a process imports MLflow."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # MLflow's own retries would send a create_run again whose answer was lost, and sleep up to minutes
+    # after the server is back. `patiently` and MetricWriter retry instead.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for chatty in ("mlflow.store.db.utils", "mlflow.pyfunc"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+    return MlflowClient(uri)
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether doing the same again later can help: no answer, too busy, a failure inside the server."""
+    if isinstance(error, ClientError):
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    elif isinstance(error, MlflowException):
+        # a server whose database connections are all in use says so as if the request were wrong
+        status = 503 if "QueuePool limit" in str(error) else error.get_http_status_code()
+    else:
+        return True
+    return status >= 500 or status == 429
+
+
+def patiently(action: Callable[[], T], patience_s: float | None = None) -> T:
+    """Do ``action``, again with growing pauses while MLflow or its artifacts are away, for about ``patience_s``.
+
+    ``action`` must be safe to repeat. The last error is raised when patience ends.
+    """
+    deadline = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
+    pause = 0.5
+    while True:
+        try:
+            return action()
+        except (MlflowException, OSError, Boto3Error, BotoCoreError, ClientError) as error:
+            if not is_transient(error) or time.monotonic() + pause > deadline:
+                raise
+            LOG.warning("MLflow cannot be used now (%s); trying again", explain(error))
+        time.sleep(pause)
+        pause = min(2 * pause, 10.0)
+
+
+def download(uri: str, location: str, folder: Path) -> Path:
+    """Fetch artifacts that the store at ``uri`` keeps at ``location`` into ``folder``; returns where they are."""
+    return Path(download_artifacts(artifact_uri=location, dst_path=str(folder), tracking_uri=uri))
+
+
+@contextlib.contextmanager
+def one_at_a_time(uri: str) -> Iterator[None]:
+    """Keep other processes of this machine from creating something in the same store meanwhile.
+
+    MLflow has no "create unless it exists" for runs, and two processes cannot both create a sqlite file.
+    """
+    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
+    with locked(Path(tempfile.gettempdir()) / f"raytrain-{os.getuid()}-{name}.lock"):
+        yield
+
+
+def is_there(uri: str) -> bool:
+    """Whether ``uri`` can be asked: to ask for a sqlite file that does not exist would make it."""
+
+    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()

@@ -1,0 +1,155 @@
+"""A checkpoint as an MLflow model: safetensors, JSON and source code, nothing pickled."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow import pyfunc
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+from mlflow.models import Model, ModelSignature
+from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
+
+from raytrain.tracking.client import connect, patiently
+from raytrain.tracking.runs import DESCRIPTION, MAX_TAG, Run, flat
+from raytrain.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+CHECKPOINT_TAG = "raytrain.checkpoint"
+MODEL_ID = "raytrain.model_id"
+"""Tag of a registered version: the id of its logged model."""
+PACKAGES = ("mlflow", "torch", "numpy", "safetensors")
+"""What the model needs where it is loaded; raytrain's own source travels inside it."""
+
+
+def log_model(
+    run: Run, checkpoint: Path, *, name: str = "model", card: str, figures: dict[str, float], step: int = 0
+) -> str:
+    """Log a checkpoint as the run's MLflow model and return its id (``models:/ID`` loads it).
+
+    Doing it again with the same checkpoint gives the same model. What an attempt that was cut off left
+    behind is removed.
+
+    Args:
+        checkpoint: local folder of a checkpoint that holds the weights and nothing else of the run; all
+            of it goes into the model.
+        card: model card in Markdown: ``README.md`` of the model and its description in the UI.
+        figures: metrics of the model, which the UI shows beside it and on the run.
+        step: step of training that the checkpoint is of.
+
+    Raises:
+        FileNotFoundError: the folder has no ``manifest.json`` or ``config.json``.
+    """
+    client = connect(run.uri)
+    config = json.loads((checkpoint / "config.json").read_text())
+    length = config["length"]
+    digest = hashlib.sha256((checkpoint / "manifest.json").read_bytes()).hexdigest()
+    if (existing := _find(run, name, digest)) is not None:
+        return existing
+    created = client.create_logged_model(
+        run.experiment_id,
+        name,
+        source_run_id=run.run_id,
+        tags={CHECKPOINT_TAG: digest, DESCRIPTION: card[:MAX_TAG]},
+        params=flat(config),
+        model_type="text generation",
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        _save(folder, created, run, checkpoint, length)
+        (folder / "README.md").write_text(card)
+        patiently(lambda: client.log_model_artifacts(created.model_id, str(folder)))
+    patiently(lambda: client.log_outputs(run.run_id, [LoggedModelOutput(created.model_id, step)]))
+    _log_figures(run, created.model_id, figures, step)
+    patiently(lambda: client.finalize_logged_model(created.model_id, LoggedModelStatus.READY))
+    return str(created.model_id)
+
+
+def _find(run: Run, name: str, digest: str) -> str | None:
+    """The run's finished model of this checkpoint; unfinished ones are deleted."""
+    client = connect(run.uri)
+    found = patiently(
+        lambda: client.search_logged_models([run.experiment_id], f"source_run_id = '{run.run_id}' AND name = '{name}'")
+    )
+    for model in found:
+        if model.status != "READY":
+            patiently(lambda model=model: client.delete_logged_model(model.model_id))  # type: ignore[misc]
+        elif model.tags.get(CHECKPOINT_TAG) == digest:
+            return str(model.model_id)
+    return None
+
+
+def _save(folder: Path, created: Any, run: Run, checkpoint: Path, length: int) -> None:
+    """Write the model's files to ``folder``."""
+    signature = ModelSignature(
+        # without a name, so that a list of strings is as good as any column
+        inputs=Schema([ColSpec("string")]),
+        outputs=Schema([ColSpec("string")]),
+        params=ParamSchema(
+            [
+                ParamSpec("task", "string", "sample"),
+                ParamSpec("num_samples", "long", 1),
+                ParamSpec("temperature", "double", 1.0),
+                ParamSpec("top_p", "double", 1.0),
+                ParamSpec("max_length", "long", length),
+                ParamSpec("seed", "long", 0),
+            ]
+        ),
+    )
+    pyfunc.save_model(
+        folder,
+        mlflow_model=Model(
+            artifact_path=created.artifact_location,
+            run_id=run.run_id,
+            model_uuid=created.model_id,
+            model_id=created.model_id,
+        ),
+        python_model=str(_source("raytrain.runs.pyfunc_model")),
+        artifacts={"checkpoint": str(checkpoint)},
+        signature=signature,
+        input_example=([""], {"task": "sample", "num_samples": 3, "temperature": 0.8, "top_p": 0.95, "seed": 1}),
+        pip_requirements=[f"{package}=={_public_version(package)}" for package in PACKAGES],
+        code_paths=[str(_source("raytrain").parent)],
+    )
+    for compiled in list(folder.rglob("__pycache__")):
+        shutil.rmtree(compiled)
+
+
+def _source(module: str) -> Path:
+    """The file of a module, found without importing it."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"the source of {module} is not on this machine")
+    return Path(spec.origin)
+
+
+def _public_version(package: str) -> str:
+    """The installed version without a build's local part (``2.13.0+cpu``), which no index has."""
+    return importlib.metadata.version(package).partition("+")[0]
+
+
+def _log_figures(run: Run, model_id: str, figures: dict[str, float], step: int) -> None:
+    client = connect(run.uri)
+    # The checkpoint's step and the run's creation make the tuple the same however often this is repeated.
+    metrics = [
+        Metric(key, value, run.created_ms, step, model_id=model_id, run_id=run.run_id) for key, value in figures.items()
+    ]
+    patiently(lambda: client.log_batch(run.run_id, metrics=metrics))
+
+
+def logged_model(version: ModelVersion) -> str:
+    """The id of the logged model that a version is.
+
+    Raises:
+        UserError: it was registered by other means.
+    """
+    if MODEL_ID not in version.tags:
+        raise UserError(f"{version.name} version {version.version} was not registered by raytrain")
+    return str(version.tags[MODEL_ID])

@@ -1,0 +1,120 @@
+"""What MLflow knows of earlier runs: searches, their children, the history of a metric."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raytrain.tracking.client import connect, patiently, shown
+from raytrain.tracking.runs import PARENT, Run
+from raytrain.utils.errors import UserError
+
+KIND = "raytrain.kind"
+SPACE = "raytrain.space"
+"""Tag of a search: the name of its search space."""
+CORPUS = "raytrain.corpus"
+"""Tag of a search and of a run: the digest of its corpus."""
+PAGE = 500
+
+
+@dataclass(frozen=True)
+class Child:
+    """A run as the store describes it."""
+
+    run: Run
+    name: str
+    status: str
+    """MLflow's: RUNNING, FINISHED, FAILED, KILLED."""
+    parameters: dict[str, str]
+    """The flattened config, as text."""
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    """The latest value of each metric."""
+
+
+def find_experiment(uri: str, name: str) -> str:
+    """The id of experiment ``name``.
+
+    Raises:
+        UserError: there is none, or it was deleted.
+    """
+    client = connect(uri)
+    found = patiently(lambda: client.get_experiment_by_name(name))
+    if found is None or found.lifecycle_stage == "deleted":
+        known = sorted(experiment.name for experiment in patiently(lambda: client.search_experiments(max_results=50)))
+        raise UserError(f"--experiment {name}: {shown(uri)} has no such experiment; it has {', '.join(known)}")
+    return str(found.experiment_id)
+
+
+def searches(uri: str, experiment_id: str, *, name: str | None = None, space: str | None = None) -> list[Child]:
+    """The searches of an experiment, newest first: all, those called ``name``, or those of a search space."""
+    for value in (name, space):
+        if value is not None and not re.fullmatch(r"[\w.-]+", value):
+            return []  # no search can be called that, and it could not be quoted
+    condition = f"tags.`{KIND}` = 'search'"
+    if name is not None:
+        condition += f" AND attributes.run_name = '{name}'"
+    if space is not None:
+        condition += f" AND tags.`{SPACE}` = '{space}'"
+    return list(_found(uri, experiment_id, condition, "attributes.start_time DESC"))
+
+
+def find_search(uri: str, experiment: str, name: str) -> Child:
+    """The newest search called ``name``.
+
+    Raises:
+        UserError: no such experiment, or no such search in it.
+    """
+    experiment_id = find_experiment(uri, experiment)
+    if found := searches(uri, experiment_id, name=name):
+        return found[0]
+    known = list(dict.fromkeys(search.name for search in searches(uri, experiment_id)))[:10]
+    there = f"its newest: {', '.join(known)}" if known else "it has no searches"
+    raise UserError(f"experiment {experiment} has no search {name!r}; {there}")
+
+
+def children(parent: Run) -> list[Child]:
+    """The trials of a search, in the order in which they were created."""
+    condition = f"tags.`{PARENT}` = '{parent.run_id}'"
+    return list(_found(parent.uri, parent.experiment_id, condition, "attributes.start_time ASC"))
+
+
+def describe(run: Run) -> Child:
+    """What the store knows of one run."""
+    return _child(run.uri, patiently(lambda: connect(run.uri).get_run(run.run_id)))
+
+
+def history(run: Run, key: str) -> list[tuple[int, float]]:
+    """(step, value) of a metric, by step; empty if the run has no such metric."""
+    values = patiently(lambda: connect(run.uri).get_metric_history(run.run_id, key))
+    return sorted({metric.step: float(metric.value) for metric in values}.items())
+
+
+def download(run: Run, name: str, folder: Path) -> Path | None:
+    """A copy in ``folder`` of artifact ``name`` (at the top of the run's artifacts), None where there is none."""
+    client = connect(run.uri)
+    if name not in {entry.path for entry in patiently(lambda: client.list_artifacts(run.run_id))}:
+        return None
+    return Path(patiently(lambda: client.download_artifacts(run.run_id, name, str(folder))))
+
+
+def _found(uri: str, experiment_id: str, condition: str, order: str) -> Iterator[Child]:
+    client, token = connect(uri), None
+    while True:
+        page: Any = patiently(
+            lambda token=token: client.search_runs(  # type: ignore[misc]
+                [experiment_id], condition, max_results=PAGE, order_by=[order], page_token=token
+            )
+        )
+        yield from (_child(uri, found) for found in page)
+        if not (token := page.token):
+            return
+
+
+def _child(uri: str, found: Any) -> Child:
+    info, data = found.info, found.data
+    run = Run(uri, info.experiment_id, info.run_id, info.start_time)
+    return Child(run, info.run_name, info.status, dict(data.params), dict(data.tags), dict(data.metrics))

@@ -1,0 +1,35 @@
+"""What a command needs before anything runs: a place, a corpus, a name, a tracking store; all checked first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from raytrain.config.schema import RunConfig
+from raytrain.data.batches import EvaluationBatches, TrainingBatches, rank_groups
+from raytrain.data.corpus import Corpus
+from raytrain.models import build_empty
+from raytrain.utils.errors import UserError
+
+
+def check_samples(config: RunConfig[Any], corpus: Corpus, workers: int) -> None:
+    """Make sure that training and evaluation have samples, and every worker a share of each batch.
+
+    Raises:
+        UserError: a model that cannot be, a split shorter than one sample, or more workers than groups.
+    """
+    try:
+        build_empty(config)
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        raise UserError(f"the model of this config cannot be built: {str(error).splitlines()[0]}") from None
+    TrainingBatches(corpus, config)
+    EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples)
+    rank_groups(config, 0, workers)
+
+
+def at_first(workers: int, larger: Iterable[RunConfig[Any]]) -> int:
+    """The workers to check a config for before it is known whether there are GPUs: with them, the batch is larger.
+
+    ``larger`` are the configs for GPUs.
+    """
+    return 1 if any(workers <= config.batch_size // config.group_size for config in larger) else workers

@@ -1,0 +1,234 @@
+"""What one worker does: the training loop, top to bottom.
+
+The same code runs under Ray Train, torchrun and one process; it needs torch, NumPy and safetensors
+only. Without Ray:
+
+    torchrun --nproc-per-node 2 -m raytrain.loop config.json --corpus CORPUS --storage FOLDER
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from raytrain.config.schedules import kl_weight, learning_rate
+from raytrain.config.schema import RunConfig, to_dict
+from raytrain.data.batches import Batch
+from raytrain.data.corpus import Corpus
+from raytrain.runs import checkpoint as checkpoints
+from raytrain.runs.checkpoint import Snapshot
+from raytrain.runs.checkpoint_writer import CheckpointWriter
+from raytrain.storage.base import Storage, patiently
+from raytrain.training.divergence import DivergedError, check_finite
+from raytrain.training.preemption import PreemptedError, Rounds
+from raytrain.training.reporters import Reporter
+from raytrain.training.trainer import Trainer, World
+from raytrain.utils.errors import UserError
+from raytrain.utils.validation import validate_type
+
+STATE = {"best_step": int, "best": dict[str, float], "pending": list[list[Any]]}
+"""What a run goes on from, beside the tensors."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run knows."""
+
+    step: int
+    best_step: int
+    """The evaluated step with the best score."""
+    best: dict[str, float]
+    """Its validation figures."""
+    precision: str
+    """The compute type that was chosen."""
+    device: str
+
+
+def train(
+    config: RunConfig[Any], corpus: Corpus, world: World, storage: Storage, report: Reporter, draws: int = 0
+) -> Outcome:
+    """Train until ``config.steps``, from the newest valid checkpoint under ``storage`` if there is one.
+
+    The best checkpoint is the one with the lowest bound or, where evaluations take ``draws`` of z for it, with the
+    lowest estimate of the negative log-likelihood.
+
+    Raises:
+        UserError: more workers than sample groups, a corpus shorter than one sample, or checkpoints of another run.
+        DivergedError: on all workers: too many steps in a row were skipped for a loss or gradients that are not finite,
+            or a validation figure or the state to be saved is not finite.
+        StorageError: the store stayed away for longer than ``CheckpointWriter`` tries again.
+        PreemptedError: a worker's machine is about to go; the newest checkpoint has all steps that were done.
+    """
+    score = "nll" if draws else "bound"
+    trainer = Trainer(config, corpus, world)
+    trainer.rehearse()
+
+    # ------------------------------------------------------------------------------------- resume
+    step, best_step, best = 0, 0, {}
+    if world.rank == 0 and (stored := to_resume(storage, config, corpus)) is not None:
+        trainer.load(stored)
+        step, best_step, best = stored.step, stored.state["best_step"], stored.state["best"]
+        report.replay(stored.state["pending"])
+    step = trainer.share(step)
+
+    throughput, rounds = Throughput(world.size), Rounds(world, step)
+    with saving(trainer, storage, step) as writer:
+        while step < config.steps:
+            # ----------------------------------------------------------------------------------- step
+            batch, terms, norm = trainer.train_step(step)
+            throughput.count(batch)
+            step += 1
+            last = step == config.steps
+            logs = step % config.log_every == 0 or last
+            evaluates = step % config.evaluate_every == 0 or last
+            saves = evaluates or step % config.checkpoint_every == 0
+            if logs or saves:  # otherwise the host does not wait for the device
+                skipped = trainer.skipped.check(step)
+
+            # ------------------------------------------------------------------------------------ log
+            metrics: dict[str, float] = {}
+            if logs:
+                figures = trainer.figures(batch, terms) | {"gradient_norm": norm.item()}
+                # those of a skipped step are left out where they are not finite: MLflow makes 1.8e308 of an infinity
+                metrics |= {
+                    f"train/{name}": value
+                    for name, value in figures.items()
+                    if name != "active_units" and math.isfinite(value)
+                }
+                metrics |= {
+                    "train/kl_weight": kl_weight(config.objective, step - 1, config.steps),
+                    "train/learning_rate": learning_rate(config, step - 1),
+                    "train/skipped_steps": skipped,
+                    "train/bytes_per_second": throughput.rate(),
+                }
+
+            # ------------------------------------------------------------------------------- evaluate
+            evaluation: dict[str, float] = {}
+            if evaluates:
+                with throughput.paused():
+                    evaluation = trainer.evaluate(draws)
+                # before it is saved: a checkpoint of it would help nobody
+                check_finite("validation figures are", evaluation, step)
+                metrics |= {f"valid/{name}": value for name, value in evaluation.items()}
+                if not best or evaluation[score] < best[score]:
+                    best_step, best = step, evaluation
+                    metrics |= {f"best/{name}": value for name, value in best.items()}
+            if metrics and world.rank == 0:
+                report.log(step, metrics)
+
+            # ----------------------------------------------------------------------------- checkpoint
+            leave = rounds.due(step) and rounds.ask(step, report.notice()) and not last
+            if saves or leave:
+                state = {
+                    "best_step": best_step,
+                    "best": best,
+                    "skipped": trainer.skipped.counts(),
+                    "pending": report.pending(),
+                    "corpus": corpus.digest,
+                }
+                save(trainer, writer, step, state, evaluation.get(score))
+            if evaluation:
+                report.evaluated(step, evaluation)
+            if leave:
+                if writer is not None:
+                    writer.wait()
+                raise PreemptedError(f"a machine under the run is about to go; saved at step {step}")
+    return Outcome(step, best_step, best, trainer.precision, world.device.type)
+
+
+# --------------------------------------------------------------------------------------------- parts
+
+
+def to_resume(storage: Storage, config: RunConfig[Any], corpus: Corpus) -> checkpoints.Checkpoint | None:
+    """The newest valid checkpoint, if there is one.
+
+    Raises:
+        UserError: it is of another model or of another corpus, or of no run.
+        StorageError: the store does not answer.
+    """
+    stored = patiently(lambda: checkpoints.latest(storage))
+    if stored is None:
+        return None
+    told, own = (stored.state.get("corpus"), stored.config.get("model")), (corpus.digest, to_dict(config)["model"])
+    if told != own:
+        raise UserError(f"{stored.uri} is of a run with another model or another corpus: give an empty --storage")
+    try:
+        for name, hint in STATE.items():
+            validate_type(stored.state.get(name), hint, name)
+    except ValueError as error:
+        raise UserError(f"{stored.uri} does not hold the state of a run ({error}): delete it") from None
+    return stored
+
+
+@contextmanager
+def saving(trainer: Trainer, storage: Storage, step: int) -> Iterator[CheckpointWriter | None]:
+    """The writer of checkpoints on rank 0, none on others, for a run that goes on from ``step``.
+
+    Where the run diverges inside, what was handed to the writer is saved, and the error then says, on all ranks, from
+    which checkpoint one could go on.
+    """
+    with CheckpointWriter(storage) if trainer.world.rank == 0 else nullcontext() as writer:
+        try:
+            yield writer
+        except DivergedError as error:
+            if writer is not None:
+                writer.wait()
+                step = writer.committed or step
+            step = trainer.first(step)
+            location = f"the last good checkpoint is that of step {step}" if step > 0 else "there is no good checkpoint"
+            raise DivergedError(f"{error}; {location}", last_good=step or None) from None
+
+
+def save(
+    trainer: Trainer,
+    writer: CheckpointWriter | None,
+    step: int,
+    state: dict[str, Any],
+    score: float | None,
+) -> None:
+    """Hand the state after ``step`` to the writer; called on every rank.
+
+    Raises:
+        DivergedError: on all ranks: the writer refused it because it is not finite.
+    """
+    refusal = ""
+    if writer is not None:
+        snapshot = Snapshot(step, trainer.tensors(), state, to_dict(trainer.config))
+        try:
+            writer.save(snapshot, score)
+        except FloatingPointError as error:
+            refusal = str(error)
+    # only rank 0 has looked, and none may go on alone
+    if trainer.first(bool(refusal)):
+        raise DivergedError(refusal or f"the state after step {step} is not finite")
+
+
+class Throughput:
+    """Bytes of text a second over all workers, evaluation left out."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self.bytes = 0
+        self.started = time.perf_counter()
+
+    def count(self, batch: Batch) -> None:
+        """Count a step; the other ranks' shares are taken to be as large as this one's."""
+        self.bytes += batch.text_bytes * self.world_size
+
+    def rate(self) -> float:
+        """The rate since the last call."""
+        now = time.perf_counter()
+        rate = self.bytes / (now - self.started)
+        self.bytes, self.started = 0, now
+        return rate
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out the time that passes inside."""
+        began = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - began

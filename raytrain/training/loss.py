@@ -1,0 +1,71 @@
+"""What is minimised: reconstruction, an annealed KL term and the auxiliary loss; and the bound that is reported."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raytrain.config.schema import RunConfig
+from raytrain.models.layers import Terms
+
+
+def loss(terms: Terms, config: RunConfig[Any], weight: float) -> Tensor:
+    """J = reconstruction + weight * KL + alpha * auxiliary, in nats, summed over the local samples.
+
+    Free bits and the target KL act on the mean KL of each group of samples, never of the local batch,
+    so that J does not depend on how the batch is cut over workers.
+    """
+    objective = config.objective
+    kl = terms.kl.unflatten(0, (-1, config.group_size)).mean(1)
+    if objective.free_bits > 0 and kl.shape[1] > 0:
+        penalty = kl.clamp(min=objective.free_bits / kl.shape[1]).sum(1)
+    elif objective.target_kl > 0:
+        penalty = (kl.sum(1) - objective.target_kl).abs()
+    else:
+        penalty = kl.sum(1)
+    return (
+        terms.reconstruction.sum()
+        + weight * config.group_size * penalty.sum()
+        + objective.alpha * terms.auxiliary.sum()
+    )
+
+
+class BoundTotals:
+    """Sums over samples from which the parts of the bound follow; they add up over batches and ranks."""
+
+    ACTIVE_VARIANCE = 0.01
+    """A latent dimension is active if the variance of its posterior mean over samples exceeds this
+    (Burda et al. 2016)."""
+
+    def __init__(self, latent: int, device: torch.device | str = "cpu") -> None:
+        self.latent = latent
+        self.sums = torch.zeros(5 + 2 * latent, dtype=torch.float64, device=device)
+        """samples, text bytes, reconstruction, KL, auxiliary, sum of means, sum of squared means"""
+
+    def add(self, terms: Terms, text_bytes: int) -> None:
+        """Count a batch."""
+        parts = (terms.reconstruction, terms.kl, terms.auxiliary)
+        mean = terms.mean.detach().double()
+        counts = mean.new_tensor([len(mean), text_bytes])
+        sums = torch.stack([part.detach().double().sum() for part in parts])
+        self.sums += torch.cat((counts, sums, mean.sum(0), mean.square().sum(0)))
+
+    def metrics(self) -> dict[str, float]:
+        """Reconstruction, KL, auxiliary and bound in nats per sample; the bound in bits per byte; active units.
+
+        The bound has KL weight 1 and no auxiliary loss whatever was trained with.
+        """
+        samples, text_bytes, reconstruction, kl, auxiliary = self.sums[:5].tolist()
+        means, squares = self.sums[5:].view(2, self.latent) / samples
+        variance = squares - means.square()
+        return {
+            "reconstruction": reconstruction / samples,
+            "kl": kl / samples,
+            "auxiliary": auxiliary / samples,
+            "bound": (reconstruction + kl) / samples,
+            "bits_per_byte": (reconstruction + kl) / (math.log(2) * text_bytes),
+            "active_units": float((variance > self.ACTIVE_VARIANCE).sum()),
+        }

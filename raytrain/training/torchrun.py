@@ -1,0 +1,65 @@
+"""What one worker does: the training loop, top to bottom.
+
+The same code runs under Ray Train, torchrun and one process; it needs torch, NumPy and safetensors
+only. Without Ray:
+
+    torchrun --nproc-per-node 2 -m raytrain.loop config.json --corpus CORPUS --storage FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from raytrain.config.cli import OneLineParser, read_config
+from raytrain.data.corpus import Corpus
+from raytrain.storage import open_storage
+from raytrain.storage.check import check_writable
+from raytrain.training.checks import check_samples
+from raytrain.training.loop import train
+from raytrain.training.reporters import PrintReporter
+from raytrain.training.trainer import World
+
+
+@contextmanager
+def torchrun_world() -> Iterator[World]:
+    """The world that torchrun's variables describe, or one process; NCCL on GPUs, gloo on CPUs."""
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield World(rank, size, device)
+        if dist.is_initialized():
+            dist.barrier()  # rank 0 may still be saving: nobody leaves before all are done
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def main() -> None:
+    """Train the run of a config file on a prepared corpus."""
+    parser = OneLineParser(prog="python -m raytrain.loop", description=__doc__)
+    parser.add_argument("config", type=Path, help="config.json of a run")
+    parser.add_argument("--corpus", required=True, help="folder of a prepared corpus")
+    parser.add_argument("--storage", required=True, help="folder or s3:// address for checkpoints")
+    arguments = parser.parse_args()
+    config, corpus = read_config(arguments.config), Corpus.open(arguments.corpus)
+    corpus.verify()
+    storage = open_storage(arguments.storage)
+    check_writable(storage)
+    with torchrun_world() as world:
+        check_samples(config, corpus, world.size)
+        outcome = train(config, corpus, world, storage, PrintReporter(config))
+        if world.rank == 0:
+            print(json.dumps(asdict(outcome)))

@@ -1,0 +1,230 @@
+"""The state of a run on one worker, and what a step does to it."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from raytrain.config.schedules import kl_weight, learning_rate
+from raytrain.config.schema import RunConfig
+from raytrain.data.batches import Batch, EvaluationBatches, TrainingBatches, rank_groups
+from raytrain.data.corpus import Corpus
+from raytrain.models import Model, build
+from raytrain.models.layers import GroupBatchNorm, Terms, synchronise_statistics
+from raytrain.models.likelihood import estimate_likelihood
+from raytrain.models.noise import EVALUATION_SEED, Noise
+from raytrain.runs import checkpoint as checkpoints
+from raytrain.training.divergence import SkippedSteps
+from raytrain.training.loss import BoundTotals, loss
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this worker stands among all."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+class Trainer:
+    """The state of a run on one worker, and what a step does to it."""
+
+    def __init__(self, config: RunConfig[Any], corpus: Corpus, world: World) -> None:
+        rank_groups(config, world.rank, world.size)  # refuses more workers than groups before anything is built
+        self.config = config
+        self.world = world
+        self.train_batches = TrainingBatches(corpus, config)
+        self.valid_batches = EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples)
+        self.model: Model = build(config).to(world.device)
+        self.network: nn.Module = self.model
+        if world.size > 1:
+            self.network = DistributedDataParallel(
+                self.model,
+                device_ids=[world.device] if world.device.type == "cuda" else None,
+                forward_sync_buffers=False,  # synchronise_statistics keeps them alike
+                gradient_as_bucket_view=True,
+            )
+        self.optimizer = build_optimizer(self.model, config)
+        self.skipped = SkippedSteps(world.device)
+        self.precision = resolve_precision(config.precision, world.device)
+
+    # ------------------------------------------------------------------------------------------ step
+
+    def forward(self, network: nn.Module, batch: Batch, seed: int, step: int, input_dropout: float) -> Terms:
+        """The terms of a batch, its noise drawn from (seed, step, group)."""
+        device = self.world.device
+        noise = Noise(seed, step, batch.groups, self.config.group_size, count=len(batch.tokens), device=device)
+        with self.autocast():
+            terms: Terms = network(batch.tokens.to(device, non_blocking=True), noise, input_dropout)
+        return terms
+
+    def forward_backward(self, batch: Batch, step: int) -> Terms:
+        """Gradients of the mean loss over the global batch, averaged by DDP; returns the local terms.
+
+        Where the local loss is not finite, neither are the gradients of any rank.
+        """
+        config = self.config
+        terms = self.forward(self.network, batch, config.seed, step, config.objective.input_dropout)
+        weight = kl_weight(config.objective, step, config.steps)
+        # DDP divides the sum over ranks by their number
+        mean = loss(terms, config, weight) * (self.world.size / config.batch_size)
+        # a loss can overflow where its gradients do not: they carry it to the other ranks, with no message of its own
+        mean.backward(torch.where(mean.detach().isfinite(), 1.0, math.nan))
+        return terms
+
+    def train_step(self, step: int) -> tuple[Batch, Terms, Tensor]:
+        """One optimiser step; returns the local batch, its terms and the gradient's norm before clipping.
+
+        A step whose loss, gradients or batch statistics are not finite on any rank changes nothing but the counters in
+        ``skipped``, on all ranks alike. The decision stays on the device: the host does not wait for it.
+        """
+        self.network.train()
+        batch = self.train_batches.batch(step, self.world.rank, self.world.size)
+        terms = self.forward_backward(batch, step)
+        clip = self.config.optimizer.clip or float("inf")
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        num_groups = self.config.batch_size // self.config.group_size
+        good = synchronise_statistics(self.model, num_groups, norm.isfinite())
+        # read by the fused kernels, which leave everything as it is where it is 1
+        self.optimizer.found_inf = self.skipped.count(good)  # type: ignore[attr-defined]
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)
+        return batch, terms, norm
+
+    def rehearse(self) -> None:
+        """A forward and backward pass that leaves no trace.
+
+        DDP orders its buckets anew after the first backward pass. Doing that before any state is loaded
+        makes the sums of a resumed run the same, bit for bit, as those of one that was never stopped.
+        """
+        self.network.train()
+        self.forward_backward(self.train_batches.batch(0, self.world.rank, self.world.size), 0)
+        self.optimizer.zero_grad(set_to_none=False)
+        for layer in self.model.modules():
+            if isinstance(layer, GroupBatchNorm):
+                layer.batch_statistics = None
+
+    @torch.no_grad()
+    def evaluate(self, draws: int = 0) -> dict[str, float]:
+        """Figures of the full bound on the validation samples (KL weight 1, no dropout, fixed noise).
+
+        With ``draws`` of z also the importance-weighted estimate of the likelihood, in nats per sample and bits per
+        byte. The noise of every figure follows from the samples alone.
+        """
+        self.network.eval()
+        totals = BoundTotals(self.model.latent, self.world.device)
+        for batch in self.valid_batches.batches(self.world.rank, self.world.size):
+            totals.add(self.forward(self.model, batch, EVALUATION_SEED, 0, 0.0), batch.text_bytes)
+        figures = self.reduce(totals).metrics()
+        return figures | self.likelihood(figures, draws) if draws else figures
+
+    def likelihood(self, figures: dict[str, float], draws: int) -> dict[str, float]:
+        """The importance-weighted estimate; of a model without z it is the bound."""
+        if self.model.latent == 0:
+            return {"nll": figures["bound"], "nll_bits_per_byte": figures["bits_per_byte"]}
+        batches = self.valid_batches.batches(self.world.rank, self.world.size)
+        with self.autocast():
+            sums = estimate_likelihood(self.model, batches, self.config.group_size, draws)
+        if self.world.size > 1:
+            dist.all_reduce(sums)
+        nats = float(sums[0] / sums[1])
+        return {"nll": nats, "nll_bits_per_byte": figures["bits_per_byte"] * nats / figures["bound"]}
+
+    def figures(self, batch: Batch, terms: Terms) -> dict[str, float]:
+        """Figures of a training batch over all ranks."""
+        totals = BoundTotals(self.model.latent, self.world.device)
+        totals.add(terms, batch.text_bytes)
+        return self.reduce(totals).metrics()
+
+    def reduce(self, totals: BoundTotals) -> BoundTotals:
+        """Totals over all ranks."""
+        if self.world.size > 1:
+            dist.all_reduce(totals.sums)
+        return totals
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Computes matrix products in bfloat16 where that is the precision; losses stay in float32."""
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    # ----------------------------------------------------------------------------------------- state
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Copies on the CPU of all that changes from step to step: weights, statistics, moments."""
+        moments = {
+            f"{key}.{name}": value
+            for name, parameter in self.model.named_parameters()
+            for key, value in self.optimizer.state[parameter].items()
+        }
+        groups = {"model": self.model.state_dict(), "optimizer": moments}
+        return {
+            stem: {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in group.items()}
+            for stem, group in groups.items()
+        }
+
+    def load(self, stored: checkpoints.Checkpoint) -> None:
+        """Take over the tensors and the counters of a checkpoint.
+
+        Raises:
+            UserError: its tensors are not those of the model.
+        """
+        expected = self.tensors()
+        weights, moments = (stored.matching(stem, expected[stem]) for stem in ("model", "optimizer"))
+        self.skipped.load(stored.state.get("skipped", [0, 0, 0]))
+        self.model.load_state_dict(weights)
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                value.copy_(moments[f"{key}.{name}"])
+
+    def share(self, step: int) -> int:
+        """Give rank 0's state and step to all ranks; returns that step."""
+        if self.world.size == 1:
+            return step
+        moments = [value for slots in self.optimizer.state.values() for value in slots.values()]
+        for tensor in [self.skipped.counters, *self.model.state_dict().values(), *moments]:
+            dist.broadcast(tensor, 0)
+        return self.first(step)
+
+    def first(self, number: int) -> int:
+        """Rank 0's number, on all ranks."""
+        if self.world.size == 1:
+            return number
+        shared = torch.tensor(number, device=self.world.device)
+        dist.broadcast(shared, 0)
+        return int(shared)
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``auto`` is bfloat16 where the hardware multiplies bfloat16 matrices, otherwise float32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return "bfloat16" if fast else "float32"
+
+
+def build_optimizer(model: nn.Module, config: RunConfig[Any]) -> torch.optim.Adam:
+    """Adam whose moments exist from the start, so that a checkpoint can be loaded into them."""
+    settings = config.optimizer
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True
+    )
+    for parameter in model.parameters():
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer

@@ -1,0 +1,277 @@
+"""What each worker does to train a run, in a gang or alone, and how a run outlives its gang."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import json
+import logging
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import torch
+from ray import train as ray_train
+from ray.exceptions import RayActorError
+from ray.experimental.internal_kv import _internal_kv_put
+from ray.train.torch import get_device
+
+from raytrain.cluster.draining import OwnNode
+from raytrain.config.schedules import annealing_end
+from raytrain.config.schema import RunConfig, from_dict
+from raytrain.config.workers import WorkerSpec
+from raytrain.data.cache import open_anywhere
+from raytrain.metrics import RUNG
+from raytrain.models import buffers as scratch
+from raytrain.models.sampling import sample_text
+from raytrain.runs import checkpoint
+from raytrain.runs.records import CHECKPOINTS, OUTCOME, UNSENT, read_outcome
+from raytrain.runs.references import from_checkpoint
+from raytrain.storage import open_storage
+from raytrain.storage.base import patiently
+from raytrain.tracking.client import connect
+from raytrain.tracking.metric_writer import MetricWriter
+from raytrain.tracking.runs import Run
+from raytrain.tracking.system import SystemMetrics, host_tags
+from raytrain.training.divergence import DivergedError
+from raytrain.training.early_stopping import EarlyStoppedError, why_early_stopped
+from raytrain.training.loop import train
+from raytrain.training.preemption import PreemptedError
+from raytrain.training.trainer import World
+from raytrain.utils.errors import UserError
+from raytrain.utils.text import one_line
+
+if TYPE_CHECKING:
+    from raytrain.cluster.draining import OwnNode
+    from raytrain.storage.base import Storage
+    from raytrain.training.trainer import World
+
+PERMANENT_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    TypeError,
+    UserError,
+    ValueError,
+)
+"""Errors that come back when the same is done again: a run ends with them at once."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker needs to know of a run; plain values, so that it travels anywhere."""
+
+    config: dict[str, Any]
+    corpus: dict[str, str]
+    """What ``data.store.open_anywhere`` finds the corpus by."""
+    storage: str
+    """Folder or s3:// address that is the run's own."""
+    tracking: dict[str, Any]
+    """Address of its MLflow run: the fields of ``tracking.Run``."""
+    cpus: float
+    """CPUs of a worker: its threads."""
+    draws: int = 0
+    """Draws of z for the likelihood at each evaluation."""
+    unigram: float | None = None
+    """Bits per byte above which a trial is hopeless; a run that is no trial is never."""
+    progress: str | None = None
+    """Key of Ray's store under which the latest metrics are put for whoever shows them."""
+
+
+def worker_loop(values: dict[str, Any]) -> None:
+    """What each worker of a gang does: join the others, and train one run after the other until there is none."""
+    coordinator, context = values["desk"], ray_train.get_context()
+    device = get_device() if values["on_gpus"] else torch.device("cpu")
+    world = World(context.get_world_rank(), context.get_world_size(), device)
+    node = context.get_node_rank() if context.get_local_rank() == 0 else None
+
+    for number in itertools.count(ray.get(coordinator.begin.remote())):
+        job = ray.get(coordinator.job.remote(number))
+        if job is None:
+            return
+
+        def send(metrics: dict[str, Any], number: int = number) -> None:
+            if not ray.get(coordinator.evaluated.remote(number, world.rank, metrics)):
+                raise SystemExit  # as Tune does in a process of its own
+
+        with suppress(SystemExit):
+            run(Job(**job), world, send, node)
+        ray.get(coordinator.ended.remote(world.size))
+
+
+def run_in_process(job: Job, worker_spec: WorkerSpec, send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Train the run in this very process, which has the resources of the gang's one worker; returns its outcome.
+
+    The same loop and the same MLflow run as in a gang, without the processes that hold a gang together.
+
+    Raises:
+        ray.exceptions.RayActorError: its machine is about to go.
+    """
+    try:
+        run(job, World(device=torch.device("cuda" if worker_spec.on_gpus else "cpu")), send, node=0)
+    except PreemptedError as error:
+        # the only error that Tune does not count among a trial's failures
+        raise RayActorError(error_msg=str(error), preempted=True) from error
+    return read_outcome(job.storage) or {"error": "the run ended without an outcome"}
+
+
+def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: int | None) -> None:
+    """Run the loop on one worker and say what came of it; evaluations go to ``send``.
+
+    ``node``: which of the run's machines this worker stands for in system metrics; ``None`` for the others.
+    """
+    release_memory()  # what the run before has left, which is not free before it has returned
+    torch.set_num_threads(max(1, int(job.cpus)))
+    config = from_dict(job.config)
+    storage = open_storage(job.storage)
+    report = RayReporter(job, config, world.rank, node, send)
+    try:
+        trained = train(config, open_anywhere(job.corpus), world, storage.child(CHECKPOINTS), report, job.draws)
+        outcome: dict[str, Any] = asdict(trained)
+    except (FloatingPointError, EarlyStoppedError) as error:
+        outcome = {"early_stopped": str(error)}  # of the same figures on every worker
+        if isinstance(error, DivergedError):
+            outcome["last_good"] = error.last_good
+    except PERMANENT_ERRORS as error:
+        if world.size > 1:
+            raise  # the others may be waiting for this worker
+        _log.exception("the run has failed")
+        outcome = {"error": f"{type(error).__name__}: {error}"}
+    except PreemptedError:
+        report.close(None)
+        if world.size > 1:
+            torch.distributed.barrier()  # the first to leave ends the gang: not before rank 0 has saved
+        raise
+    except SystemExit:
+        # the trial was stopped, and its process goes on with another
+        report.close(storage)
+        raise
+    unsent = report.close(storage)
+    if world.rank == 0:
+        outcome["unsent"] = unsent
+        if "early_stopped" not in outcome:
+            outcome["samples"] = final_samples(job)
+        text = json.dumps(outcome).encode()
+        patiently(lambda: storage.write(OUTCOME, text))
+
+
+def final_samples(job: Job, num: int = 10) -> list[str]:
+    """Texts from the run's best checkpoint, kept as an artifact of its MLflow run."""
+    location = open_storage(job.storage).child(CHECKPOINTS)
+    stored = patiently(lambda: checkpoint.best(location))
+    if stored is None:
+        return []
+    samples = sample_text(from_checkpoint(stored), num)
+    Run(**job.tracking).log_text("".join(one_line(text) + "\n" for text in samples), "samples.txt")
+    return samples
+
+
+class RayReporter:
+    """Rank 0's metrics to MLflow and to whoever watches; every rank's evaluations to Ray."""
+
+    FLUSH_S = 10.0
+    """Longest wait for MLflow before a report after which the run may be stopped."""
+
+    def __init__(
+        self,
+        job: Job,
+        config: RunConfig[Any],
+        rank: int,
+        node: int | None,
+        send: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.send = send
+        self.config = config
+        self.unigram = job.unigram
+        self.annealing_end = annealing_end(config.objective, config.steps)
+        self.progress = job.progress
+        self.writer: MetricWriter | None = None
+        self.system: SystemMetrics | None = None
+        self.system_writer: MetricWriter | None = None
+        if rank != 0 and node is None:
+            return
+        run = Run(**job.tracking)
+        connect(run.uri)  # imports MLflow before there are threads: two that import it at once can fail
+        if rank == 0:
+            run.set_tags(host_tags())
+            self.writer = MetricWriter(run.uri, run.run_id)
+            self.system = SystemMetrics(self.writer, run.created_ms)
+        else:
+            # no two writers share a metric, so that what is sent twice can be told
+            self.system_writer = MetricWriter(run.uri, run.run_id)
+            self.system = SystemMetrics(self.system_writer, run.created_ms, node=f"node-{node}")
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        assert self.writer is not None  # the loop logs on rank 0 only
+        self.writer.log(step, metrics)
+        if self.progress is not None:
+            _internal_kv_put(self.progress, json.dumps([step, metrics]))
+
+    def pending(self) -> list[Any]:
+        return self.writer.pending() if self.writer is not None else []
+
+    def replay(self, records: list[Any]) -> None:
+        assert self.writer is not None
+        try:
+            self.writer.replay(records)
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
+            raise UserError(f"the newest checkpoint keeps metrics that are none ({error}): delete it") from None
+
+    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        early_stopped = None if self.unigram is None else why_early_stopped(self.config, step, metrics, self.unigram)
+        # no trial is stopped before its own annealing has ended, nor while it writes its outcome
+        comparable = self.annealing_end <= step < self.config.steps and early_stopped is None
+        if comparable and self.writer is not None and self.unigram is not None:
+            # the scheduler's answer may be to kill this process; a run that is no trial has none
+            self.writer.flush(self.FLUSH_S)
+        self.send({"step": step, **metrics} | ({RUNG: step} if comparable else {}))
+        if early_stopped is not None:
+            raise EarlyStoppedError(early_stopped)  # on every rank: all have the same figures
+
+    @cached_property
+    def own_node(self) -> OwnNode:
+        return OwnNode()
+
+    def notice(self) -> bool:
+        return self.own_node.is_draining()
+
+    def close(self, storage: Storage | None) -> int:
+        """Send what waits; what cannot be sent is kept under ``storage``. Returns the number of such records.
+
+        ``None`` where the newest checkpoint keeps it.
+        """
+        if self.system is not None:
+            self.system.close()
+        if self.system_writer is not None:
+            self.system_writer.close()
+        if self.writer is None:
+            return 0
+        if storage is None:
+            return self.writer.close(self.FLUSH_S)
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / UNSENT
+            num_unsent = self.writer.close(unsent=file)
+            if num_unsent:
+                patiently(lambda: storage.upload(UNSENT, file))
+        return num_unsent
+
+
+def release_memory() -> None:
+    """Give the system what nothing in this process uses.
+
+    glibc keeps what was freed for later use, apart in each of its arenas, eight for every core, and each run's threads
+    are given other arenas than those of the run before: in time the process would hold what a run needs many times.
+    """
+    scratch.clear()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
+    if trim is not None:
+        trim(0)

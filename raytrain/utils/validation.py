@@ -1,0 +1,104 @@
+"""JSON that somebody else has written: read, and held against the types that its readers expect."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, Literal
+
+DEEPEST = 100
+"""What is nested deeper than that may be read, and then neither copied nor written."""
+
+
+def parse_json(text: bytes | str) -> Any:
+    """The value that ``text`` is.
+
+    Raises:
+        ValueError: it is not JSON, not UTF-8, or nested too deeply.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    check_nesting(value)
+    return value
+
+
+def check_nesting(value: Any, most: float = math.inf) -> None:
+    """Make sure that ``value`` is nested at most ``DEEPEST`` deep, and holds at most ``most`` values.
+
+    Raises:
+        ValueError: it is or holds more, as what refers to itself does.
+    """
+    level, count = [value], 1
+    for _ in range(DEEPEST):
+        level = [item for holder in level if isinstance(holder, (dict, list)) for item in _members(holder)]
+        count += len(level)
+        if count > most:
+            raise ValueError(f"it holds more than {most:,} values")
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {DEEPEST} deep")
+
+
+def _members(holder: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return holder.values() if isinstance(holder, dict) else holder
+
+
+def validate_fields(kind: type[Any], values: Any, prefix: str = "") -> dict[str, Any]:
+    """The members of the object ``values`` as the fields of the dataclass ``kind`` have them.
+
+    Raises:
+        ValueError: it is no object, or a member is no such field or of another type; the line names it.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{prefix.rstrip('.') or 'it'} must be an object, got {type(values).__name__}")
+    hints = typing.get_type_hints(kind)
+    known = [item.name for item in dataclasses.fields(kind)]
+    for name in values:
+        if name not in known:
+            raise ValueError(f"unknown field {prefix}{name}; known: {', '.join(known)}")
+    return {name: validate_type(value, hints[name], prefix + name) for name, value in values.items()}
+
+
+def validate_type(value: Any, hint: Any, name: str) -> Any:
+    """``value`` as the type ``hint`` has it: JSON knows no tuples, no integers among the numbers, no Literals.
+
+    What a dataclass is expected for has been made one before.
+
+    Raises:
+        ValueError: it is of another type; the line calls it ``name``.
+    """
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in inner:
+            raise ValueError(f"{name} is {value!r}: must be one of {', '.join(map(str, inner))}")
+        return value
+    if origin is types.UnionType:
+        return (
+            None if value is None else validate_type(value, next(arm for arm in inner if arm is not type(None)), name)
+        )
+    if origin in (tuple, list):
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{name} is {value!r}: must be a list")
+        return origin(validate_type(item, inner[0], name) for item in value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} is {value!r}: must be an object")
+        return {
+            validate_type(key, inner[0], name): validate_type(item, inner[1], f"{name}.{key}")
+            for key, item in value.items()
+        }
+    if hint not in (bool, int, float, str):
+        return value
+    if hint is float and type(value) is int:
+        return float(str(value))  # what is too large for one becomes infinity, as it does with an exponent
+    if type(value) is not hint:
+        raise ValueError(f"{name} is {value!r}: must be {'a number' if hint is float else hint.__name__}")
+    if hint is int and abs(value) >= 2**63:
+        raise ValueError(f"{name} is a number of {value.bit_length()} bits: must fit in 63")
+    return value

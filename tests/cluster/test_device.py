@@ -1,0 +1,63 @@
+"""Workers that reserve GPUs and compute on the CPU, on a real Ray instance whose GPUs are only numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from tests.integration.test_search import SPACE, TINY, mlflow_runs, write_text
+from tests.support.leftovers import assert_nothing_left
+
+# one evaluation, at the end: the search has no step at which to stop a trial
+TINY = [*TINY, "--steps", "10", "--evaluate-every", "10", "--device", "cpu", "--data", "text.txt"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Two CPUs and two GPUs that no machine has."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray.init(
+        address="local", num_cpus=2, num_gpus=2, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False
+    )
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+def run(cluster: str, home: Path, *arguments: str) -> str:
+    write_text(home / "text.txt")
+    (home / "space.py").write_text(SPACE)
+    environment = {**os.environ, "RAY_ADDRESS": cluster}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=home, capture_output=True, text=True, timeout=1800, check=False, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_two_workers_hold_two_gpus_and_meet_over_gloo(cluster: str, tmp_path: Path) -> None:
+    output = run(cluster, tmp_path, "raytrain.train", "hybrid", *TINY, "--workers", "2", "--name", "r")
+    assert "2 x (1 CPU and 1 GPU)" in output
+    assert "computed in float32 on cpu" in output
+    assert json.loads((tmp_path / "runs/r/run.json").read_text())["worker_options"]["device"] == "cpu"
+    assert_nothing_left()
+
+
+def test_trials_of_one_worker_hold_their_gpu(cluster: str, tmp_path: Path) -> None:
+    search = [*TINY, "--space", "space.py", "--num-samples", "2", "--name", "s"]
+    output = run(cluster, tmp_path, "raytrain.tune", "hybrid", *search, "--dry-run")
+    assert "2 at a time, each 1 x (1 CPU and 1 GPU) on CPUs" in output
+    assert "2 of 2 CPUs and 2 of 2 GPUs that the cluster may have; 2 CPUs and 2 GPUs are up" in output
+    assert not (tmp_path / "runs" / "s").exists()
+    output = run(cluster, tmp_path, "raytrain.tune", "hybrid", *search)
+    assert "computed in float32 on cpu" in output
+    assert_nothing_left()
+    assert sorted(item.info.status for item in mlflow_runs(tmp_path)) == ["FINISHED"] * 3

@@ -1,0 +1,119 @@
+"""The S3 server goes away: for a minute during a run, and for good while a search promotes its best model."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from raytrain.runs import checkpoint
+from raytrain.search.registry import CHAMPION
+from raytrain.storage import open_storage
+from raytrain.tracking.client import connect
+from tests.integration.test_search import SPACE, TINY, write_text
+from tests.support.machine import Machine, wait_for
+from tests.support.mlflow_server import MlflowServer, new_store
+from tests.support.s3_server import S3Server
+
+AWAY_S = 60
+AT_PROMOTION = """
+import pathlib, sys, time
+import raytrain.results as results, raytrain.tracking.server as server
+from raytrain.errors import run_command
+from raytrain.tune import main
+
+server.PATIENCE_S = 5
+promote = getattr(results, sys.argv[1])
+
+def wait_then_promote(*arguments, **options):
+    flag = pathlib.Path("at-promotion")
+    flag.touch()
+    while flag.exists():
+        time.sleep(0.1)
+    return promote(*arguments, **options)
+
+setattr(results, sys.argv.pop(1), wait_then_promote)
+run_command(main)
+"""
+"""The command, which stops and asks to be let on where the step of promotion begins that its argument names."""
+
+
+def test_a_run_outlives_a_minute_without_its_storage(
+    machines: Callable[..., Machine], s3: S3Server, mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    here = machines("here")
+    write_text(here.folder / "text.txt")
+    often = ["--steps", "3000", "--evaluate-every", "500", "--checkpoint-every", "200", "--data", "text.txt"]
+    process = here.start("-m", "raytrain.train", "hybrid", *TINY, *often, "--name", "outage")
+    location = open_storage("s3://raytrain/home/outage/checkpoints")
+    try:
+        wait_for(
+            lambda: checkpoint.newest_step(location) is not None or process.poll() is not None, 120, "a checkpoint"
+        )
+        s3.kill()
+        time.sleep(AWAY_S)
+        assert process.poll() is None, here.output()[-3000:]
+    finally:
+        s3.start()
+    assert process.wait(240) == 0, here.output()[-3000:]
+
+    undisturbed = machines("undisturbed", RAYTRAIN_STORAGE=str(tmp_path / "runs"))
+    write_text(undisturbed.folder / "text.txt")
+    undisturbed.run("-m", "raytrain.train", "hybrid", *TINY, *often, "--name", "outage-not")
+    whole = checkpoint.latest(open_storage(tmp_path / "runs/outage-not/checkpoints"))
+    ended = checkpoint.latest(location)
+    assert whole is not None
+    assert ended is not None
+    assert ended.step == whole.step == 3000
+    assert all((ended.tensors("model")[name] == tensor).all() for name, tensor in whole.tensors("model").items())
+    client = connect(mlflow_server.uri)
+    experiment = client.get_experiment_by_name("raytrain")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], "attributes.run_name = 'outage'")
+    assert len(found) == 1
+    history = client.get_metric_history(found[0].info.run_id, "train/bound")
+    assert sorted(point.step for point in history) == list(range(10, 3001, 10))
+
+
+@pytest.mark.parametrize("step", [pytest.param("log_model", marks=pytest.mark.long), "enter"])
+def test_a_champion_is_there_and_loads_when_the_storage_goes_for_good_during_a_promotion(
+    machines: Callable[..., Machine], s3: S3Server, tmp_path: Path, step: str
+) -> None:
+    # without a server, MLflow's artifacts are in the storage too
+    homes = {"RAYTRAIN_STORAGE": f"s3://raytrain/{step}", "MLFLOW_TRACKING_URI": new_store(tmp_path / "store")}
+    here = machines("here", **homes)
+    write_text(here.folder / "text.txt")
+    (here.folder / "space.py").write_text(SPACE)
+    search = ["lstm_vae", *TINY[6:], "--model.latent", "4", "--model.hidden", "16", "--data", "text.txt"]
+    search += ["--space", "space.py", "--num-samples", "1"]
+    here.run("-m", "raytrain.tune", *search, "--name", "first", "--seed", "1")
+    client = connect(homes["MLFLOW_TRACKING_URI"])
+    before = client.get_model_version_by_alias("raytrain-lstm_vae", CHAMPION)
+
+    # more steps: the better model, which would take over
+    flag = here.folder / "at-promotion"
+    process = here.start("-c", AT_PROMOTION, step, *search, "--name", "second", "--steps", "80")
+    wait_for(lambda: flag.exists() or process.poll() is not None, 240, "the promotion")
+    assert process.poll() is None, here.output()[-3000:]
+    try:
+        s3.kill()
+        flag.unlink()
+        assert process.wait(120) == 2, here.output()[-3000:]
+    finally:
+        s3.start()
+    lines = here.output().splitlines()
+    assert any(line.startswith("error: the best model was not") and "--resume second" in line for line in lines)
+    assert client.get_model_version_by_alias("raytrain-lstm_vae", CHAMPION).version == before.version
+
+    elsewhere = machines("elsewhere", **homes)
+    loads = ["-m", "raytrain.sample", "models:/raytrain-lstm_vae@champion", "--num", "1"]
+    elsewhere.run(*loads)
+    told = elsewhere.run("-m", "raytrain.tune", "--resume", "second")
+    assert "trial 000 finished" in told
+    now = client.get_model_version_by_alias("raytrain-lstm_vae", CHAMPION)
+    assert int(now.version) > int(before.version)
+    assert json.loads(open_storage(f"s3://raytrain/{step}/second").read("search.json"))["num_samples"] == 1
+    elsewhere.run(*loads)

@@ -1,0 +1,165 @@
+"""A search whose driver is killed again and again ends as one that was never disturbed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raytrain.metrics import SearchObjective
+from raytrain.runs.trials import Trial, TrialStore, rank
+from raytrain.storage.local import FolderStorage
+from tests.faults.stress import instance
+from tests.support.leftovers import assert_nothing_left
+
+ROOT = Path(__file__).parents[2]
+ARGUMENTS = (
+    "hybrid --model.feature-maps 8 16 --model.decoder-maps 16 8 --model.latent 4 --model.hidden 16 --length 16 "
+    "--batch-size 32 --steps 80 --log-every 5 --evaluate-every 10 --evaluate-samples 32 --checkpoint-every 20 "
+    "--precision float32 --data text.txt --space space.py --name s"
+).split()
+SPACE = """
+ALGORITHM = "grid"
+def space(trial):
+    return {
+        "objective.alpha": trial.suggest_categorical("alpha", [0.0, 0.5]),
+        "optimizer.learning_rate": trial.suggest_categorical("rate", [1e-4, 1e-3, 3e-3, 1e-2]),
+    }
+"""
+MOMENTS = {
+    "a trial's MLflow run is there, and nothing in it": "raytrain.tracking.runs:Run.log_parameters:4",
+    "a trial is running": "raytrain.search.recorder:TrialRecorder.on_trial_result:13",
+    "a trial has ended, and MLflow and its record do not know": "raytrain.tracking.runs:Run.finish:2",
+    "the best model is logged and not registered": "raytrain.search.finish:register_and_compete:1",
+}
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with instance() as address:
+        yield address
+
+
+def begin(address: str, home: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start a command in ``home``, its output in ``output.txt``."""
+    home.mkdir(exist_ok=True)
+    lines = (f"line {number} of a text that says {number * 7919 % 1000} in words\n" for number in range(2000))
+    (home / "text.txt").write_text("".join(lines))
+    (home / "space.py").write_text(SPACE)
+    environment = {**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    with (home / "output.txt").open("a") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", *arguments], cwd=home, stdout=output, stderr=output, text=True, env=environment
+        )
+
+
+def end(process: subprocess.Popen[str], home: Path, status: int) -> None:
+    """Wait for it; no search takes ten minutes."""
+    try:
+        found = process.wait(600)
+    finally:
+        process.kill()
+    assert found == status, (home / "output.txt").read_text()[-5000:]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a search ran to its end at once."""
+    home = tmp_path_factory.mktemp("undisturbed")
+    end(begin(address, home, "raytrain.tune", *ARGUMENTS), home, 0)
+    return home
+
+
+@pytest.mark.long
+def test_killed_at_the_worst_moments(address: str, undisturbed: Path, tmp_path: Path) -> None:
+    command = ARGUMENTS
+    for moment in MOMENTS.values():
+        end(begin(address, tmp_path, "tests.support.killed", moment, *command), tmp_path, -signal.SIGKILL)
+        command = ["--resume", "s"]
+    end(begin(address, tmp_path, "raytrain.tune", *command), tmp_path, 0)
+    assert_the_same(tmp_path, undisturbed)
+    assert_nothing_left()
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 5))])
+def test_killed_twice_at_any_moment(address: str, undisturbed: Path, tmp_path: Path, seed: int) -> None:
+    chance, command = random.Random(seed), ["raytrain.tune", *ARGUMENTS]
+    for _ in range(2):
+        process = begin(address, tmp_path, *command)
+        wait_for_trials(tmp_path, process)
+        time.sleep(chance.uniform(0, 20))
+        process.kill()
+        process.wait()
+        command = ["raytrain.tune", "--resume", "s"]
+    end(begin(address, tmp_path, *command), tmp_path, 0)
+    assert_the_same(tmp_path, undisturbed)
+    assert_nothing_left()
+
+
+def wait_for_trials(home: Path, process: subprocess.Popen[str]) -> None:
+    """Until the search is recorded: before, there is nothing to resume."""
+    deadline = time.monotonic() + 300
+    while not list(home.glob("runs/s/trials/*/trial.json")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def assert_the_same(home: Path, other: Path) -> None:
+    """The same trials with the same figures and histories, each in one MLflow run, and the same best model."""
+    mine, theirs = trials(home), trials(other)
+    assert [trial.number for trial in mine] == list(range(8))
+    assert [trial.status for trial in mine] == ["finished"] * 8
+    assert {trial.identity: trial.best for trial in mine} == {trial.identity: trial.best for trial in theirs}
+    assert rank(mine, SearchObjective())[0].identity == rank(theirs, SearchObjective())[0].identity
+    found, expected = histories(home), histories(other)
+    assert found.keys() == expected.keys() == {trial.identity for trial in mine}
+    assert found == expected
+    assert models(home) == models(other) == (1, 1)
+
+
+def trials(home: Path) -> list[Trial]:
+    return TrialStore(FolderStorage(home / "runs" / "s")).read()
+
+
+def histories(home: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Of each trial what MLflow has, but for what the clock decides: (step, value) of every metric."""
+    client, experiment = mlflow(home)
+    runs = [run for run in client.search_runs([experiment]) if "mlflow.parentRunId" in run.data.tags]
+    assert len(runs) == 8
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    histories = {}
+    for run in runs:
+        names = [name for name in run.data.metrics if not name.startswith("system/") and "per_second" not in name]
+        histories[run.data.tags["raytrain.identity"]] = {
+            name: sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, name))
+            for name in names
+        }
+        assert [step for step, _ in histories[run.data.tags["raytrain.identity"]]["valid/bound"]] == [
+            *range(10, 81, 10)
+        ]
+    return histories
+
+
+def models(home: Path) -> tuple[int, int]:
+    """How many models are logged, and how many versions are registered."""
+    client, experiment = mlflow(home)
+    return len(client.search_logged_models([experiment])), len(client.search_model_versions())
+
+
+def mlflow(home: Path) -> tuple[Any, str]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{home}/mlflow.db")
+    experiment = client.get_experiment_by_name("raytrain")
+    assert experiment is not None
+    return client, experiment.experiment_id

@@ -1,0 +1,12 @@
+"""A search under load, with trials that fail in every way: ``python -m tests.faults.stress --repeat 10`` repeats it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.faults.stress import instance, search
+
+
+def test_every_trial_is_accounted_for_and_nothing_is_left(tmp_path: Path) -> None:
+    with instance() as address:
+        search(address, tmp_path)

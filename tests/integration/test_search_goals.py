@@ -1,0 +1,121 @@
+"""Real searches that look for a front or for a KL, start from known configs and end hopeless trials."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+
+from raytrain.config.schema import ObjectiveConfig, OptimizerConfig, to_dict
+from raytrain.runs.trials import TrialStore
+from raytrain.storage import open_storage
+from tests.conftest import tiny_config
+from tests.integration.test_search import TINY, assert_nothing_left, cluster, home, mlflow_runs, run
+
+__all__ = ["cluster", "home"]
+
+LONGER = [*TINY, "--steps", "240", "--evaluate-every", "40", "--optimizer.learning-rate", "0.01"]
+"""Long enough for a trial to be judged."""
+
+
+def refused(cluster: str, home: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=home, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "RAY_ADDRESS": cluster},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stderr
+
+
+def write_config(file: Path, learning_rate: float) -> None:
+    config = tiny_config("hybrid", optimizer=OptimizerConfig(learning_rate=learning_rate))
+    file.write_text(json.dumps(to_dict(replace(config, objective=ObjectiveConfig(annealing="constant")))))
+
+
+def table(home: Path, search: Any) -> dict[str, list[Any]]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{home}/mlflow.db")
+    return dict(pyarrow.parquet.read_table(client.download_artifacts(search.info.run_id, "trials.parquet")).to_pydict())
+
+
+def test_a_front_with_hopeless_trials_and_starts_and_what_is_built_upon_it(cluster: str, home: Path) -> None:
+    write_config(home / "asleep.json", 1e-9)
+    write_config(home / "wild.json", 1e38)
+    output = run(
+        cluster, home, "raytrain.tune", "hybrid", *LONGER, "--data", "text.txt", "--space", "space.py", "--name", "f",
+        "--objective", "pareto", "--objective.end", "0.2", "--num-samples", "4",
+        "--start-from", "asleep.json", "wild.json",
+    )  # fmt: skip
+    assert "looked for: low bound and large KL" in output
+    assert "the front: no trial beats these in both bound and KL" in output
+    assert "(from asleep.json)" in output
+    assert_nothing_left()
+    trials = TrialStore(open_storage(home / "runs" / "f")).read()
+    assert [trial.origin for trial in trials] == ["asleep.json", "wild.json", "", ""]
+    # no other trial was stopped for being behind, the two were not evaluated again after they were hopeless
+    assert [trial.status for trial in trials] == ["early_stopped", "early_stopped", "finished", "finished"]
+    assert "hopeless at step 200: its bound of" in trials[0].reason
+    assert "not finite at step 10" in trials[1].reason
+    assert [len(trial.history) for trial in trials] == [5, 0, 6, 6]
+    assert trials[0].config.steps == 240
+
+    runs = mlflow_runs(home)
+    children = {item.data.tags["raytrain.trial"]: item for item in runs if "mlflow.parentRunId" in item.data.tags}
+    assert [children[number].info.status for number in "0123"] == ["KILLED", "KILLED", "FINISHED", "FINISHED"]
+    assert "hopeless at step 200" in children["0"].data.tags["raytrain.reason"]
+    assert children["1"].data.tags["raytrain.started_from"] == "wild.json"
+    parent = next(item for item in runs if "mlflow.parentRunId" not in item.data.tags)
+    columns = table(home, parent)
+    assert columns["origin"] == ["asleep.json", "wild.json", "", ""]
+    assert columns["status"][:2] == ["early_stopped", "early_stopped"]
+    assert any(columns["front"])
+    assert parent.data.params["search.objective"] == "pareto"
+
+    best = parent.data.tags["raytrain.best_trial"]
+    longer = run(
+        cluster, home, "raytrain.train", "--best-of", "f", "--steps", "20", "--seed", "5", "--cpus-per-worker", "1",
+        "--name", "longer",
+    )  # fmt: skip
+    assert f"config of trial {best} of the search f" in longer
+    built = next(item for item in mlflow_runs(home) if item.info.run_name == "longer")
+    assert built.data.tags["raytrain.best_of"] == f"{parent.info.run_id} trial {best}"
+    assert (built.data.params["steps"], built.data.params["seed"]) == ("20", "5")
+    assert float(built.data.params["objective.alpha"]) == trials[int(best)].config.objective.alpha
+    assert "--resume f takes no --objective" in refused(
+        cluster, home, "raytrain.tune", "--resume", "f", "--objective", "nll"
+    )
+    assert_nothing_left()
+
+
+def test_a_search_without_a_winner_says_so_and_registers_nothing(cluster: str, home: Path) -> None:
+    arguments = (
+        "raytrain.tune", "hybrid", *TINY, "--data", "text.txt", "--space", "space.py", "--name", "n", "--num-samples",
+        "2", "--objective", "nll",
+    )  # fmt: skip
+    output = run(cluster, home, *arguments, "--min-kl", "1000")
+    assert "NLL" in output
+    assert "no winners, since their KL is below 1000 nats: " in output
+    assert "no trial has a KL of at least 1000 nats" in output
+    runs = mlflow_runs(home)
+    parent = next(item for item in runs if "mlflow.parentRunId" not in item.data.tags)
+    assert parent.info.status == "FINISHED"
+    assert "no model is registered" in parent.data.tags["mlflow.note.content"]
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{home}/mlflow.db")
+    assert not client.search_registered_models()
+    finished = next(item for item in runs if item.info.run_name.startswith("000"))
+    for name in ("valid/nll", "valid/nll_bits_per_byte", "best/nll"):
+        assert name in finished.data.metrics
+    assert finished.data.metrics["best/nll"] <= finished.data.metrics["best/bound"]
+    assert all(value is not None for value in table(home, parent)["nll_bits_per_byte"])
+    assert_nothing_left()
+    changed = refused(cluster, home, *arguments, "--min-kl", "1")
+    assert "min_kl was 1000.0, is 1.0" in changed

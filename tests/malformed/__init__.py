@@ -1,4 +1,0 @@
-"""Malformed inputs of every kind that the product reads, and what may come of each.
-
-``python -m tests.malformed --seed 1 --count 5000`` tries that many and prints a table.
-"""

@@ -1,0 +1,326 @@
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.server
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from raytrain.data import files as inputs
+from raytrain.data import sources
+from raytrain.utils.errors import UserError
+
+
+def texts(source: str | Path, path: str | Path | None = None, field: str | None = None, **options: Any) -> list[bytes]:
+    return [text for _, text in sources.documents(str(source), None if path is None else str(path), field, **options)]
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+def table(path: Path, **columns: list[Any]) -> Path:
+    parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------- formats
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "A.TXT"])
+def test_a_document_of_plain_text_is_a_line(tmp_path: Path, name: str) -> None:
+    content = b" one \r\n\ntwo\xff\rtwo\nlast"
+    assert texts(write(tmp_path / name, content)) == [b" one ", b"", b"two\xff\rtwo", b"last"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_json_lines(tmp_path: Path, name: str) -> None:
+    lines = [{"id": 1, "t": "one\ntwo 😀"}, {"t": None, "id": 2}, {"id": 3, "t": ""}]
+    content = "\n".join(json.dumps(line) for line in lines) + '\n\n{"t": "lone \\ud83d surrogate"}\n'
+    expected = ["one\ntwo 😀".encode(), b"", b"", b"lone \xed\xa0\xbd surrogate"]
+    assert texts(write(tmp_path / name, content.encode())) == expected
+
+
+def test_an_invalid_byte_does_not_spoil_a_json_line(tmp_path: Path) -> None:
+    assert texts(write(tmp_path / "a.jsonl", b'{"t": "caf\xe9 au lait"}\n')) == [b"caf  au lait"]
+
+
+@pytest.mark.parametrize("usual", ["text", "bio", "tweet", "content"])
+def test_the_field_is_found_or_named(tmp_path: Path, usual: str) -> None:
+    path = write(tmp_path / "a.jsonl", json.dumps({"user": "u", usual: "x", "n": 1}).encode())
+    assert texts(path) == [b"x"]
+    assert texts(path, field="user") == [b"u"]
+    path = table(tmp_path / "a.parquet", user=["u"], **{usual: ["x"]})
+    assert texts(path) == [b"x"]
+    assert texts(path, field="user") == [b"u"]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    many = [f"row {number}" for number in range(10_000)]
+    assert texts(table(tmp_path / "a.parquet", words=[*many, None, "", "é\n"], n=[1] * 10_003)) == [
+        *(text.encode() for text in many),
+        b"",
+        b"",
+        "é\n".encode(),
+    ]
+    words = pyarrow.array([b"\xff", b"a"], pyarrow.binary())
+    assert texts(table(tmp_path / "b.parquet", words=words)) == [b"\xff", b"a"]
+
+
+def test_a_folder_is_read_in_order(tmp_path: Path) -> None:
+    write(tmp_path / "b.txt", b"3\n4\n")
+    write(tmp_path / "a" / "z.jsonl.gz", b'{"x": "2"}')
+    table(tmp_path / "a" / "a.parquet", x=["1"])
+    write(tmp_path / "README.md", b"not read")
+    write(tmp_path / ".hidden" / "c.txt", b"not read")
+    assert texts(tmp_path) == [b"1", b"2", b"3", b"4"]
+
+
+def test_a_line_of_100_megabytes_takes_linear_time(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", b"ab " * 33_333_333 + b"\nend\n")
+    started = time.process_time()
+    assert [len(text) for text in texts(path)] == [99_999_999, 3]
+    assert time.process_time() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "field", "message"),
+    [
+        ("a.txt", b"", None, "a.txt is empty"),
+        ("a.txt", b"text\0text\n", None, "contains NUL bytes"),
+        ("a.txt.gz", b"text\0text\n", None, "contains NUL bytes"),
+        ("a.jsonl", b"\xff\xfe" * 20 + b"text" * 20, None, "not UTF-8 text: 40 of its first 120 bytes"),
+        ("a.txt", b"text\n", "bio", "plain text and has no field 'bio'"),
+        ("a.jsonl", b'{"a": "b"}\n{"a": ', None, "a.jsonl line 2 is not JSON"),
+        ("a.jsonl", b'{"a": ' * 100_000, None, "a.jsonl line 1 is not JSON"),
+        ("a.jsonl", b'{"a": "b"}\n[1]\n', None, "line 2 is not a JSON object"),
+        ("a.jsonl", b'{"a": "b"}\n{"b": "b", "c": 1}\n', None, "line 2 has no field 'a'; it has b, c"),
+        ("a.jsonl", b'{"a": "b"}\n', "bio", "line 1 has no field 'bio'; it has a"),
+        ("a.jsonl", b'{"a": "b"}\n{"a": 7}\n', None, "line 2: field 'a' is not a string"),
+        ("a.jsonl", b'{"a": "b", "c": "d", "n": 1}\n', None, "line 1: which field.* It has a, c, n; name one"),
+        ("a.jsonl", b'{"n": 1}\n', None, "line 1: which field"),
+        ("a.parquet", b"PAR1 but not really", None, "a.parquet is damaged or not Parquet"),
+        ("a.csv", b"text", None, "cannot read this kind of file; give .txt"),
+    ],
+)
+def test_mistakes(tmp_path: Path, name: str, content: bytes, field: str | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        texts(write(tmp_path / name, content), field=field)
+
+
+def test_mistakes_in_parquet(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.parquet", a=["x"] * 1000, b=["y"] * 1000, n=list(range(1000)))
+    with pytest.raises(UserError, match=r"which field holds the text\? It has a, b, n"):
+        texts(path)
+    with pytest.raises(UserError, match="no column 'bio'; it has a, b, n"):
+        texts(path, field="bio")
+    with pytest.raises(UserError, match="column 'n' is not text but int64"):
+        texts(path, field="n")
+    content = bytearray(path.read_bytes())
+    content[10:60] = b"\xaa" * 50
+    path.write_bytes(bytes(content))
+    with pytest.raises(UserError, match="is damaged or not Parquet"):
+        texts(path, field="a")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "no gzip"])
+def test_damaged_gzip(tmp_path: Path, damage: str) -> None:
+    random = Random(0)
+    lines = b"".join(b"%d %s\n" % (number, random.randbytes(8).hex().encode()) for number in range(20_000))
+    content = gzip.compress(lines)
+    content = {
+        "truncated": content[:-2000],
+        "altered": content[:-2000] + b"\0" * 50 + content[-1950:],
+        "no gzip": b"plain text\n",
+    }[damage]
+    (tmp_path / "a.txt.gz").write_bytes(content)
+    with pytest.raises(UserError, match=r"a.txt.gz is damaged after line \d+") as error:
+        texts(tmp_path / "a.txt.gz")
+    line = int(str(error.value).split("after line ")[1].split(":")[0])
+    assert line == 0 if damage == "no gzip" else 10_000 < line <= 20_000
+
+
+def test_mistakes_in_sources(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no source 'tweeets': it is neither one of synthetic, ptb, tweets, bios nor a"):
+        texts("tweeets")
+    with pytest.raises(UserError, match="no text in this folder"):
+        texts(tmp_path)
+    with pytest.raises(UserError, match="no such file or folder"):
+        texts("tweets", tmp_path / "absent")
+    with pytest.raises(UserError, match="bios has no public address: give --data-path"):
+        texts("bios")
+    with pytest.raises(UserError, match="--data-path does not go with synthetic"):
+        texts("synthetic", tmp_path)
+    with pytest.raises(UserError, match="--data-path goes with ptb, tweets or bios"):
+        texts(tmp_path, tmp_path)
+
+
+# -------------------------------------------------------------------------------------- named, downloads
+
+
+def test_ptb_keeps_its_split_and_may_lack_a_test_file(tmp_path: Path) -> None:
+    write(tmp_path / "ptb.train.txt", b" a b \n c \n")
+    with pytest.raises(UserError, match=r"no ptb.valid.txt; give the folder of ptb.train.txt and ptb.valid.txt"):
+        texts("ptb", tmp_path)
+    write(tmp_path / "ptb.valid.txt", b" d \n")
+    write(tmp_path / "other.txt", b" not read \n")
+    expected = [("train", b" a b "), ("train", b" c "), ("valid", b" d ")]
+    assert list(sources.documents("ptb", str(tmp_path))) == expected
+    write(tmp_path / "ptb.test.txt", b" e \n")
+    assert list(sources.documents("ptb", str(tmp_path))) == [*expected, ("test", b" e ")]
+
+
+def test_synthetic() -> None:
+    found = list(sources.documents("synthetic"))
+    assert [sum(split == name for split, _ in found) for name in ("train", "valid", "test")] == [60_000, 4_000, 4_000]
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A web server in the place of the public addresses; the folder that it serves."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    monkeypatch.setenv("no_proxy", "*")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        monkeypatch.setattr(sources, "PTB_URL", f"http://127.0.0.1:{running.server_port}/")
+        monkeypatch.setattr(sources, "TWEETS_URL", f"http://127.0.0.1:{running.server_port}/")
+        yield folder
+        running.shutdown()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_downloads_are_checked_and_kept(tmp_path: Path, server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = {split: f"the {split} text\n".encode() for split in ("train", "valid", "test")}
+    monkeypatch.setattr(sources, "PTB_SHA256", {split: sha256(content) for split, content in contents.items()})
+    for split, content in contents.items():
+        write(server / f"ptb.{split}.txt", content)
+    cache = tmp_path / "cache"
+    expected = [(split, content[:-1]) for split, content in contents.items()]
+    assert list(sources.documents("ptb", cache=cache)) == expected
+    for split in contents:
+        (server / f"ptb.{split}.txt").unlink()
+    assert list(sources.documents("ptb", cache=cache)) == expected
+    assert len(list((cache / "downloads").iterdir())) == 3
+
+
+def test_an_altered_download_is_refused(tmp_path: Path, server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "TWEETS_SHA256", {"emoji/train_text.txt": sha256(b"right\n")})
+    write(server / "emoji" / "train_text.txt", b"wrong\n")
+    with pytest.raises(UserError, match=r"has changed: its SHA-256 sum is .*; give the text with --data-path"):
+        texts("tweets", cache=tmp_path / "cache")
+    assert list((tmp_path / "cache" / "downloads").iterdir()) == []
+    write(server / "emoji" / "train_text.txt", b"right\n")
+    assert texts("tweets", cache=tmp_path / "cache") == [b"right"]
+
+
+@pytest.mark.parametrize("source", ["ptb", "tweets"])
+def test_where_there_is_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(sources, f"{source.upper()}_URL", "http://127.0.0.1:9/")
+    with pytest.raises(UserError, match=r"cannot download http://127.0.0.1:9/.* give --data-path"):
+        texts(source, cache=tmp_path)
+
+
+def test_known_sums_are_of_the_real_files() -> None:
+    folder = Path(__file__).parents[4] / "shared" / "data" / "ptb"
+    if not folder.is_dir():
+        pytest.skip("needs the real text in ../shared/data")
+    for split in ("train", "valid"):
+        assert sha256((folder / f"ptb.{split}.txt").read_bytes()) == sources.PTB_SHA256[split]
+
+
+def test_the_fingerprint_follows_the_files(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", b"x\n")
+    first = sources.fingerprint(str(tmp_path))
+    assert sources.fingerprint(str(tmp_path)) == first
+    os.utime(path, ns=(1, 1))
+    assert sources.fingerprint(str(tmp_path)) != first
+    assert sources.fingerprint("ptb") == sources.PTB_SHA256
+    assert sources.fingerprint("synthetic") == sources.fingerprint("synthetic")
+
+
+# --------------------------------------------------------------------------------------------------- S3
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Any]:
+    """A bucket ``text`` in moto's server, reached through the AWS_* variables alone."""
+    server_module = pytest.importorskip("moto.server", reason="needs moto[s3,server]")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL_S3", f"http://{host}:{port}")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("no_proxy", "*")
+        import boto3
+
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="text")
+        yield client
+    server.stop()
+
+
+def test_s3(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket.put_object(Bucket="text", Key="many/", Body=b"")
+    bucket.put_object(Bucket="text", Key="many/b.txt.gz", Body=gzip.compress(b"2\n3\n"))
+    bucket.put_object(Bucket="text", Key="many/a/a.jsonl", Body=b'{"t": "1"}\n')
+    bucket.put_object(Bucket="text", Key="many/note.md", Body=b"not read")
+    bucket.put_object(Bucket="text", Key="many-more/c.txt", Body=b"not under many\n")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert texts("s3://text/many") == texts("s3://text/many/") == [b"1", b"2", b"3"]
+    assert texts("s3://text/many/b.txt.gz") == texts("tweets", "s3://text/many/b.txt.gz") == [b"2", b"3"]
+    assert list(tmp_path.iterdir()) == [], "temporary files are removed"
+    first = sources.fingerprint("s3://text/many")
+    bucket.put_object(Bucket="text", Key="many/a/a.jsonl", Body=b'{"t": "9"}\n')
+    assert sources.fingerprint("s3://text/many") != first
+    first_input = inputs.find("s3://text/many")[0]
+    assert (first_input.name, first_input.size) == ("s3://text/many/a/a.jsonl", 11)
+
+
+def test_mistakes_in_s3(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket.put_object(Bucket="text", Key="only/note.md", Body=b"x")
+    bucket.put_object(Bucket="text", Key="empty.txt", Body=b"")
+    with pytest.raises(UserError, match="s3://text/absent: no such object or prefix"):
+        texts("s3://text/absent")
+    with pytest.raises(UserError, match="s3://text/only: nothing to read"):
+        texts("s3://text/only")
+    with pytest.raises(UserError, match=r"s3://text/empty.txt is empty"):
+        texts("s3://text/empty.txt")
+    with pytest.raises(UserError, match=r"s3://nobucket/x: .*NoSuchBucket.*; check the address"):
+        texts("s3://nobucket/x")
+    with pytest.raises(UserError, match="give s3://BUCKET/KEY"):
+        texts("s3://")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(UserError, match="Could not connect to the endpoint"):
+        texts("s3://text/x")

@@ -1,0 +1,105 @@
+"""The LSTM of our own against PyTorch's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from raytrain.data.vocabulary import DROP, PAD, SIZE, STOP
+from raytrain.models import buffers as scratch
+from raytrain.models.cpu_lstm import State, run_lstm
+from raytrain.models.layers import OneHot
+
+BATCH, LENGTH, WIDTH, FEATURES = 5, 7, 6, 3
+READS = pytest.mark.parametrize(("reads_symbols", "reads_dense"), [(True, False), (False, True), (True, True)])
+
+
+def tokens(seed: int = 0) -> Tensor:
+    """Documents of several lengths, padded; DROP and bytes beyond ASCII occur."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(256, (BATCH, LENGTH), generator=generator)
+    for row, length in zip(rows, (6, 2, 4, 1, 6), strict=True):
+        row[length - 1], row[length:] = STOP, PAD
+    rows[0, 1] = DROP
+    return rows
+
+
+class Case:
+    """An LSTM in double precision, what it reads, and PyTorch's outputs."""
+
+    def __init__(self, reads_symbols: bool, reads_dense: bool, has_state: bool, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.symbols = tokens(seed) if reads_symbols else None
+        self.lstm = nn.LSTM(FEATURES * reads_dense + SIZE * reads_symbols, WIDTH, batch_first=True).double()
+        for parameter in self.lstm.parameters():
+            nn.init.uniform_(parameter, -1, 1, generator=generator)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+        self.dense = normal(BATCH, LENGTH, FEATURES) if reads_dense else None
+        self.state: State | None = (normal(BATCH, WIDTH), normal(BATCH, WIDTH)) if has_state else None
+        self.weights = normal(BATCH, LENGTH, WIDTH).detach()
+        """Of the outputs in the loss."""
+
+    @property
+    def learnt(self) -> list[Tensor]:
+        """Everything that takes a gradient."""
+        dense = [] if self.dense is None else [self.dense]
+        return [*dense, *(self.state or ()), *self.lstm.parameters()]
+
+    def ours(self) -> Tensor:
+        return run_lstm(self.lstm, OneHot().double(), self.symbols, self.dense, self.state)
+
+    def pytorchs(self) -> Tensor:
+        parts = [] if self.dense is None else [self.dense]
+        if self.symbols is not None:
+            parts.append(OneHot().double()(self.symbols))
+        first = None if self.state is None else (self.state[0][None], self.state[1][None])
+        outputs: Tensor = self.lstm(torch.cat(parts, dim=-1), first)[0]
+        return outputs
+
+    def gradients(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((outputs * self.weights).sum(), self.learnt)
+
+
+@READS
+@pytest.mark.parametrize("has_state", [False, True])
+def test_outputs_and_gradients_are_pytorchs(reads_symbols: bool, reads_dense: bool, has_state: bool) -> None:
+    case = Case(reads_symbols, reads_dense, has_state)
+    torch.testing.assert_close(case.ours(), case.pytorchs(), rtol=1e-12, atol=1e-12)
+    ours, pytorchs = case.gradients(case.ours()), case.gradients(case.pytorchs())
+    for found, expected in zip(ours, pytorchs, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_coarser_products_come_near(precision: torch.dtype, tolerance: float) -> None:
+    """Relative to the largest figure: outputs, and the gradients of all that is learnt."""
+    case = Case(True, True, True)
+    exact = case.pytorchs()
+    expected = [exact, *case.gradients(exact)]
+    case.lstm.float()
+    case.dense, case.weights = case.dense.detach().float().requires_grad_(), case.weights.float()  # type: ignore[union-attr]
+    case.state = tuple(part.detach().float().requires_grad_() for part in case.state or ())  # type: ignore[assignment]
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        outputs = run_lstm(case.lstm, OneHot(), case.symbols, case.dense, case.state)
+    assert outputs.dtype == precision
+    for found, wanted in zip([outputs, *case.gradients(outputs.float())], expected, strict=True):
+        assert (found.double() - wanted).abs().max() < tolerance * wanted.abs().max()
+
+
+def test_memory_is_used_again_once_nobody_has_a_view_of_it() -> None:
+    scratch.clear()
+    first = scratch.empty(1000, dtype=torch.float32)
+    location = first.data_ptr()
+    assert location % 64 == 0
+    view = first[10:20].view(2, 5)
+    del first
+    second = scratch.empty(1000, dtype=torch.float32)
+    assert second.data_ptr() != location
+    del view
+    smaller = scratch.empty(40, 10, dtype=torch.bfloat16)
+    assert (smaller.shape, smaller.data_ptr()) == ((40, 10), location)
+    scratch.clear()

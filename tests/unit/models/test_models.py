@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from raytrain.config.models import ByteLstmConfig, HybridConfig, LstmVaeConfig
+from raytrain.config.schema import RunConfig
+from raytrain.data.vocabulary import PAD, STOP
+from raytrain.models import Model, build, build_empty
+from raytrain.models.byte_lstm import ByteLstm
+from raytrain.models.hybrid import Hybrid
+from raytrain.models.layers import GroupBatchNorm, gaussian_kl, synchronise_statistics
+from raytrain.models.noise import Noise
+from raytrain.models.sampling import sample
+from tests.conftest import TINY_MODELS, tiny_config
+
+MODELS = pytest.mark.parametrize("name", list(TINY_MODELS))
+
+
+def num_parameters(*modules: torch.nn.Module) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def documents(lengths: list[int], width: int, seed: int = 0) -> torch.Tensor:
+    """Random documents of these many bytes, each with STOP, padded to ``width``."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.full((len(lengths), width), PAD)
+    for row, length in zip(tokens, lengths, strict=True):
+        row[:length] = torch.randint(256, (length,), generator=generator)
+        row[length] = STOP
+    return tokens
+
+
+def noise(num: int, step: int = 0) -> Noise:
+    return Noise(1, step, range(-(-num // 16)), 16, count=num)
+
+
+def with_statistics(model: Model) -> Model:
+    """The model in evaluation mode, its running statistics moved away from their first values."""
+    generator = torch.Generator().manual_seed(0)
+    for layer in model.modules():
+        if isinstance(layer, GroupBatchNorm):
+            layer.running_mean.normal_(0, 0.1, generator=generator)
+            layer.running_var.uniform_(0.5, 2.0, generator=generator)
+    return model.eval()
+
+
+def test_the_tweet_models_have_the_papers_sizes() -> None:
+    maps = (128, 256, 512, 512, 512), (512, 512, 256, 128, 200)
+    hybrid = build_empty(RunConfig(model=HybridConfig(*maps, latent=100, hidden=1000), length=128))
+    assert isinstance(hybrid, Hybrid)
+    assert num_parameters(hybrid) - num_parameters(hybrid.output) == 10_827_913  # 10.8M in the paper
+    lstm_vae = build_empty(RunConfig(model=LstmVaeConfig(latent=100, hidden=1000), length=128))
+    assert num_parameters(lstm_vae) - num_parameters(lstm_vae.output) == 10_490_200  # 10.5M in the paper
+
+
+def test_the_byte_lstm_has_the_posts_size() -> None:
+    assert num_parameters(ByteLstm(ByteLstmConfig(), 200, inputs=206, outputs=206)) == 7_883_982
+    assert num_parameters(build_empty(RunConfig(model=ByteLstmConfig(), length=201))) == 8_018_689
+
+
+@MODELS
+def test_terms_have_a_value_for_each_sample(name: str) -> None:
+    model = build(tiny_config(name))
+    tokens = documents([5, 23, 1, 12] * 8, 24)
+    terms = model(tokens, noise(32))
+    assert terms.reconstruction.shape == terms.auxiliary.shape == (32,)
+    assert terms.kl.shape == terms.mean.shape == (32, model.latent)
+    assert terms.reconstruction.dtype == terms.kl.dtype == torch.float32
+    # an untrained model knows little: about log 257 nats for each byte and STOP
+    expected = (tokens != PAD).sum().item() * math.log(257)
+    assert terms.reconstruction.sum().item() == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize("length", [4, 7, 12, 24, 60, 61, 127, 128])
+@pytest.mark.parametrize("maps", [(8,), (8, 16), (8, 16, 16)])
+def test_the_hybrid_takes_any_feature_maps_that_fit(length: int, maps: tuple[int, ...]) -> None:
+    config = HybridConfig(maps, maps[::-1], latent=4, hidden=16)
+    if 2 ** len(maps) > length:
+        with pytest.raises(ValueError, match=r"model\.feature_maps"):
+            Hybrid(config, length, group_size=16)
+        return
+    model = Hybrid(config, length, group_size=16)
+    model(torch.randint(256, (16, length)), noise(16)).reconstruction.sum().backward()
+    assert all(parameter.grad is not None for name, parameter in model.named_parameters() if "auxiliary" not in name)
+
+
+@pytest.mark.parametrize(
+    ("field", "config"),
+    [
+        ("model.feature_maps", lambda: HybridConfig(feature_maps=())),
+        ("model.decoder_maps", lambda: HybridConfig(feature_maps=(8, 8), decoder_maps=(8,))),
+        ("model.decoder_maps", lambda: HybridConfig(decoder_maps=(8, -1))),
+        ("model.latent", lambda: LstmVaeConfig(latent=0)),
+        ("model.dropout", lambda: ByteLstmConfig(dropout=1.0)),
+        ("model.feature_maps", lambda: RunConfig(model=HybridConfig(), length=3)),
+    ],
+)
+def test_wrong_shapes_name_the_field(field: str, config: Any) -> None:
+    with pytest.raises(ValueError, match=field.replace(".", r"\.")):
+        config()
+
+
+@MODELS
+def test_a_padded_batch_costs_what_its_documents_cost_alone(name: str) -> None:
+    model = with_statistics(build(tiny_config(name)))
+    lengths = [3, 22, 10, 1, 17]
+    tokens = documents(lengths, 24)
+    together = model(tokens, noise(5))
+    z_noise = noise(5).normal(model.latent)
+
+    class Row(Noise):
+        """The noise of one sample of the batch."""
+
+        def __init__(self, row: int) -> None:
+            self.row = row
+
+        def normal(self, *shape: int) -> torch.Tensor:
+            return z_noise[self.row : self.row + 1]
+
+    for row, length in enumerate(lengths):
+        alone = model(tokens[row : row + 1, : length + 1], Row(row))
+        torch.testing.assert_close(alone.reconstruction[0], together.reconstruction[row], rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(alone.auxiliary[0], together.auxiliary[row], rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(alone.kl[0], together.kl[row], rtol=1e-4, atol=1e-5)
+
+
+def test_kl_agrees_with_monte_carlo() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean, log_variance = torch.randn(2, 3, generator=generator), torch.randn(2, 3, generator=generator)
+    posterior = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+    draws = mean + (0.5 * log_variance).exp() * torch.randn(200_000, 2, 3, generator=generator)
+    samples = posterior.log_prob(draws) - torch.distributions.Normal(0, 1).log_prob(draws)
+    error = samples.std(0) / samples.shape[0] ** 0.5
+    assert ((samples.mean(0) - gaussian_kl(mean, log_variance)).abs() < 4 * error).all()
+
+
+def test_statistics_are_those_of_groups_and_leave_padding_out() -> None:
+    layer = GroupBatchNorm(3, group_size=4)
+    features = torch.randn(8, 3, 6) * 2 + 1
+    mask = (torch.arange(6) < torch.tensor([6, 2, 4, 1, 3, 6, 5, 2])[:, None]).float()[:, None]
+    normalised = layer(features, mask)
+    for group in (slice(0, 4), slice(4, 8)):
+        valid = normalised[group].transpose(0, 1)[:, mask[group, 0].bool()]
+        torch.testing.assert_close(valid.mean(1), torch.zeros(3), atol=1e-5, rtol=0)
+        torch.testing.assert_close(valid.var(1, unbiased=False), torch.ones(3), atol=1e-3, rtol=0)
+        # another group in the batch changes nothing
+        torch.testing.assert_close(layer(features[group], mask[group]), normalised[group])
+    layer(features, mask)
+    synchronise_statistics(layer, 2, torch.tensor(True))
+    expected = torch.stack(
+        [features[g].transpose(0, 1)[:, mask[g, 0].bool()].mean(1) for g in (slice(0, 4), slice(4, 8))]
+    )
+    torch.testing.assert_close(layer.running_mean, 0.1 * expected.mean(0))
+
+
+@MODELS
+def test_noise_belongs_to_sample_groups(name: str) -> None:
+    """A group's terms are the same whether it is computed with others or by itself, dropout included."""
+    model = build(tiny_config(name)).train()
+    tokens = documents([9] * 48, 24)
+    whole = model(tokens, Noise(3, 7, range(3), 16), 0.3)
+    part = model(tokens[16:32], Noise(3, 7, range(1, 2), 16), 0.3)
+    torch.testing.assert_close(part.reconstruction, whole.reconstruction[16:32])
+    other_step = model(tokens[16:32], Noise(3, 8, range(1, 2), 16), 0.3)
+    assert not torch.equal(other_step.reconstruction, part.reconstruction)
+
+
+@MODELS
+def test_weights_follow_from_the_seed_alone(name: str) -> None:
+    torch.manual_seed(123)
+    first = build(tiny_config(name)).state_dict()
+    state = torch.random.get_rng_state()
+    second = build(tiny_config(name)).state_dict()
+    assert torch.equal(state, torch.random.get_rng_state())
+    other = build(tiny_config(name, seed=1)).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+@MODELS
+def test_a_samples_probability_is_what_the_model_gives_its_text(name: str) -> None:
+    model = with_statistics(build(tiny_config(name)))
+    z = torch.randn(6, model.latent, generator=torch.Generator().manual_seed(5))
+    for temperature in (0.0, 0.7, 1.0):
+        drawn = sample(model, 6, z=z, temperature=temperature, seed=3, max_length=20)
+        for code, item in zip(z, drawn, strict=True):
+            state: Any = model.begin(code[None])
+            previous, total = torch.tensor([STOP]), 0.0
+            for symbol in [*item.text, *([] if item.truncated else [STOP])]:
+                logits, state = model.advance(previous, state)
+                total += logits.log_softmax(-1)[0, symbol].item()
+                previous = torch.tensor([symbol])
+            assert item.log_probability == pytest.approx(total, abs=1e-3)
+
+
+@MODELS
+def test_sampling_is_seeded_and_bounded(name: str) -> None:
+    model = build(tiny_config(name))
+    assert sample(model, 3, seed=1) == sample(model, 3, seed=1)
+    assert sample(model, 3, seed=1) != sample(model, 3, seed=2)
+    assert all(len(item.text) <= 5 for item in sample(model, 20, max_length=5))
+    with pytest.raises(ValueError, match="temperature"):
+        sample(model, 1, temperature=-1)
+    with pytest.raises(ValueError, match="max_length"):
+        sample(model, 1, max_length=25)

@@ -1,0 +1,176 @@
+"""What a search is: written, read back equal, and told from every other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raytrain.config.schema import override
+from raytrain.runs.records import PLAN, read_values
+from raytrain.search.plan import Plan, read_plan
+from raytrain.search.space import read_space
+from raytrain.storage.base import Storage, StorageError
+from raytrain.storage.local import FolderStorage
+from raytrain.tune import resumed_search
+from raytrain.utils.errors import UserError
+from tests.conftest import tiny_config
+
+SOURCE = """
+MODELS = ["hybrid", "lstm_vae"]
+BUDGETS = {"small": {"steps": 10}, "full": {"steps": 100}}
+
+def space(trial, budget):
+    return {"model": trial.suggest_categorical("model", MODELS), "seed": trial.suggest_int("s", 1, 3)}
+"""
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return Plan(
+        space=read_space("mine", SOURCE),
+        bases={model: tiny_config(model) for model in ("hybrid", "lstm_vae")},
+        budget="small",
+        algorithm="tpe",
+        corpus="0123456789abcdef",
+        num_samples=8,
+        seed=3,
+        workers={"workers_per_trial": 2, "cpus_per_worker": 1.5, "gpus_per_worker": None, "device": "cpu"},
+        experiment="raytrain",
+        corpus_path="/somewhere/corpus",
+    )
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return FolderStorage(tmp_path / "search")
+
+
+def test_what_is_written_is_read_back(plan: Plan, storage: Storage) -> None:
+    assert read_plan(storage) is None
+    storage.write(PLAN, plan.to_json())
+    found = read_plan(storage)
+    assert found is not None
+    assert replace(found, space=plan.space) == plan  # functions are never equal
+    assert replace(found.space, draw=plan.space.draw) == plan.space
+    assert plan.differences(found) == found.differences(plan) == []
+    assert found.to_json() == plan.to_json()
+
+    import optuna
+
+    point = optuna.trial.FixedTrial({"model": "lstm_vae", "s": 2})
+    config = found.space.resolve(found.bases, point, found.budget)
+    assert (config.model_name, config.seed) == ("lstm_vae", 2)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (lambda plan: replace(plan, budget="full"), "budget was small, is full"),
+        (lambda plan: replace(plan, algorithm="random"), "algorithm was tpe, is random"),
+        (lambda plan: replace(plan, seed=4), "seed was 3, is 4"),
+        (lambda plan: replace(plan, experiment="other"), "experiment was raytrain, is other"),
+        (lambda plan: replace(plan, corpus="f" * 16), "the corpus is another"),
+        (lambda plan: replace(plan, space=read_space("mine", SOURCE + "#\n")), "the search space is another"),
+        (
+            lambda plan: replace(plan, bases={"hybrid": plan.bases["hybrid"]}),
+            "the model was hybrid, lstm_vae, is hybrid",
+        ),
+        (
+            lambda plan: replace(
+                plan, bases={**plan.bases, "lstm_vae": override(plan.bases["lstm_vae"], {"model.latent": 5})}
+            ),
+            "model.latent was 8, is 5",
+        ),
+        (
+            lambda plan: replace(plan, bases={name: replace(base, steps=21) for name, base in plan.bases.items()}),
+            "steps was 20, is 21",
+        ),
+    ],
+)
+def test_what_makes_it_another_search_is_named(plan: Plan, changed: Callable[[Plan], Plan], words: str) -> None:
+    assert words in changed(plan).differences(plan)
+
+
+def test_what_does_not_make_it_another(plan: Plan) -> None:
+    moved = {name: replace(base, data="text.txt", data_path="/else/text") for name, base in plan.bases.items()}
+    same = replace(plan, num_samples=20, workers={}, corpus_path="/else", bases=moved)
+    assert same.differences(plan) == []
+
+
+def test_only_a_grid_is_run_in_full(plan: Plan) -> None:
+    assert [replace(plan, algorithm=name).early_stopping for name in ("tpe", "random", "grid")] == [True, True, False]
+
+
+def damaged(plan: Plan, **changes: Any) -> bytes:
+    values = json.loads(plan.to_json()) | changes
+    return json.dumps({name: value for name, value in values.items() if value != "gone"}).encode()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"format": 2}, "is of another version of raytrain"),
+        ({"format": "gone"}, "is of another version of raytrain"),
+        ({"seed": "gone"}, "is not a search's plan"),
+        ({"unheard": 1}, "is not a search's plan"),
+        ({"space": {"name": "mine"}}, "is not a search's plan"),
+        ({"space": []}, "is not a search's plan"),
+        ({"bases": []}, "is not a search's plan"),
+        ({"space": {"name": "mine", "source": "1 / 0"}}, "search space mine cannot be loaded: ZeroDivisionError"),
+        ({"bases": {"hybrid": {"model": {"name": "gpt"}}}}, "model.name must be one of"),
+        ({"bases": {"byte_lstm": {"model": {"name": "hybrid"}}}}, "bases must be configs of the models that they are"),
+    ],
+)
+def test_a_plan_that_cannot_be_read_is_one_line(
+    plan: Plan, storage: Storage, changes: dict[str, Any], words: str
+) -> None:
+    storage.write(PLAN, damaged(plan, **changes))
+    with pytest.raises(UserError, match=words) as caught:
+        read_plan(storage)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("workers", "words"),
+    [
+        ({"device": "tpu"}, r"workers\.device is 'tpu': must be one of auto, cpu, cuda"),
+        ({"cpus_per_worker": "cpu"}, r"workers\.cpus_per_worker is 'cpu': must be a number"),
+        ({"unheard": 1}, r"workers\.unheard"),
+    ],
+)
+def test_a_plan_whose_workers_cannot_be_is_not_resumed(
+    plan: Plan, storage: Storage, tmp_path: Path, workers: dict[str, Any], words: str
+) -> None:
+    storage.write(PLAN, damaged(plan, workers=workers))
+    with pytest.raises(UserError, match=words):
+        resumed_search(["--resume", "search", "--storage", str(tmp_path)])
+
+
+@pytest.mark.parametrize("changes", [{"corpus": 1e999}, {"corpus": "../x"}, {"corpus_path": None}, {"corpus": "gone"}])
+def test_where_the_corpus_was_is_checked_for_all_that_read_a_plan(
+    plan: Plan, storage: Storage, changes: dict[str, Any]
+) -> None:
+    storage.write(PLAN, damaged(plan, **changes))
+    with pytest.raises(UserError, match=r"search\.json is not a search's plan: corpus"):
+        read_values(storage)
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"null", b"{", b"\xff", b'"text"'])
+def test_a_file_that_is_no_plan_is_one_line(storage: Storage, text: bytes) -> None:
+    storage.write(PLAN, text)
+    with pytest.raises(UserError, match=r"search\.json is"):
+        read_plan(storage)
+
+
+def test_a_storage_that_fails_is_one_line_and_not_an_absent_search(tmp_path: Path) -> None:
+    class Broken(FolderStorage):
+        def read(self, key: str) -> bytes:
+            raise StorageError(f"cannot read {self.uri(key)}: wrong secret")
+
+    with pytest.raises(UserError, match=r"search\.json: wrong secret"):
+        read_plan(Broken(tmp_path))
