@@ -25,10 +25,14 @@ from raytrain.runs.records import check_name, read_claim
 from raytrain.storage import open_storage_root
 from raytrain.training.options import TrainOptions
 from raytrain.utils.errors import UserError, run_command
+from raytrain.utils.modules import make_callable
 
 if TYPE_CHECKING:
+    from raytrain.runs.records import Claim
     from raytrain.search.winner import Winner
     from raytrain.training.launch import TrainedRun
+
+make_callable(__name__)
 
 
 def main() -> None:
@@ -36,7 +40,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     first = first_options(arguments)
     if first.resume is not None:
-        print_outcome(resume(first.resume, first.storage, arguments))
+        print_outcome(resume(first, arguments))
     elif first.best_of is not None:
         print_outcome(train_best_of(first, arguments))
     else:
@@ -92,8 +96,8 @@ def train_best_of(first: argparse.Namespace, arguments: list[str]) -> TrainedRun
     return train(config, config, options, workspace, f"{winner.parent} trial {winner.trial}")
 
 
-def resume(name: str, storage: str | None, arguments: list[str]) -> TrainedRun:
-    """Resume the run ``name`` as its storage records it.
+def read_resumption(name: str, storage: str | None, arguments: list[str]) -> tuple[TrainOptions, Claim]:
+    """Return the options of the command line, by default those that the run ``name`` was begun with, and its record.
 
     Raises:
         UserError: there is no such run, or an option that would make it another.
@@ -105,12 +109,18 @@ def resume(name: str, storage: str | None, arguments: list[str]) -> TrainedRun:
         raise UserError(f"--resume {name} takes no --name: the run keeps its own")
     if options.best_of is not None:
         raise UserError(f"--resume {name} takes no --best-of: the run continues as it was begun")
+    return dataclasses.replace(options, name=name), claim
+
+
+def resume(first: argparse.Namespace, arguments: list[str]) -> TrainedRun:
+    """Resume a run as its storage records it."""
+    options, claim = read_resumption(first.resume, first.storage, arguments)
 
     from raytrain.runs.workspace import reopen_workspace
     from raytrain.training.launch import train
 
-    workspace = reopen_workspace(storage, claim.corpus, claim.corpus_path)
-    return train(claim.config, claim.config, dataclasses.replace(options, name=name), workspace)
+    workspace = reopen_workspace(first.storage, claim.corpus, claim.corpus_path)
+    return train(claim.config, claim.config, options, workspace)
 
 
 def print_outcome(trained: TrainedRun) -> None:

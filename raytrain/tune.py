@@ -24,6 +24,9 @@ from raytrain.config.schema import override
 from raytrain.search.options import SearchOptions, SearchRequest
 from raytrain.search.space import load_space
 from raytrain.utils.errors import UserError, run_command
+from raytrain.utils.modules import make_callable
+
+make_callable(__name__)
 
 
 def main() -> None:

@@ -120,6 +120,6 @@ def remarks(trials: list[Trial], search_objective: SearchObjective) -> list[str]
     if best is not None and best.config.model_name != "byte_lstm" and best.best["kl"] < COLLAPSED_KL:
         lines.append(
             f"warning: the best trial's posterior has collapsed (KL {best.best['kl']:.3f} nats): "
-            "its latent code says nothing; --min-kl or --objective pareto look for one that does"
+            "its latent code says nothing; --min-kl or --search-objective pareto look for one that does"
         )
     return lines

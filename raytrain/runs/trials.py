@@ -59,7 +59,7 @@ class Trial:
     """Unix time of its first start; 0 before."""
     ended_at: float = 0.0
     origin: str = ""
-    """What ``--start-from`` called its config; empty for one that was drawn."""
+    """What ``--warm-start`` called its config; empty for one that was drawn."""
 
     @property
     def name(self) -> str:

@@ -22,7 +22,7 @@ class WarmStart:
     """A config that the search begins with."""
 
     reference: str
-    """What ``--start-from`` called it."""
+    """What ``--warm-start`` called it."""
     config: RunConfig[Any]
 
 

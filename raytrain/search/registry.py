@@ -18,13 +18,13 @@ import random
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlflow.exceptions import MlflowException
 
 from raytrain.config.schema import from_dict
 from raytrain.runs.references import load_logged_model
-from raytrain.tracking.client import connect, patiently
+from raytrain.tracking.client import check_tracking, connect, is_there, patiently
 from raytrain.tracking.logged_model import MODEL_ID, logged_model
 from raytrain.training.trainer import Trainer, World
 from raytrain.utils.errors import UserError
@@ -301,3 +301,45 @@ def _make_registered(uri: str, name: str) -> None:
 
 def _find_version(uri: str, name: str, model_id: str) -> int | None:
     return next((int(known.version) for known in versions(uri, name) if known.tags.get(MODEL_ID) == model_id), None)
+
+
+# -------------------------------------------------------------------------------------------- listing
+
+_SHOWN = {"bits_per_byte": 3, "kl": 2, "active_units": 0}
+
+
+def registered_names(uri: str) -> list[str]:
+    """Return the names of raytrain's registered models; none where there is no tracking store yet.
+
+    Raises:
+        UserError: the tracking store cannot be used.
+    """
+    if not is_there(uri):
+        return []
+    check_tracking(uri)
+    found = patiently(lambda: connect(uri).search_registered_models("name LIKE 'raytrain-%'"))
+    return sorted(model.name for model in found)
+
+
+def version_rows(uri: str, name: str) -> list[dict[str, str]]:
+    """Return one row of text for each version of a registered model, by column."""
+    aliases: dict[int, list[str]] = {}
+    for alias, number in _aliases(uri, name).items():
+        aliases.setdefault(number, []).append(alias)
+    rows = []
+    for version in versions(uri, name):
+        tags: dict[str, Any] = dict(version.tags)
+        metrics = json.loads(tags.get(_FIGURES, "{}"))
+        shown = [f"{metrics[key]:.{digits}f}" if key in metrics else "" for key, digits in _SHOWN.items()]
+        rows.append(
+            {
+                "version": str(version.version),
+                "alias": ", ".join(sorted(aliases.get(int(version.version), []))),
+                **dict(zip(("bits/byte", "KL", "active"), shown, strict=True)),
+                "measured on": tags.get(_METRIC, ""),
+                "corpus": tags.get(_CORPUS, "")[:12],
+                "verified": tags.get(_VERIFIED, "no"),
+                "run": str(version.run_id or "")[:12],
+            }
+        )
+    return rows

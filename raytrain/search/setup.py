@@ -94,10 +94,8 @@ def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: tuple[W
     """Return the plan of a request: everything that decides which trials the search has."""
     options, space = request.options, request.space
     budget, algorithm = space.budget(options.budget), options.algorithm or space.algorithm
-    if algorithm == "grid":
-        default = len(grid(space, budget)) + len(warm_starts)
-    else:
-        default = max(NUM_SAMPLES, len(warm_starts))
+    points = len(grid(space, budget)) if algorithm == "grid" else 0
+    default = points + len(warm_starts) if points else max(NUM_SAMPLES, len(warm_starts))
     return Plan(
         space=space,
         bases=request.bases,

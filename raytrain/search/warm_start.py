@@ -33,7 +33,7 @@ ROUNDS = 3
 
 
 def read_warm_starts(references: Sequence[str], bases: dict[ModelName, RunConfig[Any]]) -> tuple[WarmStart, ...]:
-    """The configs that ``--start-from`` names, each made to fit the search: see ``FROM_THE_SEARCH``.
+    """The configs that ``--warm-start`` names, each made to fit the search: see ``FROM_THE_SEARCH``.
 
     Raises:
         UserError: there is no such thing, it is of a model that is not searched, or it cannot be trained so.
@@ -45,18 +45,18 @@ def _fitted(reference: str, bases: dict[ModelName, RunConfig[Any]]) -> RunConfig
     found = read_config(Path(reference)) if reference.endswith(".json") else _config_of(reference)
     base = bases.get(found.model_name)
     if base is None:
-        raise UserError(f"--start-from {reference} is a config of {found.model_name}; searched: {', '.join(bases)}")
+        raise UserError(f"--warm-start {reference} is a config of {found.model_name}; searched: {', '.join(bases)}")
     try:
         return dataclasses.replace(found, **{name: getattr(base, name) for name in FROM_THE_SEARCH})
     except ValueError as error:
-        raise UserError(f"--start-from {reference}: {error}") from None
+        raise UserError(f"--warm-start {reference}: {error}") from None
 
 
 def _config_of(reference: str) -> RunConfig[Any]:
     try:
         return from_dict(resolve(reference).stored.config)
     except UserError as error:
-        raise UserError(f"--start-from: {error}") from None
+        raise UserError(f"--warm-start: {error}") from None
 
 
 def express(

@@ -95,7 +95,7 @@ def _save(folder: Path, created: Any, run: Run, checkpoint: Path, length: int) -
         params=ParamSchema(
             [
                 ParamSpec("task", "string", "sample"),
-                ParamSpec("num_samples", "long", 1),
+                ParamSpec("num_texts", "long", 1),
                 ParamSpec("temperature", "double", 1.0),
                 ParamSpec("top_p", "double", 1.0),
                 ParamSpec("max_length", "long", length),
@@ -114,7 +114,7 @@ def _save(folder: Path, created: Any, run: Run, checkpoint: Path, length: int) -
         python_model=str(_source("raytrain.runs.pyfunc_model")),
         artifacts={"checkpoint": str(checkpoint)},
         signature=signature,
-        input_example=([""], {"task": "sample", "num_samples": 3, "temperature": 0.8, "top_p": 0.95, "seed": 1}),
+        input_example=([""], {"task": "sample", "num_texts": 3, "temperature": 0.8, "top_p": 0.95, "seed": 1}),
         pip_requirements=[f"{package}=={_public_version(package)}" for package in PACKAGES],
         code_paths=[str(_source("raytrain").parent)],
     )

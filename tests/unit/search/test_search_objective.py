@@ -515,7 +515,7 @@ def test_a_config_that_cannot_join_is_one_line(tmp_path: Path, content: str | No
     with pytest.raises(UserError, match=words) as caught:
         read_warm_starts([str(file)], {"hybrid": tiny_config("hybrid")})
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"--start-from: .*does not exist"):
+    with pytest.raises(UserError, match=r"--warm-start: .*does not exist"):
         read_warm_starts([str(tmp_path / "nowhere")], {"hybrid": tiny_config("hybrid")})
 
 
@@ -671,17 +671,20 @@ def test_an_interrupted_trial_is_not_told_to_optuna(corpus: Corpus, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["hybrid", "--objective", "kl"], "--objective is 'kl': must be one of bound, nll, pareto"),
+        (["hybrid", "--search-objective", "kl"], "--search-objective is 'kl': must be one of bound, nll, pareto"),
         (["hybrid", "--min-kl", "-1"], "--min-kl is -1: give nats of at least 0"),
         (["hybrid", "--min-kl", "nan"], "--min-kl is nan: give nats of at least 0"),
         (["byte_lstm", "--min-kl", "2"], "--min-kl 2: byte_lstm has no latent code, so its KL is 0"),
-        (["byte_lstm", "--objective", "pareto"], "--objective pareto: byte_lstm has no latent code, so its KL is 0"),
         (
-            ["hybrid", "--start-from", "a.json", "b.json", "--num-samples", "1"],
-            "the 2 of --start-from count among them",
+            ["byte_lstm", "--search-objective", "pareto"],
+            "--search-objective pareto: byte_lstm has no latent code, so its KL is 0",
         ),
-        (["hybrid", "--data", "text.txt", "--start-from", "a.json"], "cannot read the config a.json"),
-        (["hybrid", "--data", "text.txt", "--start-from", "gone"], "--start-from: "),
+        (
+            ["hybrid", "--warm-start", "a.json", "b.json", "--num-samples", "1"],
+            "the 2 of --warm-start count among them",
+        ),
+        (["hybrid", "--data", "text.txt", "--warm-start", "a.json"], "cannot read the config a.json"),
+        (["hybrid", "--data", "text.txt", "--warm-start", "gone"], "--warm-start: "),
     ],
 )
 def test_a_mistake_in_what_is_looked_for_is_one_line(
@@ -705,7 +708,7 @@ def test_a_mistake_in_what_is_built_upon_is_one_line(
 
 
 def test_what_is_looked_for_and_the_fields_of_the_objective_are_told_apart() -> None:
-    arguments = ["--objective", "pareto", "--objective.alpha", "0.3", "--min-kl", "2", "--start-from", "a", "b"]
+    arguments = ["--search-objective", "pareto", "--objective.alpha", "0.3", "--min-kl", "2", "--warm-start", "a", "b"]
     options, config = parse_fields("raytrain.tune", SearchOptions(), tiny_config("hybrid"), arguments)
     assert (options.objective, options.min_kl, options.warm_start) == ("pareto", 2.0, ("a", "b"))
     assert config.objective.alpha == 0.3
