@@ -26,7 +26,7 @@ import ray
 from ray import tune as ray_tune
 from ray.cluster_utils import Cluster
 
-from raytrain import tune
+import raytrain.tune as tune
 from raytrain.metrics import FIGURES
 from raytrain.runs.records import OUTCOME
 from raytrain.runs.trials import Trial

@@ -8,7 +8,9 @@ from random import Random
 from typing import Any
 from unittest import mock
 
-from raytrain import evaluate, registry, report, sample, train, tune
+import raytrain.train as train
+import raytrain.tune as tune
+from raytrain import evaluate, registry, report, sample
 from raytrain.bench import __main__ as bench_command
 from raytrain.cluster import __main__ as cluster_command
 from raytrain.cluster import spot

@@ -19,7 +19,7 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytrain import tune
+import raytrain.tune as tune
 from raytrain.bench import __main__ as bench
 from raytrain.bench.options import parse_command
 from raytrain.cluster.resources import HEAD_MEMORY_PER_TRIAL, UNLIMITED, Cluster
@@ -170,7 +170,7 @@ from unittest.mock import DEFAULT
 import ray
 from ray._private.worker import global_worker
 from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
-from raytrain import tune
+import raytrain.tune as tune
 
 ray.init(address="local", num_cpus=0, include_dashboard=False)
 sys.argv[1:] = "hybrid --data text.txt --space space.py --dry-run --num-samples 128".split()
