@@ -29,7 +29,8 @@ LAYERS: list[list[tuple[str, str, str]]] = [
         ("tracking", "MLflow", BLUE),
         ("cluster", "what fits, what is taken", BLUE),
     ],
-    [("config", "schema, models, presets, schedules", BLUE), ("storage", "a folder or an S3 prefix", BLUE)],
+    [("storage", "a folder or an S3 prefix", BLUE)],
+    [("config", "schema, models, presets, schedules, command lines", BLUE)],
     [("utils", "errors, validation, files, text, retry", BLUE), ("metrics", "names, labels, search objective", BLUE)],
 ]
 """From top to bottom: name, content and colour of each package. A package imports only from the rows below its own."""

@@ -24,11 +24,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# the only lines that know where the config lives
-from raytrain import config as models
-from raytrain import config as schema
-from raytrain import presets
-from raytrain.errors import UserError
+# these lines and MODELS are all that knows where the config lives
+from raytrain.config import models, presets, schema
+from raytrain.utils.errors import UserError
 
 MODELS: dict[Any, type] = {**models.MODEL_CONFIGS}
 """Model name -> the dataclass of its sizes."""
