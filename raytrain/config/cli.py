@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_type_hints
 
@@ -141,7 +142,7 @@ def show_plainly(options: type) -> None:
         if not dataclasses.is_dataclass(owner):
             continue
         hints = get_type_hints(owner, include_extras=True)
-        for name in owner.__dict__.get("__annotations__", {}):
+        for name in inspect.get_annotations(owner):
             kinds = [kind for kind in get_args(hints[name]) if kind not in (type(None), ...)]
             optional, several = type(None) in get_args(hints[name]), ... in get_args(hints[name])
             if len(kinds) != 1 or not (optional or (several and getattr(owner, name, None) == ())):

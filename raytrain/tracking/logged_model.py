@@ -15,7 +15,7 @@ from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
-from raytrain.tracking.client import connect, patiently
+from raytrain.tracking.client import connect, retry_tracking
 from raytrain.tracking.runs import DESCRIPTION, MAX_TAG, Run, flat
 from raytrain.utils.errors import UserError
 
@@ -65,22 +65,22 @@ def log_model(
         folder = Path(scratch) / "model"
         _save(folder, created, run, checkpoint, length)
         (folder / "README.md").write_text(card)
-        patiently(lambda: client.log_model_artifacts(created.model_id, str(folder)))
-    patiently(lambda: client.log_outputs(run.run_id, [LoggedModelOutput(created.model_id, step)]))
+        retry_tracking(lambda: client.log_model_artifacts(created.model_id, str(folder)))
+    retry_tracking(lambda: client.log_outputs(run.run_id, [LoggedModelOutput(created.model_id, step)]))
     _log_figures(run, created.model_id, figures, step)
-    patiently(lambda: client.finalize_logged_model(created.model_id, LoggedModelStatus.READY))
+    retry_tracking(lambda: client.finalize_logged_model(created.model_id, LoggedModelStatus.READY))
     return str(created.model_id)
 
 
 def _find(run: Run, name: str, digest: str) -> str | None:
     """The run's finished model of this checkpoint; unfinished ones are deleted."""
     client = connect(run.uri)
-    found = patiently(
+    found = retry_tracking(
         lambda: client.search_logged_models([run.experiment_id], f"source_run_id = '{run.run_id}' AND name = '{name}'")
     )
     for model in found:
         if model.status != "READY":
-            patiently(lambda model=model: client.delete_logged_model(model.model_id))  # type: ignore[misc]
+            retry_tracking(lambda model=model: client.delete_logged_model(model.model_id))  # type: ignore[misc]
         elif model.tags.get(CHECKPOINT_TAG) == digest:
             return str(model.model_id)
     return None
@@ -141,7 +141,7 @@ def _log_figures(run: Run, model_id: str, figures: dict[str, float], step: int) 
     metrics = [
         Metric(key, value, run.created_ms, step, model_id=model_id, run_id=run.run_id) for key, value in figures.items()
     ]
-    patiently(lambda: client.log_batch(run.run_id, metrics=metrics))
+    retry_tracking(lambda: client.log_batch(run.run_id, metrics=metrics))
 
 
 def logged_model(version: ModelVersion) -> str:
