@@ -74,7 +74,7 @@ def main() -> None:
     output = output_file(options)
 
     from raytrain.analysis.evaluation import Task
-    from raytrain.analysis.evaluation_table import summary
+    from raytrain.analysis.tables import evaluation_summary
     from raytrain.data.cache import address, publish
     from raytrain.runs.references import from_checkpoint, resolve
     from raytrain.runs.workspace import corpus_of
@@ -103,11 +103,11 @@ def main() -> None:
         "corpus": {"name": corpus.name, "digest": corpus.digest},
         "split": options.split,
         "over_long_left_out": batches.samples.too_long,
-        "measures": totals.measures(),
+        "metrics": totals.metrics(model),
         "texts": measure_texts(options, model, corpus, batches),
         "seconds": time.perf_counter() - began,
     }
-    print(summary(result), end="")
+    print(evaluation_summary(result), end="")
     output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
     print(f"written: {output}")
     if options.log_to_mlflow and found.run is not None:
@@ -209,7 +209,7 @@ def measure_texts(
 
 
 def log_result(run: Run, result: dict[str, Any]) -> None:
-    """Log every single figure as a metric at the checkpoint's step, and all of the result as a JSON artifact."""
+    """Log every single number as a metric at the checkpoint's step, and all of the result as a JSON artifact."""
     from mlflow.entities import Metric
 
     from raytrain.tracking.client import connect, patiently
@@ -220,21 +220,21 @@ def log_result(run: Run, result: dict[str, Any]) -> None:
     corpus, step = result["corpus"], result["step"]
     same = trained_on in (None, corpus["digest"])
     now_ms = time.time_ns() // 1_000_000
-    figures = metric_values(result, prefix="" if same else f"{corpus['name']}/")
-    metrics = [Metric(key, value, now_ms, step) for key, value in figures.items()]
+    values = metric_values(result, prefix="" if same else f"{corpus['name']}/")
+    metrics = [Metric(key, value, now_ms, step) for key, value in values.items()]
     patiently(lambda: client.log_batch(run.run_id, metrics=metrics))
     where = "" if same else f"-{corpus['name']}"
     run.log_dict(result, f"evaluation/{result['split']}{where}-step-{step:08d}.json")
 
 
 def metric_values(result: dict[str, Any], prefix: str) -> dict[str, float]:
-    """The figures that are single numbers, by their MLflow names: ``test/bound``, ``samples/self_bleu``.
+    """Return the metrics that are single numbers, by their MLflow names: ``test/bound``, ``samples/self_bleu``.
 
     ``train`` and ``valid`` are the training loop's own names, of other samples: theirs become
     ``evaluation/valid/bound``. ``prefix`` goes before all that is of another corpus than the one of training.
     """
     split = result["split"] if result["split"] == "test" else f"evaluation/{result['split']}"
-    groups = {split: result["measures"]}
+    groups = {split: result["metrics"]}
     if result["texts"] is not None:
         groups |= {"samples": result["texts"]["model"], f"{split}/texts": result["texts"]["split"]}
     return {

@@ -16,7 +16,8 @@ import sys
 from typing import Any
 
 from raytrain.config.cli import OneLineParser
-from raytrain.search.registry import _CORPUS, _FIGURES, _METRIC, _VERIFIED, _aliases, promote, rollback, versions
+from raytrain.metrics import shown_metrics
+from raytrain.search.registry import _CORPUS, _METRIC, _METRICS, _VERIFIED, _aliases, promote, rollback, versions
 from raytrain.tracking.client import check_tracking, connect, patiently, tracking_uri
 from raytrain.utils.errors import UserError, run_command
 
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     """List the registered models, or move the alias by hand."""
     parser = OneLineParser(prog="python -m raytrain.registry", description="Registered models and their champions.")
     commands = parser.add_subparsers(dest="command", required=True)
-    show = commands.add_parser("list", help="versions with their figures and aliases")
+    show = commands.add_parser("list", help="versions with their metrics and aliases")
     show.add_argument("name", nargs="?", help="registered model; all of raytrain's if it is left out")
     choose = commands.add_parser("promote", help="make a version champion")
     choose.add_argument("name")
@@ -70,24 +71,24 @@ def _print_versions(uri: str, name: str) -> None:
     for alias, number in _aliases(uri, name).items():
         aliases.setdefault(number, []).append(alias)
     shown = Table(title=name, title_justify="left")
-    for column in ("version", "alias", "bits/byte", "KL", "active", "measured on", "corpus", "verified", "run"):
+    known = versions(uri, name)
+    metrics = {version.version: json.loads(version.tags.get(_METRICS, "{}")) for version in known}
+    columns = shown_metrics(metrics.values())
+    labels = (metric.label for metric in columns)
+    for column in ("version", "alias", *labels, "measured on", "corpus", "verified", "run"):
         shown.add_column(column, overflow="fold")
-    for version in versions(uri, name):
+    for version in known:
         tags: dict[str, Any] = dict(version.tags)
-        figures = json.loads(tags.get(_FIGURES, "{}"))
         shown.add_row(
             str(version.version),
             ", ".join(sorted(aliases.get(int(version.version), []))),
-            *(f"{figures[key]:.{digits}f}" if key in figures else "" for key, digits in _SHOWN.items()),
+            *(metric.format(metrics[version.version]) for metric in columns),
             tags.get(_METRIC, ""),
             tags.get(_CORPUS, "")[:12],
             tags.get(_VERIFIED, "no"),
             str(version.run_id or "")[:12],
         )
     Console(width=None if sys.stdout.isatty() else 160).print(shown)
-
-
-_SHOWN = {"bits_per_byte": 3, "kl": 2, "active_units": 0}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import optuna
 from optuna.trial import TrialState
 
 from raytrain.config.schema import RunConfig, from_dict, to_dict
-from raytrain.metrics import FIGURES, METRIC, SearchObjective, front
+from raytrain.metrics import METRIC, REQUIRED_METRICS, SearchObjective
 from raytrain.storage.base import Storage, StorageError, checked_key, patiently
 from raytrain.utils.errors import UserError
 from raytrain.utils.validation import parse_json, validate_fields, validate_type
@@ -50,7 +50,7 @@ class Trial:
     """Why it ended before its last step."""
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
-    """The figures of its best evaluation."""
+    """The metrics of its best evaluation."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Its evaluations as Tune got them: step, metric and, where it could be stopped, the rung's step."""
     seconds: float = 0.0
@@ -70,8 +70,12 @@ class Trial:
     def ended(self) -> bool:
         return self.status in ENDED
 
+    def point(self) -> tuple[float, float]:
+        """Return the negative ELBO and the KL of its best evaluation, NaN where it has none."""
+        return self.best.get(METRIC, math.nan), self.best.get("kl", math.nan)
+
     def to_json(self) -> bytes:
-        """The record; figures that are not finite are kept as text."""
+        """Return the record. Metrics that are not finite are kept as text."""
         values = {**vars(self), "config": to_dict(self.config)}
         return json.dumps(_encoded(values), indent=1).encode()
 
@@ -142,7 +146,7 @@ def _check(trial: Trial) -> None:
         if number < 0:
             raise ValueError(f"{name} is {number}")
     checked_key(trial.identity)
-    if trial.best and (missing := set(FIGURES) - trial.best.keys()):
+    if trial.best and (missing := set(REQUIRED_METRICS) - trial.best.keys()):
         raise ValueError(f"best has no {min(missing)}")
     validate_type(trial.run.get("run_id", ""), str, "run.run_id")
     for entry in trial.history:
@@ -242,16 +246,10 @@ class TrialStore:
 
 
 def rank(trials: list[Trial], search_objective: SearchObjective) -> list[Trial]:
-    """The trials from best to worst; those without figures last."""
+    """Return the trials from best to worst, those without metrics last."""
     return sorted(trials, key=lambda trial: search_objective.score(trial.best))
 
 
 def winner(trials: list[Trial], search_objective: SearchObjective) -> Trial | None:
     """The best of those that may win, if there is one."""
-    return next((trial for trial in rank(trials, search_objective) if search_objective.reached(trial.best)), None)
-
-
-def pareto_front(trials: list[Trial]) -> list[Trial]:
-    """The trials that no other beats in both a lower bound and a larger KL, by rising bound."""
-    usable = [trial for trial in trials if math.isfinite(trial.best.get(METRIC, math.nan))]
-    return [usable[index] for index in front([(trial.best[METRIC], trial.best["kl"]) for trial in usable])]
+    return next((trial for trial in rank(trials, search_objective) if search_objective.may_win(trial.best)), None)

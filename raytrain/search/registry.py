@@ -49,7 +49,7 @@ _SINCE = "raytrain.champion_since"
 _DECIDED = "raytrain.decided"
 """On the registered model: the version that was made champion by hand, and the newest that there was then. Those up
 to the newest do not become champion again by themselves."""
-_FIGURES = "raytrain.figures"
+_METRICS = "raytrain.metrics"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def register_and_compete(
     stored: Checkpoint,
     corpus: Corpus,
     read_score: Score,
-    figures: dict[str, float],
+    metrics: dict[str, float],
     card: str,
 ) -> tuple[str, int, str]:
     """Register the run's MLflow model, verify it, and let it compete; doing it again gives the same version.
@@ -98,7 +98,7 @@ def register_and_compete(
     name = registered_name(stored.config["model"]["name"])
     _make_registered(run.uri, name)
     tags = {MODEL_ID: model_id, _CORPUS: read_score.corpus, _METRIC: read_score.metric, _VALUE: repr(read_score.value)}
-    tags |= {_FIGURES: json.dumps(figures)}
+    tags |= {_METRICS: json.dumps(metrics)}
 
     def find_or_create() -> int:
         found = _find_version(run.uri, name, model_id)

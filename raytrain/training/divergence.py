@@ -63,11 +63,11 @@ class SkippedSteps:
         return total
 
 
-def check_finite(what: str, figures: dict[str, float], step: int) -> None:
+def check_finite(what: str, metrics: dict[str, float], step: int) -> None:
     """End a run that has diverged.
 
     Raises:
         DivergedError: a figure is not finite.
     """
-    if not all(math.isfinite(value) for value in figures.values()):
+    if not all(math.isfinite(value) for value in metrics.values()):
         raise DivergedError(f"the {what} not finite at step {step}: {_ADVICE}")

@@ -44,21 +44,21 @@ def unigram_bits(corpus: Corpus, sampling: str) -> float:
     return float(-(symbols * np.log2(symbols / symbols.sum())).sum() / text_bytes)
 
 
-def why_early_stopped(config: RunConfig[Any], step: int, figures: dict[str, float], limit: float) -> str | None:
-    """Why a trial with these validation figures at ``step`` is hopeless, ``None`` if it is not.
+def why_early_stopped(config: RunConfig[Any], step: int, metrics: dict[str, float], limit: float) -> str | None:
+    """Why a trial with these validation metrics at ``step`` is hopeless, ``None`` if it is not.
 
     It is when it is still 5% worse than ``limit``, the ``unigram_bits`` of its corpus, after an eighth of its steps
     (and 200 steps at least). While the KL weight is on its way, and for as long again after it has its final value,
     the reconstruction alone is judged: a code that costs nothing yet may be as large as it likes, and takes a while to
-    become cheap. From then on it is the bound. A trial whose figures are not finite has diverged: the loop itself ends
+    become cheap. From then on it is the bound. A trial whose metrics are not finite has diverged: the loop itself ends
     it, however early.
     """
     patience = max(FEWEST_STEPS, math.ceil(config.steps / PATIENCE))
     if step < patience:
         return None
-    bits, name = figures["bits_per_byte"], "bound"
+    bits, name = metrics["bits_per_byte"], "bound"
     if step < annealing_end(config.objective, config.steps) + patience:
-        bits, name = bits * figures["reconstruction"] / figures["bound"], "reconstruction"
+        bits, name = bits * metrics["reconstruction"] / metrics["bound"], "reconstruction"
     if bits <= MARGIN * limit:
         return None
     return (

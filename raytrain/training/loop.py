@@ -42,7 +42,7 @@ class Outcome:
     best_step: int
     """The evaluated step with the best score."""
     best: dict[str, float]
-    """Its validation figures."""
+    """Its validation metrics."""
     precision: str
     """The compute type that was chosen."""
     device: str
@@ -59,7 +59,7 @@ def train(
     Raises:
         UserError: more workers than sample groups, a corpus shorter than one sample, or checkpoints of another run.
         DivergedError: on all workers: too many steps in a row were skipped for a loss or gradients that are not finite,
-            or a validation figure or the state to be saved is not finite.
+            or a validation metric or the state to be saved is not finite.
         StorageError: the store stayed away for longer than ``CheckpointWriter`` tries again.
         PreemptedError: a worker's machine is about to go; the newest checkpoint has all steps that were done.
     """
@@ -92,11 +92,11 @@ def train(
             # ------------------------------------------------------------------------------------ log
             metrics: dict[str, float] = {}
             if logs:
-                figures = trainer.figures(batch, terms) | {"gradient_norm": norm.item()}
+                of_batch = trainer.batch_metrics(batch, terms) | {"gradient_norm": norm.item()}
                 # those of a skipped step are left out where they are not finite: MLflow makes 1.8e308 of an infinity
                 metrics |= {
                     f"train/{name}": value
-                    for name, value in figures.items()
+                    for name, value in of_batch.items()
                     if name != "active_units" and math.isfinite(value)
                 }
                 metrics |= {
@@ -112,7 +112,7 @@ def train(
                 with throughput.paused():
                     evaluation = trainer.evaluate(draws)
                 # before it is saved: a checkpoint of it would help nobody
-                check_finite("validation figures are", evaluation, step)
+                check_finite("validation metrics are", evaluation, step)
                 metrics |= {f"valid/{name}": value for name, value in evaluation.items()}
                 if not best or evaluation[score] < best[score]:
                     best_step, best = step, evaluation

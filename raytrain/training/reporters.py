@@ -28,7 +28,7 @@ class Reporter(Protocol):
         """After a resume, before the first ``log``: what the checkpoint kept; called on rank 0 only."""
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
-        """The validation figures of a step; called on every rank."""
+        """The validation metrics of a step; called on every rank."""
 
     def notice(self) -> bool:
         """Whether this worker's machine is about to be taken away; called on every rank about every two seconds."""

@@ -16,6 +16,7 @@ from raytrain.config.schedules import kl_weight, learning_rate
 from raytrain.config.schema import RunConfig
 from raytrain.data.batches import Batch, EvaluationBatches, TrainingBatches, rank_groups
 from raytrain.data.corpus import Corpus
+from raytrain.metrics import computed_metrics
 from raytrain.models import Model, build
 from raytrain.models.layers import GroupBatchNorm, Terms, synchronise_statistics
 from raytrain.models.likelihood import estimate_likelihood
@@ -116,32 +117,35 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, draws: int = 0) -> dict[str, float]:
-        """Figures of the full bound on the validation samples (KL weight 1, no dropout, fixed noise).
+        """Return the metrics of the validation samples (KL weight 1, no dropout, fixed noise).
 
         With ``draws`` of z also the importance-weighted estimate of the likelihood, in nats per sample and bits per
-        byte. The noise of every figure follows from the samples alone.
+        byte. The noise of every metric follows from the samples alone. Metrics that are registered with a function come
+        last: see ``raytrain.metrics.Metric``.
         """
         self.network.eval()
         totals = BoundTotals(self.model.latent, self.world.device)
         for batch in self.valid_batches.batches(self.world.rank, self.world.size):
             totals.add(self.forward(self.model, batch, EVALUATION_SEED, 0, 0.0), batch.text_bytes)
-        figures = self.reduce(totals).metrics()
-        return figures | self.likelihood(figures, draws) if draws else figures
+        metrics = self.reduce(totals).metrics()
+        if draws:
+            metrics |= self.likelihood(metrics, draws)
+        return metrics | computed_metrics(self.model, metrics)
 
-    def likelihood(self, figures: dict[str, float], draws: int) -> dict[str, float]:
+    def likelihood(self, metrics: dict[str, float], draws: int) -> dict[str, float]:
         """The importance-weighted estimate; of a model without z it is the bound."""
         if self.model.latent == 0:
-            return {"nll": figures["bound"], "nll_bits_per_byte": figures["bits_per_byte"]}
+            return {"nll": metrics["bound"], "nll_bits_per_byte": metrics["bits_per_byte"]}
         batches = self.valid_batches.batches(self.world.rank, self.world.size)
         with self.autocast():
             sums = estimate_likelihood(self.model, batches, self.config.group_size, draws)
         if self.world.size > 1:
             dist.all_reduce(sums)
         nats = float(sums[0] / sums[1])
-        return {"nll": nats, "nll_bits_per_byte": figures["bits_per_byte"] * nats / figures["bound"]}
+        return {"nll": nats, "nll_bits_per_byte": metrics["bits_per_byte"] * nats / metrics["bound"]}
 
-    def figures(self, batch: Batch, terms: Terms) -> dict[str, float]:
-        """Figures of a training batch over all ranks."""
+    def batch_metrics(self, batch: Batch, terms: Terms) -> dict[str, float]:
+        """Return the metrics of a training batch over all ranks."""
         totals = BoundTotals(self.model.latent, self.world.device)
         totals.add(terms, batch.text_bytes)
         return self.reduce(totals).metrics()

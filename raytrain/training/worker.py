@@ -138,7 +138,7 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
         trained = train(config, open_anywhere(job.corpus), world, storage.child(CHECKPOINTS), report, job.draws)
         outcome: dict[str, Any] = asdict(trained)
     except (FloatingPointError, EarlyStoppedError) as error:
-        outcome = {"early_stopped": str(error)}  # of the same figures on every worker
+        outcome = {"early_stopped": str(error)}  # of the same metrics on every worker
         if isinstance(error, DivergedError):
             outcome["last_good"] = error.last_good
     except PERMANENT_ERRORS as error:
@@ -235,7 +235,7 @@ class RayReporter:
             self.writer.flush(self.FLUSH_S)
         self.send({"step": step, **metrics} | ({RUNG: step} if comparable else {}))
         if early_stopped is not None:
-            raise EarlyStoppedError(early_stopped)  # on every rank: all have the same figures
+            raise EarlyStoppedError(early_stopped)  # on every rank: all have the same metrics
 
     @cached_property
     def own_node(self) -> OwnNode:

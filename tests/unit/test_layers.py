@@ -6,7 +6,6 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-
 import raytrain
 
 ROOT = Path(raytrain.__file__).parent

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raytrain.metrics import FIGURES, METRIC, SearchObjective
+from raytrain.metrics import METRIC, REQUIRED_METRICS, SearchObjective
 from raytrain.runs.trials import RECORD, TRIALS, Trial, TrialStore, rank
 from raytrain.search.finish import table, write_table
 from raytrain.storage import base as storage_module
@@ -34,7 +34,7 @@ def a_trial(number: int = 0, **changes: Any) -> Trial:
 
 def reached(value: float) -> dict[str, float]:
     """The figures of an evaluation with this metric."""
-    return {**dict.fromkeys(FIGURES, 1.0), METRIC: value}
+    return {**dict.fromkeys(REQUIRED_METRICS, 1.0), METRIC: value}
 
 
 def same(first: Any, second: Any) -> bool:
@@ -61,7 +61,7 @@ DRAWN = st.dictionaries(NAMES, st.floats(), max_size=4)
     params=st.dictionaries(NAMES, VALUES, max_size=4),
     distributions=st.dictionaries(NAMES, st.text(max_size=8), max_size=4),
     fields=st.dictionaries(NAMES, VALUES | st.lists(VALUES, max_size=3), max_size=4),
-    best=st.just({}) | DRAWN.map(lambda more: {**dict.fromkeys(FIGURES, math.nan), **more}),
+    best=st.just({}) | DRAWN.map(lambda more: {**dict.fromkeys(REQUIRED_METRICS, math.nan), **more}),
     history=st.lists(DRAWN.map(lambda more: {**more, "step": 3}), max_size=4),
     seconds=st.floats(0, 1e9),
     status=st.sampled_from(["waiting", "running", "interrupted", "finished", "stopped", "failed"]),

@@ -19,17 +19,17 @@ from hypothesis import strategies as st
 from ray.tune.schedulers import TrialScheduler
 
 from raytrain.analysis import evaluation
-from raytrain.analysis.tables import summary
+from raytrain.analysis.tables import search_summary
 from raytrain.config.cli import parse_fields
 from raytrain.config.presets import preset
 from raytrain.config.schema import ObjectiveConfig, RunConfig, override, to_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus, CorpusWriter
-from raytrain.metrics import INFEASIBLE_PENALTY, LIKELIHOOD, METRIC, RUNG, SearchObjective, front
+from raytrain.metrics import INFEASIBLE_PENALTY, LIKELIHOOD, METRIC, RUNG, SearchObjective, pareto_front
 from raytrain.runs import checkpoint
 from raytrain.runs.records import PLAN, search_objective_of
-from raytrain.runs.trials import Trial, TrialStore, pareto_front, rank, winner
+from raytrain.runs.trials import Trial, TrialStore, rank, winner
 from raytrain.runs.workspace import Workspace
 from raytrain.search.algorithms import Halving, make_study
 from raytrain.search.finish import table
@@ -152,7 +152,7 @@ def test_validation_figures_that_are_not_finite_end_the_run_and_leave_the_best_c
 
     monkeypatch.setattr(loop_module.Trainer, "evaluate", evaluate)
     recorder = Recorder()
-    with pytest.raises(FloatingPointError, match="validation figures are not finite at step 30"):
+    with pytest.raises(FloatingPointError, match="validation metrics are not finite at step 30"):
         train(config, corpus, World(), open_storage(tmp_path), recorder)
     assert len(evaluations) == 3
     best = checkpoint.best(open_storage(tmp_path))
@@ -166,7 +166,7 @@ def test_validation_figures_that_are_not_finite_end_the_run_and_leave_the_best_c
 def weighted(config: RunConfig[Any], corpus: Corpus, trainer: Trainer, draws: int) -> float:
     batches = EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples)
     totals = evaluation.evaluate(trainer.model.eval(), batches, draws)
-    return float(totals.measures()["importance_weighted"])
+    return float(totals.metrics()["importance_weighted"])
 
 
 @pytest.mark.parametrize("model", ["hybrid", "lstm_vae"])
@@ -265,7 +265,7 @@ def test_without_the_kl_that_is_asked_for_no_trial_wins() -> None:
 
 
 def test_a_kl_that_rounding_made_negative_is_no_lack() -> None:
-    assert SearchObjective().reached(figures(2.0, -1e-9))
+    assert SearchObjective().may_win(figures(2.0, -1e-9))
 
 
 def test_the_likelihood_is_compared_where_it_is_looked_for() -> None:
@@ -283,32 +283,32 @@ def test_the_front_is_what_no_point_beats(points: list[tuple[float, float]]) -> 
     def beaten(point: tuple[float, float]) -> bool:
         return any(other != point and other[0] <= point[0] and other[1] >= point[1] for other in points)
 
-    found = front(points)
-    assert {points[index] for index in found} == {point for point in points if not beaten(point)}
-    assert len({points[index] for index in found}) == len(found)
-    assert [points[index][0] for index in found] == sorted(points[index][0] for index in found)
+    found = pareto_front([*points, (math.nan, 9.0), (-9.0, math.inf)], lambda point: point)
+    assert set(found) == {point for point in points if not beaten(point)}
+    assert len(set(found)) == len(found)
+    assert [bound for bound, _ in found] == sorted(bound for bound, _ in found)
 
 
 def test_the_winner_of_a_front_is_its_lowest_bound_with_enough_kl() -> None:
-    assert numbers(pareto_front(SOME)) == [0, 2, 1, 5]
+    assert numbers(pareto_front(SOME, Trial.point)) == [0, 2, 1, 5]
     for least, expected in ((0.0, 0), (1.0, 2), (2.0, 1), (4.0, 5)):
         best = winner(SOME, SearchObjective("pareto", least))
         assert best is not None
         assert best.number == expected
-        assert best in pareto_front(SOME)
+        assert best in pareto_front(SOME, Trial.point)
 
 
 def test_the_summary_says_who_cannot_win_and_shows_the_front() -> None:
-    text = summary(SOME, SearchObjective("pareto", 1.8))
+    text = search_summary(SOME, SearchObjective("pareto", 1.8))
     assert "KL of at least 1.8 nats" in text
-    assert "the front: no trial beats these" in text
-    assert "no winners, since their KL is below 1.8 nats: 000, 002" in text
+    assert "Pareto front: no trial beats these" in text
+    assert "cannot win, since their KL is below 1.8 nats: 000, 002" in text
     assert "collapsed" not in text
-    plain = summary(SOME, SearchObjective())
-    assert "the front" not in plain
-    assert "no winners" not in plain
+    plain = search_summary(SOME, SearchObjective())
+    assert "Pareto front" not in plain
+    assert "cannot win" not in plain
     assert "warning: the best trial's posterior has collapsed (KL 0.010 nats)" in plain
-    marked = summary([replace(SOME[1], origin="paper.json")], SearchObjective())
+    marked = search_summary([replace(SOME[1], origin="paper.json")], SearchObjective())
     assert "from paper.json" in marked
 
 
