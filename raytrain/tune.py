@@ -29,11 +29,12 @@ from raytrain.config.schema import RunConfig, override
 from raytrain.metrics import SearchObjective
 from raytrain.runs.records import PLAN, check_name
 from raytrain.runs.workspace import open_workspace, reopen_workspace
+from raytrain.search.algorithms import check_algorithms, resolve_algorithm, resolve_scheduler
 from raytrain.search.forecast import read_benchmark
 from raytrain.search.options import NUM_SAMPLES, WORKERS, SearchOptions
 from raytrain.search.plan import Plan, read_plan
 from raytrain.search.setup import admit, check_all, check_known, check_search_objective
-from raytrain.search.space import Space, check_space, grid, load_space
+from raytrain.search.space import GRID, Space, check_space, grid, load_space
 from raytrain.search.warm_start import read_warm_starts
 from raytrain.storage import open_storage_root
 from raytrain.training.checks import at_first
@@ -85,7 +86,8 @@ def new_search(arguments: list[str]) -> Search | None:
     """
     options, space, bases, size = read_command(arguments, has_gpus=False)
     check_options(options)
-    budget, algorithm = space.budget(options.budget), options.algorithm or space.algorithm
+    budget, algorithm = space.budget(options.budget), resolve_algorithm(options.algorithm, space)
+    scheduler = resolve_scheduler(options.scheduler, algorithm, options.objective)
     check_search_objective(SearchObjective(options.objective, options.min_kl), bases)
     points = check_space(space, bases, budget, algorithm, next(iter(bases.values())).seed)
     workspace = open_workspace(next(iter(bases.values())), options.storage, published=not options.dry_run)
@@ -103,14 +105,25 @@ def new_search(arguments: list[str]) -> Search | None:
         warm_starts = read_warm_starts(options.warm_start, bases)
     check_all([*points, *(start.config for start in warm_starts)], workspace, options.workers_per_trial)
     num_samples = options.num_samples or (
-        len(grid(space, budget)) + len(warm_starts) if algorithm == "grid" else max(NUM_SAMPLES, len(warm_starts))
+        len(grid(space, budget)) + len(warm_starts) if algorithm == GRID else max(NUM_SAMPLES, len(warm_starts))
     )
     first = next(iter(bases.values()))
     plan = Plan(
-        space, bases, budget, algorithm, workspace.corpus.digest, num_samples, first.seed,
-        {name: getattr(options, name) for name in WORKERS}, options.experiment, str(workspace.corpus.path),
-        options.objective, options.min_kl, warm_starts,
-    )  # fmt: skip
+        space=space,
+        bases=bases,
+        budget=budget,
+        algorithm=algorithm,
+        scheduler=scheduler,
+        corpus=workspace.corpus.digest,
+        num_samples=num_samples,
+        seed=first.seed,
+        workers={name: getattr(options, name) for name in WORKERS},
+        experiment=options.experiment,
+        corpus_path=str(workspace.corpus.path),
+        objective=options.objective,
+        min_kl=options.min_kl,
+        warm_starts=warm_starts,
+    )
     kind = first.model_name if len(bases) == 1 else space.name
     name = options.name or f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     check_known(name, plan, workspace)
@@ -185,6 +198,7 @@ def resumed_search(arguments: list[str]) -> Search | None:
     plan = read_plan(storage.child(looked.resume))
     if plan is None:
         raise UserError(f"--resume {looked.resume}: there is no such search in {storage.uri()}")
+    check_algorithms(plan)
     try:
         if unknown := plan.workers.keys() - set(WORKERS):
             raise ValueError(f"workers.{min(unknown)}")
@@ -201,7 +215,7 @@ def resumed_search(arguments: list[str]) -> Search | None:
     )
     options = parse_options("raytrain.tune", SearchOptions, arguments, default)
     check_options(options)
-    for option in ("space", "budget", "algorithm", "name", "objective", "min_kl", "start_from"):
+    for option in ("space", "budget", "algorithm", "scheduler", "name", "objective", "min_kl", "warm_start"):
         if getattr(options, option) != getattr(default, option):
             name = option.replace("_", "-")
             raise UserError(f"--resume {looked.resume} takes no --{name}: the search goes on as it was begun")

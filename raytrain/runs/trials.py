@@ -7,19 +7,13 @@ import logging
 import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
-
-import optuna
-from optuna.trial import TrialState
+from typing import Any, Literal
 
 from raytrain.config.schema import RunConfig, from_dict, to_dict
 from raytrain.metrics import METRIC, REQUIRED_METRICS, SearchObjective
 from raytrain.storage.base import Storage, StorageError, checked_key, patiently
 from raytrain.utils.errors import UserError
 from raytrain.utils.validation import parse_json, validate_fields, validate_type
-
-if TYPE_CHECKING:
-    import optuna
 
 Status = Literal["waiting", "running", "interrupted", "finished", "stopped", "early_stopped", "failed"]
 ENDED: tuple[Status, ...] = ("finished", "stopped", "early_stopped", "failed")
@@ -95,45 +89,6 @@ class Trial:
     def on_the_space(self) -> bool:
         """Whether it is a point of the search space: a config that a search starts from need not be."""
         return not self.origin or bool(self.distributions)
-
-    def told(self, search_objective: SearchObjective) -> tuple[optuna.trial.TrialState, list[float] | None]:
-        """What Optuna learns of a trial that has ended.
-
-        One that diverged before its first evaluation is pruned, which is worse than any value; one that failed
-        says nothing about its point.
-        """
-        if self.status != "failed" and math.isfinite(self.best.get(search_objective.metric, math.nan)):
-            return TrialState.COMPLETE, search_objective.values(self.best)
-        if (
-            self.status == "early_stopped" and search_objective.objective != "pareto"
-        ):  # Optuna prunes no trial with two values
-            return TrialState.PRUNED, None
-        return TrialState.FAIL, None
-
-    def known_to(self, study: optuna.Study, search_objective: SearchObjective) -> None:
-        """Tell Optuna of a trial that ended before the search was resumed.
-
-        Raises:
-            UserError: its record has no point that Optuna can have drawn.
-        """
-        if not self.on_the_space:
-            return
-        state, values = self.told(search_objective)
-        try:
-            kinds = {name: optuna.distributions.json_to_distribution(text) for name, text in self.distributions.items()}
-            one = len(search_objective.directions) == 1
-            point = optuna.trial.create_trial(
-                state=state,
-                params=self.params,
-                distributions=kinds,
-                values=values,
-                intermediate_values={entry["step"]: search_objective.score(entry) for entry in self.history}
-                if one
-                else None,
-            )
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"the record of trial {self.name} has no point of a search: {error}") from None
-        study.add_trial(point)
 
 
 def _check(trial: Trial) -> None:

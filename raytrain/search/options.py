@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from raytrain.config.workers import Device
 from raytrain.metrics import Objective
 from raytrain.runs.records import EXPERIMENT
-from raytrain.search.space import Algorithm
 
 NUM_SAMPLES = 8
 """Trials of a search that does not say how many."""
@@ -23,8 +22,11 @@ class SearchOptions:
     """Search space: a Python file, or a name in search_spaces/; by default that of the model."""
     budget: str | None = None
     """One of the space's budgets, where it has any; default its first."""
-    algorithm: Algorithm | None = None
-    """How points are chosen; default what the space says, otherwise tpe."""
+    algorithm: str | None = None
+    """How points are chosen: tpe, random, grid, or a registered one; default what the space says, otherwise tpe."""
+    scheduler: str | None = None
+    """Which trials are stopped early: asha, none, or a registered one; default asha, but none for a grid and for
+    --objective pareto."""
     objective: Objective = "bound"
     """What is looked for: the lowest bound, the lowest importance-weighted likelihood estimate (nll), or the trials
     that none beats in both bound and KL (pareto: no trial is stopped for others)."""

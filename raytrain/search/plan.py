@@ -11,7 +11,7 @@ from raytrain.config.models import ModelName
 from raytrain.config.schema import LOCATION, RunConfig, differences, from_dict, to_dict
 from raytrain.metrics import Objective, SearchObjective
 from raytrain.runs.records import FORMAT, PLAN, read_values, search_objective_of
-from raytrain.search.space import Algorithm, Space, read_space
+from raytrain.search.space import Space, read_space
 from raytrain.storage.base import Storage
 from raytrain.utils.errors import UserError, check_text
 from raytrain.utils.validation import validate_fields, validate_type
@@ -34,7 +34,7 @@ class Plan:
     bases: dict[ModelName, RunConfig[Any]]
     """Model name -> the config that the space's fields change."""
     budget: str | None
-    algorithm: Algorithm
+    algorithm: str
     corpus: str
     """Digest of the corpus."""
     num_samples: int
@@ -45,6 +45,7 @@ class Plan:
     experiment: str
     corpus_path: str
     """Where the corpus was on the machine that started the search."""
+    scheduler: str = "asha"
     objective: Objective = "bound"
     min_kl: float = 0.0
     warm_starts: tuple[WarmStart, ...] = ()
@@ -54,12 +55,6 @@ class Plan:
     def search_objective(self) -> SearchObjective:
         """What the search looks for."""
         return SearchObjective(self.objective, self.min_kl)
-
-    @property
-    def early_stopping(self) -> bool:
-        """A grid is run in full: its points are to be compared, not to be won; so is a search for a front, where
-        a trial that is behind in one of two figures may be ahead in the other."""
-        return self.algorithm != "grid" and self.objective != "pareto"
 
     def to_json(self) -> bytes:
         values: dict[str, Any] = {
@@ -77,7 +72,7 @@ class Plan:
         """What makes this another search than ``other``, in words."""
         parts = [
             f"{name} was {getattr(other, name)}, is {getattr(self, name)}"
-            for name in ("budget", "algorithm", "seed", "experiment", "objective", "min_kl")
+            for name in ("budget", "algorithm", "scheduler", "seed", "experiment", "objective", "min_kl")
             if getattr(self, name) != getattr(other, name)
         ]
         if self.space.source != other.space.source:

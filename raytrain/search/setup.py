@@ -106,6 +106,7 @@ def admit(
         | {
             "search.num_samples": plan.num_samples,
             "search.algorithm": plan.algorithm,
+            "search.scheduler": plan.scheduler,
             "search.objective": plan.objective,
             "search.min_kl": plan.min_kl,
         },

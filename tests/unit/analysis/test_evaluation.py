@@ -16,7 +16,7 @@ from raytrain.config.schema import RunConfig
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
 from raytrain.data.vocabulary import STOP
-from raytrain.models import Model, build
+from raytrain.models import Model, build, likelihood
 from raytrain.models.byte_lstm import ByteLstm
 from raytrain.models.likelihood import aggregate_posterior, importance_weighted, log_likelihood
 from raytrain.models.noise import Noise
@@ -320,7 +320,7 @@ def test_mutual_information_is_the_same_by_blocks_and_by_definition(monkeypatch:
     generator = torch.Generator().manual_seed(0)
     mean, log_variance, epsilon = torch.randn(3, 50, 6, generator=generator).double()
     z = mean + (0.5 * log_variance).exp() * epsilon
-    monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(likelihood, "ROWS_AT_ONCE", 7)
     found = aggregate_posterior(mean, log_variance, z)
     normal = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
     log_q = normal.log_prob(z[:, None]).sum(-1).logsumexp(1) - math.log(50)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from raytrain.metrics import METRIC, REQUIRED_METRICS, SearchObjective
 from raytrain.runs.trials import RECORD, TRIALS, Trial, TrialStore, rank
+from raytrain.search.algorithms import add_to_study
 from raytrain.search.finish import table, write_table
 from raytrain.storage import base as storage_module
 from raytrain.storage.base import StorageError
@@ -277,7 +278,7 @@ def test_optuna_is_told_the_best_of_what_ended() -> None:
     ]
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
     for trial in trials:
-        trial.known_to(study, SearchObjective())
+        add_to_study(study, trial, SearchObjective())
     states = optuna.trial.TrialState
     assert [told.state for told in study.trials] == [states.COMPLETE] * 2 + [states.FAIL] * 4
     assert [told.value for told in study.trials] == [2.2, 2.4, None, None, None, None]

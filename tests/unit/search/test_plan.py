@@ -12,6 +12,7 @@ import pytest
 
 from raytrain.config.schema import override
 from raytrain.runs.records import PLAN, read_values
+from raytrain.search.algorithms import resolve_scheduler
 from raytrain.search.plan import Plan, read_plan
 from raytrain.search.space import read_space
 from raytrain.storage.base import Storage, StorageError
@@ -72,6 +73,7 @@ def test_what_is_written_is_read_back(plan: Plan, storage: Storage) -> None:
     [
         (lambda plan: replace(plan, budget="full"), "budget was small, is full"),
         (lambda plan: replace(plan, algorithm="random"), "algorithm was tpe, is random"),
+        (lambda plan: replace(plan, scheduler="none"), "scheduler was asha, is none"),
         (lambda plan: replace(plan, seed=4), "seed was 3, is 4"),
         (lambda plan: replace(plan, experiment="other"), "experiment was raytrain, is other"),
         (lambda plan: replace(plan, corpus="f" * 16), "the corpus is another"),
@@ -102,8 +104,9 @@ def test_what_does_not_make_it_another(plan: Plan) -> None:
     assert same.differences(plan) == []
 
 
-def test_only_a_grid_is_run_in_full(plan: Plan) -> None:
-    assert [replace(plan, algorithm=name).early_stopping for name in ("tpe", "random", "grid")] == [True, True, False]
+def test_only_a_grid_is_run_in_full() -> None:
+    found = [resolve_scheduler(None, name, "bound") for name in ("tpe", "random", "grid")]
+    assert found == ["asha", "asha", "none"]
 
 
 def damaged(plan: Plan, **changes: Any) -> bytes:
