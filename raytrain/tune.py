@@ -4,7 +4,7 @@
     python -m raytrain.tune lstm_vae --data tweets --data-path tweets.txt.gz --num-samples 12
     python -m raytrain.tune hybrid --space my_space.py --workers-per-trial 2
     python -m raytrain.tune --space paper_fig4 --budget small --data ptb
-    python -m raytrain.tune hybrid --min-kl 2 --start-from config.json
+    python -m raytrain.tune hybrid --min-kl 2 --warm-start config.json
     python -m raytrain.tune hybrid --dry-run --bench bench.json --price-per-hour 1.2
     python -m raytrain.tune --resume NAME
 
@@ -167,7 +167,7 @@ def check_options(options: SearchOptions) -> None:
         raise UserError(f"--num-samples is {options.num_samples}: a search needs at least one trial")
     if options.num_samples is not None and options.num_samples < len(options.warm_start):
         raise UserError(
-            f"--num-samples is {options.num_samples}: the {len(options.warm_start)} of --start-from count among them"
+            f"--num-samples is {options.num_samples}: the {len(options.warm_start)} of --warm-start count among them"
         )
     if not (options.min_kl >= 0 and math.isfinite(options.min_kl)):
         raise UserError(f"--min-kl is {options.min_kl:g}: give nats of at least 0")

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from raytrain.config.schema import RunConfig, from_dict, to_dict
 from raytrain.metrics import METRIC, REQUIRED_METRICS, SearchObjective
+from raytrain.runs.records import CHECKPOINTS
+from raytrain.storage import open_storage
 from raytrain.storage.base import Storage, StorageError, checked_key, patiently
 from raytrain.utils.errors import UserError
 from raytrain.utils.validation import parse_json, validate_fields, validate_type
@@ -53,7 +55,7 @@ class Trial:
     """Unix time of its first start; 0 before."""
     ended_at: float = 0.0
     origin: str = ""
-    """What ``--start-from`` called its config; empty for one that was drawn."""
+    """What ``--warm-start`` called its config; empty for one that was drawn."""
 
     @property
     def name(self) -> str:
@@ -133,6 +135,32 @@ def trial_location(search: Storage, identity: str) -> Storage:
     return search.child(f"{TRIALS}/{identity}")
 
 
+def trial_of(uri: str) -> Trial | None:
+    """Return the trial that left the checkpoint at ``uri``; ``None`` where that is not a trial's.
+
+    Raises:
+        UserError: its record cannot be read.
+        StorageError: the storage does not answer.
+    """
+    location, _, folder = uri.rpartition("/")[0].rpartition("/")  # .../TRIAL/checkpoints/step-N
+    if folder != CHECKPOINTS or uri.startswith("models:/"):
+        return None
+    storage = open_storage(location or "/")
+    return read_record(storage, RECORD) if storage.exists(RECORD) else None
+
+
+def read_record(storage: Storage, key: str) -> Trial:
+    """Return the trial whose record is under ``key``.
+
+    Raises:
+        UserError: it is no record of a trial.
+    """
+    try:
+        return Trial.from_json(storage.read(key))
+    except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{storage.uri(key)} is not the record of a trial: {error}") from None
+
+
 class TrialStore:
     """Keeps the records of a search's trials under its storage, the newest state of each."""
 
@@ -151,10 +179,7 @@ class TrialStore:
         trials = []
         for key in self._storage.list(TRIALS):
             if key.endswith(f"/{RECORD}"):
-                try:
-                    trials.append(Trial.from_json(self._storage.read(key)))
-                except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
-                    raise UserError(f"{self._storage.uri(key)} is not the record of a trial: {error}") from None
+                trials.append(read_record(self._storage, key))
         return sorted(trials, key=lambda trial: trial.number)
 
     def add(self, trial: Trial) -> None:

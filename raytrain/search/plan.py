@@ -17,13 +17,15 @@ from raytrain.utils.errors import UserError, check_text
 from raytrain.utils.validation import validate_fields, validate_type
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WarmStart:
     """A config that the search begins with."""
 
     reference: str
-    """What ``--start-from`` called it."""
+    """The argument of ``--warm-start`` that names it."""
     config: RunConfig[Any]
+    params: dict[str, Any] | None = None
+    """The parameters under which an earlier search has drawn it; ``None`` where they are not recorded."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Plan:
             "space": {"name": self.space.name, "source": self.space.source},
             "bases": {model: to_dict(config) for model, config in self.bases.items()},
             "warm_starts": [
-                {"reference": start.reference, "config": to_dict(start.config)} for start in self.warm_starts
+                {"reference": start.reference, "config": to_dict(start.config), "params": start.params}
+                for start in self.warm_starts
             ],
         }
         return json.dumps(values, indent=1).encode()
@@ -104,7 +107,7 @@ def _check(plan: Plan) -> None:
         ValueError, UserError: one is not; the line names it.
     """
     texts = {"experiment": plan.experiment, "space.name": plan.space.name}
-    texts |= {f"starts.{number}.reference": start.reference for number, start in enumerate(plan.warm_starts)}
+    texts |= {f"warm_starts.{number}.reference": start.reference for number, start in enumerate(plan.warm_starts)}
     for name, text in texts.items():
         check_text(text, name)
     if plan.num_samples < 1:
@@ -130,7 +133,8 @@ def read_plan(storage: Storage) -> Plan | None:
             "space": read_space(**space),
             "bases": {model: from_dict(config) for model, config in values["bases"].items()},
             "warm_starts": [
-                WarmStart(start["reference"], from_dict(start["config"])) for start in values.get("warm_starts", [])
+                WarmStart(**validate_fields(WarmStart, {**start, "config": from_dict(start["config"])}))
+                for start in values.get("warm_starts", [])
             ],
         }
         plan = Plan(**validate_fields(Plan, {**values, **made}))

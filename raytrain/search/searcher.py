@@ -18,7 +18,7 @@ from raytrain.runs.workspace import Workspace
 from raytrain.search.algorithms import Recalls, add_to_study, make_study, optuna_result
 from raytrain.search.plan import Plan
 from raytrain.search.space import GRID, grid
-from raytrain.search.warm_start import express
+from raytrain.search.warm_start import point_of
 from raytrain.storage import open_storage_root
 from raytrain.training.early_stopping import unigram_bits
 from raytrain.training.worker import Job
@@ -146,7 +146,7 @@ class OptunaSearcher(Searcher):
         plan, number = self.search.plan, len(self.trials)
         if number < len(plan.warm_starts):
             start = plan.warm_starts[number]
-            values = express(plan.space, plan.bases, plan.budget, start.config)
+            values = point_of(start, plan.space, plan.bases, plan.budget)
             return self._add(start.config, None if values is None else self._point(values)[0], start.reference)
         if self._grid is not None:
             point, config = self._point(self._grid[(number - len(plan.warm_starts)) % len(self._grid)])

@@ -51,7 +51,7 @@ def test_a_front_with_hopeless_trials_and_starts_and_what_is_built_upon_it(clust
     output = run(
         cluster, home, "raytrain.tune", "hybrid", *LONGER, "--data", "text.txt", "--space", "space.py", "--name", "f",
         "--objective", "pareto", "--objective.end", "0.2", "--num-samples", "4",
-        "--start-from", "asleep.json", "wild.json",
+        "--warm-start", "asleep.json", "wild.json",
     )  # fmt: skip
     assert "looked for: low bound and large KL" in output
     assert "Pareto front: no trial beats these in both negative ELBO and KL" in output
