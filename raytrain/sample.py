@@ -1,4 +1,4 @@
-"""Let a trained model write.
+"""Write texts with a trained model.
 
     python -m raytrain.sample runs/NAME --num 20 --temperature 0.7
     python -m raytrain.sample models:/hybrid@champion --interpolate "good morning" "see you tomorrow"
@@ -17,16 +17,17 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from raytrain.config.cli import parse_options
 from raytrain.utils.errors import UserError, run_command
+from raytrain.utils.text import one_line
 
 if TYPE_CHECKING:
-    from raytrain.models import Model
     from raytrain.models.sampling import Sample
+    from raytrain.runs.trained_model import TrainedModel
 
 
 @dataclass
@@ -38,40 +39,35 @@ class SampleOptions:
     num: int = 10
     """Samples to draw."""
     temperature: float | None = None
-    """Divides the logits; 0 takes the most likely byte each time. Default 1 for samples, otherwise 0."""
+    """Divides the logits; 0 takes the most likely byte each time. Default: 1 for samples, otherwise 0."""
     top_p: float = 1.0
     """Draw from the fewest most likely bytes that have this probability together."""
     max_length: int | None = None
-    """Symbols of a text at most, its end included; by default the length the model was trained for."""
+    """Longest text in symbols, its end included; default: the length that the model was trained for."""
     seed: int = 0
-    """Seed of all that is drawn."""
+    """Seed of everything that is drawn."""
     prefix: str = ""
     """Text that every sample starts with."""
     interpolate: tuple[str, str] | None = None
-    """Two texts: write those between them, in the latent space of a VAE."""
+    """Two texts: write those between them in the latent space of a VAE; default: no interpolation."""
     steps: int = 7
     """Texts of an interpolation, both ends included."""
     reconstruct: str | None = None
-    """File of one text a line, or - for standard input: encode and write each; empty lines are left out."""
+    """File of one text a line, or - for standard input: encode each and write it again; empty lines are left out."""
     format: Literal["text", "jsonl"] = "text"
     """One readable sample a line, or JSON with the exact bytes."""
 
 
 def main() -> None:
-    """Check the request, load the model, write."""
+    """Parse the command line, load the model and print what it writes."""
     options = parse_options("raytrain.sample", SampleOptions, sys.argv[1:])
     check(options)
     texts = [] if options.reconstruct is None else read_texts(options.reconstruct)
 
-    import torch
+    from raytrain.runs.trained_model import load_model
 
-    from raytrain.runs import references as models
-    from raytrain.runs.references import resolve
-
-    model = models.from_checkpoint(resolve(options.checkpoint).stored)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
     line = as_json if options.format == "jsonl" else as_line
-    for item in draw(model, options, texts):
+    for item in draw(load_model(options.checkpoint), options, texts):
         print(line(item))
 
 
@@ -113,49 +109,36 @@ def read_texts(location: str) -> list[bytes]:
     return texts
 
 
-def draw(model: Model, options: SampleOptions, texts: list[bytes]) -> list[Sample]:
-    """The samples that were asked for.
+def draw(model: TrainedModel, options: SampleOptions, texts: list[bytes]) -> list[Sample]:
+    """Draw the samples that were asked for.
 
     Raises:
         UserError: the model has no latent code, or a length or text does not fit.
     """
-    from raytrain.models.sampling import interpolate, reconstruct, sample
-
     greedy = options.interpolate is not None or bool(texts)
-    temperature = (0.0 if greedy else 1.0) if options.temperature is None else options.temperature
-    top_p, max_length, seed = options.top_p, options.max_length, options.seed
+    how: dict[str, Any] = {
+        "temperature": (0.0 if greedy else 1.0) if options.temperature is None else options.temperature,
+        "top_p": options.top_p,
+        "max_length": options.max_length,
+        "seed": options.seed,
+    }
     if options.interpolate is not None:
-        a, b = (text.encode() for text in options.interpolate)
-        return interpolate(
-            model, a, b, options.steps, temperature=temperature, top_p=top_p, max_length=max_length, seed=seed
-        )
+        return model.interpolate(*options.interpolate, options.steps, **how)
     if texts:
-        return reconstruct(model, texts, temperature=temperature, top_p=top_p, max_length=max_length, seed=seed)
-    return sample(
-        model,
-        options.num,
-        temperature=temperature,
-        top_p=top_p,
-        max_length=max_length,
-        prefix=options.prefix.encode(),
-        seed=seed,
-    )
+        return model.reconstruct(texts, **how)
+    return model.sample(options.num, prefix=options.prefix, **how)
 
 
 def as_line(item: Sample) -> str:
-    """A sample as one line for the eye."""
-    from raytrain.utils.text import one_line, readable
-
-    return one_line(readable(item.text))
+    """Return a sample as one line for the eye."""
+    return one_line(str(item))
 
 
 def as_json(item: Sample) -> str:
-    """A sample as a JSON object in one line."""
-    from raytrain.utils.text import readable
-
+    """Return a sample as a JSON object in one line."""
     return json.dumps(
         {
-            "text": readable(item.text),
+            "text": str(item),
             "bytes": base64.b64encode(item.text).decode(),
             "log_probability": item.log_probability,
             "entropy": item.entropy,

@@ -1,4 +1,4 @@
-"""Train one model on a gang of Ray Train workers.
+"""Train one model on a group of Ray Train workers.
 
     python -m raytrain.train hybrid
     python -m raytrain.train hybrid --preset paper-ptb --data-path PTB --workers 2 --name ptb
@@ -6,78 +6,74 @@
     python -m raytrain.train --best-of SEARCH --steps 10000 --seed 1
     python -m raytrain.train --resume NAME
 
-Started again with the same --name, or with --resume, it goes on where it stopped.
+The same --name, or --resume, continues a run from its newest checkpoint.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from raytrain.cluster.resources import connect, read_cluster
 from raytrain.config.cli import OneLineParser, default_config, parse_choice, parse_fields, parse_options
 from raytrain.config.presets import full_size
 from raytrain.config.schema import RunConfig
-from raytrain.config.workers import parse_workers
+from raytrain.metrics import COLLAPSED_KL
 from raytrain.runs.records import check_name, read_claim
-from raytrain.runs.workspace import Workspace, open_workspace, reopen_workspace
-from raytrain.search.winner import Winner, find_winner
 from raytrain.storage import open_storage_root
-from raytrain.tracking.client import check_tracking
-from raytrain.training.checks import at_first, check_samples
-from raytrain.training.launch import make_worker_spec, train
 from raytrain.training.options import TrainOptions
 from raytrain.utils.errors import UserError, run_command
+from raytrain.utils.modules import make_callable
+
+if TYPE_CHECKING:
+    from raytrain.runs.records import Claim
+    from raytrain.search.winner import Winner
+    from raytrain.training.launch import TrainedRun
+
+make_callable(__name__)
 
 
 def main() -> None:
-    """Check everything, then train, then report."""
+    """Parse the command line, train the run and print its outcome."""
     arguments = sys.argv[1:]
-    looker = OneLineParser(prog="python -m raytrain.train", add_help=False, allow_abbrev=False)
-    for name in ("--resume", "--storage", "--best-of"):
-        looker.add_argument(name)
-    looker.add_argument("--experiment", default=TrainOptions.experiment)
-    looked = looker.parse_known_args(arguments)[0]
-    winner = None
-    if looked.resume is not None:
-        options, config, workspace = resumed_run(looked.resume, looked.storage, arguments)
-    elif looked.best_of is not None:
-        winner = find_winner(looked.best_of, looked.storage, looked.experiment)
-        options, config = read_command(arguments, has_gpus=False, winner=winner)
-        workspace = winner.open_workspace(config, options.storage)
-        print(f"config of trial {winner.trial} of the search {winner.search}", flush=True)
+    first = first_options(arguments)
+    if first.resume is not None:
+        print_outcome(resume(first, arguments))
+    elif first.best_of is not None:
+        print_outcome(train_best_of(first, arguments))
     else:
-        options, config = read_command(arguments, has_gpus=False)
-        workspace = open_workspace(config, options.storage)
-    settled = looked.resume is not None or winner is not None
-    fewest, most = parse_workers(options.workers)
-    larger = config if settled else read_command(arguments, has_gpus=True)[1]
-    check_samples(config, workspace.corpus, at_first(most or fewest, [larger]))
+        (options, small), (_, large) = (read_command(arguments, has_gpus) for has_gpus in (False, True))
 
-    connect(options.address)
-    cluster = read_cluster()
-    if cluster.has_gpus and options.device != "cpu" and not settled:
-        options, config = read_command(arguments, has_gpus=True)
-    check_samples(config, workspace.corpus, most or fewest)
-    check_tracking(workspace.tracking_uri, cluster.num_nodes)
-    worker_spec = make_worker_spec(options, cluster)
-    cluster.admit(worker_spec, 1, head_memory=float("inf"))
-    train(
-        options, config, workspace, worker_spec, f"{winner.parent} trial {winner.trial}" if winner is not None else None
-    )
+        from raytrain.runs.workspace import open_workspace
+        from raytrain.training.launch import train
+
+        print_outcome(train(small, large, options, open_workspace(small, options.storage)))
+
+
+def first_options(arguments: list[str]) -> argparse.Namespace:
+    """Return the options that decide how all others are read."""
+    parser = OneLineParser(prog="python -m raytrain.train", add_help=False, allow_abbrev=False)
+    for name in ("--resume", "--storage", "--best-of"):
+        parser.add_argument(name)
+    parser.add_argument("--experiment", default=TrainOptions.experiment)
+    return parser.parse_known_args(arguments)[0]
 
 
 def read_command(
     arguments: list[str], has_gpus: bool, winner: Winner | None = None
 ) -> tuple[TrainOptions, RunConfig[Any]]:
-    """The options and the config that the command line describes, as changes to the config of ``winner`` if given."""
+    """Return the options and the config of a command line, as changes to the config of ``winner`` if given.
+
+    Raises:
+        UserError: an unknown model, preset, option or field, or a bad value.
+    """
     choice, rest = parse_choice("raytrain.train", arguments, winner.config.model_name if winner is not None else None)
     if winner is None:
         default = default_config(choice, full_size(choice.model) if has_gpus else "laptop")
     elif choice.preset is not None or choice.file is not None:
-        raise UserError(f"--best-of {winner.search} says where to start from: give no --preset or --config beside it")
+        raise UserError(f"--best-of {winner.search} gives the config: give no --preset or --config beside it")
     elif choice.model != winner.config.model_name:
         raise UserError(f"--best-of {winner.search}: its winner is a {winner.config.model_name}, not a {choice.model}")
     else:
@@ -88,8 +84,20 @@ def read_command(
     return options, config
 
 
-def resumed_run(name: str, storage: str | None, arguments: list[str]) -> tuple[TrainOptions, RunConfig[Any], Workspace]:
-    """The run that ``--resume`` names, as its storage records it.
+def train_best_of(first: argparse.Namespace, arguments: list[str]) -> TrainedRun:
+    """Train the config of a search's winner, with the changes of the command line."""
+    from raytrain.search.winner import find_winner
+    from raytrain.training.launch import train
+
+    winner = find_winner(first.best_of, first.storage, first.experiment)
+    options, config = read_command(arguments, has_gpus=False, winner=winner)
+    workspace = winner.open_workspace(config, options.storage)
+    print(f"config of trial {winner.trial} of the search {winner.search}", flush=True)
+    return train(config, config, options, workspace, f"{winner.parent} trial {winner.trial}")
+
+
+def read_resumption(name: str, storage: str | None, arguments: list[str]) -> tuple[TrainOptions, Claim]:
+    """Return the options of the command line, by default those that the run ``name`` was begun with, and its record.
 
     Raises:
         UserError: there is no such run, or an option that would make it another.
@@ -98,11 +106,38 @@ def resumed_run(name: str, storage: str | None, arguments: list[str]) -> tuple[T
     begun = TrainOptions(**asdict(claim.worker_options))
     options = parse_options("raytrain.train", TrainOptions, arguments, begun)
     if options.name is not None:
-        raise UserError(f"--resume {name} takes no --name: the run goes on under its own")
+        raise UserError(f"--resume {name} takes no --name: the run keeps its own")
     if options.best_of is not None:
-        raise UserError(f"--resume {name} takes no --best-of: the run goes on as it was begun")
-    workspace = reopen_workspace(storage, claim.corpus, claim.corpus_path)
-    return dataclasses.replace(options, name=name), claim.config, workspace
+        raise UserError(f"--resume {name} takes no --best-of: the run continues as it was begun")
+    return dataclasses.replace(options, name=name), claim
+
+
+def resume(first: argparse.Namespace, arguments: list[str]) -> TrainedRun:
+    """Resume a run as its storage records it."""
+    options, claim = read_resumption(first.resume, first.storage, arguments)
+
+    from raytrain.runs.workspace import reopen_workspace
+    from raytrain.training.launch import train
+
+    workspace = reopen_workspace(first.storage, claim.corpus, claim.corpus_path)
+    return train(claim.config, claim.config, options, workspace)
+
+
+def print_outcome(trained: TrainedRun) -> None:
+    """Print the best evaluation, the samples and how to look at the run."""
+    best, outcome = trained.outcome["best"], trained.outcome
+    print(f"computed in {outcome['precision']} on {outcome['device']}")
+    print(
+        f"best at step {outcome['best_step']}: negative ELBO {best['bits_per_byte']:.3f} bits/byte "
+        f"({best['bound']:.1f} nats a sample), KL {best['kl']:.2f} nats, {best['active_units']:.0f} active units"
+    )
+    if trained.config.model_name != "byte_lstm" and best["kl"] < COLLAPSED_KL:
+        print(
+            f"warning: posterior collapse (KL {best['kl']:.3f} nats): the decoder ignores the latent code; "
+            "try --objective.free-bits 2, or a later --objective.end"
+        )
+    print("\n".join(f"  {sample!r}" for sample in outcome["samples"]))
+    print(f"view: {trained.view}")
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def write_run_report(
     return paths
 
 
-def bios_table(model: ByteLstm, num: int, seed: int, temperatures: tuple[float, ...] = (1.0, 0.05)) -> str:
+def bios_table(model: Model, num: int, seed: int, temperatures: tuple[float, ...] = (1.0, 0.05)) -> str:
     """Markdown: texts of a byte LSTM at each temperature side by side, with their log-probabilities."""
     columns = [sample(model, num, temperature=temperature, seed=seed) for temperature in temperatures]
     head = [text for temperature in temperatures for text in (f"T = {temperature:g}", "log p")]

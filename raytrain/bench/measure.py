@@ -14,7 +14,7 @@ import torch
 
 from raytrain.bench import ray_train as on_ray
 from raytrain.bench.checkpointing import Sampling, Saving
-from raytrain.bench.machine import NoiseWatch, describe
+from raytrain.bench.machine import NoiseWatch, describe, pinned
 from raytrain.bench.options import BenchOptions
 from raytrain.bench.peak import Ceiling, ceilings
 from raytrain.bench.rounds import Contender, Measured, take_turns
@@ -22,8 +22,10 @@ from raytrain.bench.scaling import Scaling, measure_memory
 from raytrain.bench.steps import Data, Evaluation, Steps
 from raytrain.config.schema import override, to_dict
 from raytrain.data.corpus import Corpus
+from raytrain.data.prepare import prepare
 from raytrain.search.forecast import run_seconds
 from raytrain.storage import open_storage_root
+from raytrain.training.checks import check_samples
 
 
 class Part(Protocol):
@@ -34,6 +36,20 @@ class Part(Protocol):
 
     def result(self, measured: Measured) -> dict[str, Any]:
         """Sections of the result, from the figures of all contenders."""
+
+
+def measure_all(options: BenchOptions, show: Callable[[str], None]) -> dict[str, Any]:
+    """Prepare the corpus, check it, and measure on the pinned cores of this machine; return the result as JSON.
+
+    Raises:
+        UserError: the corpus cannot be had, or is too short for the config.
+    """
+    config = options.config
+    corpus = prepare(config.data, path=config.data_path, field=config.data_field)
+    check_samples(config, corpus, max(options.workers))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with pinned(options.threads, options.cores):
+        return measure(options, corpus, device, show)
 
 
 def measure(options: BenchOptions, corpus: Corpus, device: torch.device, show: Callable[[str], None]) -> dict[str, Any]:

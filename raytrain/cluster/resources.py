@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raytrain.config.workers import WorkerSpec
+from raytrain.config.workers import WorkerOptions, WorkerSpec, parse_workers
 from raytrain.utils.errors import UserError
 from raytrain.utils.validation import parse_json, validate_type
 
@@ -46,11 +46,11 @@ class Cluster:
         return max(up, sum(node.get(resource, 0.0) * count for node, count in self.possible))
 
     def usage(self, worker_spec: WorkerSpec, runs: int) -> str:
-        """What so many runs at once take of what there may be, in words."""
+        """Return the share of the cluster that ``runs`` runs take at once, as text: ``2 of 8 CPUs (2 CPUs online)``."""
         names = worker_spec.per_worker
         taken = [f"{runs * worker_spec.workers * names[name]:g} of {self.total(name):g} {name}s" for name in names]
         up = [f"{sum(node.get(name, 0.0) for node in self.up):g} {name}s" for name in names]
-        return f"{' and '.join(taken)} that the cluster may have; {' and '.join(up)} are up"
+        return f"{' and '.join(taken)} ({' and '.join(up)} online)"
 
     def worker_slots(self, worker_spec: WorkerSpec) -> int:
         """How many workers fit at once; a worker never spans nodes."""
@@ -118,6 +118,18 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError, OverflowError) as error:
         raise UserError(f"no Ray cluster answers at {address}: {error}; correct --address") from None
+
+
+def worker_spec(options: WorkerOptions, cluster: Cluster) -> WorkerSpec:
+    """Return the workers to ask for: with GPUs if the cluster has or may get any, wherever this command runs."""
+    fewest, most = parse_workers(options.workers)
+    gpus = options.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if cluster.has_gpus else 0.0
+    cpus = options.cpus_per_worker
+    if cpus is None:
+        cpus = 1.0 if gpus else max(1.0, cluster.total("CPU") // max(1, most or fewest))
+    return WorkerSpec(fewest, cpus, gpus, most, options.device)
 
 
 def read_cluster() -> Cluster:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from raytrain.config.models import MODEL_CONFIGS, MODEL_NAMES, ModelName
 from raytrain.config.presets import PRESET_NAMES, PresetName, for_source, preset
@@ -112,6 +113,8 @@ def parse_fields(
     """
     import tyro
 
+    for owner in (type(options), RunConfig):
+        show_plainly(owner)
     kind: Any = RunConfig[type(config.model)]  # type: ignore[misc]
     bare = tyro.conf.arg(name="", prefix_name=False)
     fields: list[Any] = [
@@ -124,6 +127,31 @@ def parse_fields(
     return parsed.options, from_dict(to_dict(parsed.config))  # which also refuses numbers that are not finite
 
 
+METAVARS = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
+"""Value of an option in the help, by its type."""
+
+
+def show_plainly(options: type) -> None:
+    """Let the help show ``INT`` for an option that may be left out, not ``{None}|INT ... (default: None)``.
+
+    The field's docstring states its default.
+    """
+    import tyro
+
+    for owner in options.__mro__:
+        if not dataclasses.is_dataclass(owner):
+            continue
+        hints = get_type_hints(owner, include_extras=True)
+        for name in inspect.get_annotations(owner):
+            kinds = [kind for kind in get_args(hints[name]) if kind not in (type(None), ...)]
+            optional, several = type(None) in get_args(hints[name]), ... in get_args(hints[name])
+            if len(kinds) != 1 or not (optional or (several and getattr(owner, name, None) == ())):
+                continue
+            metavar = " ".join(METAVARS.get(part, name.upper()) for part in get_args(kinds[0]) or kinds)
+            metavar += " ..." if several else ""
+            owner.__annotations__[name] = Annotated[hints[name], tyro.conf.arg(metavar=metavar, help_behavior_hint="")]
+
+
 def parse_options(
     command: str, options: type[OptionsT], arguments: list[str], default: OptionsT | None = None
 ) -> OptionsT:
@@ -134,6 +162,8 @@ def parse_options(
     """
     import tyro
     from tyro import _errors
+
+    show_plainly(options)
 
     def refuse(event: _errors.ParseErrorEvent) -> None:
         raise UserError(_one_line(event))

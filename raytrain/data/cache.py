@@ -13,7 +13,7 @@ from pathlib import Path
 from raytrain.data.corpus import Corpus
 from raytrain.data.files import default_cache
 from raytrain.storage import open_storage
-from raytrain.storage.base import NotFoundError, Storage, StorageError, patiently
+from raytrain.storage.base import NotFoundError, Storage, StorageError, retry_storage
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import locked
 
@@ -83,7 +83,7 @@ def fetch(storage: Storage, digest: str, cache: Path | None = None) -> Corpus:
         _hold(root, digest)
         with locked(root / f"{digest}.writing"):
             if not (folder / _INFO).is_file():
-                patiently(lambda: _download(storage.child(f"{CORPORA}/{digest}"), folder, digest))
+                retry_storage(lambda: _download(storage.child(f"{CORPORA}/{digest}"), folder, digest))
         os.utime(folder)
         with locked(root / "evicting"):
             _evict(root, limit)

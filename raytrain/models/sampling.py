@@ -40,6 +40,10 @@ class Sample:
     truncated: bool
     """True if the length ran out before the model said STOP."""
 
+    def __str__(self) -> str:
+        """Return the text, readable: invalid UTF-8 sequences become spaces."""
+        return readable(self.text)
+
 
 def sample(
     model: Model,

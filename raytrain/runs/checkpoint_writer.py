@@ -16,6 +16,7 @@ import torch
 
 from raytrain.runs.checkpoint import MANIFEST, STEM, Snapshot, commit, folder_of, manifest_of, steps_in, to_json, valid
 from raytrain.storage.base import Storage, StorageError
+from raytrain.utils.retry import retry
 
 _log = logging.getLogger(__name__)
 
@@ -187,19 +188,23 @@ class CheckpointWriter:
 
     def _persist(self, step: int, files: dict[str, bytes], manifest: dict[str, Any]) -> None:
         """Commit, trying again with growing pauses for as long as was asked."""
-        deadline, pause = time.monotonic() + self._retry_seconds, 1.0
-        while True:
-            try:
-                commit(self._storage.child(folder_of(step)), step, files, manifest)
-                return
-            except StorageError as error:
-                left = deadline - time.monotonic()
-                if left <= 0 or self._giving_up.wait(min(pause, left)):
-                    raise StorageError(
-                        f"the checkpoint of step {step} could not be saved within {self._retry_seconds:.0f} s: {error}"
-                    ) from None
-                _log.warning("the checkpoint of step %d is not saved yet, trying again: %s", step, error)
-                pause = min(2 * pause, 30.0)
+        location = self._storage.child(folder_of(step))
+        try:
+            retry(
+                lambda: commit(location, step, files, manifest),
+                StorageError,
+                seconds=self._retry_seconds,
+                log=lambda error: _log.warning(
+                    "the checkpoint of step %d is not saved yet, trying again: %s", step, error
+                ),
+                first_pause=1.0,
+                longest_pause=30.0,
+                wait=self._giving_up.wait,
+            )
+        except StorageError as error:
+            raise StorageError(
+                f"the checkpoint of step {step} could not be saved within {self._retry_seconds:.0f} s: {error}"
+            ) from None
 
     def _prune(self, step: int) -> None:
         """Delete what is neither among the last nor among the best.

@@ -21,7 +21,7 @@ TASKS = ("sample", "reconstruct", "score")
 class TextGenerator(PythonModel):
     """Samples, reconstructs or scores, as the parameter ``task`` says; the answer is a list of strings.
 
-    - ``sample``: ``num_samples`` new texts; the input is not read, one empty string will do.
+    - ``sample``: ``num_texts`` new texts; the input is not read, one empty string will do.
     - ``reconstruct``: for each input text what a VAE writes for its code (``temperature`` 0 is greedy).
     - ``score``: for each input text a JSON object with ``reconstruction`` and ``kl`` in nats, whose sum
       is the bound on -log p(text) that evaluation reports (exact for a byte LSTM, where ``kl`` is 0),
@@ -29,10 +29,10 @@ class TextGenerator(PythonModel):
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Build the model from the checkpoint that lies in the artifact."""
-        from raytrain.runs import references
+        """Build the model from the checkpoint in the artifact."""
+        from raytrain.runs.trained_model import load_model
 
-        self._model = references.load(context.artifacts["checkpoint"])
+        self._model = load_model(context.artifacts["checkpoint"])
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -50,38 +50,23 @@ class TextGenerator(PythonModel):
             raise MlflowException.invalid_parameter_value(str(error)) from None
 
     def _answer(self, texts: list[bytes], params: dict[str, Any]) -> list[str]:
-        from raytrain.models import sampling
         from raytrain.utils.errors import UserError
-        from raytrain.utils.text import readable
 
         how = {name: params[name] for name in ("temperature", "top_p", "max_length", "seed")}
         match params["task"]:
             case "sample":
-                drawn = sampling.sample(self._model, params["num_samples"], **how)
+                return [str(item) for item in self._model.sample(params["num_texts"], **how)]
             case "reconstruct":
-                drawn = sampling.reconstruct(self._model, texts, **how)
+                return [str(item) for item in self._model.reconstruct(texts, **how)]
             case "score":
-                return self._scores(texts, params["seed"])
+                return [_as_json(item) for item in self._model.score(texts, seed=params["seed"])]
             case task:
                 raise UserError(f"task is {task!r}: must be one of {', '.join(TASKS)}")
-        return [readable(item.text) for item in drawn]
 
-    def _scores(self, texts: list[bytes], seed: int) -> list[str]:
-        import torch
 
-        from raytrain.models import sampling
-        from raytrain.models.noise import Noise
-
-        answers = []
-        with torch.inference_mode():
-            for number, text in enumerate(texts):
-                terms = self._model(sampling.tokenise(self._model, [text]), Noise(seed, 0, [number], 1))
-                reconstruction, kl = terms.reconstruction.item(), terms.kl.sum().item()
-                scores = {"reconstruction": reconstruction, "kl": kl}
-                if text:
-                    scores["bits_per_byte"] = (reconstruction + kl) / (math.log(2) * len(text))
-                answers.append(json.dumps(scores))
-        return answers
+def _as_json(score: Any) -> str:
+    values = {"reconstruction": score.reconstruction, "kl": score.kl}
+    return json.dumps(values | ({"bits_per_byte": score.bits_per_byte} if math.isfinite(score.bits_per_byte) else {}))
 
 
 set_model(TextGenerator())

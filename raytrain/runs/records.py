@@ -14,7 +14,7 @@ from raytrain.config.workers import WorkerOptions, parse_workers
 from raytrain.data.corpus import Corpus
 from raytrain.metrics import REQUIRED_METRICS, Objective, SearchObjective
 from raytrain.storage import ARTIFACTS, open_storage
-from raytrain.storage.base import NotFoundError, Storage, StorageError, patiently
+from raytrain.storage.base import NotFoundError, Storage, StorageError, retry_storage
 from raytrain.utils.errors import UserError, check_text
 from raytrain.utils.validation import parse_json, validate_fields, validate_type
 
@@ -81,10 +81,10 @@ def read_outcome(storage: str) -> dict[str, Any] | None:
         UserError: something else stands there.
     """
     location = open_storage(storage)
-    if not patiently(lambda: location.exists(OUTCOME)):
+    if not retry_storage(lambda: location.exists(OUTCOME)):
         return None
     try:
-        outcome = validate_type(parse_json(patiently(lambda: location.read(OUTCOME))), dict[str, Any], "it")
+        outcome = validate_type(parse_json(retry_storage(lambda: location.read(OUTCOME))), dict[str, Any], "it")
         failed = {name: str for name in ("error", "early_stopped") if name in outcome}
         for name, hint in (failed or TRAINED).items():
             validate_type(outcome.get(name), hint, name)

@@ -32,7 +32,7 @@ from raytrain.tracking.client import (
     download,
     explain,
     is_there,
-    patiently,
+    retry_tracking,
     shown,
     tracking_uri,
 )
@@ -79,8 +79,8 @@ def load_logged_model(uri: str, model_id: str) -> Checkpoint:
     """
     with tempfile.TemporaryDirectory(prefix="raytrain-") as scratch:
         try:
-            location = patiently(lambda: connect(uri).get_logged_model(model_id)).artifact_location
-            folder = patiently(lambda: download(uri, location, Path(scratch)))
+            location = retry_tracking(lambda: connect(uri).get_logged_model(model_id)).artifact_location
+            folder = retry_tracking(lambda: download(uri, location, Path(scratch)))
         except (MlflowException, OSError, Boto3Error, BotoCoreError, ClientError) as error:
             raise UserError(f"model {model_id} cannot be fetched: {explain(error)}") from None
         found = sorted(folder.rglob("manifest.json"))

@@ -13,7 +13,7 @@ from raytrain.config.schema import RunConfig, from_dict, to_dict
 from raytrain.metrics import METRIC, REQUIRED_METRICS, SearchObjective
 from raytrain.runs.records import CHECKPOINTS
 from raytrain.storage import open_storage
-from raytrain.storage.base import Storage, StorageError, checked_key, patiently
+from raytrain.storage.base import Storage, StorageError, checked_key, retry_storage
 from raytrain.utils.errors import UserError
 from raytrain.utils.validation import parse_json, validate_fields, validate_type
 
@@ -222,7 +222,7 @@ class TrialStore:
                 raise
 
     def _write(self, key: str, text: bytes) -> None:
-        patiently(lambda: self._storage.write(key, text))
+        retry_storage(lambda: self._storage.write(key, text))
 
 
 def rank(trials: list[Trial], search_objective: SearchObjective) -> list[Trial]:

@@ -26,7 +26,7 @@ from raytrain.runs.trials import Trial, rank, trial_location
 from raytrain.search.registry import Score, VerificationError, register_and_compete
 from raytrain.search.searcher import Search
 from raytrain.search.winner import BEST_CONFIG, BEST_TRIAL
-from raytrain.storage.base import patiently
+from raytrain.storage.base import retry_storage
 from raytrain.tracking.client import explain
 from raytrain.tracking.logged_model import log_model
 from raytrain.tracking.views import share_view
@@ -83,7 +83,7 @@ def best_checkpoint(search: Search, trials: list[Trial]) -> tuple[Trial, Checkpo
     left = [trial for trial in rank(trials, search_objective) if trial.best]
     for trial in left:
         location = trial_location(search.location, trial.identity).child(CHECKPOINTS)
-        if (stored := patiently(partial(checkpoint.best, location))) is not None:
+        if (stored := retry_storage(partial(checkpoint.best, location))) is not None:
             # they are in order: if this one may not win, none may
             return (trial, stored) if search_objective.may_win(trial.best) else None
     reasons = sorted({trial.reason or trial.status for trial in trials})

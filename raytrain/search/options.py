@@ -2,68 +2,118 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
-from raytrain.config.workers import Device
+from raytrain.config.schema import RunConfig
+from raytrain.config.workers import Device, WorkerOptions
 from raytrain.metrics import Objective
-from raytrain.runs.records import EXPERIMENT
+from raytrain.runs.records import EXPERIMENT, check_name
+from raytrain.search.space import Space
+from raytrain.utils.errors import UserError
 
 NUM_SAMPLES = 8
-"""Trials of a search that does not say how many."""
+"""Trials of a search whose number is not given."""
 
 
 @dataclass
 class SearchOptions:
-    """Options of the command; all else is a field of every trial's config that the space does not set."""
+    """Options of a search; all else is a field of every trial's config that the space does not set."""
 
     num_samples: int | None = None
     """Trials; default 8, or every point of a grid. A resumed search can be given more."""
     space: str | None = None
-    """Search space: a Python file, or a name in search_spaces/; by default that of the model."""
+    """Search space: a Python file, or a name in search_spaces/; default: the model's name."""
     budget: str | None = None
-    """One of the space's budgets, where it has any; default its first."""
+    """Budget of the space, where it defines any; default: its first."""
     algorithm: str | None = None
-    """How points are chosen: tpe, random, grid, or a registered one; default what the space says, otherwise tpe."""
+    """Sampler that draws the trials: tpe, random, grid or a registered one; default: the one that the space names,
+    otherwise tpe."""
     scheduler: str | None = None
-    """Which trials are stopped early: asha, none, or a registered one; default asha, but none for a grid and for
-    --objective pareto."""
-    objective: Objective = "bound"
-    """What is looked for: the lowest bound, the lowest importance-weighted likelihood estimate (nll), or the trials
-    that none beats in both bound and KL (pareto: no trial is stopped for others)."""
+    """Scheduler that stops trials early: asha, none or a registered one; default: asha, but none for a grid and for
+    --search-objective pareto."""
+    search_objective: Objective = "bound"
+    """Search objective: the lowest negative ELBO (bound), the lowest importance-weighted likelihood estimate (nll), or
+    the Pareto front of negative ELBO and KL (pareto: ASHA stops no trial)."""
     min_kl: float = 0.0
-    """KL in nats per sample without which a trial is no winner."""
+    """Constraint: a trial with a smaller KL, in nats per sample, cannot win."""
     warm_start: tuple[str, ...] = ()
-    """Configs that are tried first: config.json files, run folders, MLflow run ids, models:/NAME@ALIAS."""
+    """Configs of the first trials: config.json files, run folders, MLflow run ids or models:/NAME@ALIAS."""
     time_budget: float | None = None
-    """Seconds after which running trials are interrupted; --resume goes on with them."""
+    """Seconds after which running trials are interrupted, to be continued by --resume; default: no limit."""
     max_concurrent: int | None = None
-    """Most trials at once; by default as many as fit."""
+    """Most trials at once; default: as many as fit."""
     workers_per_trial: int = 1
     """DDP workers of each trial."""
     cpus_per_worker: float = 1.0
     """CPUs of each worker."""
     gpus_per_worker: float | None = None
-    """GPUs of each worker; default 1 if the cluster has any, otherwise 0. Fractions only with one worker."""
+    """GPUs of each worker; default: 1 if the cluster has any, otherwise 0. Fractions only with one worker."""
     device: Device = "auto"
-    """What workers compute on: cpu leaves the GPUs that they reserve unused."""
+    """Device that workers compute on; cpu leaves the GPUs that they reserve unused."""
     dry_run: bool = False
-    """Check everything, say what the search would be, and stop. Nothing is recorded."""
+    """Check everything, print the plan, and stop. Nothing is recorded."""
     bench: tuple[str, ...] = ()
-    """What ``python -m raytrain.bench MODEL --output`` has written, by which hours are foretold: files or s3://
-    addresses, one for each model."""
+    """Benchmark files (paths or s3:// addresses) used to estimate the run time; one per model."""
     price_per_hour: float | None = None
-    """Price of one worker's part of a machine for an hour, in any currency, by which the cost is foretold."""
+    """Price of one worker's share of a machine for an hour, in any currency; default: no cost estimate."""
     name: str | None = None
-    """Name of the search; by default the model or space and the time. The same name and config resume it."""
+    """Name of the search; default: the model or space, and the time. The same name and config resume it."""
     resume: str | None = None
-    """Name of a search to go on with; nothing else is needed but where its storage is."""
+    """Name of the search to resume; only its storage must be given beside it, if that is not the default."""
     storage: str | None = None
-    """Folder or s3://bucket/prefix for all that is kept; default $RAYTRAIN_STORAGE or ./runs."""
+    """Folder or s3://bucket/prefix where everything is kept; default: $RAYTRAIN_STORAGE or ./runs."""
     address: str | None = None
-    """Ray cluster to use; by default the one that is found, or a new one on this machine."""
+    """Address of the Ray cluster; default: the one that is found, otherwise a new one on this machine."""
     experiment: str = EXPERIMENT
     """MLflow experiment."""
 
+    def worker_options(self) -> WorkerOptions:
+        """Return the options of one trial's workers."""
+        return WorkerOptions(str(self.workers_per_trial), self.cpus_per_worker, self.gpus_per_worker, self.device)
 
-WORKERS = ("time_budget", "max_concurrent", "workers_per_trial", "cpus_per_worker", "gpus_per_worker", "device")
-"""The options that say how a trial runs, not what comes of it: a resumption may change them."""
+    def check(self) -> None:
+        """Refuse numbers and names that no search can have.
+
+        Raises:
+            UserError: with the option's name.
+        """
+        if self.name is not None:
+            check_name(self.name)
+        if self.num_samples is not None and self.num_samples < 1:
+            raise UserError(f"--num-samples is {self.num_samples}: a search needs at least one trial")
+        if self.num_samples is not None and self.num_samples < len(self.warm_start):
+            raise UserError(
+                f"--num-samples is {self.num_samples}: the {len(self.warm_start)} of --warm-start count among them"
+            )
+        if not (self.min_kl >= 0 and math.isfinite(self.min_kl)):
+            raise UserError(f"--min-kl is {self.min_kl:g}: give nats of at least 0")
+        if self.max_concurrent is not None and self.max_concurrent < 1:
+            raise UserError(f"--max-concurrent is {self.max_concurrent}: at least one trial must run")
+        price = self.price_per_hour
+        if price is not None and not (price >= 0 and math.isfinite(price)):
+            raise UserError(f"--price-per-hour is {price:g}: give a price of at least 0")
+        if self.time_budget is not None and not self.time_budget > 0:
+            raise UserError(f"--time-budget is {self.time_budget:g}: give a number of seconds above 0")
+
+
+RESUMABLE = ("time_budget", "max_concurrent", "workers_per_trial", "cpus_per_worker", "gpus_per_worker", "device")
+"""Options that say how trials run and leave their results alone: a resumed search may change them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRequest:
+    """A search as it was asked for: its options, and the configs that its space changes."""
+
+    options: SearchOptions
+    space: Space
+    bases: dict[str, RunConfig[Any]]
+    """Model name -> the config that the space's fields change."""
+    size: str
+    """Origin of the configs, as text."""
+
+    @property
+    def first(self) -> RunConfig[Any]:
+        """The config of the first model: its seed and text are those of the search."""
+        return next(iter(self.bases.values()))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from typing import Any
 
 from ray import tune
 from ray.tune.execution import class_cache
 from ray.tune.schedulers import TrialScheduler
 
+from raytrain.analysis.tables import LiveTable
 from raytrain.metrics import METRIC
 from raytrain.runs.trials import Trial, TrialStore
 from raytrain.search.algorithms import make_scheduler
+from raytrain.search.finish import finish
 from raytrain.search.recorder import TimeBudget, TrialRecorder
 from raytrain.search.searcher import OptunaSearcher, Search
 from raytrain.search.trainables import run_alone, run_worker_group
@@ -24,6 +27,26 @@ def keep_keys_from_ray() -> None:
     """Keep Tune from putting AWS keys into its trials' runtime environment, whose values Ray writes to its logs."""
     keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(keys)
+
+
+def run_and_finish(search: Search) -> list[Trial]:
+    """Run the search with a live table, register its best model and print the result; return every trial.
+
+    Raises:
+        BaseException: whatever ended the search, once its MLflow run says so and the command that resumes it is
+            printed.
+    """
+    started = time.monotonic()
+    try:
+        with LiveTable(search.plan.num_samples) as table:
+            trials = run_search(search, table.show)
+        finish(search, trials, time.monotonic() - started)
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        search.parent.finish("KILLED" if interrupted else "FAILED", "interrupted" if interrupted else repr(error))
+        print(f"resume with: {search.resume_command}", flush=True)
+        raise
+    return trials
 
 
 def run_search(search: Search, show: Any) -> list[Trial]:

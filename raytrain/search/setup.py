@@ -1,60 +1,119 @@
-"""Search a model's best settings: Ray Tune over gangs of Ray Train workers, tracked in MLflow.
-
-    python -m raytrain.tune hybrid
-    python -m raytrain.tune lstm_vae --data tweets --data-path tweets.txt.gz --num-samples 12
-    python -m raytrain.tune hybrid --space my_space.py --workers-per-trial 2
-    python -m raytrain.tune --space paper_fig4 --budget small --data ptb
-    python -m raytrain.tune hybrid --min-kl 2 --warm-start config.json
-    python -m raytrain.tune hybrid --dry-run --bench bench.json --price-per-hour 1.2
-    python -m raytrain.tune --resume NAME
-
-Without a GPU the defaults are a search of a few minutes on a laptop; on a cluster with GPUs they are the
-sizes of the literature. The choice is printed.
-"""
+"""Setting up a search: checks, plan, admission to the cluster, and its MLflow run."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+import time
+from typing import Any
 
 import psutil
 
-from raytrain.cluster.resources import Cluster
-from raytrain.config.models import ModelName
+from raytrain.cluster.resources import Cluster, connect, read_cluster, worker_spec
 from raytrain.config.schema import RunConfig, flatten, to_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.metrics import SearchObjective
 from raytrain.models import build_empty
-from raytrain.runs.records import PLAN
+from raytrain.runs.records import PLAN, check_name
 from raytrain.runs.trials import TrialStore
-from raytrain.runs.workspace import Workspace
-from raytrain.search.forecast import Estimate, trial_seconds
-from raytrain.search.options import SearchOptions
-from raytrain.search.plan import Plan, read_plan
+from raytrain.runs.workspace import Workspace, open_workspace, reopen_workspace
+from raytrain.search.algorithms import check_algorithms, resolve_algorithm, resolve_scheduler
+from raytrain.search.forecast import Estimate, read_benchmark, trial_seconds
+from raytrain.search.options import NUM_SAMPLES, RESUMABLE, SearchOptions, SearchRequest
+from raytrain.search.plan import Plan, WarmStart, read_plan
 from raytrain.search.searcher import Search
+from raytrain.search.space import GRID, check_space, grid
+from raytrain.search.warm_start import read_warm_starts
+from raytrain.storage import open_storage_root
 from raytrain.tracking.client import check_tracking
 from raytrain.tracking.runs import Experiment
 from raytrain.training.checks import check_samples
 from raytrain.utils.errors import UserError
+from raytrain.utils.validation import validate_fields
 
-if TYPE_CHECKING:
-    from raytrain.search.searcher import Search
+# ----------------------------------------------------------------------------------------- a new one
 
 
-def check_search_objective(search_objective: SearchObjective, bases: dict[ModelName, RunConfig[Any]]) -> None:
-    """Refuse to look for a KL where no model has a latent code."""
+def new_search(without_gpus: SearchRequest, with_gpus: SearchRequest) -> Search | None:
+    """Check and record the requested search; return ``None`` if it is a dry run.
+
+    A known name with the same settings resumes that search. The two requests differ where no preset or config was
+    given: machines with GPUs then get other sizes. What both refuse is refused before Ray is joined.
+
+    Raises:
+        UserError: an option, a field of the space, a corpus or a cluster that cannot be used.
+    """
+    options = without_gpus.options
+    options.check()
+    for reference in options.bench:
+        read_benchmark(reference)
+    workspace = open_workspace(without_gpus.first, options.storage, published=not options.dry_run)
+    largest = max(config.batch_size // config.group_size for config in with_gpus.bases.values())
+    checked = check_request(without_gpus, workspace, 1 if options.workers_per_trial <= largest else None)
+
+    connect(options.address)
+    cluster = read_cluster()
+    request = with_gpus if cluster.has_gpus and options.device != "cpu" else without_gpus
+    if request is with_gpus or options.workers_per_trial > 1:
+        checked = check_request(request, workspace)
+    plan = make_plan(request, workspace, checked)
+    kind = request.first.model_name if len(request.bases) == 1 else request.space.name
+    name = options.name or f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    check_known(name, plan, workspace)
+    return admit(name, plan, workspace, cluster, options, request.size)
+
+
+def check_request(request: SearchRequest, workspace: Workspace, workers: int | None = None) -> tuple[WarmStart, ...]:
+    """Check every config that the space may draw, and read those of ``--warm-start``.
+
+    ``workers`` per trial are those of the options if ``None``.
+
+    Raises:
+        UserError: a field, a value or a combination that cannot be trained.
+    """
+    options, space = request.options, request.space
+    budget, algorithm = space.budget(options.budget), resolve_algorithm(options.algorithm, space)
+    resolve_scheduler(options.scheduler, algorithm, options.search_objective)
+    check_search_objective(SearchObjective(options.search_objective, options.min_kl), request.bases)
+    points = check_space(space, request.bases, budget, algorithm, request.first.seed)
+    warm_starts = read_warm_starts(options.warm_start, request.bases)
+    configs = [*points, *(start.config for start in warm_starts)]
+    shapes = {(each.sampling, each.length, each.batch_size, each.group_size): each for each in configs}
+    for config in shapes.values():
+        check_samples(config, workspace.corpus, workers or options.workers_per_trial)
+    return warm_starts
+
+
+def check_search_objective(search_objective: SearchObjective, bases: dict[str, RunConfig[Any]]) -> None:
+    """Refuse to search for a KL where no model has a latent code."""
     if set(bases) == {"byte_lstm"} and (search_objective.objective == "pareto" or search_objective.min_kl):
-        option = (
-            "--objective pareto" if search_objective.objective == "pareto" else f"--min-kl {search_objective.min_kl:g}"
-        )
+        pareto = search_objective.objective == "pareto"
+        option = "--search-objective pareto" if pareto else f"--min-kl {search_objective.min_kl:g}"
         raise UserError(f"{option}: byte_lstm has no latent code, so its KL is 0")
 
 
-def check_all(points: list[RunConfig[Any]], workspace: Workspace, workers: int) -> None:
-    """Make sure that the trials that the space may draw have samples."""
-    shapes = {(point.sampling, point.length, point.batch_size, point.group_size): point for point in points}
-    for point in shapes.values():
-        check_samples(point, workspace.corpus, workers)
+def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: tuple[WarmStart, ...]) -> Plan:
+    """Return the plan of a request: everything that decides which trials the search has."""
+    options, space = request.options, request.space
+    budget, algorithm = space.budget(options.budget), resolve_algorithm(options.algorithm, space)
+    points = len(grid(space, budget)) if algorithm == GRID else 0
+    default = points + len(warm_starts) if points else max(NUM_SAMPLES, len(warm_starts))
+    return Plan(
+        space=space,
+        bases=request.bases,
+        budget=budget,
+        algorithm=algorithm,
+        scheduler=resolve_scheduler(options.scheduler, algorithm, options.search_objective),
+        corpus=workspace.corpus.digest,
+        num_samples=options.num_samples or default,
+        seed=request.first.seed,
+        workers={name: getattr(options, name) for name in RESUMABLE},
+        experiment=options.experiment,
+        corpus_path=str(workspace.corpus.path),
+        objective=options.search_objective,
+        min_kl=options.min_kl,
+        warm_starts=warm_starts,
+    )
 
 
 def check_known(name: str, plan: Plan, workspace: Workspace) -> None:
@@ -70,8 +129,61 @@ def check_known(name: str, plan: Plan, workspace: Workspace) -> None:
     if known is not None and (changed := plan.differences(known)):
         raise UserError(
             f"--name {name} belongs to a search with other settings ({'; '.join(changed)}); choose another name, "
-            f"or go on with that one by --resume {name}"
+            f"or resume that search by --resume {name}"
         )
+
+
+# ------------------------------------------------------------------------------------------- resumed
+
+
+def stored_plan(name: str, storage: str | None) -> tuple[Plan, SearchOptions]:
+    """Return the plan of the search ``name`` in the storage, and the options that it was begun with.
+
+    Raises:
+        UserError: there is no such search, or its plan cannot be read.
+    """
+    check_name(name)
+    root = open_storage_root(storage)
+    plan = read_plan(root.child(name))
+    if plan is None:
+        raise UserError(f"--resume {name}: there is no such search in {root.uri()}")
+    check_algorithms(plan)
+    try:
+        if unknown := plan.workers.keys() - set(RESUMABLE):
+            raise ValueError(f"workers.{min(unknown)}")
+        workers = validate_fields(SearchOptions, plan.workers, "workers.")
+    except ValueError as error:
+        raise UserError(f"{root.uri(name)}/{PLAN} is not a search's plan: {error}") from None
+    return plan, SearchOptions(
+        num_samples=plan.num_samples,
+        experiment=plan.experiment,
+        search_objective=plan.objective,
+        min_kl=plan.min_kl,
+        warm_start=tuple(start.reference for start in plan.warm_starts),
+        **workers,
+    )
+
+
+def resumed_search(name: str, plan: Plan, begun: SearchOptions, options: SearchOptions) -> Search | None:
+    """Check that ``options`` resume the search of ``plan`` unchanged, and open it; return ``None`` for a dry run.
+
+    Raises:
+        UserError: an option that would make it another search, or a corpus or cluster that cannot be had.
+    """
+    options.check()
+    for reference in options.bench:
+        read_benchmark(reference)
+    for field in ("space", "budget", "algorithm", "scheduler", "name", "search_objective", "min_kl", "warm_start"):
+        if getattr(options, field) != getattr(begun, field):
+            raise UserError(
+                f"--resume {name} takes no --{field.replace('_', '-')}: the search continues as it was begun"
+            )
+    if options.experiment != plan.experiment:
+        raise UserError(f"--resume {name}: the search is in experiment {plan.experiment}")
+    workspace = reopen_workspace(options.storage, plan.corpus, plan.corpus_path)
+    connect(options.address)
+    plan = dataclasses.replace(plan, num_samples=max(plan.num_samples, options.num_samples or 0))
+    return admit(name, plan, workspace, read_cluster(), options, "as recorded")
 
 
 # ---------------------------------------------------------------------------------------------- both
@@ -80,18 +192,18 @@ def check_known(name: str, plan: Plan, workspace: Workspace) -> None:
 def admit(
     name: str, plan: Plan, workspace: Workspace, cluster: Cluster, options: SearchOptions, size: str
 ) -> Search | None:
-    """Size the search to the cluster and say so; then, unless that is all, record it and open its MLflow run."""
+    """Size the search to the cluster and print the plan; unless it is a dry run, record it and open its MLflow run."""
     check_tracking(workspace.tracking_uri, cluster.num_nodes)
-    worker_spec = make_worker_spec(options, cluster)
+    spec = worker_spec(options.worker_options(), cluster)
     num_left = plan.num_samples - sum(trial.ended for trial in TrialStore(workspace.storage.child(name)).read())
-    concurrent = min(max(1, num_left), cluster.admit(worker_spec, options.max_concurrent, head_memory()))
-    print_plan(name, plan, workspace, worker_spec, concurrent, size)
-    limited = concurrent < min(num_left, cluster.admit(worker_spec, options.max_concurrent, math.inf))
-    memory = "; the memory of this machine carries no more trials" if limited else ""
-    print(f"at once: {cluster.usage(worker_spec, concurrent)}{memory}")
-    seconds, sources = trial_seconds(plan, workspace.corpus, worker_spec, options.bench)
-    forecast = Estimate(num_left, concurrent, worker_spec.workers, seconds, options.time_budget, options.price_per_hour)
-    print("\n".join(forecast.lines(sources)), flush=True)
+    concurrent = min(max(1, num_left), cluster.admit(spec, options.max_concurrent, head_memory()))
+    print_plan(name, plan, workspace, spec, size)
+    limited = concurrent < min(num_left, cluster.admit(spec, options.max_concurrent, math.inf))
+    memory = "; the memory of this machine carries no more" if limited else ""
+    print(f"concurrency: {concurrent} trials, {cluster.usage(spec, concurrent)}{memory}")
+    seconds, sources = trial_seconds(plan, workspace.corpus, spec, options.bench)
+    estimate = Estimate(num_left, concurrent, spec.workers, seconds, options.time_budget, options.price_per_hour)
+    print("\n".join(estimate.lines(sources)), flush=True)
     if options.dry_run:
         print("dry run: nothing was started")
         return None
@@ -116,32 +228,22 @@ def admit(
             "kind": "search",
             "space": plan.space.name,
             "location": workspace.storage.uri(name),
-            "worker_group": str(worker_spec),
+            "worker_group": str(spec),
         },
     )
     workspace.log_corpus(parent)
     parent.log_text(plan.space.source, f"space/{plan.space.name}.py")
-    print(f"see it: {parent.ui_hint()}", flush=True)
-    return Search(name, plan, workspace, experiment, parent, worker_spec, concurrent, options.time_budget)
-
-
-def make_worker_spec(options: SearchOptions, cluster: Cluster) -> WorkerSpec:
-    """The workers of a trial: with GPUs if the cluster has or may get any, wherever this command runs."""
-    gpus = options.gpus_per_worker
-    if gpus is None:
-        gpus = 1.0 if cluster.has_gpus else 0.0
-    return WorkerSpec(options.workers_per_trial, options.cpus_per_worker, gpus, device=options.device)
+    print(f"view: {parent.ui_hint()}", flush=True)
+    return Search(name, plan, workspace, experiment, parent, spec, concurrent, options.time_budget)
 
 
 def head_memory() -> float:
-    """Bytes of memory that are free where the trials' small processes will run: on this machine."""
+    """Return the free memory, in bytes, of this machine, where the trials' small processes will run."""
     return float(psutil.virtual_memory().available)
 
 
-def print_plan(
-    name: str, plan: Plan, workspace: Workspace, worker_spec: WorkerSpec, concurrent: int, size: str
-) -> None:
-    """Say what is about to be done, and why at this size."""
+def print_plan(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec, size: str) -> None:
+    """Print what is about to be searched, and where the sizes are from."""
     corpus = workspace.corpus
     for model, config in plan.bases.items():
         parameters = sum(parameter.numel() for parameter in build_empty(config).parameters())
@@ -151,9 +253,9 @@ def print_plan(
         )
     print(
         f"corpus {corpus.name}: {corpus.split('train').num_bytes:,} bytes, digest {corpus.digest[:12]}\n"
-        f"search {name}: {plan.num_samples} trials ({plan.space.name}, {plan.algorithm}), {concurrent} at a time, "
-        f"each {worker_spec} on {'GPUs' if worker_spec.on_gpus else 'CPUs'}, kept in {workspace.storage.uri(name)}\n"
-        f"looked for: {plan.search_objective}"
-        + "".join(f"\nstarts from {start.reference}" for start in plan.warm_starts),
+        f"search {name}: {plan.num_samples} trials ({plan.space.name}, {plan.algorithm}), "
+        f"each {spec} on {'GPUs' if spec.on_gpus else 'CPUs'}, kept in {workspace.storage.uri(name)}\n"
+        f"objective: {plan.search_objective}"
+        + "".join(f"\nwarm start: {start.reference}" for start in plan.warm_starts),
         flush=True,
     )

@@ -8,7 +8,6 @@ import hashlib
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -23,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import locked
+from raytrain.utils.retry import retry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -140,7 +140,7 @@ def connect(uri: str) -> MlflowClient:
     """A client of the store at ``uri``; the first one of a process imports MLflow."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # MLflow's own retries would send a create_run again whose answer was lost, and sleep up to minutes
-    # after the server is back. `patiently` and MetricWriter retry instead.
+    # after the server is back. `retry_tracking` and MetricWriter retry instead.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -163,22 +163,22 @@ def is_transient(error: Exception) -> bool:
     return status >= 500 or status == 429
 
 
-def patiently(action: Callable[[], T], patience_s: float | None = None) -> T:
-    """Do ``action``, again with growing pauses while MLflow or its artifacts are away, for about ``patience_s``.
+def retry_tracking(action: Callable[[], T], patience_s: float | None = None) -> T:
+    """Return what ``action`` returns; while MLflow or its artifacts are away, try again for about ``patience_s``.
 
-    ``action`` must be safe to repeat. The last error is raised when patience ends.
+    ``action`` must be safe to repeat; ``None`` means ``PATIENCE_S``.
+
+    Raises:
+        Exception: the last failure of MLflow or of the artifact store, when patience ends or if it will not pass.
     """
-    deadline = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
-    pause = 0.5
-    while True:
-        try:
-            return action()
-        except (MlflowException, OSError, Boto3Error, BotoCoreError, ClientError) as error:
-            if not is_transient(error) or time.monotonic() + pause > deadline:
-                raise
-            LOG.warning("MLflow cannot be used now (%s); trying again", explain(error))
-        time.sleep(pause)
-        pause = min(2 * pause, 10.0)
+    return retry(
+        action,
+        (MlflowException, OSError, Boto3Error, BotoCoreError, ClientError),
+        seconds=PATIENCE_S if patience_s is None else patience_s,
+        log=lambda error: LOG.warning("MLflow cannot be used now (%s); trying again", explain(error)),
+        transient=is_transient,
+        longest_pause=10.0,
+    )
 
 
 def download(uri: str, location: str, folder: Path) -> Path:

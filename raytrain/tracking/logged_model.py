@@ -15,7 +15,7 @@ from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
-from raytrain.tracking.client import connect, patiently
+from raytrain.tracking.client import connect, retry_tracking
 from raytrain.tracking.runs import DESCRIPTION, MAX_TAG, Run, flat
 from raytrain.utils.errors import UserError
 
@@ -65,22 +65,22 @@ def log_model(
         folder = Path(scratch) / "model"
         _save(folder, created, run, checkpoint, length)
         (folder / "README.md").write_text(card)
-        patiently(lambda: client.log_model_artifacts(created.model_id, str(folder)))
-    patiently(lambda: client.log_outputs(run.run_id, [LoggedModelOutput(created.model_id, step)]))
+        retry_tracking(lambda: client.log_model_artifacts(created.model_id, str(folder)))
+    retry_tracking(lambda: client.log_outputs(run.run_id, [LoggedModelOutput(created.model_id, step)]))
     _log_metrics(run, created.model_id, metrics, step)
-    patiently(lambda: client.finalize_logged_model(created.model_id, LoggedModelStatus.READY))
+    retry_tracking(lambda: client.finalize_logged_model(created.model_id, LoggedModelStatus.READY))
     return str(created.model_id)
 
 
 def _find(run: Run, name: str, digest: str) -> str | None:
     """The run's finished model of this checkpoint; unfinished ones are deleted."""
     client = connect(run.uri)
-    found = patiently(
+    found = retry_tracking(
         lambda: client.search_logged_models([run.experiment_id], f"source_run_id = '{run.run_id}' AND name = '{name}'")
     )
     for model in found:
         if model.status != "READY":
-            patiently(lambda model=model: client.delete_logged_model(model.model_id))  # type: ignore[misc]
+            retry_tracking(lambda model=model: client.delete_logged_model(model.model_id))  # type: ignore[misc]
         elif model.tags.get(CHECKPOINT_TAG) == digest:
             return str(model.model_id)
     return None
@@ -95,7 +95,7 @@ def _save(folder: Path, created: Any, run: Run, checkpoint: Path, length: int) -
         params=ParamSchema(
             [
                 ParamSpec("task", "string", "sample"),
-                ParamSpec("num_samples", "long", 1),
+                ParamSpec("num_texts", "long", 1),
                 ParamSpec("temperature", "double", 1.0),
                 ParamSpec("top_p", "double", 1.0),
                 ParamSpec("max_length", "long", length),
@@ -114,7 +114,7 @@ def _save(folder: Path, created: Any, run: Run, checkpoint: Path, length: int) -
         python_model=str(_source("raytrain.runs.pyfunc_model")),
         artifacts={"checkpoint": str(checkpoint)},
         signature=signature,
-        input_example=([""], {"task": "sample", "num_samples": 3, "temperature": 0.8, "top_p": 0.95, "seed": 1}),
+        input_example=([""], {"task": "sample", "num_texts": 3, "temperature": 0.8, "top_p": 0.95, "seed": 1}),
         pip_requirements=[f"{package}=={_public_version(package)}" for package in PACKAGES],
         code_paths=[str(_source("raytrain").parent)],
     )
@@ -141,7 +141,7 @@ def _log_metrics(run: Run, model_id: str, metrics: dict[str, float], step: int) 
     entries = [
         Metric(key, value, run.created_ms, step, model_id=model_id, run_id=run.run_id) for key, value in metrics.items()
     ]
-    patiently(lambda: client.log_batch(run.run_id, metrics=entries))
+    retry_tracking(lambda: client.log_batch(run.run_id, metrics=entries))
 
 
 def logged_model(version: ModelVersion) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raytrain.tracking.client import connect, patiently, shown
+from raytrain.tracking.client import connect, retry_tracking, shown
 from raytrain.tracking.runs import PARENT, Run
 from raytrain.utils.errors import UserError
 
@@ -42,9 +42,11 @@ def find_experiment(uri: str, name: str) -> str:
         UserError: there is none, or it was deleted.
     """
     client = connect(uri)
-    found = patiently(lambda: client.get_experiment_by_name(name))
+    found = retry_tracking(lambda: client.get_experiment_by_name(name))
     if found is None or found.lifecycle_stage == "deleted":
-        known = sorted(experiment.name for experiment in patiently(lambda: client.search_experiments(max_results=50)))
+        known = sorted(
+            experiment.name for experiment in retry_tracking(lambda: client.search_experiments(max_results=50))
+        )
         raise UserError(f"--experiment {name}: {shown(uri)} has no such experiment; it has {', '.join(known)}")
     return str(found.experiment_id)
 
@@ -84,27 +86,27 @@ def children(parent: Run) -> list[Child]:
 
 def describe(run: Run) -> Child:
     """What the store knows of one run."""
-    return _child(run.uri, patiently(lambda: connect(run.uri).get_run(run.run_id)))
+    return _child(run.uri, retry_tracking(lambda: connect(run.uri).get_run(run.run_id)))
 
 
 def history(run: Run, key: str) -> list[tuple[int, float]]:
     """(step, value) of a metric, by step; empty if the run has no such metric."""
-    values = patiently(lambda: connect(run.uri).get_metric_history(run.run_id, key))
+    values = retry_tracking(lambda: connect(run.uri).get_metric_history(run.run_id, key))
     return sorted({metric.step: float(metric.value) for metric in values}.items())
 
 
 def download(run: Run, name: str, folder: Path) -> Path | None:
     """A copy in ``folder`` of artifact ``name`` (at the top of the run's artifacts), None where there is none."""
     client = connect(run.uri)
-    if name not in {entry.path for entry in patiently(lambda: client.list_artifacts(run.run_id))}:
+    if name not in {entry.path for entry in retry_tracking(lambda: client.list_artifacts(run.run_id))}:
         return None
-    return Path(patiently(lambda: client.download_artifacts(run.run_id, name, str(folder))))
+    return Path(retry_tracking(lambda: client.download_artifacts(run.run_id, name, str(folder))))
 
 
 def _found(uri: str, experiment_id: str, condition: str, order: str) -> Iterator[Child]:
     client, token = connect(uri), None
     while True:
-        page: Any = patiently(
+        page: Any = retry_tracking(
             lambda token=token: client.search_runs(  # type: ignore[misc]
                 [experiment_id], condition, max_results=PAGE, order_by=[order], page_token=token
             )

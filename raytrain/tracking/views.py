@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from raytrain.metrics import METRIC
-from raytrain.tracking.client import connect, patiently, ui_hint
+from raytrain.tracking.client import connect, retry_tracking, ui_hint
 from raytrain.tracking.runs import PARENT
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def share_view(search: Run, name: str, metrics: Sequence[str], parameters: Seque
     now = time.time_ns() // 1_000_000
     value = {"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(_state(search, metrics, parameters))}
     client = connect(search.uri)
-    patiently(lambda: client.set_experiment_tag(search.experiment_id, VIEW + search.run_id, json.dumps(value)))
+    retry_tracking(lambda: client.set_experiment_tag(search.experiment_id, VIEW + search.run_id, json.dumps(value)))
     return f"{ui_hint(search.uri, search.experiment_id)}&viewStateShareKey={search.run_id}"
 
 

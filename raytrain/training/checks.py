@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from raytrain.config.schema import RunConfig
@@ -25,11 +24,3 @@ def check_samples(config: RunConfig[Any], corpus: Corpus, workers: int) -> None:
     TrainingBatches(corpus, config)
     EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples)
     rank_groups(config, 0, workers)
-
-
-def at_first(workers: int, larger: Iterable[RunConfig[Any]]) -> int:
-    """The workers to check a config for before it is known whether there are GPUs: with them, the batch is larger.
-
-    ``larger`` are the configs for GPUs.
-    """
-    return 1 if any(workers <= config.batch_size // config.group_size for config in larger) else workers

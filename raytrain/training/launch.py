@@ -1,13 +1,4 @@
-"""Train one model on a gang of Ray Train workers.
-
-    python -m raytrain.train hybrid
-    python -m raytrain.train hybrid --preset paper-ptb --data-path PTB --workers 2 --name ptb
-    python -m raytrain.train byte_lstm --config config.json
-    python -m raytrain.train --best-of SEARCH --steps 10000 --seed 1
-    python -m raytrain.train --resume NAME
-
-Started again with the same --name, or with --resume, it goes on where it stopped.
-"""
+"""Launching a run: its name is claimed, its MLflow run opened, its worker group started and followed to the end."""
 
 from __future__ import annotations
 
@@ -15,19 +6,20 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get
 
-from raytrain.cluster.resources import Cluster
+from raytrain.cluster.resources import connect, read_cluster, worker_spec
 from raytrain.config.schema import RunConfig, flatten, identity, to_dict
-from raytrain.config.workers import WorkerOptions, WorkerSpec, parse_workers
-from raytrain.metrics import COLLAPSED_KL
+from raytrain.config.workers import WorkerSpec, parse_workers
 from raytrain.runs.records import UNSENT, claim_name, read_outcome, write_run_address
 from raytrain.runs.workspace import Workspace
-from raytrain.tracking.runs import Experiment
+from raytrain.tracking.client import check_tracking
+from raytrain.tracking.runs import Experiment, Run
+from raytrain.training.checks import check_samples
 from raytrain.training.options import TrainOptions
 from raytrain.training.reporters import Progress
 from raytrain.training.supervisor import WorkerGroupLostError, run_with_retries
@@ -36,36 +28,60 @@ from raytrain.training.worker_group import WorkerGroup
 from raytrain.utils.errors import UserError
 
 
-def make_worker_spec(options: TrainOptions, cluster: Cluster) -> WorkerSpec:
-    """The workers to ask for: with GPUs if the cluster has or may get any, wherever this command runs."""
-    fewest, most = parse_workers(options.workers)
-    gpus = options.gpus_per_worker
-    if gpus is None:
-        gpus = 1.0 if cluster.has_gpus else 0.0
-    cpus = options.cpus_per_worker
-    if cpus is None:
-        cpus = 1.0 if gpus else max(1.0, cluster.total("CPU") // max(1, most or fewest))
-    return WorkerSpec(fewest, cpus, gpus, most, options.device)
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """A run that has reached its end."""
+
+    name: str
+    location: str
+    """Folder or s3:// address of its checkpoints and records."""
+    config: RunConfig[Any]
+    outcome: dict[str, Any]
+    """Contents of its ``outcome.json``: best step and metrics, precision, device, samples."""
+    run: Run | None
+    """Its MLflow run, if the tracking store still has it."""
+    view: str
+    """How to look at it in MLflow, as text."""
 
 
 def train(
+    without_gpus: RunConfig[Any],
+    with_gpus: RunConfig[Any],
     options: TrainOptions,
-    config: RunConfig[Any],
     workspace: Workspace,
-    worker_spec: WorkerSpec,
     best_of: str | None = None,
-) -> None:
-    """Run the training and print what came of it; ``best_of`` says of which search's trial the config is."""
-    corpus = workspace.corpus
-    name = options.name or f"{config.model_name}-{identity(config, corpus.digest)[:8]}"
-    asked = WorkerOptions(options.workers, options.cpus_per_worker, options.gpus_per_worker, options.device)
-    claim = claim_name(workspace.storage, name, config, corpus, options.experiment, asked)
+) -> TrainedRun:
+    """Train one run on a group of Ray Train workers and return it; a known name with the same config is resumed.
+
+    The first config is for a cluster without GPUs, the second for one with GPUs; they are the same where the caller
+    has decided. ``best_of`` names the trial that the config is from.
+
+    Raises:
+        UserError: a config, a number of workers or a cluster that cannot be used; or a run that failed, with its cause.
+    """
+    fewest, most = parse_workers(options.workers)
+    workers = most or fewest
+    fits_later = workers <= with_gpus.batch_size // with_gpus.group_size
+    check_samples(without_gpus, workspace.corpus, 1 if fits_later else workers)
+
+    connect(options.address)
+    cluster = read_cluster()
+    config = with_gpus if cluster.has_gpus and options.device != "cpu" else without_gpus
+    check_samples(config, workspace.corpus, workers)
+    check_tracking(workspace.tracking_uri, cluster.num_nodes)
+    spec = worker_spec(options.worker_options(), cluster)
+    cluster.admit(spec, 1, head_memory=float("inf"))
+
+    name = options.name or f"{config.model_name}-{identity(config, workspace.corpus.digest)[:8]}"
+    claim = claim_name(workspace.storage, name, config, workspace.corpus, options.experiment, options.worker_options())
     location = workspace.storage.uri(name)
     outcome = read_outcome(location)
     experiment = Experiment.open(workspace.tracking_uri, claim.experiment, workspace.artifact_root())
-    print(f"run {name}: {config.model_name} on {corpus.name}, {worker_spec}, kept in {location}", flush=True)
-    run = experiment.find_run(claim.identity)
-    if outcome is None:
+    print(f"run {name}: {config.model_name} on {workspace.corpus.name}, {spec}, kept in {location}", flush=True)
+    if outcome is not None:
+        print("this run has ended already; choose another --name to train again")
+        run = experiment.find_run(claim.identity)
+    else:
         run = experiment.open_run(
             claim.identity,
             name,
@@ -73,56 +89,58 @@ def train(
             parameters=flatten(config),
             tags={
                 "kind": "run",
-                "corpus": corpus.digest,
+                "corpus": workspace.corpus.digest,
                 "seed": str(config.seed),
-                "workers": str(worker_spec),
+                "workers": str(spec),
                 "location": location,
             }
             | ({"best_of": best_of} if best_of is not None else {}),
         )
         write_run_address(workspace.storage.child(name), run)
-        progress = f"raytrain/progress/{name}"
-        job = Job(
-            to_dict(config), workspace.corpus_address(), location, asdict(run), worker_spec.cpus, progress=progress
-        )
         workspace.log_corpus(run)
-        try:
-            with shown_progress(progress, config.steps), TemporaryDirectory(prefix="raytrain-") as scratch:
-                held = WorkerGroup(worker_loop, worker_spec, name, scratch)
-                outcome = run_with_retries(job, held, send=lambda evaluation: None)
-                held.dismiss()
-        except BaseException as error:
-            run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", repr(error))
-            if isinstance(error, WorkerGroupLostError):
-                raise UserError(f"run {name}: {error}; --resume {name} goes on from there") from error
-            raise
-        reason = outcome.get("error") or outcome.get("early_stopped")
-        run.finish("FAILED" if reason else "FINISHED", reason)
-    else:
-        print("this run has ended already; choose another --name to train again")
+        outcome = follow(name, config, workspace, spec, run)
     if outcome.get("unsent"):
         unsent = workspace.storage.child(name).uri(UNSENT)
         print(f"{outcome['unsent']} records did not reach MLflow: python -m raytrain.tracking send {unsent}")
     if reason := outcome.get("error") or outcome.get("early_stopped"):
         raise UserError(f"run {name} failed: {reason}")
-    best = outcome["best"]
-    print(f"computed in {outcome['precision']} on {outcome['device']}")
-    print(
-        f"best at step {outcome['best_step']}: bound {best['bits_per_byte']:.3f} bits/byte "
-        f"({best['bound']:.1f} nats a sample, KL {best['kl']:.2f}, {best['active_units']:.0f} active units)"
+    view = run.ui_hint() if run is not None else experiment.ui_hint()
+    return TrainedRun(name=name, location=location, config=config, outcome=outcome, run=run, view=view)
+
+
+def follow(name: str, config: RunConfig[Any], workspace: Workspace, spec: WorkerSpec, run: Run) -> dict[str, Any]:
+    """Start the worker group, print its progress, end the MLflow run with it; return the outcome.
+
+    Raises:
+        UserError: the worker group died again and again.
+    """
+    progress = f"raytrain/progress/{name}"
+    job = Job(
+        to_dict(config),
+        workspace.corpus_address(),
+        workspace.storage.uri(name),
+        asdict(run),
+        spec.cpus,
+        progress=progress,
     )
-    if config.model_name != "byte_lstm" and best["kl"] < COLLAPSED_KL:
-        print(
-            f"warning: its posterior has collapsed (KL {best['kl']:.3f} nats): the latent code says nothing; "
-            "try --objective.free-bits 2, or a later --objective.end"
-        )
-    print("\n".join(f"  {sample!r}" for sample in outcome["samples"]))
-    print(f"see it: {run.ui_hint() if run is not None else experiment.ui_hint()}")
+    try:
+        with shown_progress(progress, config.steps), TemporaryDirectory(prefix="raytrain-") as scratch:
+            group = WorkerGroup(worker_loop, spec, name, scratch)
+            outcome = run_with_retries(job, group, send=lambda evaluation: None)
+            group.dismiss()
+    except BaseException as error:
+        run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", repr(error))
+        if isinstance(error, WorkerGroupLostError):
+            raise UserError(f"run {name}: {error}; resume with --resume {name}") from error
+        raise
+    reason = outcome.get("error") or outcome.get("early_stopped")
+    run.finish("FAILED" if reason else "FINISHED", reason)
+    return outcome
 
 
 @contextmanager
 def shown_progress(key: str, steps: int) -> Iterator[None]:
-    """Print a progress line whenever rank 0 has put new metrics under ``key``."""
+    """Print a progress line whenever rank 0 has put new metrics under ``key`` of Ray's internal key-value store."""
     progress = Progress(steps)
     ended = threading.Event()
 

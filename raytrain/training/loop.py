@@ -22,7 +22,7 @@ from raytrain.data.corpus import Corpus
 from raytrain.runs import checkpoint as checkpoints
 from raytrain.runs.checkpoint import Snapshot
 from raytrain.runs.checkpoint_writer import CheckpointWriter
-from raytrain.storage.base import Storage, patiently
+from raytrain.storage.base import Storage, retry_storage
 from raytrain.training.divergence import DivergedError, check_finite
 from raytrain.training.preemption import PreemptedError, Rounds
 from raytrain.training.reporters import Reporter
@@ -150,7 +150,7 @@ def to_resume(storage: Storage, config: RunConfig[Any], corpus: Corpus) -> check
         UserError: it is of another model or of another corpus, or of no run.
         StorageError: the store does not answer.
     """
-    stored = patiently(lambda: checkpoints.latest(storage))
+    stored = retry_storage(lambda: checkpoints.latest(storage))
     if stored is None:
         return None
     told, own = (stored.state.get("corpus"), stored.config.get("model")), (corpus.digest, to_dict(config)["model"])

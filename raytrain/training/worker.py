@@ -33,7 +33,7 @@ from raytrain.runs import checkpoint
 from raytrain.runs.records import CHECKPOINTS, OUTCOME, UNSENT, read_outcome
 from raytrain.runs.references import from_checkpoint
 from raytrain.storage import open_storage
-from raytrain.storage.base import patiently
+from raytrain.storage.base import retry_storage
 from raytrain.tracking.client import connect
 from raytrain.tracking.metric_writer import MetricWriter
 from raytrain.tracking.runs import Run
@@ -161,13 +161,13 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
         if "early_stopped" not in outcome:
             outcome["samples"] = final_samples(job)
         text = json.dumps(outcome).encode()
-        patiently(lambda: storage.write(OUTCOME, text))
+        retry_storage(lambda: storage.write(OUTCOME, text))
 
 
 def final_samples(job: Job, num: int = 10) -> list[str]:
     """Texts from the run's best checkpoint, kept as an artifact of its MLflow run."""
     location = open_storage(job.storage).child(CHECKPOINTS)
-    stored = patiently(lambda: checkpoint.best(location))
+    stored = retry_storage(lambda: checkpoint.best(location))
     if stored is None:
         return []
     samples = sample_text(from_checkpoint(stored), num)
@@ -261,7 +261,7 @@ class RayReporter:
             file = Path(scratch) / UNSENT
             num_unsent = self.writer.close(unsent=file)
             if num_unsent:
-                patiently(lambda: storage.upload(UNSENT, file))
+                retry_storage(lambda: storage.upload(UNSENT, file))
         return num_unsent
 
 

@@ -26,11 +26,11 @@ import ray
 from ray import tune as ray_tune
 from ray.cluster_utils import Cluster
 
-from raytrain import tune
+import raytrain.tune as tune
 from raytrain.metrics import REQUIRED_METRICS
 from raytrain.runs.records import OUTCOME
 from raytrain.runs.trials import Trial
-from raytrain.search import runner
+from raytrain.search import runner, setup
 from raytrain.search.searcher import Search
 from raytrain.storage import open_storage
 from raytrain.training.worker import Job
@@ -138,7 +138,8 @@ def simulate(home: Path, gpus: int, nodes: int, num_samples: int, seconds: tuple
     server.start()
     try:
         with cluster(gpus, nodes) as address, mock.patch.dict(os.environ, MLFLOW_TRACKING_URI=server.uri):
-            begun = tune.new_search([*command, "--address", address])
+            requests = [tune.read_request([*command, "--address", address], has_gpus) for has_gpus in (False, True)]
+            begun = setup.new_search(*requests)
             assert begun is not None
             with mock.patch.object(runner, "run_alone", sleep_and_report), Account(gpus) as account:
                 began = time.time()

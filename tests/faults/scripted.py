@@ -148,7 +148,7 @@ _REAL_EVALUATE, _REAL_STEP = loop.Trainer.evaluate, loop.Trainer.train_step
 
 def main() -> None:
     """``raytrain.tune`` with scripted trials."""
-    from raytrain import tune
+    import raytrain.tune as tune
     from raytrain.utils.errors import run_command
 
     search.run_worker_group = run_worker_group

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from raytrain import train, tune
+import raytrain.train as train
+import raytrain.tune as tune
 from raytrain.config.cli import default_config, parse_choice, parse_fields
 from raytrain.config.presets import preset
 from raytrain.config.schema import to_dict

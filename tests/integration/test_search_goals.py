@@ -50,10 +50,10 @@ def test_a_front_with_hopeless_trials_and_starts_and_what_is_built_upon_it(clust
     write_config(home / "wild.json", 1e38)
     output = run(
         cluster, home, "raytrain.tune", "hybrid", *LONGER, "--data", "text.txt", "--space", "space.py", "--name", "f",
-        "--objective", "pareto", "--objective.end", "0.2", "--num-samples", "4",
+        "--search-objective", "pareto", "--objective.end", "0.2", "--num-samples", "4",
         "--warm-start", "asleep.json", "wild.json",
     )  # fmt: skip
-    assert "looked for: low bound and large KL" in output
+    assert "objective: low bound and large KL" in output
     assert "Pareto front: no trial beats these in both negative ELBO and KL" in output
     assert "(from asleep.json)" in output
     assert_nothing_left()
@@ -88,8 +88,8 @@ def test_a_front_with_hopeless_trials_and_starts_and_what_is_built_upon_it(clust
     assert built.data.tags["raytrain.best_of"] == f"{parent.info.run_id} trial {best}"
     assert (built.data.params["steps"], built.data.params["seed"]) == ("20", "5")
     assert float(built.data.params["objective.alpha"]) == trials[int(best)].config.objective.alpha
-    assert "--resume f takes no --objective" in refused(
-        cluster, home, "raytrain.tune", "--resume", "f", "--objective", "nll"
+    assert "--resume f takes no --search-objective" in refused(
+        cluster, home, "raytrain.tune", "--resume", "f", "--search-objective", "nll"
     )
     assert_nothing_left()
 
@@ -97,7 +97,7 @@ def test_a_front_with_hopeless_trials_and_starts_and_what_is_built_upon_it(clust
 def test_a_search_without_a_winner_says_so_and_registers_nothing(cluster: str, home: Path) -> None:
     arguments = (
         "raytrain.tune", "hybrid", *TINY, "--data", "text.txt", "--space", "space.py", "--name", "n", "--num-samples",
-        "2", "--objective", "nll",
+        "2", "--search-objective", "nll",
     )  # fmt: skip
     output = run(cluster, home, *arguments, "--min-kl", "1000")
     assert "NLL" in output

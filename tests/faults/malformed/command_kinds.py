@@ -8,7 +8,9 @@ from random import Random
 from typing import Any
 from unittest import mock
 
-from raytrain import evaluate, registry, report, sample, train, tune
+import raytrain.train as train
+import raytrain.tune as tune
+from raytrain import evaluate, registry, report, sample
 from raytrain.bench import __main__ as bench_command
 from raytrain.cluster import __main__ as cluster_command
 from raytrain.cluster import spot
@@ -42,7 +44,8 @@ def trains(stock: Stock, given: Path, random: Random) -> Act:
         "--model.decoder-maps", "--model.decoder", "--objective.alpha", "--objective.annealing", "--optimizer.decay",
         "--data", "--data-path", "--data-field", "--sampling", "--preset", "--config", "--workers", "--cpus-per-worker",
         "--gpus-per-worker", "--name", "--storage", "--experiment", "--best-of", "--resume", "--precision", "--space",
-        "--evaluate-samples", "--num-samples", "--budget", "--algorithm", "--objective", "--min-kl", "--warm-start",
+        "--evaluate-samples", "--num-samples", "--budget", "--algorithm", "--search-objective", "--min-kl",
+        "--warm-start",
         "--time-budget", "--max-concurrent", "--workers-per-trial", "--optimizer.learning-rate", "--log-every",
         "--threads", "--rounds", "--seconds", "--samples", "--only", "--quick", "--output",
         "--device", "--bench", "--price-per-hour",

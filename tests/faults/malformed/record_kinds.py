@@ -14,7 +14,9 @@ from typing import Any
 
 import yaml
 
-from raytrain import report, sample, train, tune
+import raytrain.train as train
+import raytrain.tune as tune
+from raytrain import report, sample
 from raytrain.analysis.figures.records import read_trials
 from raytrain.analysis.search_report import search_figures
 from raytrain.cluster import __main__ as cluster_command

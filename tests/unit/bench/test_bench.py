@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from raytrain.bench import __main__ as bench
 from raytrain.bench import ray_train as on_ray
+from raytrain.bench import record
 from raytrain.bench.baseline import PlainTrainer
 from raytrain.bench.flops import count_operations
 from raytrain.bench.machine import NoiseWatch
@@ -322,7 +323,7 @@ def test_a_mistake_is_one_line(
 def test_medians_are_named_by_their_place() -> None:
     series = Series([1.0, 2.0, 4.0]).json()
     result = {"config": {"length": 3}, "step": [{"batch_size": 32, "precision": "float32", "bytes_per_second": series}]}
-    metrics = bench.medians(result | {"ceiling": {"LSTM, inputs": series}})
+    metrics = record.medians(result | {"ceiling": {"LSTM, inputs": series}})
     assert metrics["step/32/float32/bytes_per_second"] == 2.0
     assert metrics["ceiling/LSTM inputs"] == 2.0
     assert not any(name.startswith("config") for name in metrics)

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from raytrain.cluster.resources import HEAD_MEMORY_PER_TRIAL, STATED, Cluster, node_types, stated_types
+from raytrain.cluster.resources import HEAD_MEMORY_PER_TRIAL, STATED, Cluster, node_types, stated_types, worker_spec
 from raytrain.config.workers import WorkerSpec
 from raytrain.search.options import SearchOptions
-from raytrain.search.setup import make_worker_spec as tune_gang
-from raytrain.training.launch import make_worker_spec as train_gang
 from raytrain.training.options import TrainOptions
 from raytrain.utils.errors import UserError
 
@@ -90,9 +88,9 @@ def test_gangs_that_make_no_sense_are_refused() -> None:
 
 def test_the_device_is_that_of_the_cluster_not_of_this_machine() -> None:
     gpus = Cluster(({"CPU": 0.0},), (({"CPU": 8.0, "GPU": 1.0}, 2),))
-    for make_worker_spec, options in ((train_gang, TrainOptions()), (tune_gang, SearchOptions())):
-        assert make_worker_spec(options, gpus).gpus == 1  # type: ignore[operator]
-        assert make_worker_spec(options, LAPTOP).gpus == 0  # type: ignore[operator]
+    for options in (TrainOptions(), SearchOptions()):
+        assert worker_spec(options.worker_options(), gpus).gpus == 1
+        assert worker_spec(options.worker_options(), LAPTOP).gpus == 0
 
 
 def test_what_an_autoscaler_publishes_is_read_from_a_real_cluster() -> None:

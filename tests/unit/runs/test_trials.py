@@ -22,6 +22,7 @@ from raytrain.search.finish import table, write_table
 from raytrain.storage import base as storage_module
 from raytrain.storage.base import StorageError
 from raytrain.storage.local import FolderStorage
+from raytrain.utils import retry as retry_module
 from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
 
@@ -151,7 +152,7 @@ def test_updates_go_out_in_the_background_and_only_the_newest(tmp_path: Path) ->
 
 
 def test_a_state_that_was_not_taken_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "PATIENCE_S", 0.0)
+    monkeypatch.setenv(storage_module.PATIENCE, "0")
     storage = Slow(tmp_path)
     storage.open.set()
     storage.broken = True
@@ -166,7 +167,7 @@ def test_a_state_that_was_not_taken_is_not_forgotten(tmp_path: Path, monkeypatch
 
 
 def test_what_was_never_taken_is_said_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "PATIENCE_S", 0.0)
+    monkeypatch.setenv(storage_module.PATIENCE, "0")
     storage = Slow(tmp_path)
     storage.open.set()
     storage.broken = True
@@ -186,7 +187,7 @@ def test_a_storage_that_comes_back_is_waited_for(tmp_path: Path, monkeypatch: py
     def mend(seconds: float) -> None:
         storage.broken = False
 
-    monkeypatch.setattr(storage_module.time, "sleep", mend)
+    monkeypatch.setattr(retry_module.time, "sleep", mend)
     TrialStore(storage).add(a_trial(4))
     assert [trial.number for trial in TrialStore(storage).read()] == [4]
 

@@ -9,7 +9,7 @@ from raytrain.config.workers import WorkerOptions
 from raytrain.data.corpus import Corpus
 from raytrain.runs.records import RUN, claim_name, read_claim
 from raytrain.storage.local import FolderStorage
-from raytrain.train import resumed_run
+from raytrain.train import read_resumption
 from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
 
@@ -21,19 +21,19 @@ def test_a_name_keeps_its_run_and_the_experiment_that_it_was_begun_in(corpus: Co
     first = claim_name(storage, "mine", tiny_config("hybrid"), corpus, "tweets", GANG)
     again = claim_name(storage, "mine", tiny_config("hybrid"), corpus, "raytrain", WorkerOptions())
     assert again == first == read_claim(storage, "mine")
-    assert (first.experiment, first.worker_spec) == ("tweets", GANG)
+    assert (first.experiment, first.worker_options) == ("tweets", GANG)
     with pytest.raises(UserError, match="belongs to a run with another config"):
         claim_name(storage, "mine", tiny_config("hybrid", steps=7), corpus, "tweets", GANG)
 
 
-def test_a_resumed_run_asks_for_the_workers_that_it_was_begun_with(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_read_resumption_asks_for_the_workers_that_it_was_begun_with(corpus: Corpus, tmp_path: Path) -> None:
     claim_name(FolderStorage(tmp_path), "mine", tiny_config("hybrid"), corpus, "tweets", GANG)
     arguments = ["--resume", "mine", "--storage", str(tmp_path)]
-    options, config, _ = resumed_run("mine", str(tmp_path), arguments)
+    options, claim = read_resumption("mine", str(tmp_path), arguments)
     assert (options.workers, options.cpus_per_worker, options.gpus_per_worker) == ("2:3", 0.5, 0)
     assert options.device == "cpu"
-    assert config == tiny_config("hybrid")
-    options, _, _ = resumed_run("mine", str(tmp_path), [*arguments, "--workers", "1"])
+    assert claim.config == tiny_config("hybrid")
+    options, _ = read_resumption("mine", str(tmp_path), [*arguments, "--workers", "1"])
     assert (options.workers, options.cpus_per_worker) == ("1", 0.5)
 
 
@@ -65,4 +65,4 @@ def test_a_run_that_was_begun_before_experiments_were_and_workers_were_noted_is_
     del values["experiment"], values["worker_options"]
     storage.write(f"mine/{RUN}", json.dumps(values).encode())
     claim = read_claim(storage, "mine")
-    assert (claim.experiment, claim.worker_spec) == ("raytrain", WorkerOptions())
+    assert (claim.experiment, claim.worker_options) == ("raytrain", WorkerOptions())

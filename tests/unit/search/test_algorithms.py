@@ -25,9 +25,9 @@ from raytrain.search.algorithms import (
 )
 from raytrain.search.plan import Plan, read_plan
 from raytrain.search.searcher import OptunaSearcher
+from raytrain.search.setup import stored_plan
 from raytrain.search.space import read_space
 from raytrain.storage.local import FolderStorage
-from raytrain.tune import resumed_search
 from raytrain.utils.errors import UserError
 from tests.unit.search.test_search_objective import a_plan, refused, searcher
 
@@ -150,4 +150,4 @@ def test_a_search_is_not_resumed_without_what_was_registered(registered: None, t
     assert read_plan(storage) is not None
     SAMPLERS.pop("middle")
     with pytest.raises(UserError, match="--algorithm is 'middle': must be one of tpe, random, grid"):
-        resumed_search(["--resume", "s", "--storage", str(tmp_path)])
+        stored_plan("s", str(tmp_path))

@@ -19,7 +19,7 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytrain import tune
+import raytrain.tune as tune
 from raytrain.bench import __main__ as bench
 from raytrain.bench.options import parse_command
 from raytrain.cluster.resources import HEAD_MEMORY_PER_TRIAL, UNLIMITED, Cluster
@@ -109,7 +109,7 @@ def dry_run(
     monkeypatch.setenv("RAYTRAIN_CACHE", str(tmp_path / "cache"))
     for name in ("MLFLOW_TRACKING_URI", "RAYTRAIN_STORAGE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("raytrain.tune.connect", lambda address: None)
+    monkeypatch.setattr("raytrain.search.setup.connect", lambda address: None)
     monkeypatch.setattr("raytrain.search.setup.head_memory", lambda: 32.0 * 2**30)
     # the clusters of more than one node would need a server
     monkeypatch.setattr("raytrain.search.setup.check_tracking", lambda *arguments: None)
@@ -120,7 +120,7 @@ def dry_run(
     usual = ["hybrid", "--data", "text.txt", "--space", "space.py", "--dry-run"]
 
     def run(gpus: int, *arguments: str, command: list[str] = usual) -> tuple[int, str]:
-        monkeypatch.setattr("raytrain.tune.read_cluster", lambda: CLUSTERS[gpus])
+        monkeypatch.setattr("raytrain.search.setup.read_cluster", lambda: CLUSTERS[gpus])
         monkeypatch.setattr(sys, "argv", ["tune", *command, *arguments])
         try:
             run_command(tune.main)
@@ -157,8 +157,7 @@ def test_a_plan_asks_for_no_more_than_there_may_be(
 ) -> None:
     status, output = dry_run(gpus, *arguments)
     assert status == 0, output
-    assert f" trials (space, tpe), {at_a_time} at a time" in output
-    assert f"at once: {taken}" in output, output
+    assert f"concurrency: {at_a_time} trials, {taken}" in output, output
     assert "preset paper-ptb (the cluster has GPUs)" in output
     assert "hours: unknown\n" in output
     for used, most in re.findall(r"(\d+) of (\d+) [CG]PUs", output):
@@ -167,10 +166,11 @@ def test_a_plan_asks_for_no_more_than_there_may_be(
 
 REAL = """
 import sys, unittest.mock
+from unittest.mock import DEFAULT
 import ray
 from ray._private.worker import global_worker
 from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
-from raytrain import tune
+import raytrain.tune as tune
 
 ray.init(address="local", num_cpus=0, include_dashboard=False)
 sys.argv[1:] = "hybrid --data text.txt --space space.py --dry-run --num-samples 128".split()
@@ -178,7 +178,7 @@ for gpus, nodes in ((1, 1), (1, 8), (8, 8)):
     group = NodeGroupConfig(resources={"CPU": 6 * gpus, "GPU": gpus}, min_count=0, max_count=nodes, name="gpu")
     config = ClusterConfig(node_group_configs=[group]).SerializeToString()
     global_worker.gcs_client.report_cluster_config(config)
-    with unittest.mock.patch("raytrain.tune.connect"), unittest.mock.patch("raytrain.search.setup.check_tracking"):
+    with unittest.mock.patch.multiple("raytrain.search.setup", connect=DEFAULT, check_tracking=DEFAULT):
         tune.main()
 assert ray.available_resources().get("GPU", 0) == 0
 assert not ray.util.placement_group_table()
@@ -192,8 +192,8 @@ def test_plans_on_a_real_head_that_may_grow_to_1_8_and_64_gpus(dry_run: object, 
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     for gpus in (1, 8, 64):
-        assert f"128 trials (space, tpe), {gpus} at a time, each 1 x (1 CPU and 1 GPU) on GPUs" in done.stdout
-        assert f"at once: {gpus} of {6 * gpus} CPUs and {gpus} of {gpus} GPUs that the cluster may have" in done.stdout
+        assert "128 trials (space, tpe), each 1 x (1 CPU and 1 GPU) on GPUs" in done.stdout
+        assert f"concurrency: {gpus} trials, {gpus} of {6 * gpus} CPUs and {gpus} of {gpus} GPUs (" in done.stdout
     assert done.stdout.count("dry run: nothing was started") == 3
     assert [path.name for path in tmp_path.glob("runs/*")] == [".cache"]
 

@@ -14,10 +14,10 @@ from raytrain.config.schema import override
 from raytrain.runs.records import PLAN, read_values
 from raytrain.search.algorithms import resolve_scheduler
 from raytrain.search.plan import Plan, read_plan
+from raytrain.search.setup import stored_plan
 from raytrain.search.space import read_space
 from raytrain.storage.base import Storage, StorageError
 from raytrain.storage.local import FolderStorage
-from raytrain.tune import resumed_search
 from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
 
@@ -151,7 +151,7 @@ def test_a_plan_whose_workers_cannot_be_is_not_resumed(
 ) -> None:
     storage.write(PLAN, damaged(plan, workers=workers))
     with pytest.raises(UserError, match=words):
-        resumed_search(["--resume", "search", "--storage", str(tmp_path)])
+        stored_plan("search", str(tmp_path))
 
 
 @pytest.mark.parametrize("changes", [{"corpus": 1e999}, {"corpus": "../x"}, {"corpus_path": None}, {"corpus": "gone"}])

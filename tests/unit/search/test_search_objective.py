@@ -750,11 +750,14 @@ def test_an_interrupted_trial_is_not_told_to_optuna(corpus: Corpus, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["hybrid", "--objective", "kl"], "--objective is 'kl': must be one of bound, nll, pareto"),
+        (["hybrid", "--search-objective", "kl"], "--search-objective is 'kl': must be one of bound, nll, pareto"),
         (["hybrid", "--min-kl", "-1"], "--min-kl is -1: give nats of at least 0"),
         (["hybrid", "--min-kl", "nan"], "--min-kl is nan: give nats of at least 0"),
         (["byte_lstm", "--min-kl", "2"], "--min-kl 2: byte_lstm has no latent code, so its KL is 0"),
-        (["byte_lstm", "--objective", "pareto"], "--objective pareto: byte_lstm has no latent code, so its KL is 0"),
+        (
+            ["byte_lstm", "--search-objective", "pareto"],
+            "--search-objective pareto: byte_lstm has no latent code, so its KL is 0",
+        ),
         (
             ["hybrid", "--warm-start", "a.json", "b.json", "--num-samples", "1"],
             "the 2 of --warm-start count among them",
@@ -784,7 +787,7 @@ def test_a_mistake_in_what_is_built_upon_is_one_line(
 
 
 def test_what_is_looked_for_and_the_fields_of_the_objective_are_told_apart() -> None:
-    arguments = ["--objective", "pareto", "--objective.alpha", "0.3", "--min-kl", "2", "--warm-start", "a", "b"]
+    arguments = ["--search-objective", "pareto", "--objective.alpha", "0.3", "--min-kl", "2", "--warm-start", "a", "b"]
     options, config = parse_fields("raytrain.tune", SearchOptions(), tiny_config("hybrid"), arguments)
     assert (options.objective, options.min_kl, options.warm_start) == ("pareto", 2.0, ("a", "b"))
     assert config.objective.alpha == 0.3

@@ -139,13 +139,13 @@ def refusal(texts, **params):
     except mlflow.exceptions.MlflowException as error:
         return error.error_code + ": " + error.message
 print(json.dumps({
-    "seconds": seconds, "nucleus": ask(num_samples=3, top_p=0.3), "scores": model.predict(texts, {"task": "score"}),
+    "seconds": seconds, "nucleus": ask(num_texts=3, top_p=0.3), "scores": model.predict(texts, {"task": "score"}),
     "column": model.predict(pandas.DataFrame({"any name": texts}), {"task": "score"}),
     "reconstructed": model.predict(texts, {"task": "reconstruct", "temperature": 0.0}),
     "too_long": refusal(["y" * 13], task="score"), "no_task": refusal([""], task="sing"),
     "too_cold": refusal([""], temperature=-1.0),
-    "default": ask(), "three": ask(num_samples=3, seed=4), "again": ask(num_samples=3, seed=4),
-    "cold": ask(num_samples=2, temperature=0.0), "short": ask(num_samples=4, max_length=3),
+    "default": ask(), "three": ask(num_texts=3, seed=4), "again": ask(num_texts=3, seed=4),
+    "cold": ask(num_texts=2, temperature=0.0), "short": ask(num_texts=4, max_length=3),
     "modules": sorted({"ray", "boto3"} & set(sys.modules)),
     "signature": model.metadata.signature.to_dict(), "example": model.input_example is not None,
 }))
@@ -178,7 +178,7 @@ def test_another_process_loads_it_and_gets_text(tmp_path: Path, run: Run, checkp
     assert answer["seconds"] < 5
     assert answer["modules"] == []
     names = [item["name"] for item in json.loads(answer["signature"]["params"])]
-    assert names == ["task", "num_samples", "temperature", "top_p", "max_length", "seed"]
+    assert names == ["task", "num_texts", "temperature", "top_p", "max_length", "seed"]
     assert answer["example"]
 
     assert answer["column"] == answer["scores"]
@@ -229,7 +229,7 @@ def post(address: str, body: dict[str, Any]) -> Any:
 def test_a_server_answers_with_text(served: str, checkpoint: Path) -> None:
     model = references.load(checkpoint)
     assert post(served, {"inputs": [""]}) == {"predictions": sampling.sample_text(model, 1)}
-    drawn = post(served, {"inputs": [""], "params": {"num_samples": 2, "temperature": 0.5, "seed": 3}})
+    drawn = post(served, {"inputs": [""], "params": {"num_texts": 2, "temperature": 0.5, "seed": 3}})
     assert drawn == {"predictions": sampling.sample_text(model, 2, temperature=0.5, seed=3)}
     split = {"columns": ["text"], "data": [["one"], ["two"]]}
     scores = post(served, {"dataframe_split": split, "params": {"task": "score"}})["predictions"]

@@ -1,0 +1,26 @@
+"""Modules that are commands and, by the same name, functions of the public API."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+
+class _Callable(ModuleType):
+    """A module that stands for a function of ``raytrain.api``."""
+
+    def __call__(self, *arguments: Any, **settings: Any) -> Any:
+        """Call the function of the API that is called as this module."""
+        function = getattr(import_module("raytrain.api"), self.__name__.rpartition(".")[2])
+        return function(*arguments, **settings)
+
+
+def make_callable(module: str) -> None:
+    """Make a loaded module callable, as the function of ``raytrain.api`` with its name.
+
+    ``raytrain.train`` is such a function until somebody imports the command ``raytrain.train``: Python then puts the
+    module in its place.
+    """
+    sys.modules[module].__class__ = _Callable
