@@ -88,7 +88,7 @@ def measure(request: Measurement) -> tuple[dict[str, Any], ResolvedModel]:
         "corpus": {"name": corpus.name, "digest": corpus.digest},
         "split": request.split,
         "over_long_left_out": batches.samples.too_long,
-        "measures": totals.measures(),
+        "metrics": totals.metrics(model),
         "texts": measure_texts(request, model, corpus, batches),
         "seconds": time.perf_counter() - began,
     }
@@ -157,7 +157,7 @@ def metric_values(result: dict[str, Any], prefix: str) -> dict[str, float]:
     ``evaluation/valid/bound``. ``prefix`` precedes every name where the corpus is not the one of training.
     """
     split = result["split"] if result["split"] == "test" else f"evaluation/{result['split']}"
-    groups = {split: result["measures"]}
+    groups = {split: result["metrics"]}
     if result["texts"] is not None:
         groups |= {"samples": result["texts"]["model"], f"{split}/texts": result["texts"]["split"]}
     return {

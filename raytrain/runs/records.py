@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from raytrain.config.schema import RunConfig, differences, from_dict, identity, to_dict
 from raytrain.config.workers import WorkerOptions, parse_workers
 from raytrain.data.corpus import Corpus
-from raytrain.metrics import FIGURES, Objective, SearchObjective
+from raytrain.metrics import REQUIRED_METRICS, Objective, SearchObjective
 from raytrain.storage import ARTIFACTS, open_storage
 from raytrain.storage.base import NotFoundError, Storage, StorageError, retry_storage
 from raytrain.utils.errors import UserError, check_text
@@ -88,7 +88,7 @@ def read_outcome(storage: str) -> dict[str, Any] | None:
         failed = {name: str for name in ("error", "early_stopped") if name in outcome}
         for name, hint in (failed or TRAINED).items():
             validate_type(outcome.get(name), hint, name)
-        if not failed and (missing := set(FIGURES) - outcome["best"].keys()):
+        if not failed and (missing := set(REQUIRED_METRICS) - outcome["best"].keys()):
             raise ValueError(f"best has no {min(missing)}")
         validate_type(outcome.get("unsent", 0), int, "unsent")
         return outcome

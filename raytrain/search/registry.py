@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow.exceptions import MlflowException
 
 from raytrain.config.schema import from_dict
+from raytrain.metrics import shown_metrics
 from raytrain.runs.references import load_logged_model
 from raytrain.tracking.client import check_tracking, connect, is_there, retry_tracking
 from raytrain.tracking.logged_model import MODEL_ID, logged_model
@@ -49,7 +50,7 @@ _SINCE = "raytrain.champion_since"
 _DECIDED = "raytrain.decided"
 """On the registered model: the version that was made champion by hand, and the newest that there was then. Those up
 to the newest do not become champion again by themselves."""
-_FIGURES = "raytrain.figures"
+_METRICS = "raytrain.metrics"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def register_and_compete(
     stored: Checkpoint,
     corpus: Corpus,
     read_score: Score,
-    figures: dict[str, float],
+    metrics: dict[str, float],
     card: str,
 ) -> tuple[str, int, str]:
     """Register the run's MLflow model, verify it, and let it compete; doing it again gives the same version.
@@ -98,7 +99,7 @@ def register_and_compete(
     name = registered_name(stored.config["model"]["name"])
     _make_registered(run.uri, name)
     tags = {MODEL_ID: model_id, _CORPUS: read_score.corpus, _METRIC: read_score.metric, _VALUE: repr(read_score.value)}
-    tags |= {_FIGURES: json.dumps(figures)}
+    tags |= {_METRICS: json.dumps(metrics)}
 
     def find_or_create() -> int:
         found = _find_version(run.uri, name, model_id)
@@ -305,8 +306,6 @@ def _find_version(uri: str, name: str, model_id: str) -> int | None:
 
 # -------------------------------------------------------------------------------------------- listing
 
-_SHOWN = {"bits_per_byte": 3, "kl": 2, "active_units": 0}
-
 
 def registered_names(uri: str) -> list[str]:
     """Return the names of raytrain's registered models; none where there is no tracking store yet.
@@ -326,16 +325,17 @@ def version_rows(uri: str, name: str) -> list[dict[str, str]]:
     aliases: dict[int, list[str]] = {}
     for alias, number in _aliases(uri, name).items():
         aliases.setdefault(number, []).append(alias)
+    known = versions(uri, name)
+    evaluations: list[dict[str, float]] = [json.loads(version.tags.get(_METRICS, "{}")) for version in known]
+    columns = shown_metrics(evaluations)
     rows = []
-    for version in versions(uri, name):
+    for version, metrics in zip(known, evaluations, strict=True):
         tags: dict[str, Any] = dict(version.tags)
-        metrics = json.loads(tags.get(_FIGURES, "{}"))
-        shown = [f"{metrics[key]:.{digits}f}" if key in metrics else "" for key, digits in _SHOWN.items()]
         rows.append(
             {
                 "version": str(version.version),
                 "alias": ", ".join(sorted(aliases.get(int(version.version), []))),
-                **dict(zip(("bits/byte", "KL", "active"), shown, strict=True)),
+                **{metric.label: metric.format(metrics) for metric in columns},
                 "measured on": tags.get(_METRIC, ""),
                 "corpus": tags.get(_CORPUS, "")[:12],
                 "verified": tags.get(_VERIFIED, "no"),

@@ -30,7 +30,7 @@ PACKAGES = ("mlflow", "torch", "numpy", "safetensors")
 
 
 def log_model(
-    run: Run, checkpoint: Path, *, name: str = "model", card: str, figures: dict[str, float], step: int = 0
+    run: Run, checkpoint: Path, *, name: str = "model", card: str, metrics: dict[str, float], step: int = 0
 ) -> str:
     """Log a checkpoint as the run's MLflow model and return its id (``models:/ID`` loads it).
 
@@ -41,7 +41,7 @@ def log_model(
         checkpoint: local folder of a checkpoint that holds the weights and nothing else of the run; all
             of it goes into the model.
         card: model card in Markdown: ``README.md`` of the model and its description in the UI.
-        figures: metrics of the model, which the UI shows beside it and on the run.
+        metrics: metrics of the model, which the UI shows beside it and on the run.
         step: step of training that the checkpoint is of.
 
     Raises:
@@ -67,7 +67,7 @@ def log_model(
         (folder / "README.md").write_text(card)
         retry_tracking(lambda: client.log_model_artifacts(created.model_id, str(folder)))
     retry_tracking(lambda: client.log_outputs(run.run_id, [LoggedModelOutput(created.model_id, step)]))
-    _log_figures(run, created.model_id, figures, step)
+    _log_metrics(run, created.model_id, metrics, step)
     retry_tracking(lambda: client.finalize_logged_model(created.model_id, LoggedModelStatus.READY))
     return str(created.model_id)
 
@@ -135,13 +135,13 @@ def _public_version(package: str) -> str:
     return importlib.metadata.version(package).partition("+")[0]
 
 
-def _log_figures(run: Run, model_id: str, figures: dict[str, float], step: int) -> None:
+def _log_metrics(run: Run, model_id: str, metrics: dict[str, float], step: int) -> None:
     client = connect(run.uri)
     # The checkpoint's step and the run's creation make the tuple the same however often this is repeated.
-    metrics = [
-        Metric(key, value, run.created_ms, step, model_id=model_id, run_id=run.run_id) for key, value in figures.items()
+    entries = [
+        Metric(key, value, run.created_ms, step, model_id=model_id, run_id=run.run_id) for key, value in metrics.items()
     ]
-    retry_tracking(lambda: client.log_batch(run.run_id, metrics=metrics))
+    retry_tracking(lambda: client.log_batch(run.run_id, metrics=entries))
 
 
 def logged_model(version: ModelVersion) -> str:

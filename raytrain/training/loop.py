@@ -58,8 +58,8 @@ def train(
 
     Raises:
         UserError: more workers than sample groups, a corpus shorter than one sample, or checkpoints of another run.
-        DivergedError: on all workers: too many steps in a row were skipped because loss or gradients were not finite, or a
-            validation metric or the state to be saved is not finite.
+        DivergedError: on all workers: too many steps in a row were skipped because loss or gradients were not finite,
+            or a validation metric or the state to be saved is not finite.
         StorageError: the storage was away for longer than ``CheckpointWriter`` retries.
         PreemptedError: a worker's machine is about to be taken away; the newest checkpoint has every step.
     """

@@ -16,6 +16,7 @@ from raytrain.config.schedules import kl_weight, learning_rate
 from raytrain.config.schema import RunConfig
 from raytrain.data.batches import Batch, EvaluationBatches, TrainingBatches, rank_groups
 from raytrain.data.corpus import Corpus
+from raytrain.metrics import computed_metrics
 from raytrain.models import Model, build
 from raytrain.models.layers import GroupBatchNorm, Terms, synchronise_statistics
 from raytrain.models.likelihood import estimate_likelihood
@@ -119,14 +120,17 @@ class Trainer:
         """Return the metrics of the negative ELBO on the validation samples (KL weight 1, no dropout, fixed noise).
 
         With ``draws`` of z, also return the importance-weighted estimate of the likelihood, in nats per sample and
-        bits per byte. The noise follows from the samples alone.
+        bits per byte. The noise follows from the samples alone. Metrics that are registered with a function come last:
+        see ``raytrain.metrics.Metric``.
         """
         self.network.eval()
         totals = BoundTotals(self.model.latent, self.world.device)
         for batch in self.valid_batches.batches(self.world.rank, self.world.size):
             totals.add(self.forward(self.model, batch, EVALUATION_SEED, 0, 0.0), batch.text_bytes)
         metrics = self.reduce(totals).metrics()
-        return metrics | self.likelihood(metrics, draws) if draws else metrics
+        if draws:
+            metrics |= self.likelihood(metrics, draws)
+        return metrics | computed_metrics(self.model, metrics)
 
     def likelihood(self, metrics: dict[str, float], draws: int) -> dict[str, float]:
         """Return the importance-weighted estimate; for a model without z it equals the negative log-likelihood."""

@@ -54,7 +54,7 @@ def test_a_front_with_hopeless_trials_and_starts_and_what_is_built_upon_it(clust
         "--warm-start", "asleep.json", "wild.json",
     )  # fmt: skip
     assert "objective: low bound and large KL" in output
-    assert "the front: no trial beats these in both bound and KL" in output
+    assert "Pareto front: no trial beats these in both negative ELBO and KL" in output
     assert "(from asleep.json)" in output
     assert_nothing_left()
     trials = TrialStore(open_storage(home / "runs" / "f")).read()
@@ -101,7 +101,7 @@ def test_a_search_without_a_winner_says_so_and_registers_nothing(cluster: str, h
     )  # fmt: skip
     output = run(cluster, home, *arguments, "--min-kl", "1000")
     assert "NLL" in output
-    assert "no winners, since their KL is below 1000 nats: " in output
+    assert "cannot win, since their KL is below 1000 nats: " in output
     assert "no trial has a KL of at least 1000 nats" in output
     runs = mlflow_runs(home)
     parent = next(item for item in runs if "mlflow.parentRunId" not in item.data.tags)

@@ -167,14 +167,15 @@ def test_the_view_of_the_trials_has_the_best_first(
     page: Page, shown: Shown, search: Search, trials: list[Trial], picture: Callable[[str], None]
 ) -> None:
     parameters = ["objective.alpha", "optimizer.learning_rate"]
-    link = share_view(search.parent, f"{NAME}: best trials first", parameters)
+    metrics = ["bits_per_byte", "bound", "kl", "active_units"]
+    link = share_view(search.parent, f"{NAME}: best trials first", metrics, parameters)
     names, columns = browser.open_trials(page, shown, link)
     picture("trials")
     ordered = sorted(trials, key=lambda trial: trial.best[METRIC])
     assert [trial.number for trial in ordered] != [2, 1, 0], "the newest first would look the same"
     assert names == [f"{trial.name} {NAME}" for trial in ordered]
-    figures = ["best/bits_per_byte", "best/kl", "best/active_units"]
-    assert [column for column in columns if column in {*figures, *parameters}] == [*figures, *parameters]
+    expected = [*(f"best/{key}" for key in metrics), *parameters]
+    assert [column for column in columns if column in expected] == expected
     assert page.get_by_test_id("saved-views-trigger").inner_text() == f"{NAME}: best trials first"
 
 

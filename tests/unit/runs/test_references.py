@@ -13,8 +13,7 @@ from mlflow import MlflowClient
 
 from raytrain.config.schema import to_dict
 from raytrain.data.corpus import Corpus
-from raytrain.metrics import FIGURES as KEPT
-from raytrain.metrics import METRIC
+from raytrain.metrics import METRIC, REQUIRED_METRICS
 from raytrain.runs.checkpoint import Snapshot
 from raytrain.runs.checkpoint_writer import CheckpointWriter
 from raytrain.runs.records import ADDRESS, PLAN, write_run_address
@@ -88,7 +87,7 @@ def search_at(location: Storage, experiment: Experiment) -> list[Trial]:
     records, trials = TrialStore(location), []
     for number, value in enumerate([2.5, 2.4, 2.3]):
         run = experiment.open_run(f"{location.uri()}-{number}", f"trial {number}", parameters={}, tags={})
-        best = {**dict.fromkeys(KEPT, 1.0), METRIC: value}
+        best = {**dict.fromkeys(REQUIRED_METRICS, 1.0), METRIC: value}
         trial = Trial(number, f"t{number}", config, {}, {}, {}, run.address(), best=best)
         records.add(trial)
         write_run_address(records.location(trial.identity), run)
