@@ -28,7 +28,7 @@ from raytrain.training.loss import BoundTotals, loss
 
 @dataclass(frozen=True)
 class World:
-    """The place of a worker among all workers of a run."""
+    """Rank of a worker, number of workers, and the device that it computes on."""
 
     rank: int = 0
     size: int = 1
