@@ -117,7 +117,7 @@ def remarks(trials: list[Trial], search_objective: SearchObjective) -> list[str]
     if search_objective.min_kl and below:
         names = ", ".join(trial.name for trial in below)
         lines.append(f"no winners, since their KL is below {search_objective.min_kl:g} nats: {names}")
-    if best is not None and best.config.model_name != "byte_lstm" and best.best["kl"] < COLLAPSED_KL:
+    if best is not None and best.config.has_latent and best.best["kl"] < COLLAPSED_KL:
         lines.append(
             f"warning: the best trial's posterior has collapsed (KL {best.best['kl']:.3f} nats): "
             "its latent code says nothing; --min-kl or --search-objective pareto look for one that does"

@@ -14,7 +14,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal
 
-from raytrain.config.models import MODEL_CONFIGS, MODEL_NAMES, HybridConfig, ModelName, ModelT, _require
+from raytrain.config import models
+from raytrain.config.models import HybridConfig, ModelName, ModelT, known_models, require
 from raytrain.utils.errors import UserError, check_text
 from raytrain.utils.validation import validate_fields
 
@@ -46,20 +47,20 @@ class ObjectiveConfig:
     """Probability that an input byte of the decoder is replaced by the dummy symbol."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.start <= 1, "objective.start", self.start, "a fraction of the steps, in [0, 1]")
-        _require(self.start <= self.end <= 1, "objective.end", self.end, "must be in [objective.start, 1]")
-        _require(self.cycles > 0, "objective.cycles", self.cycles, "must be positive")
-        _require(self.weight >= 0, "objective.weight", self.weight, "must not be negative")
-        _require(self.free_bits >= 0, "objective.free_bits", self.free_bits, "must not be negative")
-        _require(self.target_kl >= 0, "objective.target_kl", self.target_kl, "must not be negative")
-        _require(
+        require(0 <= self.start <= 1, "objective.start", self.start, "a fraction of the steps, in [0, 1]")
+        require(self.start <= self.end <= 1, "objective.end", self.end, "must be in [objective.start, 1]")
+        require(self.cycles > 0, "objective.cycles", self.cycles, "must be positive")
+        require(self.weight >= 0, "objective.weight", self.weight, "must not be negative")
+        require(self.free_bits >= 0, "objective.free_bits", self.free_bits, "must not be negative")
+        require(self.target_kl >= 0, "objective.target_kl", self.target_kl, "must not be negative")
+        require(
             self.free_bits == 0 or self.target_kl == 0,
             "objective.free_bits",
             self.free_bits,
             "cannot be combined with objective.target_kl; set one of them to 0",
         )
-        _require(self.alpha >= 0, "objective.alpha", self.alpha, "must not be negative")
-        _require(0 <= self.input_dropout <= 1, "objective.input_dropout", self.input_dropout, "must be in [0, 1]")
+        require(self.alpha >= 0, "objective.alpha", self.alpha, "must not be negative")
+        require(0 <= self.input_dropout <= 1, "objective.input_dropout", self.input_dropout, "must be in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,13 @@ class OptimizerConfig:
     """Largest global norm of the gradient; 0 does not clip."""
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "must be positive")
+        require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "must be positive")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
-            _require(0 <= value < 1, f"optimizer.{name}", value, "must be in [0, 1)")
-        _require(0 < self.decay <= 1, "optimizer.decay", self.decay, "must be in (0, 1]")
-        _require(0 <= self.decay_start <= 1, "optimizer.decay_start", self.decay_start, "must be in [0, 1]")
-        _require(self.clip >= 0, "optimizer.clip", self.clip, "must not be negative")
+            require(0 <= value < 1, f"optimizer.{name}", value, "must be in [0, 1)")
+        require(0 < self.decay <= 1, "optimizer.decay", self.decay, "must be in (0, 1]")
+        require(0 <= self.decay_start <= 1, "optimizer.decay_start", self.decay_start, "must be in [0, 1]")
+        require(self.clip >= 0, "optimizer.clip", self.clip, "must not be negative")
 
 
 @dataclass(frozen=True)
@@ -136,17 +137,17 @@ class RunConfig(Generic[ModelT]):
             "evaluate_samples",
             "checkpoint_every",
         ):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
-        _require(
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        require(
             self.batch_size % self.group_size == 0,
             "batch_size",
             self.batch_size,
             f"must be a multiple of group_size ({self.group_size})",
         )
-        _require(0 <= self.seed < 2**31, "seed", self.seed, "must be in [0, 2**31)")
+        require(0 <= self.seed < 2**31, "seed", self.seed, "must be in [0, 2**31)")
         if isinstance(self.model, HybridConfig):
             shrink = 2 ** len(self.model.feature_maps)
-            _require(
+            require(
                 shrink <= self.length,
                 "model.feature_maps",
                 self.model.feature_maps,
@@ -156,8 +157,17 @@ class RunConfig(Generic[ModelT]):
 
     @property
     def model_name(self) -> ModelName:
-        """The name under which the model is called on the command line."""
-        return next(name for name, kind in MODEL_CONFIGS.items() if isinstance(self.model, kind))
+        """Name of the model on the command line.
+
+        Raises:
+            UserError: the model is not registered in this process.
+        """
+        return models.model_name(self.model)
+
+    @property
+    def has_latent(self) -> bool:
+        """True if the model has a latent code z."""
+        return known_models()[self.model_name].has_latent
 
 
 # ---------------------------------------------------------------------------------------------- JSON
@@ -179,9 +189,15 @@ def from_dict(values: dict[str, Any]) -> RunConfig[Any]:
     if not isinstance(values, dict):
         raise UserError(f"config: expected an object, got {type(values).__name__}")
     model = values.get("model")
-    if not isinstance(model, dict) or model.get("name") not in MODEL_NAMES:
-        raise UserError(f"config: model.name must be one of {', '.join(MODEL_NAMES)}")
-    kind = MODEL_CONFIGS[model["name"]]
+    model = model if isinstance(model, dict) else {}
+    name = model.get("name")
+    known = known_models()
+    if not isinstance(name, str) or name not in known:
+        raise UserError(
+            f"config: model.name must be one of {', '.join(known)}, not {name!r}; "
+            "a model of your own must be registered by a module that RAYTRAIN_PLUGINS names"
+        )
+    kind = known[name].config
     fields = {
         "model": _build(kind, {key: value for key, value in model.items() if key != "name"}, "model."),
         "objective": _build(ObjectiveConfig, values.get("objective", {}), "objective."),
@@ -248,7 +264,7 @@ def _build(kind: type[Any], values: Any, prefix: str) -> Any:
         fields = validate_fields(kind, values, prefix)
         for name, value in fields.items():
             if isinstance(value, float):
-                _require(math.isfinite(value), prefix + name, value, "must be a finite number")
+                require(math.isfinite(value), prefix + name, value, "must be a finite number")
             if isinstance(value, str):
                 check_text(value, f"config: {prefix}{name}")
         return kind(**fields)
