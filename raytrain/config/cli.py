@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from raytrain.config.models import ModelName, find_model, known_models
 from raytrain.config.presets import PRESET_NAMES, PresetName, for_source, preset
+from raytrain.config.schedules import KL_SCHEDULES, ObjectiveConfig
 from raytrain.config.schema import RunConfig, from_dict, to_dict
 from raytrain.utils.errors import UserError
 from raytrain.utils.validation import parse_json
@@ -114,6 +115,8 @@ def parse_fields(
 
     for owner in (type(options), RunConfig):
         show_plainly(owner)
+    schedules = tyro.conf.arg(metavar=f"{{{','.join(KL_SCHEDULES)}}}")
+    ObjectiveConfig.__annotations__["annealing"] = Annotated[str, schedules]
     kind: Any = RunConfig[type(config.model)]  # type: ignore[misc]
     bare = tyro.conf.arg(name="", prefix_name=False)
     fields: list[Any] = [

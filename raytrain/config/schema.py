@@ -16,78 +16,25 @@ from typing import Any, Generic, Literal
 
 from raytrain.config import models
 from raytrain.config.models import HybridConfig, ModelName, ModelT, known_models, require
+from raytrain.config.schedules import ObjectiveConfig, OptimizerConfig
 from raytrain.utils.errors import UserError, check_text
 from raytrain.utils.validation import validate_fields
 
+__all__ = [
+    "LOCATION",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "differences",
+    "flatten",
+    "from_dict",
+    "identity",
+    "override",
+    "to_dict",
+]
+
 LOCATION = ("data", "data_path", "data_field")
 """Where the text of a run lies: the digest of its corpus says what it is."""
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """J = reconstruction + weight(step) * KL + alpha * auxiliary reconstruction."""
-
-    annealing: Literal["constant", "linear", "sigmoid", "cyclical"] = "linear"
-    """Shape of the KL weight over the steps."""
-    start: float = 0.01
-    """Where annealing starts, as a fraction of the steps."""
-    end: float = 0.08
-    """Where annealing ends, as a fraction of the steps."""
-    cycles: int = 4
-    """Cycles of the cyclical schedule between start and end; each ramps over its first half."""
-    weight: float = 1.0
-    """KL weight once annealing has ended (throughout, for ``constant``)."""
-    free_bits: float = 0.0
-    """Nats per sample of KL that cost nothing, shared equally by the latent dimensions."""
-    target_kl: float = 0.0
-    """If above 0, the KL term is |KL - target_kl| instead of KL, in nats per sample."""
-    alpha: float = 0.2
-    """Weight of the auxiliary reconstruction (hybrid only)."""
-    input_dropout: float = 0.0
-    """Probability that an input byte of the decoder is replaced by the dummy symbol."""
-
-    def __post_init__(self) -> None:
-        require(0 <= self.start <= 1, "objective.start", self.start, "a fraction of the steps, in [0, 1]")
-        require(self.start <= self.end <= 1, "objective.end", self.end, "must be in [objective.start, 1]")
-        require(self.cycles > 0, "objective.cycles", self.cycles, "must be positive")
-        require(self.weight >= 0, "objective.weight", self.weight, "must not be negative")
-        require(self.free_bits >= 0, "objective.free_bits", self.free_bits, "must not be negative")
-        require(self.target_kl >= 0, "objective.target_kl", self.target_kl, "must not be negative")
-        require(
-            self.free_bits == 0 or self.target_kl == 0,
-            "objective.free_bits",
-            self.free_bits,
-            "cannot be combined with objective.target_kl; set one of them to 0",
-        )
-        require(self.alpha >= 0, "objective.alpha", self.alpha, "must not be negative")
-        require(0 <= self.input_dropout <= 1, "objective.input_dropout", self.input_dropout, "must be in [0, 1]")
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """Adam, with the paper's exponential decay: x ``decay`` at every hundredth of the steps."""
-
-    learning_rate: float = 1e-3
-    """Learning rate before decay."""
-    beta1: float = 0.9
-    """Decay of the first moment."""
-    beta2: float = 0.999
-    """Decay of the second moment."""
-    decay: float = 0.95
-    """Factor on the learning rate at every hundredth of the steps after ``decay_start``."""
-    decay_start: float = 0.2
-    """Where decay starts, as a fraction of the steps."""
-    clip: float = 0.0
-    """Largest global norm of the gradient; 0 does not clip."""
-
-    def __post_init__(self) -> None:
-        require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "must be positive")
-        for name in ("beta1", "beta2"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"optimizer.{name}", value, "must be in [0, 1)")
-        require(0 < self.decay <= 1, "optimizer.decay", self.decay, "must be in (0, 1]")
-        require(0 <= self.decay_start <= 1, "optimizer.decay_start", self.decay_start, "must be in [0, 1]")
-        require(self.clip >= 0, "optimizer.clip", self.clip, "must not be negative")
 
 
 @dataclass(frozen=True)
