@@ -101,7 +101,7 @@ def train(
                 }
                 metrics |= {
                     "train/kl_weight": kl_weight(config.objective, step - 1, config.steps),
-                    "train/learning_rate": learning_rate(config, step - 1),
+                    "train/learning_rate": learning_rate(config.optimizer, step - 1, config.steps),
                     "train/skipped_steps": skipped,
                     "train/bytes_per_second": throughput.rate(),
                 }

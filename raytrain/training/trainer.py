@@ -97,7 +97,7 @@ class Trainer:
         # the fused Adam kernels read this private attribute and leave every tensor unchanged where it is 1
         self.optimizer.found_inf = self.skipped.count(good)  # type: ignore[attr-defined]
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, step)
+            group["lr"] = learning_rate(self.config.optimizer, step, self.config.steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
         return batch, terms, norm
