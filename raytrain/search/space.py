@@ -67,7 +67,7 @@ class Space:
             raise UserError(f"--budget {name}: search space {self.name} has no such budget; it has {known}")
         return name
 
-    def resolve(self, bases: dict[ModelName, RunConfig[Any]], trial: Any, budget: str | None) -> RunConfig[Any]:
+    def resolve(self, bases: dict[str, RunConfig[Any]], trial: Any, budget: str | None) -> RunConfig[Any]:
         """The config of a trial: that of its model in ``bases``, with the fields that the space draws.
 
         Raises:
@@ -162,7 +162,7 @@ def _text(space: str, name: str, value: Any) -> str:
 
 
 def check_space(
-    space: Space, bases: dict[ModelName, RunConfig[Any]], budget: str | None, algorithm: str, seed: int
+    space: Space, bases: dict[str, RunConfig[Any]], budget: str | None, algorithm: str, seed: int
 ) -> list[RunConfig[Any]]:
     """Configs at points of the space, each of which could be run: all of a grid, otherwise random ones.
 
