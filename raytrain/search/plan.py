@@ -27,7 +27,7 @@ class WarmStart:
     """The parameters under which an earlier search has drawn it; ``None`` where they are not recorded."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """All that decides which trials a search has and what comes of each."""
 

@@ -38,7 +38,7 @@ CHECKED_POINTS = 64
 LARGEST_GRID = 10_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Space:
     """A search space that was loaded."""
 
@@ -139,13 +139,13 @@ def read_space(name: str, source: str) -> Space:
         raise UserError(f"search space {name}: MODELS must be a list of names of models")
     preset = values.get("PRESET")
     return Space(
-        name,
-        source,
-        values["space"],
-        tuple(_chosen(name, "MODELS", model, MODEL_NAMES) for model in models),
-        None if preset is None else _chosen(name, "PRESET", preset, PRESET_NAMES),
-        budgets,
-        _text(name, "ALGORITHM", values.get("ALGORITHM", "tpe")),
+        name=name,
+        source=source,
+        draw=values["space"],
+        models=tuple(_chosen(name, "MODELS", model, MODEL_NAMES) for model in models),
+        preset=None if preset is None else _chosen(name, "PRESET", preset, PRESET_NAMES),
+        budgets=budgets,
+        algorithm=_text(name, "ALGORITHM", values.get("ALGORITHM", "tpe")),
     )
 
 
