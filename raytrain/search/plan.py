@@ -7,7 +7,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from raytrain.config.models import ModelName
 from raytrain.config.schema import LOCATION, RunConfig, differences, from_dict, to_dict
 from raytrain.metrics import Objective, SearchObjective
 from raytrain.runs.records import FORMAT, PLAN, read_values, search_objective_of
@@ -28,12 +27,12 @@ class WarmStart:
     """The parameters under which an earlier search has drawn it; ``None`` where they are not recorded."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """All that decides which trials a search has and what comes of each."""
 
     space: Space
-    bases: dict[ModelName, RunConfig[Any]]
+    bases: dict[str, RunConfig[Any]]
     """Model name -> the config that the space's fields change."""
     budget: str | None
     algorithm: str

@@ -18,7 +18,7 @@ from raytrain.runs.records import PLAN, check_name
 from raytrain.runs.trials import TrialStore
 from raytrain.runs.workspace import Workspace, open_workspace, reopen_workspace
 from raytrain.search.algorithms import check_algorithms, resolve_algorithm, resolve_scheduler
-from raytrain.search.forecast import Estimate, read_benchmark, trial_seconds
+from raytrain.search.estimate import Estimate, read_benchmark, trial_seconds
 from raytrain.search.options import NUM_SAMPLES, RESUMABLE, SearchOptions, SearchRequest
 from raytrain.search.plan import Plan, WarmStart, read_plan
 from raytrain.search.searcher import Search
@@ -204,7 +204,14 @@ def admit(
     memory = "; the memory of this machine carries no more" if limited else ""
     print(f"concurrency: {concurrent} trials, {cluster.usage(spec, concurrent)}{memory}")
     seconds, sources = trial_seconds(plan, workspace.corpus, spec, options.bench)
-    estimate = Estimate(num_left, concurrent, spec.workers, seconds, options.time_budget, options.price_per_hour)
+    estimate = Estimate(
+        num_trials=num_left,
+        concurrent=concurrent,
+        workers=spec.workers,
+        trial_seconds=seconds,
+        time_budget=options.time_budget,
+        price=options.price_per_hour,
+    )
     print("\n".join(estimate.lines(sources)), flush=True)
     if options.dry_run:
         print("dry run: nothing was started")

@@ -38,7 +38,7 @@ CHECKED_POINTS = 64
 LARGEST_GRID = 10_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Space:
     """A search space that was loaded."""
 
@@ -67,7 +67,7 @@ class Space:
             raise UserError(f"--budget {name}: search space {self.name} has no such budget; it has {known}")
         return name
 
-    def resolve(self, bases: dict[ModelName, RunConfig[Any]], trial: Any, budget: str | None) -> RunConfig[Any]:
+    def resolve(self, bases: dict[str, RunConfig[Any]], trial: Any, budget: str | None) -> RunConfig[Any]:
         """The config of a trial: that of its model in ``bases``, with the fields that the space draws.
 
         Raises:
@@ -139,13 +139,13 @@ def read_space(name: str, source: str) -> Space:
         raise UserError(f"search space {name}: MODELS must be a list of names of models")
     preset = values.get("PRESET")
     return Space(
-        name,
-        source,
-        values["space"],
-        tuple(_chosen(name, "MODELS", model, tuple(known_models())) for model in models),
-        None if preset is None else _chosen(name, "PRESET", preset, PRESET_NAMES),
-        budgets,
-        _text(name, "ALGORITHM", values.get("ALGORITHM", "tpe")),
+        name=name,
+        source=source,
+        draw=values["space"],
+        models=tuple(_chosen(name, "MODELS", model, tuple(known_models())) for model in models),
+        preset=None if preset is None else _chosen(name, "PRESET", preset, PRESET_NAMES),
+        budgets=budgets,
+        algorithm=_text(name, "ALGORITHM", values.get("ALGORITHM", "tpe")),
     )
 
 
@@ -162,7 +162,7 @@ def _text(space: str, name: str, value: Any) -> str:
 
 
 def check_space(
-    space: Space, bases: dict[ModelName, RunConfig[Any]], budget: str | None, algorithm: str, seed: int
+    space: Space, bases: dict[str, RunConfig[Any]], budget: str | None, algorithm: str, seed: int
 ) -> list[RunConfig[Any]]:
     """Configs at points of the space, each of which could be run: all of a grid, otherwise random ones.
 

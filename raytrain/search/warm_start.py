@@ -12,7 +12,6 @@ from typing import Any
 import optuna
 
 from raytrain.config.cli import read_config
-from raytrain.config.models import ModelName
 from raytrain.config.schema import LOCATION, RunConfig, from_dict
 from raytrain.runs.references import resolve
 from raytrain.runs.trials import trial_of
@@ -35,7 +34,7 @@ FROM_THE_SEARCH = (
 Schedules are fractions of the steps and follow by themselves."""
 
 
-def read_warm_starts(references: Sequence[str], bases: dict[ModelName, RunConfig[Any]]) -> tuple[WarmStart, ...]:
+def read_warm_starts(references: Sequence[str], bases: dict[str, RunConfig[Any]]) -> tuple[WarmStart, ...]:
     """Return the configs that ``--warm-start`` names, each made to fit the search: see ``FROM_THE_SEARCH``.
 
     Raises:
@@ -44,7 +43,7 @@ def read_warm_starts(references: Sequence[str], bases: dict[ModelName, RunConfig
     return tuple(_read(reference, bases) for reference in references)
 
 
-def _read(reference: str, bases: dict[ModelName, RunConfig[Any]]) -> WarmStart:
+def _read(reference: str, bases: dict[str, RunConfig[Any]]) -> WarmStart:
     params = None
     if reference.endswith(".json"):
         found = read_config(Path(reference))
@@ -73,7 +72,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def point_of(
-    start: WarmStart, space: Space, bases: dict[ModelName, RunConfig[Any]], budget: str | None
+    start: WarmStart, space: Space, bases: dict[str, RunConfig[Any]], budget: str | None
 ) -> dict[str, Any] | None:
     """Return the parameters of the space that give exactly the config of a warm start.
 

@@ -84,8 +84,8 @@ def fill(uri: str, corpus: Corpus, folder: Path) -> Search:
     """A search as the command leaves it, but for Ray: real trials, trained one after the other in this process."""
     base = override(tiny_config("hybrid", steps=STEPS, log_every=3, evaluate_every=3), {"objective.end": 0.3})
     plan = Plan(
-        read_space("hybrid", SPACE), {"hybrid": base}, None, "tpe", corpus.digest, NUM_TRIALS, base.seed,
-        {}, "raytrain", str(corpus.path),
+        space=read_space("hybrid", SPACE), bases={"hybrid": base}, budget=None, algorithm="tpe", corpus=corpus.digest,
+        num_samples=NUM_TRIALS, seed=base.seed, workers={}, experiment="raytrain", corpus_path=str(corpus.path),
     )  # fmt: skip
     workspace = Workspace(open_storage(folder / "runs"), corpus, uri)
     search = admit(NAME, plan, workspace, Cluster(({"CPU": 2.0},)), SearchOptions(), "tests")

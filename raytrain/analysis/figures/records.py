@@ -15,7 +15,7 @@ Curve = list[tuple[int, float]]
 """(step, value), by step."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrialRow:
     """One trial as ``trials.parquet`` has it."""
 
@@ -139,7 +139,7 @@ def _under(entry: dict[str, Any], prefix: str) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """One run of a figure of the paper, at its last evaluation."""
 

@@ -43,12 +43,19 @@ def row(number: int, bits: float = 2.0, kl: float = 5.0, **changes: Any) -> Tria
         "model": "hybrid",
         "length": 64,
     }
-    return TrialRow(number, **{**values, **changes})
+    return TrialRow(number=number, **{**values, **changes})
 
 
 def record(model: str = "hybrid", length: int = 60, kl: float = 5.0, bits: float = 2.0, **changes: Any) -> Record:
     bound = bits * length * math.log(2)
-    return Record(model, length, bits, bound - kl, kl, **{"step": 100, "steps": 100, **changes})
+    return Record(
+        model=model,
+        length=length,
+        bits_per_byte=bits,
+        reconstruction=bound - kl,
+        kl=kl,
+        **{"step": 100, "steps": 100, **changes},
+    )
 
 
 def lines(figure: Figure, panel: int = 0) -> dict[str, tuple[list[float], list[float]]]:

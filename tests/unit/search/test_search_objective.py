@@ -789,7 +789,7 @@ def test_a_mistake_in_what_is_built_upon_is_one_line(
 def test_what_is_looked_for_and_the_fields_of_the_objective_are_told_apart() -> None:
     arguments = ["--search-objective", "pareto", "--objective.alpha", "0.3", "--min-kl", "2", "--warm-start", "a", "b"]
     options, config = parse_fields("raytrain.tune", SearchOptions(), tiny_config("hybrid"), arguments)
-    assert (options.objective, options.min_kl, options.warm_start) == ("pareto", 2.0, ("a", "b"))
+    assert (options.search_objective, options.min_kl, options.warm_start) == ("pareto", 2.0, ("a", "b"))
     assert config.objective.alpha == 0.3
     options, config = parse_fields("raytrain.tune", SearchOptions(), tiny_config("hybrid"), ["--objective.end", "0.4"])
-    assert (options.objective, config.objective.end) == ("bound", 0.4)
+    assert (options.search_objective, config.objective.end) == ("bound", 0.4)
