@@ -16,7 +16,7 @@ from raytrain.config.schema import RunConfig
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
 from raytrain.data.vocabulary import STOP
-from raytrain.models import Model, build
+from raytrain.models import Model, build, likelihood
 from raytrain.models.likelihood import aggregate_posterior, importance_weighted, log_likelihood
 from raytrain.models.noise import Noise
 from raytrain.training.trainer import Trainer, World
