@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raytrain.config.plugins import plugin_environment
 from raytrain.config.workers import WorkerOptions, WorkerSpec, parse_workers
 from raytrain.utils.errors import UserError
 from raytrain.utils.validation import parse_json, validate_type
@@ -93,6 +94,7 @@ def connect(address: str | None) -> None:
 
     from raytrain.storage import storage_environment
 
+    settings = storage_environment() | plugin_environment()
     if address is not None and ":" in address:
         _check_answers(address)
     # a process for each gang; workers ask themselves whether their node is draining
@@ -102,8 +104,8 @@ def connect(address: str | None) -> None:
             address=address,
             dashboard_host="127.0.0.1",
             include_dashboard=None if address not in (None, "local") else True,
-            # endpoint and region reach every node this way; keys never do
-            runtime_env={"env_vars": settings} if (settings := storage_environment()) else None,
+            # endpoint, region and plugins reach every node this way; keys never do
+            runtime_env={"env_vars": settings} if settings else None,
             log_to_driver=False,
             logging_level="ERROR",
         )
