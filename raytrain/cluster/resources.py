@@ -95,6 +95,7 @@ def connect(address: str | None) -> None:
     from raytrain.storage import storage_environment
 
     settings = storage_environment() | plugin_environment()
+    settings |= {name: os.environ[name] for name in ("RAYTRAIN_CPU_LSTM",) if name in os.environ}
     if address is not None and ":" in address:
         _check_answers(address)
     # a process for each gang; workers ask themselves whether their node is draining
@@ -104,7 +105,7 @@ def connect(address: str | None) -> None:
             address=address,
             dashboard_host="127.0.0.1",
             include_dashboard=None if address not in (None, "local") else True,
-            # endpoint, region and plugins reach every node this way; keys never do
+            # endpoint, region and RAYTRAIN_ variables reach every node this way; keys never do
             runtime_env={"env_vars": settings} if settings else None,
             log_to_driver=False,
             logging_level="ERROR",

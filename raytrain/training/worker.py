@@ -27,7 +27,7 @@ from raytrain.config.schema import RunConfig, from_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.data.cache import open_anywhere
 from raytrain.metrics import RUNG
-from raytrain.models import buffers as scratch
+from raytrain.models import buffers
 from raytrain.models.sampling import sample_text
 from raytrain.runs import checkpoint
 from raytrain.runs.records import CHECKPOINTS, OUTCOME, UNSENT, read_outcome
@@ -271,7 +271,7 @@ def release_memory() -> None:
     glibc keeps what was freed for later use, apart in each of its arenas, eight for every core, and each run's threads
     are given other arenas than those of the run before: in time the process would hold what a run needs many times.
     """
-    scratch.clear()
+    buffers.clear()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
     if trim is not None:
         trim(0)
