@@ -64,13 +64,13 @@ def portray(model: Model, config: RunConfig[Any], corpus: Corpus) -> Portrait:
         UserError: the split has no sample of the model's length.
     """
     batches = EvaluationBatches(corpus.split("valid"), config, min(config.evaluate_samples, NUM_SAMPLES))
-    measures = evaluate(model, batches, iw_samples=1).measures()
+    metrics = evaluate(model, batches, iw_samples=1).metrics()
     texts, means = encode(model, batches)
     return Portrait(
         texts=texts,
-        bits=np.array(measures["by_position"]["bits"]),
-        counts=np.array(measures["by_position"]["predictions"], dtype=np.float64),
-        kl=np.array(measures.get("kl_by_dimension", [])),
+        bits=np.array(metrics["by_position"]["bits"]),
+        counts=np.array(metrics["by_position"]["predictions"], dtype=np.float64),
+        kl=np.array(metrics.get("kl_by_dimension", [])),
         active=means.var(0) > BoundTotals.ACTIVE_VARIANCE,
         means=means,
     )

@@ -338,7 +338,7 @@ class Reporting:
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None: ...
 
-    def notice(self) -> bool:
+    def preemption_notice(self) -> bool:
         return False
 
 

@@ -32,7 +32,7 @@ from raytrain.analysis.figures.style import (
 from raytrain.config.models import has_latent
 from raytrain.config.schedules import kl_weight
 from raytrain.config.schema import ObjectiveConfig
-from raytrain.metrics import COLLAPSED_KL, front
+from raytrain.metrics import COLLAPSED_KL, pareto_front
 
 BITS = "bound (bits per byte)"
 NOTHING = "No trial has been evaluated."
@@ -105,12 +105,6 @@ def _limit(axes: Axes, values: Sequence[float]) -> None:
         axes.annotate(text, (0.995, 0.93), xycoords="axes fraction", ha="right", fontsize=8, color=GREY)
 
 
-def pareto_front(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """The trials that no other beats in both a lower bound and a higher KL, by KL."""
-    usable = [row for row in ranked(rows) if math.isfinite(row.kl)]
-    return [usable[index] for index in front([(row.bits_per_byte, row.kl) for row in usable])]
-
-
 def bound_against_kl(rows: Sequence[TrialRow]) -> Figure:
     """What the latent code says against what it costs, with the front of trials that nobody beats in both."""
     usable = [row for row in ranked(rows) if math.isfinite(row.kl)]
@@ -123,7 +117,7 @@ def bound_against_kl(rows: Sequence[TrialRow]) -> Figure:
     axes.axvspan(
         -1e9, COLLAPSED_KL, color=PALE, alpha=0.6, linewidth=0, label=f"collapsed (KL < {COLLAPSED_KL:g})", zorder=0
     )
-    best = pareto_front(usable)
+    best = pareto_front(usable, TrialRow.point)
     axes.plot(
         *([row.kl for row in best], [row.bits_per_byte for row in best]),
         color=INK,

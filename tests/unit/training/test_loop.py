@@ -55,7 +55,7 @@ class Recorder:
         if step == self.stop_at:
             raise Stop
 
-    def notice(self) -> bool:
+    def preemption_notice(self) -> bool:
         return False
 
 
