@@ -16,6 +16,7 @@ import yaml
 
 from raytrain.cluster.environment import set_up_join
 from raytrain.cluster.ray_internals import state
+from raytrain.config.plugins import plugin_environment
 from raytrain.config.workers import WorkerOptions, WorkerSpec, parse_workers
 from raytrain.storage import storage_environment
 from raytrain.utils.errors import UserError
@@ -96,6 +97,8 @@ def connect(address: str | None) -> None:
     Raises:
         UserError: there is no cluster at ``address``.
     """
+    settings = storage_environment() | plugin_environment()
+    settings |= {name: os.environ[name] for name in ("RAYTRAIN_CPU_LSTM",) if name in os.environ}
     if address is not None and ":" in address:
         _check_answers(address)
     set_up_join()
@@ -104,8 +107,8 @@ def connect(address: str | None) -> None:
             address=address,
             dashboard_host="127.0.0.1",
             include_dashboard=None if address not in (None, "local") else True,
-            # endpoint and region reach every node this way; keys never do
-            runtime_env={"env_vars": settings} if (settings := storage_environment()) else None,
+            # endpoint, region and RAYTRAIN_ variables reach every node this way; keys never do
+            runtime_env={"env_vars": settings} if settings else None,
             log_to_driver=False,
             logging_level="ERROR",
         )

@@ -27,7 +27,7 @@ from raytrain.config.schema import RunConfig, from_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.data.cache import open_anywhere
 from raytrain.metrics import RUNG
-from raytrain.models import buffers as scratch
+from raytrain.models import buffers
 from raytrain.models.sampling import sample_text
 from raytrain.runs import checkpoint
 from raytrain.runs.records import CHECKPOINTS, OUTCOME, UNSENT, read_outcome
@@ -272,7 +272,7 @@ def release_memory() -> None:
     glibc keeps freed memory in arenas, eight for every core, and each run's threads get other arenas than those of the
     run before. In time the process would hold many times the memory of one run.
     """
-    scratch.clear()
+    buffers.clear()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
     if trim is not None:
         trim(0)
