@@ -28,7 +28,7 @@ from typing import Any
 from raytrain.config import models, presets, schema
 from raytrain.utils.errors import UserError
 
-MODELS: dict[Any, type] = {**models.MODEL_CONFIGS}
+MODELS = {name: spec.config for name, spec in models.MODELS.items()}
 """Model name -> the dataclass of its sizes."""
 
 SECTIONS = {"objective": schema.ObjectiveConfig, "optimizer": schema.OptimizerConfig}

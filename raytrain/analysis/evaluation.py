@@ -20,7 +20,6 @@ from raytrain.data.cache import open_anywhere
 from raytrain.data.vocabulary import PAD, STOP
 from raytrain.metrics import computed_metrics
 from raytrain.models import Model, build
-from raytrain.models.byte_lstm import ByteLstm
 from raytrain.models.layers import Terms, draw_posterior, gaussian_kl, negative_log_likelihood
 from raytrain.models.likelihood import SYMBOLS_AT_ONCE, aggregate_posterior, importance_weighted, log_likelihood
 from raytrain.models.noise import EVALUATION_SEED, Noise
@@ -141,7 +140,6 @@ class Totals:
             nothing = torch.zeros(len(tokens), 0, device=device)
             self._add_bound(model, batch, tokens, nothing, nothing, nothing)
             return
-        assert not isinstance(model, ByteLstm)
         mean, log_variance = model.encode(tokens)
         z = draw_posterior(mean, log_variance, self._noise(batch, device))
         self._add_bound(model, batch, tokens, mean, log_variance, z)

@@ -17,6 +17,7 @@ from raytrain.analysis.figures.parallel import parallel_coordinates
 from raytrain.analysis.figures.records import TrialRow, ranked, read_trials
 from raytrain.analysis.figures.style import save
 from raytrain.analysis.figures.tables import TOP, top_trials, trial_cells
+from raytrain.config.models import has_latent
 from raytrain.config.schema import ObjectiveConfig
 from raytrain.metrics import COLLAPSED_KL, headline
 from raytrain.runs.records import search_objective_of
@@ -162,7 +163,7 @@ def _summary(search: Child, rows: Sequence[TrialRow]) -> list[str]:
         paragraphs.append(
             f"<p class='warning'>No trial has a KL of at least {search_objective.min_kl:g} nats: none has won.</p>"
         )
-    if row.model != "byte_lstm" and row.kl < COLLAPSED_KL:
+    if has_latent(row.model) and row.kl < COLLAPSED_KL:
         paragraphs.append(
             "<p class='warning'>The best trial's posterior has collapsed: its latent code says nothing. "
             "The front below shows what a code that is used costs.</p>"

@@ -101,7 +101,7 @@ def posterior_means(model: Model, texts: Sequence[bytes]) -> Tensor:
         RequestError: the model has no latent code, or a text does not fit.
     """
     if model.latent == 0:
-        raise RequestError("a byte_lstm has no latent code: it can neither reconstruct nor interpolate, only sample")
+        raise RequestError("the model has no latent code: it can neither reconstruct nor interpolate, only sample")
     encoder: Any = model
     with _evaluation(model):
         means = [encoder.encode(tokens.to(_device(model)))[0] for tokens in tokenise(model, texts).split(ROWS)]

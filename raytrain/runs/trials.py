@@ -1,4 +1,4 @@
-"""The trials of a search: what is known of each, written down so that a search can go on after anything died."""
+"""Trials of a search: the record of each, stored so that the search can be resumed after anything has died."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Status = Literal["waiting", "running", "interrupted", "finished", "stopped", "ea
 ENDED: tuple[Status, ...] = ("finished", "stopped", "early_stopped", "failed")
 """A trial in one of these is not run again when its search is resumed."""
 TRIALS = "trials"
-"""Where under a search's storage its trials are, each in a folder that its identity names."""
+"""Folder of a search's trials, each in a folder named by its identity."""
 RECORD = "trial.json"
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class Trial:
-    """One point of the search, and what is known of it."""
+    """One trial of a search: its config and what has come of it so far."""
 
     number: int
     identity: str
@@ -55,7 +55,7 @@ class Trial:
     """Unix time of its first start; 0 before."""
     ended_at: float = 0.0
     origin: str = ""
-    """What ``--warm-start`` called its config; empty for one that was drawn."""
+    """Reference that ``--warm-start`` gave for its config; empty for a config that was drawn."""
 
     @property
     def name(self) -> str:
@@ -77,7 +77,7 @@ class Trial:
 
     @classmethod
     def from_json(cls, text: bytes) -> Trial:
-        """The trial of a record.
+        """Return the trial of a record.
 
         Raises:
             UserError, ValueError, TypeError, KeyError, AttributeError: not a record.
@@ -131,7 +131,7 @@ def _decoded(value: Any) -> Any:
 
 
 def trial_location(search: Storage, identity: str) -> Storage:
-    """Where under a search's storage one of its trials keeps what it makes."""
+    """Return where under a search's storage one of its trials keeps what it makes."""
     return search.child(f"{TRIALS}/{identity}")
 
 
@@ -171,7 +171,7 @@ class TrialStore:
         self._last: Future[None] | None = None
 
     def read(self) -> list[Trial]:
-        """Every trial that was recorded, by number.
+        """Return every trial that was recorded, by number.
 
         Raises:
             UserError: a record cannot be read.
@@ -206,7 +206,7 @@ class TrialStore:
             self._last.result()
 
     def location(self, identity: str) -> Storage:
-        """The storage of one trial."""
+        """Return the storage of one trial."""
         return trial_location(self._storage, identity)
 
     def _key(self, trial: Trial) -> str:
@@ -231,5 +231,5 @@ def rank(trials: list[Trial], search_objective: SearchObjective) -> list[Trial]:
 
 
 def winner(trials: list[Trial], search_objective: SearchObjective) -> Trial | None:
-    """The best of those that may win, if there is one."""
+    """Return the best of those that may win, if there is one."""
     return next((trial for trial in rank(trials, search_objective) if search_objective.may_win(trial.best)), None)

@@ -86,10 +86,12 @@ def check_request(request: SearchRequest, workspace: Workspace, workers: int | N
 
 def check_search_objective(search_objective: SearchObjective, bases: dict[str, RunConfig[Any]]) -> None:
     """Refuse to search for a KL where no model has a latent code."""
-    if set(bases) == {"byte_lstm"} and (search_objective.objective == "pareto" or search_objective.min_kl):
+    if any(config.has_latent for config in bases.values()):
+        return
+    if search_objective.objective == "pareto" or search_objective.min_kl:
         pareto = search_objective.objective == "pareto"
         option = "--search-objective pareto" if pareto else f"--min-kl {search_objective.min_kl:g}"
-        raise UserError(f"{option}: byte_lstm has no latent code, so its KL is 0")
+        raise UserError(f"{option}: {' and '.join(bases)} has no latent code, so its KL is 0")
 
 
 def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: tuple[WarmStart, ...]) -> Plan:

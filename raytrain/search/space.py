@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import raytrain
-from raytrain.config.models import MODEL_NAMES, ModelName
+from raytrain.config.models import ModelName, known_models
 from raytrain.config.presets import PRESET_NAMES, PresetName
 from raytrain.config.schema import RunConfig, override
 from raytrain.utils.errors import UserError
@@ -142,7 +142,7 @@ def read_space(name: str, source: str) -> Space:
         name=name,
         source=source,
         draw=values["space"],
-        models=tuple(_chosen(name, "MODELS", model, MODEL_NAMES) for model in models),
+        models=tuple(_chosen(name, "MODELS", model, tuple(known_models())) for model in models),
         preset=None if preset is None else _chosen(name, "PRESET", preset, PRESET_NAMES),
         budgets=budgets,
         algorithm=_text(name, "ALGORITHM", values.get("ALGORITHM", "tpe")),

@@ -1,4 +1,4 @@
-"""Where things live: a folder, or a prefix in an S3 bucket. Nothing else in the package knows which.
+"""Storage: bytes under keys, in a folder or below a prefix of an S3 bucket. No other package knows which.
 
 ``python -m raytrain.storage check URI`` tries everything that is asked of a storage and prints what to set.
 """
@@ -56,7 +56,7 @@ class Storage(ABC):
 
     @abstractmethod
     def read(self, key: str) -> bytes:
-        """What is under ``key``. Raises ``NotFoundError`` where nothing is."""
+        """Return what is under ``key``. Raises ``NotFoundError`` where nothing is."""
 
     @abstractmethod
     def download(self, key: str, file: Path) -> None:
@@ -64,11 +64,11 @@ class Storage(ABC):
 
     @abstractmethod
     def exists(self, key: str) -> bool:
-        """Whether there is something under ``key``."""
+        """Return whether there is something under ``key``."""
 
     @abstractmethod
     def list(self, prefix: str = "") -> list[str]:
-        """The keys below ``prefix``, sorted."""
+        """Return the keys below ``prefix``, sorted."""
 
     @abstractmethod
     def delete(self, key: str) -> None:
@@ -80,11 +80,11 @@ class Storage(ABC):
 
     @abstractmethod
     def uri(self, key: str = "") -> str:
-        """The address of ``key``, or of the storage, as ``open_storage`` reads it."""
+        """Return the address of ``key``, or of the storage, as ``open_storage`` reads it."""
 
     @abstractmethod
     def child(self, prefix: str) -> Storage:
-        """The storage below ``prefix``."""
+        """Return the storage below ``prefix``."""
 
     @property
     def folder(self) -> Path | None:
@@ -92,7 +92,7 @@ class Storage(ABC):
         return None
 
     def without_retries(self) -> Storage:
-        """The same place for a first try: where the store cannot be reached, that is said soon."""
+        """Return the same storage for a first try: a store that cannot be reached fails soon."""
         return self
 
     def __repr__(self) -> str:

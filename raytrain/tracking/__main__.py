@@ -94,7 +94,7 @@ def _send(uri: str, run_id: str, records: list[list[Any]], timeout_s: float) -> 
 
     try:
         retry_tracking(lambda: connect(uri).get_run(run_id), timeout_s)
-    except MlflowException as error:  # the writer would go on trying
+    except MlflowException as error:  # the writer would retry for ever
         raise UserError(f"no records of run {run_id} were sent to {shown(uri)}: {explain(error)}") from None
     writer = MetricWriter(uri, run_id)
     try:

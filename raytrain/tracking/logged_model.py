@@ -73,7 +73,7 @@ def log_model(
 
 
 def _find(run: Run, name: str, digest: str) -> str | None:
-    """The run's finished model of this checkpoint; unfinished ones are deleted."""
+    """Return the run's finished model of this checkpoint; unfinished ones are deleted."""
     client = connect(run.uri)
     found = retry_tracking(
         lambda: client.search_logged_models([run.experiment_id], f"source_run_id = '{run.run_id}' AND name = '{name}'")
@@ -123,7 +123,7 @@ def _save(folder: Path, created: Any, run: Run, checkpoint: Path, length: int) -
 
 
 def _source(module: str) -> Path:
-    """The file of a module, found without importing it."""
+    """Return the file of a module, found without importing it."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"the source of {module} is not on this machine")
@@ -131,7 +131,7 @@ def _source(module: str) -> Path:
 
 
 def _public_version(package: str) -> str:
-    """The installed version without a build's local part (``2.13.0+cpu``), which no index has."""
+    """Return the installed version without a build's local part (``2.13.0+cpu``), which no index has."""
     return importlib.metadata.version(package).partition("+")[0]
 
 
@@ -145,7 +145,7 @@ def _log_metrics(run: Run, model_id: str, metrics: dict[str, float], step: int) 
 
 
 def logged_model(version: ModelVersion) -> str:
-    """The id of the logged model that a version is.
+    """Return the id of the logged model that a version is.
 
     Raises:
         UserError: it was registered by other means.

@@ -1,4 +1,4 @@
-"""What MLflow knows of earlier runs: searches, their children, the history of a metric."""
+"""Queries of MLflow for earlier runs: searches, their children, the history of a metric."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Child:
 
 
 def find_experiment(uri: str, name: str) -> str:
-    """The id of experiment ``name``.
+    """Return the id of experiment ``name``.
 
     Raises:
         UserError: there is none, or it was deleted.
@@ -52,7 +52,7 @@ def find_experiment(uri: str, name: str) -> str:
 
 
 def searches(uri: str, experiment_id: str, *, name: str | None = None, space: str | None = None) -> list[Child]:
-    """The searches of an experiment, newest first: all, those called ``name``, or those of a search space."""
+    """Return the searches of an experiment, newest first: all, those called ``name``, or those of a search space."""
     for value in (name, space):
         if value is not None and not re.fullmatch(r"[\w.-]+", value):
             return []  # no search can be called that, and it could not be quoted
@@ -65,7 +65,7 @@ def searches(uri: str, experiment_id: str, *, name: str | None = None, space: st
 
 
 def find_search(uri: str, experiment: str, name: str) -> Child:
-    """The newest search called ``name``.
+    """Return the newest search called ``name``.
 
     Raises:
         UserError: no such experiment, or no such search in it.
@@ -79,13 +79,13 @@ def find_search(uri: str, experiment: str, name: str) -> Child:
 
 
 def children(parent: Run) -> list[Child]:
-    """The trials of a search, in the order in which they were created."""
+    """Return the trials of a search, in the order in which they were created."""
     condition = f"tags.`{PARENT}` = '{parent.run_id}'"
     return list(_found(parent.uri, parent.experiment_id, condition, "attributes.start_time ASC"))
 
 
 def describe(run: Run) -> Child:
-    """What the store knows of one run."""
+    """Return what the store knows of one run."""
     return _child(run.uri, retry_tracking(lambda: connect(run.uri).get_run(run.run_id)))
 
 
@@ -96,7 +96,7 @@ def history(run: Run, key: str) -> list[tuple[int, float]]:
 
 
 def download(run: Run, name: str, folder: Path) -> Path | None:
-    """A copy in ``folder`` of artifact ``name`` (at the top of the run's artifacts), None where there is none."""
+    """Fetch the artifact ``name`` (at the top level) into ``folder``; return ``None`` if there is none."""
     client = connect(run.uri)
     if name not in {entry.path for entry in retry_tracking(lambda: client.list_artifacts(run.run_id))}:
         return None

@@ -36,7 +36,7 @@ class Run:
     """When the run was created, in milliseconds since 1970."""
 
     def address(self) -> dict[str, Any]:
-        """What finds the run in its store: all but the store's own address, which may hold a password."""
+        """Return what finds the run in its store: all but the store's own address, which may hold a password."""
         return {"experiment_id": self.experiment_id, "run_id": self.run_id, "created_ms": self.created_ms}
 
     def finish(self, status: Status, reason: str | None = None) -> None:
@@ -88,7 +88,7 @@ class Run:
         retry_tracking(lambda: connect(self.uri).log_artifact(self.run_id, str(path), folder))
 
     def ui_hint(self) -> str:
-        """How to see the run: its link or, without a server, the command that starts the UI."""
+        """Return how to see the run: its link or, without a server, the command that starts the UI."""
         return ui_hint(self.uri, self.experiment_id, self.run_id)
 
 
@@ -130,7 +130,7 @@ class Experiment:
             return cls(uri, name, retry_tracking(find_or_create))
 
     def find_run(self, identity: str, parent: str | None = None) -> Run | None:
-        """The run of ``identity`` (under ``parent``), or ``None``; the oldest should there be several.
+        """Return the run of ``identity`` (under ``parent``), or ``None``; the oldest should there be several.
 
         Raises:
             ValueError: an identity that cannot be searched for.
@@ -191,7 +191,7 @@ class Experiment:
         return run
 
     def ui_hint(self) -> str:
-        """How to see the experiment's runs: the link or, without a server, the command that starts the UI."""
+        """Return how to see the experiment's runs: the link or, without a server, the command that starts the UI."""
         return ui_hint(self.uri, self.experiment_id)
 
     def _set_running(self, run: Run) -> None:

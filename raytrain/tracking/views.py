@@ -42,7 +42,7 @@ def share_view(search: Run, name: str, metrics: Sequence[str], parameters: Seque
 
 
 def _state(search: Run, metrics: Sequence[str], parameters: Sequence[str]) -> dict[str, Any]:
-    """What MLflow's page remembers of a table; what is not named has the page's own default."""
+    """Return what MLflow's page remembers of a table; what is not named has the page's own default."""
     columns = [f"metrics.`best/{key}`" for key in metrics]
     columns += [f"params.`{name}`" for name in parameters[:MAX_PARAMETERS]]
     return {

@@ -76,7 +76,7 @@ class Logged:
         if not self.trial.best or metrics[METRIC] < self.trial.best[METRIC]:
             self.trial.best = metrics
 
-    def notice(self) -> bool:
+    def preemption_notice(self) -> bool:
         return False
 
 

@@ -29,6 +29,7 @@ from raytrain.analysis.figures.style import (
     plain,
     upper_limit,
 )
+from raytrain.config.models import has_latent
 from raytrain.config.schedules import kl_weight
 from raytrain.config.schema import ObjectiveConfig
 from raytrain.metrics import COLLAPSED_KL, pareto_front
@@ -109,7 +110,7 @@ def bound_against_kl(rows: Sequence[TrialRow]) -> Figure:
     usable = [row for row in ranked(rows) if math.isfinite(row.kl)]
     if not usable:
         return message(NOTHING)
-    if all(row.model == "byte_lstm" for row in usable):
+    if not any(has_latent(row.model) for row in usable):
         return message("A language model has no latent code: its KL is 0 throughout.")
     figure = new_figure(7.0, 4.6)
     axes = dress(figure.add_subplot(), "KL (nats per sample)", BITS)
@@ -163,7 +164,7 @@ def annealing_curves(rows: Sequence[TrialRow], objectives: dict[str, ObjectiveCo
     Args:
         objectives: the objective of each trial, by run id; a trial without one is left out.
     """
-    usable = [row for row in ranked(rows) if row.run_id in objectives and row.steps > 0 and row.model != "byte_lstm"]
+    usable = [row for row in ranked(rows) if row.run_id in objectives and row.steps > 0 and has_latent(row.model)]
     if not usable:
         return message("No trial with a KL weight has been evaluated.")
     num = min(num, -(-len(usable) // 2))

@@ -136,7 +136,7 @@ def test_the_report_ends_a_hopeless_trial_after_it_was_heard_and_out_of_reach_of
     report = RayReporter(a_job(config, unigram=4.0), config, 1, None, sent)
     report.evaluated(100, figures(6.0))
     report.evaluated(250, figures(4.1))  # as good as knowing the bytes' frequencies: it may go on
-    with pytest.raises(EarlyStoppedError, match=r"hopeless at step 500: its bound of 4\.500"):
+    with pytest.raises(EarlyStoppedError, match=r"early-stopped at step 500: its negative ELBO of 4\.500"):
         report.evaluated(500, figures(4.5))
     assert [(result["step"], RUNG in result) for result in sent.results] == [(100, True), (250, True), (500, False)]
     alone = RayReporter(a_job(config), config, 1, None, sent)
