@@ -117,7 +117,7 @@ def remarks(trials: list[Trial], search_objective: SearchObjective) -> list[str]
     below = [trial for trial in trials if trial.best and not search_objective.may_win(trial.best)]
     if search_objective.min_kl and below:
         names = ", ".join(trial.name for trial in below)
-        lines.append(f"no winners, since their KL is below {search_objective.min_kl:g} nats: {names}")
+        lines.append(f"cannot win, since their KL is below {search_objective.min_kl:g} nats: {names}")
     if best is not None and best.config.has_latent and best.best["kl"] < COLLAPSED_KL:
         lines.append(
             f"warning: the best trial's posterior has collapsed (KL {best.best['kl']:.3f} nats): its latent code "
