@@ -128,7 +128,7 @@ def register_and_compete(candidate: Candidate) -> tuple[str, int, str]:
     nats = verify(run.uri, model_id, candidate.stored, candidate.corpus)
     retry_tracking(
         lambda: client.set_model_version_tag(
-            name, str(version), _VERIFIED, f"negative ELBO {nats:.6f} nats on {VERIFIED_SAMPLES} samples"
+            name, str(version), _VERIFIED, f"{nats:.6f} nats on {VERIFIED_SAMPLES} samples"
         )
     )
     champion = update_champion(run.uri, name)

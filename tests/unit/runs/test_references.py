@@ -169,7 +169,7 @@ def assert_same_weights(first: Any, second: Any) -> None:
 
 def test_an_mlflow_run_that_says_where_its_checkpoints_are(experiment: Experiment, location: Storage) -> None:
     train_to(location, {10: 2.6, 20: 2.4})
-    tags = {"place": location.uri()}
+    tags = {"location": location.uri()}
     run = experiment.open_run(f"placed-{location.uri()}", "r", parameters={}, tags=tags)
     found = resolve(run.run_id)
     assert (found.stored.step, found.run) == (20, run)
