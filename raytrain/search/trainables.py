@@ -1,4 +1,4 @@
-"""What Ray Tune runs for each trial: the driver of a gang, or the trial's one worker itself."""
+"""Trainables of Ray Tune: the driver of a trial's worker group, or the trial's only worker."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from raytrain.training.worker_group import WorkerGroup
 
 _HELD: list[WorkerGroup] = []
-"""The gang of this process, if it is the driver of one."""
+"""The worker group of this process, if it is the driver of one. It lives as long as the process."""
 
 
 def run_worker_group(values: dict[str, Any]) -> None:
-    """Tune's trainable for trials of several workers: a driver without CPUs that waits for its gang.
+    """Run a trial of several workers: Tune's trainable is a driver without CPUs that waits for its worker group.
 
-    Its process, and with it the gang, runs one trial after the other.
+    Its process, and with it the worker group, runs one trial after the other.
     """
     set_up_trial()
     if not _HELD:
@@ -34,9 +34,9 @@ def run_worker_group(values: dict[str, Any]) -> None:
 
 
 def run_alone(values: dict[str, Any]) -> None:
-    """Tune's trainable for trials of one worker: it has the worker's resources and trains by itself.
+    """Run a trial of one worker: Tune's trainable has the worker's resources and trains by itself.
 
-    Its process runs one trial after the other, so that only the first waits for it to start.
+    Its process runs one trial after the other, so that only the first waits for the process to start.
     """
     set_up_trial()
     run_in_process(Job(**values["job"]), WorkerSpec(**values["worker_spec"]), tune.report)
