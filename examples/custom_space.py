@@ -2,8 +2,9 @@
 
     python -m raytrain.tune hybrid --space examples/custom_space.py --num-samples 4
 
-A space is a module with a function ``space(trial)``. It draws values from an Optuna trial, as conditionally as it likes,
-and returns the fields of the run's config that they set. ``python -m raytrain.train hybrid --help`` lists the fields.
+A space is a module with a function ``space(trial)``. It draws values from an Optuna trial, as conditionally as it
+likes, and returns the fields of the run's config that they set: those that ``python -m raytrain.train hybrid --help``
+lists.
 """
 
 from __future__ import annotations

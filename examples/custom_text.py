@@ -2,8 +2,8 @@
 
     python examples/custom_text.py my_posts.txt
 
-The file holds one text a line. Each line becomes one document: the model learns where a text ends. Everything is kept in
-``./runs`` and, for MLflow, in ``./mlflow.db``. Run it again to get the same model back; nothing is trained twice.
+The file holds one text a line. Each line becomes one document: the model learns where a text ends. Everything is kept
+in ``./runs`` and, for MLflow, in ``./mlflow.db``. Run it again to get the same model back; nothing is trained twice.
 """
 
 from __future__ import annotations

@@ -62,12 +62,12 @@ def main() -> None:
     check_options(options)
     output = output_file(options)
 
-    from raytrain.analysis.evaluation_table import summary
     from raytrain.analysis.measure import Measurement, log_result, measure
+    from raytrain.analysis.tables import evaluation_summary
 
     asked = {field.name: getattr(options, field.name) for field in dataclasses.fields(Measurement)}
     result, found = measure(Measurement(**asked))
-    print(summary(result), end="")
+    print(evaluation_summary(result), end="")
     output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
     print(f"written: {output}")
     if options.log_to_mlflow and found.run is not None:

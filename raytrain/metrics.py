@@ -1,91 +1,188 @@
-"""What a search looks for: which trial is better than which, and which may win."""
+"""Metrics of an evaluation, and the objective by which a search compares its trials.
+
+A leaf: it imports nothing of the package, so that every module can use it. Tables, model cards, reports, the Parquet
+table of trials and MLflow's view of them take their columns from ``METRICS``.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
-Objective = Literal["bound", "nll", "pareto"]
+T = TypeVar("T")
+
 METRIC = "bits_per_byte"
-"""The full bound on the same validation samples, whatever a trial's annealing."""
+"""The negative ELBO on the same validation samples, with a KL weight of 1 whatever a trial's annealing."""
 LIKELIHOOD = "nll_bits_per_byte"
 """The importance-weighted estimate of the negative log-likelihood, on the same samples and with the same noise."""
-DRAWS = 8
-"""Draws of z for that estimate: each costs about as much as another evaluation."""
 COLLAPSED_KL = 0.1
-"""Nats per sample below which a latent code says practically nothing."""
+"""Nats per sample. Below it the posterior has collapsed: the latent code carries practically no information."""
+RUNG = "comparable_step"
+"""Key under which a trial reports its step to the scheduler of a search: only while it may be stopped."""
+
+
+# ------------------------------------------------------------------------------------------- registry
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that evaluations report, and how it is shown."""
+
+    key: str
+    """Its name in evaluations and records. MLflow has it as ``valid/KEY`` and, of the best evaluation, ``best/KEY``."""
+    label: str
+    """Heading of its column."""
+    unit: str
+    digits: int
+    """Decimal places in tables."""
+    better: Literal["lower", "higher", "neither"]
+    shown: bool = True
+    """Whether tables, reports and MLflow's view have a column for it; records and the Parquet table always do."""
+    compute: Callable[[Any, Mapping[str, float]], float] | None = None
+    """For a metric that is added from outside: its value, from the model and the metrics of an evaluation.
+
+    Called as ``compute(model, metrics)`` at the end of every evaluation on every worker, with the model in evaluation
+    mode and the metrics over all samples. It must return the same number on every worker, so it may draw no noise of
+    its own. A value that is not finite is left out of that evaluation.
+    """
+
+    def format(self, metrics: Mapping[str, float]) -> str:
+        """Return its value as text; empty where an evaluation has none that is finite."""
+        value = metrics.get(self.key, math.nan)
+        return f"{value:.{self.digits}f}" if math.isfinite(value) else ""
+
+
+METRICS: dict[str, Metric] = {
+    metric.key: metric
+    for metric in (
+        Metric(METRIC, label="bits/byte", unit="bits per byte", digits=3, better="lower"),
+        Metric(LIKELIHOOD, label="NLL", unit="bits per byte", digits=3, better="lower"),
+        Metric("bound", label="-ELBO", unit="nats per sample", digits=1, better="lower"),
+        Metric("nll", label="NLL (nats)", unit="nats per sample", digits=1, better="lower", shown=False),
+        Metric("reconstruction", label="reconstruction", unit="nats per sample", digits=1, better="lower", shown=False),
+        Metric("kl", label="KL", unit="nats per sample", digits=2, better="neither"),
+        Metric("auxiliary", label="auxiliary", unit="nats per sample", digits=1, better="lower", shown=False),
+        Metric("active_units", label="active", unit="latent dimensions", digits=0, better="neither"),
+    )
+}
+"""Every metric of an evaluation by its key, in the order of columns.
+
+One more takes one line here and the place that computes it. From outside the package:
+``METRICS["key"] = Metric("key", ..., compute=function)``, in the driver and in every worker.
+"""
+REQUIRED_METRICS = ("bound", METRIC, "reconstruction", "kl")
+"""Metrics that a stored record must have. Never add one: every search of before would become unreadable."""
+
+
+def computed_metrics(model: Any, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the finite values of the registered metrics that have a function, from an evaluation's ``metrics``."""
+    values = {
+        metric.key: float(metric.compute(model, metrics)) for metric in METRICS.values() if metric.compute is not None
+    }
+    return {key: value for key, value in values.items() if math.isfinite(value)}
+
+
+def known_metrics(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the registered metrics among ``values``, in the order of columns."""
+    return {key: values[key] for key in METRICS if key in values}
+
+
+def shown_metrics(evaluations: Iterable[Mapping[str, float]]) -> list[Metric]:
+    """Return the metrics that a table of these evaluations has columns for: those that any of them has."""
+    present = {key for metrics in evaluations for key in metrics}
+    return [metric for metric in METRICS.values() if metric.shown and metric.key in present]
+
+
+def headline(metrics: Mapping[str, float]) -> str:
+    """Return the metrics of a model that one line of output has room for; those that are missing are left out."""
+    parts = {
+        METRIC: "negative ELBO {:.3f} bits/byte",
+        "kl": "KL {:.2f} nats",
+        LIKELIHOOD: "NLL {:.3f} bits/byte",
+    }
+    return ", ".join(part.format(metrics[key]) for key, part in parts.items() if key in metrics)
+
+
+# ----------------------------------------------------------------------------------- search objective
+
+Objective = Literal["bound", "nll", "pareto"]
+DRAWS = 8
+"""Draws of z for the estimate of the likelihood. Each costs about as much as one more evaluation."""
 INFEASIBLE_PENALTY = 1000.0
-"""Bits per byte by which a trial without the KL that is asked for is behind all that have it."""
+"""Bits per byte. A trial that misses the minimum KL scores behind every feasible one by this much."""
 
 
 @dataclass(frozen=True)
 class SearchObjective:
-    """``bound``: the lowest bound. ``nll``: the lowest importance-weighted estimate. ``pareto``: a low bound and a
-    large KL at once; of those that no other beats in both, the winner is the one with the lowest bound."""
+    """The quantity that a search optimises, and its constraint.
+
+    ``bound`` is the lowest negative ELBO, ``nll`` the lowest importance-weighted estimate of the negative
+    log-likelihood. ``pareto`` is a low negative ELBO and a large KL at once: the winner is the trial with the lowest
+    negative ELBO among those that no other trial beats in both.
+    """
 
     objective: Objective = "bound"
     min_kl: float = 0.0
-    """Nats per sample of KL without which a trial is no winner."""
+    """Nats per sample. A trial with a smaller KL cannot win."""
 
     @property
     def metric(self) -> str:
-        """The figure that trials are compared on."""
+        """Key of the metric that trials are compared on."""
         return LIKELIHOOD if self.objective == "nll" else METRIC
 
     @property
     def draws(self) -> int:
-        """Draws of z at each evaluation, beyond the one for the bound."""
+        """Draws of z at each evaluation, beyond the one for the ELBO."""
         return DRAWS if self.objective == "nll" else 0
 
-    def reached(self, figures: Mapping[str, float]) -> bool:
-        """Whether a trial with these figures may win."""
-        enough = not self.min_kl or figures.get("kl", 0.0) >= self.min_kl
-        return math.isfinite(figures.get(self.metric, math.nan)) and enough
+    def may_win(self, metrics: Mapping[str, float]) -> bool:
+        """Return whether a trial with these metrics can win."""
+        feasible = not self.min_kl or metrics.get("kl", 0.0) >= self.min_kl
+        return math.isfinite(metrics.get(self.metric, math.nan)) and feasible
 
-    def score(self, figures: Mapping[str, float]) -> float:
-        """What is minimised: the metric; behind all others, by what it lacks, where the KL is too small.
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """Return the number to minimise; infinite where the metric is missing or not finite.
 
-        It is a penalty and no constraint because those who are told of it (ASHA, TPE, the order of the table)
-        look only at which of two values is lower. Infinite where there is no figure.
+        It is the metric itself, or, where the KL is below the minimum, ``INFEASIBLE_PENALTY`` plus the missing nats.
+        A penalty rather than a constraint, because ASHA, TPE and the order of tables only compare two numbers.
         """
-        value = figures.get(self.metric, math.nan)
+        value = metrics.get(self.metric, math.nan)
         if not math.isfinite(value):
             return math.inf
-        return value if self.reached(figures) else INFEASIBLE_PENALTY + self.min_kl - figures.get("kl", 0.0)
+        return value if self.may_win(metrics) else INFEASIBLE_PENALTY + self.min_kl - metrics.get("kl", 0.0)
 
-    def values(self, figures: Mapping[str, float]) -> list[float]:
-        """What Optuna is told: bound and KL for ``pareto``, otherwise the score."""
-        return [figures[METRIC], figures["kl"]] if self.objective == "pareto" else [self.score(figures)]
+    def values(self, metrics: Mapping[str, float]) -> list[float]:
+        """Return the objective values for Optuna: negative ELBO and KL for ``pareto``, otherwise the score."""
+        return [metrics[METRIC], metrics["kl"]] if self.objective == "pareto" else [self.score(metrics)]
 
     @property
     def directions(self) -> list[Literal["minimize", "maximize"]]:
-        """Of ``values``, as Optuna names them."""
+        """Directions of ``values``, in Optuna's words."""
         return ["minimize", "maximize"] if self.objective == "pareto" else ["minimize"]
 
     def __str__(self) -> str:
-        words = {
-            "bound": "lowest bound",
+        texts = {
+            "bound": "lowest negative ELBO",
             "nll": f"lowest negative log-likelihood ({DRAWS} draws)",
-            "pareto": "low bound and large KL",
+            "pareto": "low negative ELBO and large KL",
         }
-        return words[self.objective] + (f", KL of at least {self.min_kl:g} nats" if self.min_kl else "")
+        return texts[self.objective] + (f", KL of at least {self.min_kl:g} nats" if self.min_kl else "")
 
 
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which of the points (bound, KL) no other beats in both a lower bound and a larger KL, by rising bound."""
-    kept: list[int] = []
-    # of equal bounds the one with the larger KL comes first
-    for index in sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1], index)):
-        if not kept or points[index][1] > points[kept[-1]][1]:
-            kept.append(index)
-    return kept
+def pareto_front(items: Iterable[T], point: Callable[[T], tuple[float, float]]) -> list[T]:
+    """Return the items that no other beats in both a lower negative ELBO and a larger KL, by rising negative ELBO.
 
-
-FIGURES = ("bound", METRIC, "reconstruction", "kl", "active_units")
-"""What is kept of a trial's best evaluation ..."""
-LIKELIHOODS = ("nll", LIKELIHOOD)
-"""... and of one that also estimates the likelihood."""
-RUNG = "comparable_step"
-"""A run's step as the scheduler of a search sees it: reported only while the run may be stopped."""
+    ``point`` gives an item's (negative ELBO, KL). Items whose point is not finite are left out, and of equal ones the
+    first is kept.
+    """
+    finite = [(*point(item), item) for item in items if all(map(math.isfinite, point(item)))]
+    front: list[T] = []
+    largest = -math.inf
+    # of equal negative ELBOs the one with the larger KL comes first
+    for _, kl, item in sorted(finite, key=lambda entry: (entry[0], -entry[1])):
+        if kl > largest:
+            largest = kl
+            front.append(item)
+    return front

@@ -131,7 +131,7 @@ def print_outcome(trained: TrainedRun) -> None:
         f"best at step {outcome['best_step']}: negative ELBO {best['bits_per_byte']:.3f} bits/byte "
         f"({best['bound']:.1f} nats a sample), KL {best['kl']:.2f} nats, {best['active_units']:.0f} active units"
     )
-    if trained.config.model_name != "byte_lstm" and best["kl"] < COLLAPSED_KL:
+    if trained.config.has_latent and best["kl"] < COLLAPSED_KL:
         print(
             f"warning: posterior collapse (KL {best['kl']:.3f} nats): the decoder ignores the latent code; "
             "try --objective.free-bits 2, or a later --objective.end"

@@ -18,7 +18,7 @@ from raytrain.data.corpus import Corpus, CorpusWriter
 from raytrain.storage import base as storage
 
 # a test whose storage fails for good need not wait as long as a run does
-storage.PATIENCE_S = 2.0
+storage.DEFAULT_PATIENCE_S = 2.0
 
 pytest_plugins = [
     "tests.support.browser",

@@ -18,8 +18,8 @@ from raytrain.config.schema import RunConfig, from_dict
 from raytrain.data.batches import BUCKET_WIDTH, Batch, EvaluationBatches
 from raytrain.data.cache import open_anywhere
 from raytrain.data.vocabulary import PAD, STOP
+from raytrain.metrics import computed_metrics
 from raytrain.models import Model, build
-from raytrain.models.byte_lstm import ByteLstm
 from raytrain.models.layers import Terms, draw_posterior, gaussian_kl, negative_log_likelihood
 from raytrain.models.likelihood import SYMBOLS_AT_ONCE, aggregate_posterior, importance_weighted, log_likelihood
 from raytrain.models.noise import EVALUATION_SEED, Noise
@@ -140,7 +140,6 @@ class Totals:
             nothing = torch.zeros(len(tokens), 0, device=device)
             self._add_bound(model, batch, tokens, nothing, nothing, nothing)
             return
-        assert not isinstance(model, ByteLstm)
         mean, log_variance = model.encode(tokens)
         z = draw_posterior(mean, log_variance, self._noise(batch, device))
         self._add_bound(model, batch, tokens, mean, log_variance, z)
@@ -175,18 +174,21 @@ class Totals:
         parts = torch.stack((torch.ones(len(nats)), text_bytes, nats.sum(1), kl.sum(1)), dim=1)
         self.by_length.index_add_(0, text_bytes // BUCKET_WIDTH, parts.double())
 
-    def measures(self) -> dict[str, Any]:
-        """All figures, ready for JSON: nats per sample unless the name says bits.
+    def metrics(self, model: Model | None = None) -> dict[str, Any]:
+        """Return all metrics, ready for JSON, in nats per sample unless the name says bits.
 
         Those of a latent code (from ``importance_weighted`` on) are there only for a model that has one.
         ``by_position`` is of the reconstruction: bits per prediction at each position of a sample (the KL
         belongs to no position), and the number of predictions; bits x predictions sums to the total.
         ``by_length`` is of the whole bound, in bits per byte of text.
+
+        Args:
+            model: the model, for the registered metrics that have a function; without it they are left out.
         """
         bound = self.bound.metrics()
         samples, text_bytes = self.bound.sums[:2].tolist()
         bits_per_byte = samples / (math.log(2) * text_bytes)
-        figures: dict[str, Any] = {
+        metrics: dict[str, Any] = {
             "samples": int(samples),
             "text_bytes": int(text_bytes),
             **{name: bound[name] for name in ("bound", "bits_per_byte", "reconstruction", "kl")},
@@ -194,7 +196,7 @@ class Totals:
         }
         if self.bound.latent:
             weighted, monte_carlo = (self.weighted / samples).tolist()
-            figures |= {
+            metrics |= {
                 "importance_weighted": weighted,
                 "importance_weighted_bits_per_byte": weighted * bits_per_byte,
                 "monte_carlo_bound": monte_carlo,
@@ -205,7 +207,9 @@ class Totals:
                 "mixture_samples": len(self.mixture),
                 "kl_by_dimension": (self.kl / samples).tolist(),
             }
-        return figures | {"by_position": self._positions(), "by_length": self._lengths()}
+        if model is not None:
+            metrics |= computed_metrics(model, bound)
+        return metrics | {"by_position": self._positions(), "by_length": self._lengths()}
 
     def _positions(self) -> dict[str, list[Any]]:
         nats, predictions = self.by_position[:, self.by_position[1] > 0]

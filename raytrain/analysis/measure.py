@@ -29,7 +29,7 @@ from raytrain.runs.references import ResolvedModel, from_checkpoint, resolve
 from raytrain.runs.workspace import corpus_of
 from raytrain.storage import open_storage_root
 from raytrain.tracking.client import connect as connect_tracking
-from raytrain.tracking.client import patiently
+from raytrain.tracking.client import retry_tracking
 from raytrain.tracking.queries import CORPUS
 from raytrain.tracking.runs import Run
 
@@ -88,7 +88,7 @@ def measure(request: Measurement) -> tuple[dict[str, Any], ResolvedModel]:
         "corpus": {"name": corpus.name, "digest": corpus.digest},
         "split": request.split,
         "over_long_left_out": batches.samples.too_long,
-        "measures": totals.measures(),
+        "metrics": totals.metrics(model),
         "texts": measure_texts(request, model, corpus, batches),
         "seconds": time.perf_counter() - began,
     }
@@ -139,13 +139,13 @@ def measure_texts(
 def log_result(run: Run, result: dict[str, Any]) -> None:
     """Log every single number as a metric at the checkpoint's step, and the whole result as a JSON artifact."""
     client = connect_tracking(run.uri)
-    trained_on = patiently(lambda: client.get_run(run.run_id)).data.tags.get(CORPUS)
+    trained_on = retry_tracking(lambda: client.get_run(run.run_id)).data.tags.get(CORPUS)
     corpus, step = result["corpus"], result["step"]
     same = trained_on in (None, corpus["digest"])
     now_ms = time.time_ns() // 1_000_000
     values = metric_values(result, prefix="" if same else f"{corpus['name']}/")
     metrics = [Metric(key, value, now_ms, step) for key, value in values.items()]
-    patiently(lambda: client.log_batch(run.run_id, metrics=metrics))
+    retry_tracking(lambda: client.log_batch(run.run_id, metrics=metrics))
     where = "" if same else f"-{corpus['name']}"
     run.log_dict(result, f"evaluation/{result['split']}{where}-step-{step:08d}.json")
 
@@ -157,7 +157,7 @@ def metric_values(result: dict[str, Any], prefix: str) -> dict[str, float]:
     ``evaluation/valid/bound``. ``prefix`` precedes every name where the corpus is not the one of training.
     """
     split = result["split"] if result["split"] == "test" else f"evaluation/{result['split']}"
-    groups = {split: result["measures"]}
+    groups = {split: result["metrics"]}
     if result["texts"] is not None:
         groups |= {"samples": result["texts"]["model"], f"{split}/texts": result["texts"]["split"]}
     return {

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from raytrain.analysis.figures.paper import DRAWN
 from raytrain.analysis.figures.records import Record
-from raytrain.analysis.figures.style import MODEL_LOOK, save
-from raytrain.config.models import ModelName
+from raytrain.analysis.figures.style import model_look, save
+from raytrain.config.models import has_latent
 from raytrain.metrics import COLLAPSED_KL
 from raytrain.tracking.queries import CORPUS, Child, children, download, find_experiment, find_search, history, searches
 from raytrain.utils.errors import UserError
@@ -26,7 +26,6 @@ TEXTS = 10
 """Texts of each table."""
 WITH_CURVE = "paper_fig3"
 """The figure that shows the course of training, not its end."""
-LANGUAGE_MODEL: ModelName = "byte_lstm"
 
 
 def find_searches(uri: str, experiment: str, figure: str, names: Sequence[str] = ()) -> list[Child]:
@@ -113,7 +112,7 @@ def sample_tables(records: Sequence[Record], texts: dict[str, list[str]]) -> str
         texts: samples by run id; a record without any is passed over.
     """
     usable = sorted(
-        (record for record in records if record.model != LANGUAGE_MODEL and texts.get(record.run_id)),
+        (record for record in records if has_latent(record.model) and texts.get(record.run_id)),
         key=lambda record: record.kl,
     )
     if not usable:
@@ -125,7 +124,7 @@ def sample_tables(records: Sequence[Record], texts: dict[str, list[str]]) -> str
         ("KL above zero", highest, highest.kl >= COLLAPSED_KL),
     ):
         what = (
-            f"{MODEL_LOOK[record.model][0]}, samples of {record.length}, alpha {record.alpha:g}, "
+            f"{model_look(record.model)[0]}, samples of {record.length}, alpha {record.alpha:g}, "
             f"{record.annealing} annealing, input dropout {record.input_dropout:g}: KL {record.kl:.2f} nats, "
             f"{record.bits_per_byte:.3f} bits per byte"
         )
@@ -138,7 +137,7 @@ def sample_tables(records: Sequence[Record], texts: dict[str, list[str]]) -> str
 
 def outer_samples(records: Sequence[Record], runs: dict[str, Run]) -> dict[str, list[str]]:
     """The texts, by run id, of the lowest and the highest KL of which there are any."""
-    order = sorted((record for record in records if record.model != LANGUAGE_MODEL), key=lambda record: record.kl)
+    order = sorted((record for record in records if has_latent(record.model)), key=lambda record: record.kl)
     texts: dict[str, list[str]] = {}
     for direction in (order, order[::-1]):
         for record in direction:
@@ -168,7 +167,7 @@ def write_paper_figure(figure: str, collected: Collected, folder: Path) -> list[
     records = collected.records
     folder.mkdir(parents=True, exist_ok=True)
     paths = save(DRAWN[figure](records), folder, figure)
-    if any(record.model != LANGUAGE_MODEL for record in records):
+    if any(has_latent(record.model) for record in records):
         samples = folder / f"{figure}_samples.md"
         samples.write_text(sample_tables(records, outer_samples(records, collected.runs)), encoding="utf-8")
         paths.append(samples)

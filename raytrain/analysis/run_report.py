@@ -22,7 +22,6 @@ from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
 from raytrain.data.vocabulary import STOP
 from raytrain.models import Model
-from raytrain.models.byte_lstm import ByteLstm
 from raytrain.models.sampling import sample
 from raytrain.tracking.queries import describe, history
 from raytrain.training.loss import BoundTotals
@@ -65,13 +64,13 @@ def portray(model: Model, config: RunConfig[Any], corpus: Corpus) -> Portrait:
         UserError: the split has no sample of the model's length.
     """
     batches = EvaluationBatches(corpus.split("valid"), config, min(config.evaluate_samples, NUM_SAMPLES))
-    measures = evaluate(model, batches, iw_samples=1).measures()
+    metrics = evaluate(model, batches, iw_samples=1).metrics()
     texts, means = encode(model, batches)
     return Portrait(
         texts=texts,
-        bits=np.array(measures["by_position"]["bits"]),
-        counts=np.array(measures["by_position"]["predictions"], dtype=np.float64),
-        kl=np.array(measures.get("kl_by_dimension", [])),
+        bits=np.array(metrics["by_position"]["bits"]),
+        counts=np.array(metrics["by_position"]["predictions"], dtype=np.float64),
+        kl=np.array(metrics.get("kl_by_dimension", [])),
         active=means.var(0) > BoundTotals.ACTIVE_VARIANCE,
         means=means,
     )
@@ -85,7 +84,7 @@ def encode(model: Model, batches: EvaluationBatches) -> tuple[list[bytes], NDArr
     means: list[NDArray[np.float64]] = []
     for batch in batches.batches():
         texts += [bytes(row[row < STOP].tolist()) for row in batch.tokens]
-        if isinstance(model, ByteLstm):
+        if model.latent == 0:
             means.append(np.zeros((len(batch.tokens), 0)))
         else:
             means.append(model.encode(batch.tokens.to(device))[0].double().cpu().numpy())
@@ -164,7 +163,7 @@ def write_run_report(
     paths = save(figures.bits_by_position(portrait.bits, portrait.counts), folder, "bits_by_position")
     if run is not None:
         paths = save(figures.losses(read_histories(run)), folder, "losses") + paths
-    if not isinstance(model, ByteLstm):
+    if model.latent > 0:
         paths += save(figures.kl_by_dimension(portrait.kl, portrait.active), folder, "kl_by_dimension")
         paths += save(figures.latent_space(portrait.means, properties(portrait.texts)), folder, "latent_space")
         interpolations = folder / "interpolation.md"

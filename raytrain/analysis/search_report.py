@@ -17,8 +17,9 @@ from raytrain.analysis.figures.parallel import parallel_coordinates
 from raytrain.analysis.figures.records import TrialRow, ranked, read_trials
 from raytrain.analysis.figures.style import save
 from raytrain.analysis.figures.tables import TOP, top_trials, trial_cells
+from raytrain.config.models import has_latent
 from raytrain.config.schema import ObjectiveConfig
-from raytrain.metrics import COLLAPSED_KL
+from raytrain.metrics import COLLAPSED_KL, headline
 from raytrain.runs.records import search_objective_of
 from raytrain.tracking.queries import Child, children, describe, download
 from raytrain.utils.errors import UserError
@@ -157,15 +158,12 @@ def _summary(search: Child, rows: Sequence[TrialRow]) -> list[str]:
     if not (best := ranked(rows)[:1]):
         return [*paragraphs, "<p class='warning'>No trial has been evaluated.</p>"]
     row = best[0]
-    paragraphs.append(
-        f"<p>Best: trial {html.escape(row.label)} with {row.bits_per_byte:.3f} bits per byte "
-        f"({row.bound:.1f} nats a sample), of which KL {row.kl:.2f} nats; {row.active_units:.0f} active units.</p>"
-    )
+    paragraphs.append(f"<p>Best: trial {html.escape(row.label)} with {html.escape(headline(row.metrics))}.</p>")
     if search_objective.min_kl and row.kl < search_objective.min_kl:
         paragraphs.append(
             f"<p class='warning'>No trial has a KL of at least {search_objective.min_kl:g} nats: none has won.</p>"
         )
-    if row.model != "byte_lstm" and row.kl < COLLAPSED_KL:
+    if has_latent(row.model) and row.kl < COLLAPSED_KL:
         paragraphs.append(
             "<p class='warning'>The best trial's posterior has collapsed: its latent code says nothing. "
             "The front below shows what a code that is used costs.</p>"

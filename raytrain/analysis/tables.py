@@ -1,7 +1,9 @@
-"""Tables of trials for the terminal."""
+"""Tables for the terminal and for descriptions in MLflow: the trials of a search, and the evaluation of a model."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from io import StringIO
 from types import TracebackType
 from typing import Any
@@ -9,38 +11,44 @@ from typing import Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from raytrain.metrics import COLLAPSED_KL, LIKELIHOOD, SearchObjective
-from raytrain.runs.trials import Trial, pareto_front, rank, winner
-from raytrain.utils.text import table
+from raytrain.metrics import COLLAPSED_KL, METRICS, SearchObjective, headline, pareto_front, shown_metrics
+from raytrain.runs.trials import Trial, rank, winner
+from raytrain.utils.text import table as markdown
+
+MAX_ROWS = 12
+"""Positions and latent dimensions that the terminal shows. The JSON has all of them."""
+GAP = "&nbsp;&nbsp;&nbsp;"
+"""MLflow's page leaves no space between the columns of a Markdown table."""
 
 
-def trial_table(trials: list[Trial], title: str) -> Table:
-    """One row a trial: state, progress, figures and the fields that the space has set."""
-    table = Table(title=title, title_justify="left")
-    bits = {"bits_per_byte": "bits/byte"} | ({LIKELIHOOD: "NLL"} if any(LIKELIHOOD in t.best for t in trials) else {})
-    for column in ("trial", "state", "step", *bits.values(), "bound", "KL", "active", "time"):
-        table.add_column(column, justify="left" if column in ("trial", "state") else "right", no_wrap=True)
+# -------------------------------------------------------------------------------- trials of a search
+
+
+def trial_table(trials: Sequence[Trial], title: str) -> Table:
+    """Return a table with a row for each trial: status, progress, metrics and the fields that the space has set."""
+    metrics = shown_metrics(trial.best for trial in trials)
+    columns = ("trial", "status", "step", *(metric.label for metric in metrics), "time")
+    table = _table(title, *columns, left=("trial", "status"))
     table.add_column("fields", overflow="fold")
     for trial in trials:
-        figures = trial.best
         table.add_row(
             trial.name,
             trial.status,
             f"{trial.step}/{trial.config.steps}",
-            *(f"{figures[name]:.3f}" if name in figures else "" for name in bits),
-            *(f"{figures[name]:.1f}" if name in figures else "" for name in ("bound", "kl")),
-            f"{figures['active_units']:.0f}" if figures else "",
+            *(metric.format(trial.best) for metric in metrics),
             f"{trial.seconds:.0f} s",
-            _origin(trial)
-            + "  ".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in trial.fields.items()),
+            _fields(trial, "{}={}", "  "),
         )
     return table
 
 
-def _origin(trial: Trial) -> str:
-    """Marks a trial whose config the search was started from."""
-    return f"(from {trial.origin})  " if trial.origin else ""
+def _fields(trial: Trial, form: str, separator: str) -> str:
+    """Return the fields that the space has set, behind the origin of a warm start's config."""
+    origin = f"(from {trial.origin})  " if trial.origin else ""
+    fields = (form.format(name.rpartition(".")[2], _short(value)) for name, value in trial.fields.items())
+    return origin + separator.join(fields)
 
 
 def _short(value: Any) -> str:
@@ -49,26 +57,19 @@ def _short(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def markdown_table(trials: list[Trial]) -> str:
-    """The same, in Markdown, for a description in the MLflow UI."""
-    rows = []
-    for trial in trials:
-        digits = {"bits_per_byte": 3, "kl": 2, "active_units": 0}
-        figures = [
-            f"{trial.best[name]:.{locations}f}" if name in trial.best else "" for name, locations in digits.items()
-        ]
-        fields = _origin(trial) + ", ".join(
-            f"{name.rpartition('.')[2]} {_short(value)}" for name, value in trial.fields.items()
-        )
-        # MLflow's page leaves no space between columns
-        rows.append([f"{text}&nbsp;&nbsp;&nbsp;" for text in (trial.name, trial.status, *figures, fields)])
-    return table(
-        [f"{name}&nbsp;&nbsp;&nbsp;" for name in ("trial", "state", "bits/byte", "KL", "active", "fields")], rows
-    )
+def markdown_table(trials: Sequence[Trial]) -> str:
+    """Return a Markdown table with a row for each trial, for a description in MLflow."""
+    metrics = shown_metrics(trial.best for trial in trials)
+    head = ("trial", "status", *(metric.label for metric in metrics), "fields")
+    rows = [
+        (trial.name, trial.status, *(metric.format(trial.best) for metric in metrics), _fields(trial, "{} {}", ", "))
+        for trial in trials
+    ]
+    return markdown([name + GAP for name in head], [[cell + GAP for cell in row] for row in rows])
 
 
 class LiveTable:
-    """Shows the trials while they run: a table that renews itself on a terminal, otherwise a line per event."""
+    """Shows the trials while they run: as a table that refreshes on a terminal, otherwise as a line for each event."""
 
     def __init__(self, num_samples: int) -> None:
         self.num_samples = num_samples
@@ -88,11 +89,10 @@ class LiveTable:
             self.live.stop()
 
     def show(self, trial: Trial) -> None:
-        """Take note of a change of ``trial``."""
+        """Show the new state of ``trial``."""
         self.trials[trial.number] = trial
         if not self.console.is_terminal:
-            figures = trial.best
-            best = f", bound {figures['bits_per_byte']:.3f} bits/byte, KL {figures['kl']:.2f}" if figures else ""
+            best = f", {headline(trial.best)}" if trial.best else ""
             print(f"trial {trial.name} {trial.status} at step {trial.step}/{trial.config.steps}{best}", flush=True)
 
     def _render(self) -> Group:
@@ -100,26 +100,143 @@ class LiveTable:
         return Group(trial_table(list(self.trials.values()), f"{ended} of {self.num_samples} trials ended"))
 
 
-def summary(trials: list[Trial], search_objective: SearchObjective) -> str:
-    """The trials from best to worst and, where it was looked for, the front; with a warning where nothing can win
-    or the winner has collapsed."""
+def search_summary(trials: list[Trial], search_objective: SearchObjective) -> str:
+    """Return the table of the trials, best first, with the Pareto front where it was searched for, and remarks."""
     console = Console(record=True, width=160, file=StringIO())
     console.print(trial_table(rank(trials, search_objective), f"trials, best first: {search_objective}"))
     if search_objective.objective == "pareto":
-        console.print(trial_table(pareto_front(trials), "the front: no trial beats these in both bound and KL"))
+        front = pareto_front(trials, Trial.point)
+        console.print(trial_table(front, "Pareto front: no trial beats these in both negative ELBO and KL"))
     return console.export_text() + "".join(f"{line}\n" for line in remarks(trials, search_objective))
 
 
 def remarks(trials: list[Trial], search_objective: SearchObjective) -> list[str]:
-    """What a user should know before trusting the winner."""
+    """Return what a user should know before trusting the winner: infeasible trials, and a collapsed posterior."""
     best, lines = winner(trials, search_objective), []
-    below = [trial for trial in trials if trial.best and not search_objective.reached(trial.best)]
+    below = [trial for trial in trials if trial.best and not search_objective.may_win(trial.best)]
     if search_objective.min_kl and below:
         names = ", ".join(trial.name for trial in below)
-        lines.append(f"no winners, since their KL is below {search_objective.min_kl:g} nats: {names}")
-    if best is not None and best.config.model_name != "byte_lstm" and best.best["kl"] < COLLAPSED_KL:
+        lines.append(f"cannot win, since their KL is below {search_objective.min_kl:g} nats: {names}")
+    if best is not None and best.config.has_latent and best.best["kl"] < COLLAPSED_KL:
         lines.append(
-            f"warning: the best trial's posterior has collapsed (KL {best.best['kl']:.3f} nats): "
-            "its latent code says nothing; --min-kl or --search-objective pareto look for one that does"
+            f"warning: the best trial's posterior has collapsed (KL {best.best['kl']:.3f} nats): its latent code "
+            "carries no information; --min-kl or --search-objective pareto search for one that does"
         )
     return lines
+
+
+# ------------------------------------------------------------------------------ evaluation of a model
+
+
+def evaluation_summary(result: dict[str, Any]) -> str:
+    """Return the tables of an evaluation: likelihood, latent code, positions, lengths and texts; warn of a collapse."""
+    console = Console(record=True, width=100, file=StringIO())
+    metrics = result["metrics"]
+    console.print(
+        f"{result['model']} at step {result['step']} on {metrics['samples']} samples of "
+        f"{result['corpus']['name']}, {result['split']} split ({metrics['text_bytes']} bytes of text)",
+        highlight=False,
+    )
+    if result["over_long_left_out"]:
+        console.print(f"{result['over_long_left_out']} documents are longer than the model takes and were left out")
+    console.print(_likelihood(metrics))
+    if "kl_by_dimension" in metrics:
+        console.print(_latent(metrics))
+    added = [metric for metric in METRICS.values() if metric.compute is not None and metric.key in metrics]
+    if added:
+        table = _table("registered metrics", "", "value", "unit")
+        for metric in added:
+            table.add_row(metric.label, metric.format(metrics), metric.unit)
+        console.print(table)
+    console.print(_positions(metrics["by_position"]))
+    console.print(_lengths(metrics["by_length"]))
+    if result["texts"] is not None:
+        console.print(_texts(result["texts"]))
+        for name, texts in result["texts"].items():
+            console.print(Text(f"longest copy ({name}): {texts['longest_copy']!r}"))
+        texts = result["texts"]["model"]
+        if texts["searched_bytes"] < texts["corpus_bytes"]:
+            console.print(
+                f"copies were searched in {texts['searched_bytes']} of {texts['corpus_bytes']} bytes of the train split"
+            )
+    if "kl_by_dimension" in metrics and metrics["kl"] < COLLAPSED_KL:
+        console.print(
+            f"warning: the posterior has collapsed (KL {metrics['kl']:.3f} nats): "
+            "the latent code carries no information"
+        )
+    return console.export_text()
+
+
+def _table(title: str, *columns: str, left: Sequence[str] = ("",)) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
+    return table
+
+
+def _likelihood(metrics: dict[str, Any]) -> Table:
+    table = _table("likelihood", "", "nats/sample", "bits/byte")
+    per_nat = metrics["bits_per_byte"] / metrics["bound"]
+    rows = {"reconstruction": "reconstruction", "KL": "kl", "negative ELBO": "bound"}
+    if "importance_weighted" in metrics:
+        draws = metrics["iw_samples"]
+        rows |= {
+            f"Monte Carlo negative ELBO ({draws} draws)": "monte_carlo_bound",
+            f"importance-weighted NLL ({draws} draws)": "importance_weighted",
+        }
+    for title, name in rows.items():
+        table.add_row(title, f"{metrics[name]:.3f}", f"{metrics[name] * per_nat:.4f}")
+    return table
+
+
+def _latent(metrics: dict[str, Any]) -> Table:
+    table = _table("latent code", "", "")
+    kl = sorted(enumerate(metrics["kl_by_dimension"]), key=lambda item: -item[1])
+    table.add_row("active units", f"{metrics['active_units']} of {len(kl)}")
+    most = math.log(metrics["mixture_samples"])
+    table.add_row("mutual information I(x; z)", f"{metrics['mutual_information']:.3f} nats")
+    table.add_row(f"  the most that {metrics['mixture_samples']} samples can show", f"{most:.3f} nats")
+    table.add_row("KL(q(z) || p(z))", f"{metrics['marginal_kl']:.3f} nats")
+    for number, nats in kl[:MAX_ROWS]:
+        table.add_row(f"KL of dimension {number}", f"{nats:.3f} nats")
+    return table
+
+
+def _positions(by_position: dict[str, list[Any]]) -> Table:
+    table = _table("reconstruction by position", "position", "bits/prediction", "predictions")
+    last = len(by_position["bits"]) - 1
+    for position in sorted({round(number * last / (MAX_ROWS - 1)) for number in range(MAX_ROWS)}):
+        bits, predictions = by_position["bits"][position], by_position["predictions"][position]
+        table.add_row(str(position), f"{bits:.3f}", str(predictions))
+    return table
+
+
+def _lengths(by_length: list[dict[str, Any]]) -> Table:
+    table = _table("negative ELBO by length", "bytes", "samples", "bits/byte", "reconstruction", "KL")
+    for row in by_length:
+        low, high = row["from_bytes"], row["to_bytes"]
+        table.add_row(
+            str(low) if low == high else f"{low}-{high}",
+            str(row["samples"]),
+            f"{row['bits_per_byte']:.3f}",
+            f"{row['reconstruction']:.2f}",
+            f"{row['kl']:.3f}",
+        )
+    return table
+
+
+def _texts(texts: dict[str, dict[str, Any]]) -> Table:
+    table = _table("texts", "", *texts)
+    rows = {
+        "texts": ("texts", "d"),
+        "mean length, bytes": ("mean_bytes", ".1f"),
+        "valid UTF-8": ("valid_utf8", ".1%"),
+        **{f"distinct {order}-grams of words": (f"distinct_{order}", ".3f") for order in (1, 2, 3, 4)},
+        "self-BLEU": ("self_bleu", ".3f"),
+        "longest copy from train, mean bytes": ("copied_mean_bytes", ".1f"),
+        "longest copy from train, max bytes": ("copied_max_bytes", "d"),
+        "copied as a whole": ("copied_whole", ".1%"),
+    }
+    for title, (name, form) in rows.items():
+        table.add_row(title, *(format(values[name], form) for values in texts.values()))
+    return table

@@ -32,15 +32,15 @@ Integers = NDArray[np.int64]
 
 
 def text_metrics(groups: Mapping[str, Sequence[bytes]], corpus: NDArray[np.uint8]) -> dict[str, dict[str, Any]]:
-    """All measures of each group of at least one text, ready for JSON; ``corpus`` is what they may copy from."""
+    """All metrics of each group of at least one text, ready for JSON; ``corpus`` is what they may copy from."""
     copies = find_copies([text for texts in groups.values() for text in texts], corpus)
-    measures = {}
+    metrics = {}
     first = 0
     for name, texts in groups.items():
         runs = copies.runs[first : first + len(texts)]
         first += len(texts)
         words = [readable(text).split() for text in texts]
-        measures[name] = {
+        metrics[name] = {
             "texts": len(texts),
             "mean_bytes": sum(map(len, texts)) / len(texts),
             "valid_utf8": valid_utf8(texts),
@@ -53,7 +53,7 @@ def text_metrics(groups: Mapping[str, Sequence[bytes]], corpus: NDArray[np.uint8
             "searched_bytes": copies.searched_bytes,
             "corpus_bytes": len(corpus),
         }
-    return measures
+    return metrics
 
 
 def valid_utf8(texts: Sequence[bytes]) -> float:

@@ -6,6 +6,7 @@ whole batch, Adam. What raytrain adds is left out: noise by sample group, batch 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -140,11 +141,22 @@ class PlainByteNet(nn.Module):
         return features.transpose(1, 2), None
 
 
+PLAIN: dict[type, Callable[[RunConfig[Any]], nn.Module]] = {
+    HybridConfig: lambda config: PlainHybrid(config.model, config.length),
+    LstmVaeConfig: lambda config: PlainLstmVae(config.model),
+    ByteLstmConfig: lambda config: PlainByteLstm(config.model),
+}
+"""Config class of a model -> its plain version."""
+
+
+def has_plain(config: RunConfig[Any]) -> bool:
+    """Return whether the model has a plain version. Without one there is nothing to compare with or to count."""
+    return type(config.model) in PLAIN
+
+
 def build_plain(config: RunConfig[Any]) -> nn.Module:
-    """The plain model of ``config``."""
-    if isinstance(config.model, HybridConfig):
-        return PlainHybrid(config.model, config.length)
-    return PlainLstmVae(config.model) if isinstance(config.model, LstmVaeConfig) else PlainByteLstm(config.model)
+    """Return the plain model of ``config``, which ``has_plain``."""
+    return PLAIN[type(config.model)](config)
 
 
 class PlainTrainer:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from raytrain.bench.baseline import build_plain
+from raytrain.bench.baseline import build_plain, has_plain
 from raytrain.config.models import ByteLstmConfig, HybridConfig, LstmVaeConfig
 from raytrain.config.schema import RunConfig
 from raytrain.data.vocabulary import SIZE
@@ -29,6 +29,8 @@ class Operations:
 
 def count_operations(config: RunConfig[Any], batch_size: int, length: int) -> Operations:
     """The operations of a step on tokens [batch_size, length], whatever the step's implementation does.
+
+    ``config`` is of a model that ``has_plain``.
 
     They are those of the plain model, counted by PyTorch's own counter. On the CPU that knows no LSTM, so that the
     model is run on the meta device, where an LSTM is its matrix products.
@@ -67,7 +69,12 @@ def _look_ups(config: RunConfig[Any], batch_size: int, length: int) -> int:
 
 
 def model_products(config: RunConfig[Any], batch_size: int) -> dict[str, tuple[int, int, int]]:
-    """The shapes (m, k, n) of the model's largest products [m, k] x [k, n], by what they are for."""
+    """The shapes (m, k, n) of the model's largest products [m, k] x [k, n], by what they are for.
+
+    Empty for a model without a plain version.
+    """
+    if not has_plain(config):
+        return {}
     model, symbols = config.model, batch_size * config.length
     products = {"output": (symbols, model.hidden, NUM_OUTPUTS)}
     if isinstance(model, HybridConfig):

@@ -23,7 +23,7 @@ from raytrain.bench.steps import Data, Evaluation, Steps
 from raytrain.config.schema import override, to_dict
 from raytrain.data.corpus import Corpus
 from raytrain.data.prepare import prepare
-from raytrain.search.forecast import run_seconds
+from raytrain.search.estimate import run_seconds
 from raytrain.storage import open_storage_root
 from raytrain.training.checks import check_samples
 

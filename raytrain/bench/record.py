@@ -10,7 +10,7 @@ from mlflow.entities import Metric
 
 from raytrain.config.schema import flatten, from_dict
 from raytrain.storage import ARTIFACTS, open_storage_root
-from raytrain.tracking.client import connect, patiently, tracking_uri
+from raytrain.tracking.client import connect, retry_tracking, tracking_uri
 from raytrain.tracking.runs import Experiment
 
 
@@ -25,7 +25,7 @@ def log_result(result: dict[str, Any], experiment: str, storage: str | None) -> 
         tags={"kind": "bench", "noisy": str(bool(result["noise"]["noisy"])).lower()},
     )
     metrics = [Metric(name, value, run.created_ms, 0) for name, value in sorted(medians(result).items())]
-    patiently(lambda: connect(run.uri).log_batch(run.run_id, metrics=metrics))
+    retry_tracking(lambda: connect(run.uri).log_batch(run.run_id, metrics=metrics))
     run.log_dict(result, "bench.json")
     run.finish("FINISHED")
     return run.ui_hint()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from raytrain.bench.baseline import PlainTrainer
+from raytrain.bench.baseline import PlainTrainer, has_plain
 from raytrain.bench.flops import count_operations
 from raytrain.bench.peak import ceilings
 from raytrain.bench.rounds import Contender, Measured, ratio, repeat, synchronise
@@ -35,9 +35,11 @@ class Work:
 
     def count(self, batch: Batch, config: RunConfig[Any]) -> None:
         """Add a step."""
-        operations = count_operations(config, *batch.tokens.shape)
         self.steps += 1
         self.text_bytes += batch.text_bytes
+        if not has_plain(config):
+            return
+        operations = count_operations(config, *batch.tokens.shape)
         self.operations += operations.all
         self.necessary += operations.necessary
 
@@ -107,8 +109,10 @@ class Steps:
             contenders = [
                 Stepper(override(sized, {"precision": name}), corpus, device, plain=False) for name in precisions
             ]
-            if plain:
+            if plain and has_plain(sized):
                 contenders.append(Stepper(sized, corpus, device, plain=True))
+            if not contenders:
+                continue
             # as many for each, so that they see the same samples
             typical = statistics.median(stepper.seconds for stepper in contenders)
             self.steps_of_block[size] = min(MOST_STEPS, max(1, round(seconds / typical)))
@@ -134,9 +138,10 @@ class Steps:
                 "steps_per_block": self.steps_of_block[size],
                 "step_seconds": figures["seconds"].json(),
                 "bytes_per_second": figures["bytes"].json(),
-                "operations_per_second": figures["operations"].json(),
             }
-            if (ceiling := best.get(row["precision"])) is not None:
+            if counted := has_plain(stepper.config):
+                row["operations_per_second"] = figures["operations"].json()
+            if counted and (ceiling := best.get(row["precision"])) is not None:
                 row["share_of_ceiling"] = figures["operations"].median / ceiling.median
                 row["share_without_look_ups"] = figures["necessary"].median / ceiling.median
             if not stepper.plain and f"plain {size}" in measured:

@@ -39,8 +39,8 @@ class TimedReporter:
     def replay(self, records: list[Any]) -> None:
         self.report.replay(records)
 
-    def notice(self) -> bool:
-        return self.report.notice()
+    def preemption_notice(self) -> bool:
+        return self.report.preemption_notice()
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         began = time.perf_counter()

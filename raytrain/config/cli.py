@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_type_hints
 
-from raytrain.config.models import MODEL_CONFIGS, MODEL_NAMES, ModelName
+from raytrain.config.models import ModelName, find_model, known_models
 from raytrain.config.presets import PRESET_NAMES, PresetName, for_source, preset
+from raytrain.config.schedules import KL_SCHEDULES, ObjectiveConfig
 from raytrain.config.schema import RunConfig, from_dict, to_dict
 from raytrain.utils.errors import UserError
 from raytrain.utils.validation import parse_json
@@ -45,7 +47,7 @@ def parse_choice(command: str, arguments: list[str], implied: ModelName | None =
     parser.add_argument("--preset")
     parser.add_argument("--config", type=Path)
     known, rest = parser.parse_known_args(arguments)
-    models = ", ".join(MODEL_NAMES)
+    models = ", ".join(known_models())
     if implied is not None and (not rest or rest[0].startswith("-")):
         rest = [implied, *rest]
     if not rest or rest[0].startswith("-"):
@@ -58,8 +60,7 @@ def parse_choice(command: str, arguments: list[str], implied: ModelName | None =
             raise SystemExit(0)
         raise UserError(f"name the model first: python -m {command} MODEL, one of {models}")
     model, rest = rest[0], rest[1:]
-    if model not in MODEL_CONFIGS:
-        raise UserError(f"unknown model {model!r}: must be one of {models}")
+    find_model(model)
     if known.preset is not None and known.preset not in PRESET_NAMES:
         raise UserError(f"unknown preset {known.preset!r}: --preset takes {', '.join(PRESET_NAMES)}")
     if known.preset is not None and known.config is not None:
@@ -114,6 +115,8 @@ def parse_fields(
 
     for owner in (type(options), RunConfig):
         show_plainly(owner)
+    schedules = tyro.conf.arg(metavar=f"{{{','.join(KL_SCHEDULES)}}}")
+    ObjectiveConfig.__annotations__["annealing"] = Annotated[str, schedules]
     kind: Any = RunConfig[type(config.model)]  # type: ignore[misc]
     bare = tyro.conf.arg(name="", prefix_name=False)
     fields: list[Any] = [
@@ -141,7 +144,7 @@ def show_plainly(options: type) -> None:
         if not dataclasses.is_dataclass(owner):
             continue
         hints = get_type_hints(owner, include_extras=True)
-        for name in owner.__dict__.get("__annotations__", {}):
+        for name in inspect.get_annotations(owner):
             kinds = [kind for kind in get_args(hints[name]) if kind not in (type(None), ...)]
             optional, several = type(None) in get_args(hints[name]), ... in get_args(hints[name])
             if len(kinds) != 1 or not (optional or (several and getattr(owner, name, None) == ())):

@@ -1,25 +1,35 @@
-"""Everything that can be set: validated, and written to and read from JSON.
+"""Model configs, and the registry of models.
 
-A run is a pure function of (``RunConfig``, corpus, seed). Whatever is given as a fraction here is a
-fraction of ``RunConfig.steps``, so that a longer run keeps its shape; ``ObjectiveConfig`` and
-``OptimizerConfig`` say which.
+This module imports no torch: the command line reads it for ``--help``.
 """
 
 from __future__ import annotations
 
-import typing
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-ModelName = Literal["hybrid", "lstm_vae", "byte_lstm"]
-MODEL_NAMES: tuple[ModelName, ...] = typing.get_args(ModelName)
+from raytrain.config.plugins import load_plugins
+from raytrain.utils.errors import UserError
+
+ModelName = str
+"""Key of ``MODELS``."""
+ModelT = TypeVar("ModelT")
+"""Config class of a model."""
 MAX_LAYERS = 256
-"""No net of this kind is deeper; a number with a zero too many would only be built for ever."""
+"""Most layers of a network: none of this kind is deeper, and one with a zero too many would take forever to build."""
 
 
-def _require(condition: bool, name: str, value: object, rule: str) -> None:
+def require(condition: bool, name: str, value: object, rule: str) -> None:
+    """Refuse the value of a field.
+
+    Raises:
+        ValueError: ``condition`` is false; the line names the field, its value and the rule.
+    """
     if not condition:
         raise ValueError(f"{name} is {value!r}: {rule}")
+
+
+# --------------------------------------------------------------------------------------------- configs
 
 
 @dataclass(frozen=True)
@@ -40,8 +50,8 @@ class HybridConfig:
     """Blocks of the causal convolutions, which see decoder_layers + 1 characters; an LSTM has one layer."""
 
     def __post_init__(self) -> None:
-        _require(len(self.feature_maps) > 0, "model.feature_maps", self.feature_maps, "give at least one width")
-        _require(
+        require(len(self.feature_maps) > 0, "model.feature_maps", self.feature_maps, "give at least one width")
+        require(
             len(self.decoder_maps) == len(self.feature_maps),
             "model.decoder_maps",
             self.decoder_maps,
@@ -49,16 +59,16 @@ class HybridConfig:
         )
         for name in ("feature_maps", "decoder_maps"):
             widths = getattr(self, name)
-            _require(all(width > 0 for width in widths), f"model.{name}", widths, "widths must be positive")
-        _require(self.latent > 0, "model.latent", self.latent, "must be positive")
-        _require(self.hidden > 0, "model.hidden", self.hidden, "must be positive")
-        _require(
+            require(all(width > 0 for width in widths), f"model.{name}", widths, "widths must be positive")
+        require(self.latent > 0, "model.latent", self.latent, "must be positive")
+        require(self.hidden > 0, "model.hidden", self.hidden, "must be positive")
+        require(
             0 < self.decoder_layers <= MAX_LAYERS,
             "model.decoder_layers",
             self.decoder_layers,
             f"must be in [1, {MAX_LAYERS}]",
         )
-        _require(
+        require(
             self.decoder == "bytenet" or self.decoder_layers == 1,
             "model.decoder_layers",
             self.decoder_layers,
@@ -76,8 +86,8 @@ class LstmVaeConfig:
     """Units of the encoder LSTM and of the decoder LSTM."""
 
     def __post_init__(self) -> None:
-        _require(self.latent > 0, "model.latent", self.latent, "must be positive")
-        _require(self.hidden > 0, "model.hidden", self.hidden, "must be positive")
+        require(self.latent > 0, "model.latent", self.latent, "must be positive")
+        require(self.hidden > 0, "model.hidden", self.hidden, "must be positive")
 
 
 @dataclass(frozen=True)
@@ -92,15 +102,115 @@ class ByteLstmConfig:
     """Dropout between layers (not after the last)."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.layers <= MAX_LAYERS, "model.layers", self.layers, f"must be in [1, {MAX_LAYERS}]")
-        _require(self.hidden > 0, "model.hidden", self.hidden, "must be positive")
-        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must be in [0, 1)")
+        require(0 < self.layers <= MAX_LAYERS, "model.layers", self.layers, f"must be in [1, {MAX_LAYERS}]")
+        require(self.hidden > 0, "model.hidden", self.hidden, "must be positive")
+        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must be in [0, 1)")
 
 
-ModelConfig = HybridConfig | LstmVaeConfig | ByteLstmConfig
-MODEL_CONFIGS: dict[ModelName, type[ModelConfig]] = {
-    "hybrid": HybridConfig,
-    "lstm_vae": LstmVaeConfig,
-    "byte_lstm": ByteLstmConfig,
+# -------------------------------------------------------------------------------------------- registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Everything that the rest of the package needs to know about a model."""
+
+    config: type
+    """Config class; each model has its own."""
+    implementation: str
+    """``module:Class`` of the network, imported when a model is built. The class implements ``TextModel``."""
+    has_latent: bool
+    """True if the model has a latent code z. Without one its KL is 0, and there is no posterior to collapse."""
+    label: str
+    """Name in figures and tables."""
+    full_size: str
+    """Preset that training starts from on machines with GPUs."""
+    colour: str = ""
+    """Colour in figures, as matplotlib takes it; empty: a colour that no other model has."""
+    marker: str = ""
+    """Marker in figures, as matplotlib takes it; empty: chosen as the colour is."""
+    line: str = "-"
+    """Line style in figures, as matplotlib takes it."""
+
+
+MODELS: dict[ModelName, ModelSpec] = {
+    "hybrid": ModelSpec(
+        config=HybridConfig,
+        implementation="raytrain.models.hybrid:Hybrid",
+        has_latent=True,
+        label="hybrid VAE",
+        full_size="paper-ptb",
+        colour="#0072B2",
+        marker="o",
+        line="-",
+    ),
+    "lstm_vae": ModelSpec(
+        config=LstmVaeConfig,
+        implementation="raytrain.models.lstm_vae:LstmVae",
+        has_latent=True,
+        label="LSTM VAE",
+        full_size="paper-ptb",
+        colour="#D55E00",
+        marker="s",
+        line="--",
+    ),
+    "byte_lstm": ModelSpec(
+        config=ByteLstmConfig,
+        implementation="raytrain.models.byte_lstm:ByteLstm",
+        has_latent=False,
+        label="LSTM language model",
+        full_size="bios",
+        colour="#767676",
+        marker="^",
+        line=":",
+    ),
 }
-ModelT = TypeVar("ModelT", HybridConfig, LstmVaeConfig, ByteLstmConfig)
+"""The models, by the name that the command line uses. Plugins add theirs: read it through ``known_models``."""
+
+
+def known_models() -> dict[ModelName, ModelSpec]:
+    """Return ``MODELS`` once the plugins have filled it.
+
+    Raises:
+        UserError: a plugin cannot be loaded, or two models share a config class.
+    """
+    load_plugins()
+    owners: dict[type, ModelName] = {}
+    for name, spec in MODELS.items():
+        if (other := owners.setdefault(spec.config, name)) != name:
+            raise UserError(
+                f"models {other} and {name} share the config class {spec.config.__name__}: give each its own"
+            )
+    return MODELS
+
+
+def find_model(name: ModelName) -> ModelSpec:
+    """Return the spec of a model.
+
+    Raises:
+        UserError: no model is registered under ``name``.
+    """
+    models = known_models()
+    if name not in models:
+        raise UserError(f"unknown model {name!r}: must be one of {', '.join(models)}")
+    return models[name]
+
+
+def model_name(config: object) -> ModelName:
+    """Return the name of the model that a config class belongs to.
+
+    Raises:
+        UserError: no model is registered with this class.
+    """
+    for name, spec in known_models().items():
+        if type(config) is spec.config:
+            return name
+    raise UserError(f"no model has the config class {type(config).__name__}: register it, see RAYTRAIN_PLUGINS")
+
+
+def has_latent(name: ModelName) -> bool:
+    """Return whether a model has a latent code.
+
+    Records may name models that are not registered here; they count as having one.
+    """
+    spec = known_models().get(name)
+    return spec is None or spec.has_latent

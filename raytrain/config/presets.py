@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any
 
-from raytrain.config.models import ByteLstmConfig, HybridConfig, LstmVaeConfig, ModelName
+from raytrain.config.models import ByteLstmConfig, HybridConfig, LstmVaeConfig, ModelName, find_model
 from raytrain.config.schema import ObjectiveConfig, OptimizerConfig, RunConfig
 from raytrain.utils.errors import UserError
 
-PresetName = Literal["laptop", "paper-ptb", "paper-tweets", "bios"]
-PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
+PresetName = str
+"""One of ``PRESET_NAMES``."""
+PRESET_NAMES: tuple[PresetName, ...] = ("laptop", "paper-ptb", "paper-tweets", "bios")
 SMALL_BUDGET: dict[str, Any] = {
     "batch_size": 32,
     "steps": 2000,
@@ -25,7 +26,7 @@ SMALL_BUDGET: dict[str, Any] = {
 """Fields that make a grid of the paper a matter of minutes a trial: ``--budget small`` of search_spaces/paper_*.py."""
 
 
-def paper_ptb(model: HybridConfig | LstmVaeConfig | ByteLstmConfig) -> RunConfig[Any]:
+def paper_ptb(model: Any) -> RunConfig[Any]:
     """Windows of 60 characters of Penn Treebank (Semeniuta et al. 2017, section 5.1, and their code)."""
     return RunConfig(
         model=model,
@@ -40,7 +41,7 @@ def paper_ptb(model: HybridConfig | LstmVaeConfig | ByteLstmConfig) -> RunConfig
     )
 
 
-def paper_tweets(model: HybridConfig | LstmVaeConfig | ByteLstmConfig) -> RunConfig[Any]:
+def paper_tweets(model: Any) -> RunConfig[Any]:
     """Whole tweets of at most 127 bytes (Semeniuta et al. 2017, section 5.4, and their code)."""
     return RunConfig(
         model=model,
@@ -67,7 +68,7 @@ def lstm_vae(config: RunConfig[Any], start: float, end: float) -> RunConfig[Any]
     )
 
 
-def laptop(model: HybridConfig | LstmVaeConfig | ByteLstmConfig, learning_rate: float = 4e-3) -> RunConfig[Any]:
+def laptop(model: Any, learning_rate: float = 4e-3) -> RunConfig[Any]:
     """A minute or two on one CPU core: small batches, since what counts in so short a run is the number of steps."""
     return RunConfig(
         model=model,
@@ -84,47 +85,52 @@ def laptop(model: HybridConfig | LstmVaeConfig | ByteLstmConfig, learning_rate: 
     )
 
 
+PRESETS: dict[tuple[PresetName, ModelName], RunConfig[Any]] = {
+    ("laptop", "hybrid"): laptop(HybridConfig((64, 128), (128, 64), latent=32, hidden=256)),
+    ("laptop", "lstm_vae"): lstm_vae(laptop(LstmVaeConfig(latent=32, hidden=256)), 0.1, 0.4),
+    ("laptop", "byte_lstm"): laptop(ByteLstmConfig(layers=1, hidden=256, dropout=0.0), 8e-3),
+    ("paper-ptb", "hybrid"): paper_ptb(HybridConfig()),
+    ("paper-ptb", "lstm_vae"): lstm_vae(paper_ptb(LstmVaeConfig()), 0.1, 0.17),
+    # the plain language model beside the paper's two: the decoder of its baseline alone
+    ("paper-ptb", "byte_lstm"): paper_ptb(ByteLstmConfig(layers=1, hidden=500, dropout=0.0)),
+    ("paper-tweets", "byte_lstm"): paper_tweets(ByteLstmConfig(layers=1, hidden=1000, dropout=0.0)),
+    ("paper-tweets", "hybrid"): paper_tweets(
+        HybridConfig((128, 256, 512, 512, 512), (512, 512, 256, 128, 200), latent=100, hidden=1000)
+    ),
+    ("paper-tweets", "lstm_vae"): lstm_vae(paper_tweets(LstmVaeConfig(latent=100, hidden=1000)), 0.5, 0.6),
+    ("bios", "byte_lstm"): RunConfig(
+        model=ByteLstmConfig(),
+        data="bios",
+        sampling="documents",
+        length=201,
+        batch_size=64,
+        steps=30_000,
+        log_every=100,
+        evaluate_every=1000,
+        evaluate_samples=4096,
+        checkpoint_every=1000,
+    ),
+}
+"""The config of each preset and model. Plugins add those of their models."""
+
+
 def preset(name: PresetName, model: ModelName) -> RunConfig[Any]:
-    """The settings ``name`` for ``model``.
+    """Return the preset ``name`` of ``model``.
 
     Raises:
-        UserError: there are none for this model.
+        UserError: the model has no such preset.
     """
-    choices: dict[tuple[str, str], RunConfig[Any]] = {
-        ("laptop", "hybrid"): laptop(HybridConfig((64, 128), (128, 64), latent=32, hidden=256)),
-        ("laptop", "lstm_vae"): lstm_vae(laptop(LstmVaeConfig(latent=32, hidden=256)), 0.1, 0.4),
-        ("laptop", "byte_lstm"): laptop(ByteLstmConfig(layers=1, hidden=256, dropout=0.0), 8e-3),
-        ("paper-ptb", "hybrid"): paper_ptb(HybridConfig()),
-        ("paper-ptb", "lstm_vae"): lstm_vae(paper_ptb(LstmVaeConfig()), 0.1, 0.17),
-        # the plain language model beside the paper's two: the decoder of its baseline alone
-        ("paper-ptb", "byte_lstm"): paper_ptb(ByteLstmConfig(layers=1, hidden=500, dropout=0.0)),
-        ("paper-tweets", "byte_lstm"): paper_tweets(ByteLstmConfig(layers=1, hidden=1000, dropout=0.0)),
-        ("paper-tweets", "hybrid"): paper_tweets(
-            HybridConfig((128, 256, 512, 512, 512), (512, 512, 256, 128, 200), latent=100, hidden=1000)
-        ),
-        ("paper-tweets", "lstm_vae"): lstm_vae(paper_tweets(LstmVaeConfig(latent=100, hidden=1000)), 0.5, 0.6),
-        ("bios", "byte_lstm"): RunConfig(
-            model=ByteLstmConfig(),
-            data="bios",
-            sampling="documents",
-            length=201,
-            batch_size=64,
-            steps=30_000,
-            log_every=100,
-            evaluate_every=1000,
-            evaluate_samples=4096,
-            checkpoint_every=1000,
-        ),
-    }
-    if (name, model) not in choices:
-        known = [preset_name for preset_name, owner in choices if owner == model]
-        raise UserError(f"there is no preset {name!r} for {model}; --preset takes {', '.join(known)}")
-    return choices[name, model]
+    find_model(model)  # which loads the plugins, whose presets these may be
+    if (name, model) not in PRESETS:
+        known = [preset_name for preset_name, owner in PRESETS if owner == model]
+        takes = f"--preset takes {', '.join(known)}" if known else "it has none: give a config with --config"
+        raise UserError(f"there is no preset {name!r} for {model}; {takes}")
+    return PRESETS[name, model]
 
 
 def full_size(model: ModelName) -> PresetName:
     """The preset with the sizes of the literature, for machines with GPUs."""
-    return "bios" if model == "byte_lstm" else "paper-ptb"
+    return find_model(model).full_size
 
 
 def for_source(config: RunConfig[Any], source: str) -> RunConfig[Any]:

@@ -1,42 +1,150 @@
-"""What is minimised: reconstruction, an annealed KL term and the auxiliary loss; and the bound that is reported."""
+"""KL and learning-rate schedules, and the config sections that choose them."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from raytrain.config.schema import ObjectiveConfig, RunConfig
+from raytrain.config.models import require
+from raytrain.config.plugins import load_plugins
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """J = reconstruction + weight(step) * KL + alpha * auxiliary reconstruction."""
+
+    annealing: str = "linear"
+    """Shape of the KL weight over the steps: constant, linear, sigmoid, cyclical, or a schedule of a plugin."""
+    start: float = 0.01
+    """Start of annealing, as a fraction of the steps."""
+    end: float = 0.08
+    """End of annealing, as a fraction of the steps."""
+    cycles: int = 4
+    """Cycles of the cyclical schedule between start and end; each rises over its first half."""
+    weight: float = 1.0
+    """KL weight after annealing (throughout, for ``constant``)."""
+    free_bits: float = 0.0
+    """Nats per sample of KL that cost nothing, shared equally by the latent dimensions."""
+    target_kl: float = 0.0
+    """If above 0, the KL term is |KL - target_kl| instead of KL, in nats per sample."""
+    alpha: float = 0.2
+    """Weight of the auxiliary reconstruction (hybrid only)."""
+    input_dropout: float = 0.0
+    """Probability that the dummy symbol replaces an input byte of the decoder."""
+
+    def __post_init__(self) -> None:
+        if self.annealing not in KL_SCHEDULES:
+            load_plugins()
+        known = ", ".join(KL_SCHEDULES)
+        require(self.annealing in KL_SCHEDULES, "objective.annealing", self.annealing, f"must be one of {known}")
+        require(0 <= self.start <= 1, "objective.start", self.start, "a fraction of the steps, in [0, 1]")
+        require(self.start <= self.end <= 1, "objective.end", self.end, "must be in [objective.start, 1]")
+        require(self.cycles > 0, "objective.cycles", self.cycles, "must be positive")
+        require(self.weight >= 0, "objective.weight", self.weight, "must not be negative")
+        require(self.free_bits >= 0, "objective.free_bits", self.free_bits, "must not be negative")
+        require(self.target_kl >= 0, "objective.target_kl", self.target_kl, "must not be negative")
+        require(
+            self.free_bits == 0 or self.target_kl == 0,
+            "objective.free_bits",
+            self.free_bits,
+            "cannot be combined with objective.target_kl; set one of them to 0",
+        )
+        require(self.alpha >= 0, "objective.alpha", self.alpha, "must not be negative")
+        require(0 <= self.input_dropout <= 1, "objective.input_dropout", self.input_dropout, "must be in [0, 1]")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam with the paper's exponential decay: x ``decay`` at every hundredth of the steps."""
+
+    learning_rate: float = 1e-3
+    """Learning rate before decay."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.999
+    """Decay of the second moment."""
+    decay: float = 0.95
+    """Factor on the learning rate at every hundredth of the steps after ``decay_start``."""
+    decay_start: float = 0.2
+    """Start of the decay, as a fraction of the steps."""
+    clip: float = 0.0
+    """Largest global norm of the gradient; 0 does not clip."""
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "must be positive")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"optimizer.{name}", value, "must be in [0, 1)")
+        require(0 < self.decay <= 1, "optimizer.decay", self.decay, "must be in (0, 1]")
+        require(0 <= self.decay_start <= 1, "optimizer.decay_start", self.decay_start, "must be in [0, 1]")
+        require(self.clip >= 0, "optimizer.clip", self.clip, "must not be negative")
+
+
+# -------------------------------------------------------------------------------------------- KL weight
+
+
+def constant(progress: float, config: ObjectiveConfig) -> float:
+    """Return 1: there is no annealing."""
+    return 1.0
+
+
+def linear(progress: float, config: ObjectiveConfig) -> float:
+    """Rise evenly from start to end."""
+    return progress
+
+
+def sigmoid(progress: float, config: ObjectiveConfig) -> float:
+    """Rise as Bowman et al.'s (2016) tanh, 3.5 of its widths to either side of the middle."""
+    # theirs is (tanh((step - 3500) / 1000) + 1) / 2
+    return (math.tanh(7 * progress - 3.5) + 1) / 2
+
+
+def cyclical(progress: float, config: ObjectiveConfig) -> float:
+    """Rise over the first half of each cycle and stay at the top over the second (Fu et al. 2019)."""
+    return min(1.0, 2 * (progress * config.cycles % 1.0))
+
+
+KL_SCHEDULES: dict[str, Callable[[float, ObjectiveConfig], float]] = {
+    "constant": constant,
+    "linear": linear,
+    "sigmoid": sigmoid,
+    "cyclical": cyclical,
+}
+"""Shape of the KL weight between start and end of annealing: progress in [0, 1] -> share of ``weight`` in [0, 1].
+
+The names are the values of ``objective.annealing``. Plugins add theirs.
+"""
 
 
 def kl_weight(config: ObjectiveConfig, step: int, steps: int) -> float:
-    """Weight of the KL term at ``step`` of ``steps``, in [0, config.weight].
+    """Return the weight of the KL term at ``step`` of ``steps``, in [0, config.weight].
 
-    ``linear`` rises evenly from start to end; ``sigmoid`` is Bowman et al.'s (2016) tanh over the same
-    stretch; ``cyclical`` (Fu et al. 2019) rises over the first half of each cycle and rests at the top
-    over the second; all stay at ``config.weight`` after the end.
+    Every schedule but ``constant`` is 0 up to the start, and ``config.weight`` from the end on.
     """
     start, end = config.start * steps, config.end * steps
     if config.annealing == "constant" or step >= end:
         return config.weight
     if step <= start:
         return 0.0
-    progress = (step - start) / (end - start)
-    if config.annealing == "sigmoid":
-        # 3.5 widths to either side, as in Bowman's (tanh((step - 3500) / 1000) + 1) / 2
-        progress = (math.tanh(7 * progress - 3.5) + 1) / 2
-    elif config.annealing == "cyclical":
-        progress = min(1.0, 2 * (progress * config.cycles % 1.0))
-    return config.weight * progress
+    if config.annealing not in KL_SCHEDULES:
+        load_plugins()  # a config that was unpickled has not been validated in this process
+    return config.weight * KL_SCHEDULES[config.annealing]((step - start) / (end - start), config)
 
 
 def annealing_end(config: ObjectiveConfig, steps: int) -> int:
-    """The first step at which the KL weight has its final value for good; 0 for a constant weight."""
+    """Return the first step from which the KL weight no longer changes; 0 for a constant weight."""
     return 0 if config.annealing == "constant" else math.ceil(config.end * steps)
 
 
-def learning_rate(config: RunConfig[Any], step: int) -> float:
-    """The paper's decay, with a hundredth of the steps for an epoch: x decay at each after decay_start."""
-    optimizer = config.optimizer
+# ---------------------------------------------------------------------------------------- learning rate
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Return the learning rate at ``step`` of ``steps``: the paper's decay, with a hundredth of the steps for an epoch.
+
+    It is multiplied by ``config.decay`` at each hundredth after ``config.decay_start``.
+    """
     # the small number keeps a step that is a whole hundredth from being rounded down
-    hundredths = math.floor(100 * (step / config.steps - optimizer.decay_start) + 1e-9)
-    return optimizer.learning_rate * optimizer.decay ** max(0, hundredths)
+    hundredths = math.floor(100 * (step / steps - config.decay_start) + 1e-9)
+    return config.learning_rate * config.decay ** max(0, hundredths)

@@ -14,79 +14,27 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal
 
-from raytrain.config.models import MODEL_CONFIGS, MODEL_NAMES, HybridConfig, ModelName, ModelT, _require
+from raytrain.config import models
+from raytrain.config.models import HybridConfig, ModelName, ModelT, known_models, require
+from raytrain.config.schedules import ObjectiveConfig, OptimizerConfig
 from raytrain.utils.errors import UserError, check_text
 from raytrain.utils.validation import validate_fields
 
+__all__ = [
+    "LOCATION",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "differences",
+    "flatten",
+    "from_dict",
+    "identity",
+    "override",
+    "to_dict",
+]
+
 LOCATION = ("data", "data_path", "data_field")
 """Where the text of a run lies: the digest of its corpus says what it is."""
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """J = reconstruction + weight(step) * KL + alpha * auxiliary reconstruction."""
-
-    annealing: Literal["constant", "linear", "sigmoid", "cyclical"] = "linear"
-    """Shape of the KL weight over the steps."""
-    start: float = 0.01
-    """Where annealing starts, as a fraction of the steps."""
-    end: float = 0.08
-    """Where annealing ends, as a fraction of the steps."""
-    cycles: int = 4
-    """Cycles of the cyclical schedule between start and end; each ramps over its first half."""
-    weight: float = 1.0
-    """KL weight once annealing has ended (throughout, for ``constant``)."""
-    free_bits: float = 0.0
-    """Nats per sample of KL that cost nothing, shared equally by the latent dimensions."""
-    target_kl: float = 0.0
-    """If above 0, the KL term is |KL - target_kl| instead of KL, in nats per sample."""
-    alpha: float = 0.2
-    """Weight of the auxiliary reconstruction (hybrid only)."""
-    input_dropout: float = 0.0
-    """Probability that an input byte of the decoder is replaced by the dummy symbol."""
-
-    def __post_init__(self) -> None:
-        _require(0 <= self.start <= 1, "objective.start", self.start, "a fraction of the steps, in [0, 1]")
-        _require(self.start <= self.end <= 1, "objective.end", self.end, "must be in [objective.start, 1]")
-        _require(self.cycles > 0, "objective.cycles", self.cycles, "must be positive")
-        _require(self.weight >= 0, "objective.weight", self.weight, "must not be negative")
-        _require(self.free_bits >= 0, "objective.free_bits", self.free_bits, "must not be negative")
-        _require(self.target_kl >= 0, "objective.target_kl", self.target_kl, "must not be negative")
-        _require(
-            self.free_bits == 0 or self.target_kl == 0,
-            "objective.free_bits",
-            self.free_bits,
-            "cannot be combined with objective.target_kl; set one of them to 0",
-        )
-        _require(self.alpha >= 0, "objective.alpha", self.alpha, "must not be negative")
-        _require(0 <= self.input_dropout <= 1, "objective.input_dropout", self.input_dropout, "must be in [0, 1]")
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """Adam, with the paper's exponential decay: x ``decay`` at every hundredth of the steps."""
-
-    learning_rate: float = 1e-3
-    """Learning rate before decay."""
-    beta1: float = 0.9
-    """Decay of the first moment."""
-    beta2: float = 0.999
-    """Decay of the second moment."""
-    decay: float = 0.95
-    """Factor on the learning rate at every hundredth of the steps after ``decay_start``."""
-    decay_start: float = 0.2
-    """Where decay starts, as a fraction of the steps."""
-    clip: float = 0.0
-    """Largest global norm of the gradient; 0 does not clip."""
-
-    def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "must be positive")
-        for name in ("beta1", "beta2"):
-            value = getattr(self, name)
-            _require(0 <= value < 1, f"optimizer.{name}", value, "must be in [0, 1)")
-        _require(0 < self.decay <= 1, "optimizer.decay", self.decay, "must be in (0, 1]")
-        _require(0 <= self.decay_start <= 1, "optimizer.decay_start", self.decay_start, "must be in [0, 1]")
-        _require(self.clip >= 0, "optimizer.clip", self.clip, "must not be negative")
 
 
 @dataclass(frozen=True)
@@ -136,17 +84,17 @@ class RunConfig(Generic[ModelT]):
             "evaluate_samples",
             "checkpoint_every",
         ):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
-        _require(
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        require(
             self.batch_size % self.group_size == 0,
             "batch_size",
             self.batch_size,
             f"must be a multiple of group_size ({self.group_size})",
         )
-        _require(0 <= self.seed < 2**31, "seed", self.seed, "must be in [0, 2**31)")
+        require(0 <= self.seed < 2**31, "seed", self.seed, "must be in [0, 2**31)")
         if isinstance(self.model, HybridConfig):
             shrink = 2 ** len(self.model.feature_maps)
-            _require(
+            require(
                 shrink <= self.length,
                 "model.feature_maps",
                 self.model.feature_maps,
@@ -156,8 +104,17 @@ class RunConfig(Generic[ModelT]):
 
     @property
     def model_name(self) -> ModelName:
-        """The name under which the model is called on the command line."""
-        return next(name for name, kind in MODEL_CONFIGS.items() if isinstance(self.model, kind))
+        """Name of the model on the command line.
+
+        Raises:
+            UserError: the model is not registered in this process.
+        """
+        return models.model_name(self.model)
+
+    @property
+    def has_latent(self) -> bool:
+        """True if the model has a latent code z."""
+        return known_models()[self.model_name].has_latent
 
 
 # ---------------------------------------------------------------------------------------------- JSON
@@ -179,9 +136,15 @@ def from_dict(values: dict[str, Any]) -> RunConfig[Any]:
     if not isinstance(values, dict):
         raise UserError(f"config: expected an object, got {type(values).__name__}")
     model = values.get("model")
-    if not isinstance(model, dict) or model.get("name") not in MODEL_NAMES:
-        raise UserError(f"config: model.name must be one of {', '.join(MODEL_NAMES)}")
-    kind = MODEL_CONFIGS[model["name"]]
+    model = model if isinstance(model, dict) else {}
+    name = model.get("name")
+    known = known_models()
+    if not isinstance(name, str) or name not in known:
+        raise UserError(
+            f"config: model.name must be one of {', '.join(known)}, not {name!r}; "
+            "a model of your own must be registered by a module that RAYTRAIN_PLUGINS names"
+        )
+    kind = known[name].config
     fields = {
         "model": _build(kind, {key: value for key, value in model.items() if key != "name"}, "model."),
         "objective": _build(ObjectiveConfig, values.get("objective", {}), "objective."),
@@ -248,7 +211,7 @@ def _build(kind: type[Any], values: Any, prefix: str) -> Any:
         fields = validate_fields(kind, values, prefix)
         for name, value in fields.items():
             if isinstance(value, float):
-                _require(math.isfinite(value), prefix + name, value, "must be a finite number")
+                require(math.isfinite(value), prefix + name, value, "must be a finite number")
             if isinstance(value, str):
                 check_text(value, f"config: {prefix}{name}")
         return kind(**fields)

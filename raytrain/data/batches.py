@@ -1,4 +1,4 @@
-"""Which samples a step sees: computed from (seed, step) alone, then cut into slices of whole groups by rank."""
+"""Batches: the samples of a step follow from (seed, step) alone, then are cut by rank into slices of whole groups."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class TrainingBatches:
             self.buckets, self.lengths = [part for part, _ in filled], [edge for _, edge in filled]
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
-        """The slice of step ``step``'s batch that ``rank`` of ``world_size`` computes.
+        """Return the slice of step ``step``'s batch that ``rank`` of ``world_size`` computes.
 
         Raises:
             UserError: the corpus was altered since it was opened.
@@ -121,7 +121,7 @@ class TrainingBatches:
 
 
 def rank_groups(config: RunConfig[Any], rank: int, world_size: int) -> range:
-    """The groups of a batch that ``rank`` computes: whole groups, as even as they can be.
+    """Return the groups of a batch that ``rank`` computes: whole groups, as even as they can be.
 
     Raises:
         UserError: more workers than groups.
@@ -151,7 +151,7 @@ class EvaluationBatches:
         self.positions = np.linspace(0, self.samples.count - 1, self.num_samples).astype(np.int64)
 
     def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-        """The batches that ``rank`` evaluates; every sample is in exactly one rank's share.
+        """Yield the batches that ``rank`` evaluates; every sample is in exactly one rank's share.
 
         Raises:
             UserError: the corpus was altered since it was opened.

@@ -13,7 +13,7 @@ from pathlib import Path
 from raytrain.data.corpus import Corpus
 from raytrain.data.files import default_cache
 from raytrain.storage import open_storage
-from raytrain.storage.base import NotFoundError, Storage, StorageError, patiently
+from raytrain.storage.base import NotFoundError, Storage, StorageError, retry_storage
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import locked
 
@@ -43,7 +43,7 @@ def publish(corpus: Corpus, storage: Storage) -> None:
 
 
 def is_published(storage: Storage, digest: str) -> bool:
-    """Whether ``publish`` has put a corpus with this digest there.
+    """Return whether ``publish`` has put a corpus with this digest there.
 
     Raises:
         StorageError: the storage does not answer.
@@ -52,12 +52,12 @@ def is_published(storage: Storage, digest: str) -> bool:
 
 
 def address(corpus: Corpus, storage: Storage) -> dict[str, str]:
-    """What ``open_anywhere`` finds the corpus by on any node."""
+    """Return what ``open_anywhere`` finds the corpus by on any node."""
     return {"digest": corpus.digest, "path": str(corpus.path), "storage": storage.uri()}
 
 
 def open_anywhere(address: dict[str, str]) -> Corpus:
-    """The corpus at its own path where this machine has it there, otherwise fetched from the storage.
+    """Return the corpus at its own path where this machine has it there, otherwise fetched from the storage.
 
     Raises:
         UserError: it is in neither.
@@ -69,7 +69,7 @@ def open_anywhere(address: dict[str, str]) -> Corpus:
 
 
 def fetch(storage: Storage, digest: str, cache: Path | None = None) -> Corpus:
-    """The corpus with this digest, from this node's cache or, once for all of its processes, from ``storage``.
+    """Return the corpus with this digest, from this node's cache or, once for all of its processes, from ``storage``.
 
     The least recently used corpora leave the cache when it grows beyond its limit, unless a process reads them.
 
@@ -83,7 +83,7 @@ def fetch(storage: Storage, digest: str, cache: Path | None = None) -> Corpus:
         _hold(root, digest)
         with locked(root / f"{digest}.writing"):
             if not (folder / _INFO).is_file():
-                patiently(lambda: _download(storage.child(f"{CORPORA}/{digest}"), folder, digest))
+                retry_storage(lambda: _download(storage.child(f"{CORPORA}/{digest}"), folder, digest))
         os.utime(folder)
         with locked(root / "evicting"):
             _evict(root, limit)

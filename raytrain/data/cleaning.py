@@ -1,4 +1,4 @@
-"""What is done to text before it is stored.
+"""Cleaning of text before it is stored.
 
 Every text source: each maximal run of bytes that is not valid UTF-8 becomes one space (``valid_utf8``).
 Tweets and bios (``clean``) also, in this order: HTML entities are decoded; runs of white space, line ends
@@ -53,7 +53,7 @@ def valid_utf8(text: bytes) -> bytes:
 
 
 def clean(text: bytes) -> bytes:
-    """A tweet or a bio, cleaned by the rules above; may be empty. Takes linear time."""
+    """Return a tweet or a bio, cleaned by the rules above; may be empty. Takes linear time."""
     line = " ".join(_decode_entities(valid_utf8(text).decode("utf-8")).split())
     return _MENTION.sub("@userid", _LINK.sub("url", line)).encode("utf-8")
 

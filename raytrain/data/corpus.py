@@ -81,7 +81,7 @@ class Split:
         return len(self.stream) - self.num_documents
 
     def document(self, number: int) -> bytes:
-        """The text of one document, 0 <= number < num_documents."""
+        """Return the text of one document, 0 <= number < num_documents."""
         if not 0 <= number < self.num_documents:
             raise IndexError(f"document {number} of {self.num_documents}")
         return self.stream[self.offsets[number] : self.offsets[number + 1] - 1].tobytes()
@@ -138,7 +138,7 @@ class Corpus:
             raise UserError(f"{folder}/corpus.json is incomplete ({error}); {_AGAIN}") from None
 
     def split(self, name: str) -> Split:
-        """One split, opened once.
+        """Return one split, opened once.
 
         Raises:
             UserError: the corpus has no such split.
@@ -247,7 +247,7 @@ class CorpusWriter:
 
 
 def partial_prefix(folder: Path) -> str:
-    """How the names of half-written siblings of ``folder`` begin."""
+    """Return how the names of half-written siblings of ``folder`` begin."""
     return f".{folder.name}.partial-"
 
 
@@ -329,7 +329,7 @@ def _check_info(info: dict[str, Any]) -> None:
 
 
 def _fits(split: Split) -> bool:
-    """Whether the offsets cut the stream into documents, none empty, and ``by_length`` sorts these by length."""
+    """Return whether the offsets cut the stream into documents, none empty, and ``by_length`` sorts these by length."""
     offsets, order = split.offsets, split.by_length
     lengths = np.diff(offsets) - 1
     if (
@@ -365,7 +365,7 @@ def _check_sizes(folder: Path, split: str, values: dict[str, Any]) -> None:
 
 
 def _digest(splits: dict[str, Any]) -> str:
-    """One SHA-256 over what determines training: the sums of the split files."""
+    """Return one SHA-256 over what determines training: the sums of the split files."""
     sums = {file: recorded["sha256"] for values in splits.values() for file, recorded in values["files"].items()}
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
@@ -376,7 +376,7 @@ def _sha256(path: Path) -> str:
 
 
 def _stamps(paths: Iterable[Path]) -> dict[Path, tuple[int, int, int]]:
-    """Of each file: which it is, its size, and when it was written to; files that are not there are left out."""
+    """Return identity, size and time of change of each file; files that are not there are left out."""
     found = {}
     for path in paths:
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Where the bytes of a source lie: local files and folders, ``s3://``, and public files in the cache."""
+"""Files of a source: local files and folders, ``s3://`` objects, and public files in the cache."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def default_cache() -> Path:
 
 
 def find(path: str) -> list[Input]:
-    """The files at ``path``, sorted: itself, or what can be read below the folder or s3:// prefix.
+    """Return the files at ``path``, sorted: itself, or what can be read below the folder or s3:// prefix.
 
     Raises:
         UserError: nothing is there, or nothing that can be read.
@@ -91,7 +91,7 @@ def find(path: str) -> list[Input]:
 
 
 def download(url: str, sha256: str, cache: Path) -> Path:
-    """The file at ``url``, from the cache if it was fetched before.
+    """Return the file at ``url``, from the cache if it was fetched before.
 
     Raises:
         UserError: no network, or the file is not the one whose sum is known.

@@ -27,7 +27,7 @@ def prepare(
     output: Path | None = None,
     cache: Path | None = None,
 ) -> Corpus:
-    """The corpus of a source, built at the first call and reused while the source stays the same.
+    """Return the corpus of a source, built at the first call and reused while the source stays the same.
 
     Args:
         source: a prepared corpus, which is opened; or what ``sources.documents`` takes.
@@ -66,7 +66,7 @@ def prepare(
 
 
 def _existing(folder: Path, key: str) -> Corpus | None:
-    """The corpus in ``folder``, if it was built from the same text in the same way."""
+    """Return the corpus in ``folder``, if it was built from the same text in the same way."""
     if not (folder / "corpus.json").is_file():
         return None
     corpus = Corpus.open(folder)
@@ -77,7 +77,7 @@ def _existing(folder: Path, key: str) -> Corpus | None:
 
 
 def split_of(text: bytes) -> SplitName:
-    """The split of a text, by its hash: 90% train, 5% valid, 5% test. The same text is never in two."""
+    """Return the split of a text, by its hash: 90% train, 5% valid, 5% test. The same text is never in two."""
     share = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") / 2**64
     if share < TRAIN_SHARE:
         return "train"
@@ -109,7 +109,7 @@ def _build(source: str, path: str | None, field: str | None, folder: Path, cache
 
 
 def _add_synthetic(writer: CorpusWriter) -> None:
-    """The default corpus, with its limit: of the grammar, and of the very documents of each split."""
+    """Add the default corpus, with its limit: that of the grammar, and that of the very documents of each split."""
     nats = dict.fromkeys(SPLITS, 0.0)
     num_bytes = dict.fromkeys(SPLITS, 0)
     for split, text, nll in synthetic.default_corpus():
@@ -122,7 +122,7 @@ def _add_synthetic(writer: CorpusWriter) -> None:
 
 
 def _name(source: str) -> str:
-    """A short name for a corpus: the source's own, or that of its file or folder."""
+    """Return a short name for a corpus: the source's own, or that of its file or folder."""
     if source in sources.NAMES:
         return source
     name = source.rstrip("/").rpartition("/")[2] if inputs.is_s3(source) else Path(source).resolve().name
@@ -132,7 +132,7 @@ def _name(source: str) -> str:
 
 
 def _key(source: str, path: str | None, field: str | None) -> str:
-    """What a corpus in the cache is found by: it changes when the text or what is done to it may have."""
+    """Return what a corpus in the cache is found by: it changes when the text or what is done to it may have."""
     named = source if source in sources.NAMES else None
     values = [FORMAT, cleaning.VERSION, TRAIN_SHARE, VALID_SHARE, named, field, sources.fingerprint(source, path)]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What the kinds of files mean: plain text, JSON lines and Parquet, each read as a stream of documents.
+"""Readers of plain text, JSON lines and Parquet, each as a stream of documents.
 
 ``.txt``: a document is a line, without its line end (LF or CR LF). ``.jsonl``: a string field of each
 object. ``.parquet``: a string or binary column. A null is an empty document.
@@ -26,7 +26,7 @@ _PARQUET_ROWS = 4096
 
 
 def read(path: Path, name: str, field: str | None) -> Iterator[bytes]:
-    """The documents of one file, called ``name`` in messages.
+    """Yield the documents of one file, called ``name`` in messages.
 
     Raises:
         UserError: the file is empty, binary or damaged, or has no such field.
@@ -136,7 +136,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _text_field(candidates: list[str], fields: list[str], location: str) -> str:
-    """The only string field, or the first of the usual names."""
+    """Return the only string field, or the first of the usual names."""
     if len(candidates) == 1:
         return candidates[0]
     for usual in TEXT_FIELDS:

@@ -54,7 +54,7 @@ TWEETS_SHA256 = {
 def documents(
     source: str, path: str | None = None, field: str | None = None, cache: Path | None = None
 ) -> Iterator[tuple[SplitName | None, bytes]]:
-    """The documents of a source as they are, each with its split where the source has splits of its own.
+    """Yield the documents of a source as they are, each with its split if the source has splits of its own.
 
     Args:
         source: one of ``NAMES``, a file, a folder or s3://...
@@ -77,7 +77,7 @@ def documents(
 
 
 def fingerprint(source: str, path: str | None = None) -> Any:
-    """What changes when the text of a source may have changed; nothing is downloaded. JSON-ready.
+    """Return what changes when the text of a source may have changed; nothing is downloaded. JSON-ready.
 
     Raises:
         UserError: no such source, or nothing is at its path.

@@ -110,7 +110,7 @@ def mean_bytes() -> float:
 
 
 def bits_per_byte() -> float:
-    """The limit for a model: entropy of a document / (ln 2 x its expected bytes)."""
+    """Return the limit for a model: entropy of a document / (ln 2 x its expected bytes)."""
     return entropy() / (math.log(2) * mean_bytes())
 
 
@@ -121,7 +121,7 @@ def nll(document: bytes) -> float:
 
 
 def fingerprint() -> str:
-    """A hash of everything that determines the default corpus."""
+    """Return a hash of everything that determines the default corpus."""
     tables = [(item.probability, [(slot.options, slot.probabilities) for slot in item.slots]) for item in templates()]
     return hashlib.sha256(repr((tables, SEED, DOCUMENTS)).encode()).hexdigest()
 
@@ -160,7 +160,7 @@ def _match(slots: tuple[Slot, ...], document: bytes) -> float:
 
 @functools.cache
 def templates() -> tuple[Template, ...]:
-    """Every template, optional parts expanded; the probabilities sum to 1."""
+    """Return every template, optional parts expanded; the probabilities sum to 1."""
     words = {name: Slot(_ranked(text.split("|"))) for name, text in grammar.WORDS.items()}
     words |= {name: Slot(tuple((item, 1.0) for item in text.split("|"))) for name, text in grammar.NUMBERS.items()}
     opening = (Slot(grammar.ADDRESS), Slot(grammar.EXCLAMATION))
@@ -186,20 +186,20 @@ def templates() -> tuple[Template, ...]:
 
 
 def _ranked(texts: list[str]) -> tuple[tuple[str, float], ...]:
-    """The texts with probabilities proportional to 1 / (rank + 4)."""
+    """Return the texts with probabilities proportional to 1 / (rank + 4)."""
     weights = [1 / (rank + 4) for rank in range(1, len(texts) + 1)]
     total = math.fsum(weights)
     return tuple((text, weight / total) for text, weight in zip(texts, weights, strict=True))
 
 
 def _optional(texts: str, prefix: str, absent: float) -> Slot:
-    """One of the texts behind ``prefix``, or nothing with probability ``absent``."""
+    """Return one of the texts behind ``prefix``, or nothing with probability ``absent``."""
     present = ((prefix + text, (1 - absent) * weight) for text, weight in _ranked(texts.split("|")))
     return Slot((("", absent), *present))
 
 
 def _variants(body: str) -> list[str]:
-    """A body with its optional part, if it has one, left out and put in."""
+    """Return a body with its optional part, if it has one, left out and put in."""
     match = re.search(r" ?\[(.*)\]", body)
     if match is None:
         return [body]

@@ -1,40 +1,46 @@
-"""The models: all read byte tokens, give the terms of a bound, and write text one byte at a time."""
+"""Networks that read byte tokens, return the terms of the ELBO, and generate text byte by byte."""
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
 
-from raytrain.config.models import ByteLstmConfig, HybridConfig, LstmVaeConfig
+from raytrain.config.models import find_model
 from raytrain.config.schema import RunConfig
-from raytrain.models.byte_lstm import ByteLstm
-from raytrain.models.hybrid import Hybrid
-from raytrain.models.lstm_vae import LstmVae
+from raytrain.models.base import Model, TextModel
+from raytrain.utils.errors import UserError
 
-Model = Hybrid | LstmVae | ByteLstm
+__all__ = ["Model", "TextModel", "build", "build_empty"]
 
 
 def build(config: RunConfig[Any]) -> Model:
-    """The model of ``config``, its weights drawn from ``config.seed``; the caller's random state is left alone."""
+    """Build the model of ``config``, with weights drawn from ``config.seed``.
+
+    The caller's random state does not change.
+
+    Raises:
+        UserError: the implementation that the model's spec names cannot be imported.
+    """
+    implementation = _import(config.model_name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = _build(config)
-    model.documents = config.sampling == "documents"
+        model: Model = implementation.from_config(config)
     return model
 
 
-def _build(config: RunConfig[Any]) -> Model:
-    if isinstance(config.model, HybridConfig):
-        return Hybrid(config.model, config.length, config.group_size)
-    if isinstance(config.model, LstmVaeConfig):
-        return LstmVae(config.model, config.length)
-    if isinstance(config.model, ByteLstmConfig):
-        return ByteLstm(config.model, config.length)
-    raise ValueError(f"model is {config.model!r}: not one of the models")
-
-
 def build_empty(config: RunConfig[Any]) -> Model:
-    """The model without memory for its weights: to count parameters, or to see that it can be built."""
+    """Build the model without memory for its weights: to count parameters, or to check that it can be built."""
     with torch.device("meta"):
         return build(config)
+
+
+def _import(name: str) -> Any:
+    """Return the class that implements the model ``name``."""
+    implementation = find_model(name).implementation
+    module, _, attribute = implementation.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"model {name}: cannot import its implementation {implementation!r}: {error}") from None

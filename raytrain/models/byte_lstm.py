@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from raytrain.config.models import ByteLstmConfig
+from raytrain.config.schema import RunConfig
 from raytrain.data.vocabulary import SIZE
 from raytrain.models.cpu_lstm import run_lstm
 from raytrain.models.decoding import LstmState, LstmStep
@@ -22,12 +25,18 @@ class ByteLstm(nn.Module):
 
     latent = 0
     """A language model has no latent code: its bound is its likelihood."""
-    documents = True
-    """Whether it learns texts that end with STOP; not so if it is trained on windows."""
 
-    def __init__(self, config: ByteLstmConfig, length: int, inputs: int = SIZE, outputs: int = NUM_OUTPUTS) -> None:
+    def __init__(
+        self,
+        config: ByteLstmConfig,
+        length: int,
+        inputs: int = SIZE,
+        outputs: int = NUM_OUTPUTS,
+        documents: bool = True,
+    ) -> None:
         super().__init__()
         self.length = length
+        self.documents = documents
         self.dropout = config.dropout
         self.one_hot = OneHot(inputs)
         self.layers = nn.ModuleList(
@@ -35,6 +44,11 @@ class ByteLstm(nn.Module):
             for layer in range(config.layers)
         )
         self.output = nn.Linear(config.hidden, outputs)
+
+    @classmethod
+    def from_config(cls, config: RunConfig[Any]) -> ByteLstm:
+        """Build the model of a run, with PyTorch's initial weights."""
+        return cls(config.model, config.length, documents=config.sampling == "documents")
 
     def forward(self, tokens: Tensor, noise: Noise, input_dropout: float = 0.0) -> Terms:
         """Terms for ``tokens`` [batch, length], PAD after each STOP: a reconstruction and nothing else."""

@@ -241,12 +241,15 @@ def _to_tanh(half: Tensor) -> None:
 
 
 def _matrix(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """An uninitialised matrix, as the left operand of ``multiply``."""
+    """Return an uninitialised matrix [rows, columns], as the left operand of ``multiply``."""
     if dtype == torch.float32:
         return scratch.empty(rows, columns, dtype=dtype)  # any other would be copied at every product
     # rows begin at cache lines, but not all of them in the same few sets of a cache
     stride = -(-columns // 32) * 32
-    return scratch.empty(rows, stride + 32 * (stride % 256 == 0), dtype=dtype)[:, :columns]
+    whole = scratch.empty(rows, stride + 32 * (stride % 256 == 0), dtype=dtype)
+    # oneDNN's AMX kernels multiply what lies between the rows by zero: a NaN there would reach the product
+    whole[:, columns:] = 0
+    return whole[:, :columns]
 
 
 def _steps_last(values: Tensor) -> Tensor:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raytrain.config.models import HybridConfig
+from raytrain.config.schema import RunConfig
 from raytrain.data.vocabulary import PAD, SIZE
 from raytrain.models.bytenet import ByteNet, ByteNetState
 from raytrain.models.cpu_lstm import run_lstm
@@ -51,11 +53,13 @@ class Hybrid(nn.Module):
     depend on the batch it stands in.
     """
 
-    documents = True
-    """Whether it learns texts that end with STOP; not so if it is trained on windows."""
+    def __init__(self, config: HybridConfig, length: int, group_size: int, documents: bool = True) -> None:
+        """Build the modules.
 
-    def __init__(self, config: HybridConfig, length: int, group_size: int) -> None:
-        """``length``: symbols of the longest sample, STOP included.
+        Args:
+            length: symbols of the longest sample, STOP included.
+            group_size: samples that share batch statistics.
+            documents: true if texts end with STOP; false for windows.
 
         Raises:
             ValueError: ``model.feature_maps`` has more convolutions than ``length`` can be halved.
@@ -69,6 +73,7 @@ class Hybrid(nn.Module):
             )
         self.latent = config.latent
         self.length = length
+        self.documents = documents
         self.padded_length = -(-length // 2**depth) * 2**depth
         self.code_length = self.padded_length // 2**depth
         self.code_maps = config.feature_maps[-1]
@@ -95,6 +100,11 @@ class Hybrid(nn.Module):
         )
         self.output = nn.Linear(config.hidden, NUM_OUTPUTS)
         initialise_uniform(self)
+
+    @classmethod
+    def from_config(cls, config: RunConfig[Any]) -> Hybrid:
+        """Build the model of a run."""
+        return cls(config.model, config.length, config.group_size, documents=config.sampling == "documents")
 
     def forward(self, tokens: Tensor, noise: Noise, input_dropout: float = 0.0) -> Terms:
         """Terms of the bound for ``tokens`` [batch, length at most self.length], PAD after each STOP."""

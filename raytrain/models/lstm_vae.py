@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from raytrain.config.models import LstmVaeConfig
+from raytrain.config.schema import RunConfig
 from raytrain.data.vocabulary import PAD, SIZE
 from raytrain.models.cpu_lstm import run_lstm
 from raytrain.models.decoding import LstmState, LstmStep
@@ -27,13 +30,11 @@ from raytrain.models.noise import Noise
 class LstmVae(nn.Module):
     """LSTM encoder, Gaussian latent code, LSTM decoder that sees z only as its first state."""
 
-    documents = True
-    """Whether it learns texts that end with STOP; not so if it is trained on windows."""
-
-    def __init__(self, config: LstmVaeConfig, length: int) -> None:
+    def __init__(self, config: LstmVaeConfig, length: int, documents: bool = True) -> None:
         super().__init__()
         self.latent = config.latent
         self.length = length
+        self.documents = documents
         self.one_hot = OneHot()
         self.encoder = nn.LSTM(SIZE, config.hidden, batch_first=True)
         self.posterior = Posterior(config.hidden, config.latent)
@@ -41,6 +42,11 @@ class LstmVae(nn.Module):
         self.decoder = nn.LSTM(SIZE, config.hidden, batch_first=True)
         self.output = nn.Linear(config.hidden, NUM_OUTPUTS)
         initialise_uniform(self)
+
+    @classmethod
+    def from_config(cls, config: RunConfig[Any]) -> LstmVae:
+        """Build the model of a run."""
+        return cls(config.model, config.length, documents=config.sampling == "documents")
 
     def forward(self, tokens: Tensor, noise: Noise, input_dropout: float = 0.0) -> Terms:
         """Terms of the bound for ``tokens`` [batch, length], PAD after each STOP."""

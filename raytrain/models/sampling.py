@@ -82,10 +82,10 @@ def sample(
         for first in range(0, num, ROWS):
             rows = range(first, min(first + ROWS, num))
             noise = Noise(seed, 1, rows, 1).uniform(length).to(z.device)
-            tokens, figures = _generate(model, z[first : rows.stop], noise, prefix, temperature, top_p)
-            if not figures.isfinite().all():
+            tokens, statistics = _generate(model, z[first : rows.stop], noise, prefix, temperature, top_p)
+            if not statistics.isfinite().all():
                 raise RequestError("the model's predictions are not finite: its weights are damaged")
-            samples.extend(_samples(tokens.cpu(), figures.cpu()))
+            samples.extend(_samples(tokens.cpu(), statistics.cpu()))
     return samples
 
 
@@ -101,7 +101,7 @@ def posterior_means(model: Model, texts: Sequence[bytes]) -> Tensor:
         RequestError: the model has no latent code, or a text does not fit.
     """
     if model.latent == 0:
-        raise RequestError("a byte_lstm has no latent code: it can neither reconstruct nor interpolate, only sample")
+        raise RequestError("the model has no latent code: it can neither reconstruct nor interpolate, only sample")
     encoder: Any = model
     with _evaluation(model):
         means = [encoder.encode(tokens.to(_device(model)))[0] for tokens in tokenise(model, texts).split(ROWS)]
@@ -237,7 +237,7 @@ def _generate(
     that has ended leaves the batch at the next look.
     """
     tokens = torch.full(noise.shape, STOP, device=z.device)
-    figures = torch.zeros(2, *noise.shape, device=z.device)
+    statistics = torch.zeros(2, *noise.shape, device=z.device)
     rows = torch.arange(len(z), device=z.device)
     previous = tokens[:, 0]
     ended = torch.zeros_like(rows, dtype=torch.bool)
@@ -256,10 +256,10 @@ def _generate(
             previous = _choose(logits, noise[rows, position], temperature, top_p)
         log_probabilities = logits.float().log_softmax(-1)
         tokens[rows, position] = previous
-        figures[0, rows, position] = log_probabilities.gather(-1, previous[:, None])[:, 0]
-        figures[1, rows, position] = -(log_probabilities.exp() * log_probabilities).sum(-1)
+        statistics[0, rows, position] = log_probabilities.gather(-1, previous[:, None])[:, 0]
+        statistics[1, rows, position] = -(log_probabilities.exp() * log_probabilities).sum(-1)
         ended |= previous == STOP
-    return tokens, figures
+    return tokens, statistics
 
 
 def _choose(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
@@ -284,12 +284,12 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     return probabilities * kept
 
 
-def _samples(tokens: Tensor, figures: Tensor) -> Iterator[Sample]:
+def _samples(tokens: Tensor, statistics: Tensor) -> Iterator[Sample]:
     """What ``_generate`` has made as samples."""
     length = tokens.shape[1]
     counts = (tokens != STOP).long().cumprod(1).sum(1)
     for row, count in enumerate(counts.tolist()):
-        log_probabilities, entropies = figures[:, row, : min(count + 1, length)]
+        log_probabilities, entropies = statistics[:, row, : min(count + 1, length)]
         yield Sample(
             text=bytes(tokens[row, :count].tolist()),
             log_probability=log_probabilities.sum().item(),

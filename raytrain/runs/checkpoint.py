@@ -1,4 +1,8 @@
-"""The form of a checkpoint: reading one with every sum checked, and writing one so that it counts only when whole."""
+"""Checkpoint format: a checkpoint is read with every sum checked, and counts only once it is written whole.
+
+A checkpoint is a folder ``step-00000250``: tensors as safetensors, the rest as JSON, and ``manifest.json``, written
+last, with the size and the SHA-256 sum of each. Without a valid manifest there is no checkpoint. Nothing is unpickled.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +49,7 @@ class Snapshot:
     tensors: dict[str, dict[str, torch.Tensor]]
     """File stem (``model``, ``optimizer``, ``average``) -> name -> tensor, on the CPU and not changed afterwards."""
     state: dict[str, Any]
-    """Whatever else is needed to go on, as JSON. Copied when it is saved."""
+    """Everything else that is needed to resume, as JSON. Copied when it is saved."""
     config: dict[str, Any]
     """The config of the run, as JSON."""
 
@@ -96,7 +100,7 @@ class Checkpoint:
 
 
 class Refused(Exception):
-    """Why a folder is not a checkpoint, in words."""
+    """The reason why a folder is not a checkpoint."""
 
 
 class Altered(Refused):
@@ -107,7 +111,7 @@ class Altered(Refused):
 
 
 def valid(storage: Storage, steps: list[int]) -> Iterator[Checkpoint]:
-    """The checkpoints of ``steps`` that are whole; of each other, the reason is logged."""
+    """Yield the whole checkpoints among ``steps``; log the reason for each other one."""
     for step in steps:
         location = storage.child(folder_of(step))
         try:
@@ -117,19 +121,19 @@ def valid(storage: Storage, steps: list[int]) -> Iterator[Checkpoint]:
 
 
 def folder_of(step: int) -> str:
-    """The name of a checkpoint's folder."""
+    """Return the name of a checkpoint's folder."""
     return f"step-{step:08d}"
 
 
 def steps_in(storage: Storage) -> list[int]:
-    """The steps of all folders that look like checkpoints, whole or not, in order."""
+    """Return the steps of all folders that look like checkpoints, whole or not, in order."""
     folders = {key.partition("/")[0] for key in storage.list() if "/" in key}
     steps = {int(match[1]) for folder in folders if (match := _FOLDER.fullmatch(folder))}
     return sorted(step for step in steps if folder_of(step) in folders)
 
 
 def read(location: Storage, step: int | None = None) -> Checkpoint:
-    """The checkpoint in ``place``; ``step`` is the one that it must be of, if given.
+    """Return the checkpoint in ``location``, which must be of ``step`` if that is given.
 
     Raises:
         Refused: it is not whole.
@@ -149,7 +153,7 @@ def read(location: Storage, step: int | None = None) -> Checkpoint:
 
 
 def read_manifest(location: Storage, step: int | None = None) -> dict[str, Any]:
-    """The manifest, every field of it checked; ``step`` is the one that it must be of, if given."""
+    """Return the manifest, every field of it checked; ``step`` is the one that it must be of, if given."""
     manifest = _read_again(location, MANIFEST, _parse_manifest)
     score, files = manifest.get("score"), manifest.get("files")
     if type(manifest.get("step")) is not int or not (score is None or (type(score) is float and math.isfinite(score))):
@@ -191,7 +195,7 @@ def _read_file(location: Storage, name: str, entry: dict[str, Any]) -> bytes:
 
 
 def _read_again(location: Storage, name: str, check: Callable[[bytes], T]) -> T:
-    """What ``check`` makes of a file, read again after each of ``PAUSES_S`` where it says that it is altered."""
+    """Return what ``check`` makes of a file, read again after each of ``PAUSES_S`` where it says that it is altered."""
     for pause in PAUSES_S:
         with suppress(Altered):
             return check(_read_once(location, name))
@@ -230,7 +234,7 @@ def _seal(manifest: dict[str, Any]) -> str:
 
 
 def to_json(values: dict[str, Any]) -> bytes:
-    """The same bytes for the same values."""
+    """Return the same bytes for the same values."""
     return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -238,7 +242,7 @@ def to_json(values: dict[str, Any]) -> bytes:
 
 
 def manifest_of(step: int, score: float | None, files: dict[str, bytes]) -> dict[str, Any]:
-    """The manifest that makes ``files`` a checkpoint."""
+    """Return the manifest that makes ``files`` a checkpoint."""
     sums = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
     manifest: dict[str, Any] = {"format": FORMAT, "step": step, "score": score, "files": sums}
     return manifest | {"sha256": _seal(manifest)}
@@ -260,7 +264,7 @@ def commit(location: Storage, step: int, files: dict[str, bytes], manifest: dict
 
 
 def load(source: Storage | str | Path) -> Checkpoint:
-    """The checkpoint in one given folder.
+    """Return the checkpoint in one given folder.
 
     Raises:
         UserError: it cannot be read, is no checkpoint, is incomplete or altered, or has a newer form.
@@ -275,7 +279,7 @@ def load(source: Storage | str | Path) -> Checkpoint:
 
 
 def latest(storage: Storage) -> Checkpoint | None:
-    """The newest valid checkpoint below ``storage``; those that are refused are logged with the reason.
+    """Return the newest valid checkpoint below ``storage``; those that are refused are logged with the reason.
 
     Raises:
         StorageError: the store does not answer. That is not taken for "there is none".
@@ -284,7 +288,7 @@ def latest(storage: Storage) -> Checkpoint | None:
 
 
 def best(storage: Storage) -> Checkpoint | None:
-    """The valid checkpoint with the lowest score, the first of equals; None where none is scored.
+    """Return the valid checkpoint with the lowest score, the first of equals; None where none is scored.
 
     Raises:
         StorageError: the store does not answer.
@@ -298,7 +302,7 @@ def best(storage: Storage) -> Checkpoint | None:
 
 
 def newest_step(storage: Storage) -> int | None:
-    """The step of the newest checkpoint that was completed; what is in it is not looked at.
+    """Return the step of the newest checkpoint that was completed; what is in it is not looked at.
 
     Raises:
         StorageError: the store does not answer.

@@ -1,4 +1,4 @@
-"""What saves the checkpoints of a run while it goes on, also while its storage is away."""
+"""Checkpoint writer: saves a run's checkpoints in the background, while training continues and the storage is away."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 
 from raytrain.runs.checkpoint import MANIFEST, STEM, Snapshot, commit, folder_of, manifest_of, steps_in, to_json, valid
 from raytrain.storage.base import Storage, StorageError
+from raytrain.utils.retry import retry
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class _Waiting:
 
 
 class CheckpointWriter:
-    """Saves snapshots below ``storage`` while training goes on, and deletes what is no longer wanted.
+    """Writer of snapshots below ``storage`` while training continues; it deletes what is no longer wanted.
 
     One save is in progress at a time. Meanwhile the newest snapshot waits, and those among the ``keep_best`` with the
     lowest scores of all that came; others are dropped. So ``save`` never waits for the store, and at most
@@ -48,7 +49,7 @@ class CheckpointWriter:
     A save that fails is tried again for ``retry_seconds``; after that the next ``save``, ``wait`` or ``close`` raises
     ``StorageError``. That holds for every reason, also for "no permission": a store says so too while its own users'
     directory is away or a policy is on its way, it cannot be told from a refusal for good, the log has the reason at
-    each attempt, and training goes on meanwhile. ``on_commit(step)`` is called in the writer's thread as soon as the
+    each attempt, and training continues meanwhile. ``on_commit(step)`` is called in the writer's thread as soon as the
     manifest of a step is there.
 
     In a ``with`` block: leaving it normally closes; leaving it by an exception tries once to save what waits.
@@ -99,7 +100,7 @@ class CheckpointWriter:
         if not 0 <= snapshot.step < 10**18:
             raise ValueError(f"step {snapshot.step} is not a number of steps")
         check_finite(snapshot)
-        # Made here, in the caller's thread: the caller goes on to change these dictionaries.
+        # Made here, in the caller's thread: the caller may change these dictionaries afterwards.
         objects = {"state.json": to_json(snapshot.state), "config.json": to_json(snapshot.config)}
         ranked = float(score) if score is not None and math.isfinite(score) else None
         newest = _Waiting(snapshot.step, ranked, snapshot.tensors, objects)
@@ -187,19 +188,23 @@ class CheckpointWriter:
 
     def _persist(self, step: int, files: dict[str, bytes], manifest: dict[str, Any]) -> None:
         """Commit, trying again with growing pauses for as long as was asked."""
-        deadline, pause = time.monotonic() + self._retry_seconds, 1.0
-        while True:
-            try:
-                commit(self._storage.child(folder_of(step)), step, files, manifest)
-                return
-            except StorageError as error:
-                left = deadline - time.monotonic()
-                if left <= 0 or self._giving_up.wait(min(pause, left)):
-                    raise StorageError(
-                        f"the checkpoint of step {step} could not be saved within {self._retry_seconds:.0f} s: {error}"
-                    ) from None
-                _log.warning("the checkpoint of step %d is not saved yet, trying again: %s", step, error)
-                pause = min(2 * pause, 30.0)
+        location = self._storage.child(folder_of(step))
+        try:
+            retry(
+                lambda: commit(location, step, files, manifest),
+                StorageError,
+                seconds=self._retry_seconds,
+                log=lambda error: _log.warning(
+                    "the checkpoint of step %d is not saved yet, trying again: %s", step, error
+                ),
+                first_pause=1.0,
+                longest_pause=30.0,
+                wait=self._giving_up.wait,
+            )
+        except StorageError as error:
+            raise StorageError(
+                f"the checkpoint of step {step} could not be saved within {self._retry_seconds:.0f} s: {error}"
+            ) from None
 
     def _prune(self, step: int) -> None:
         """Delete what is neither among the last nor among the best.
@@ -225,7 +230,7 @@ class CheckpointWriter:
 
 
 def check_finite(snapshot: Snapshot) -> None:
-    """Refuse a state that nobody could go on from.
+    """Refuse a state from which no run could be resumed.
 
     Raises:
         FloatingPointError: a tensor has a NaN or an infinity; the first is named.

@@ -37,7 +37,7 @@ class TextGenerator(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[str]:
-        """The answer; the signature gives the defaults of the parameters.
+        """Return the answer; the signature gives the defaults of the parameters.
 
         Raises:
             MlflowException: a parameter or a text that the model refuses (status 400 when served).

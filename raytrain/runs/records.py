@@ -1,4 +1,9 @@
-"""What a search is, written down before it starts and read back to go on with it."""
+"""Records of runs and searches: every file name and JSON record below their storage, in one place.
+
+A search's folder holds ``search.json`` (its plan) and, below ``trials``, one run's folder for each trial. A run's
+folder holds ``run.json`` (the owner of its name), ``mlflow.json`` (its MLflow run), ``checkpoints``, ``outcome.json``
+once it has ended, and ``unsent_metrics.jsonl`` if MLflow did not take everything.
+"""
 
 from __future__ import annotations
 
@@ -12,108 +17,34 @@ from typing import TYPE_CHECKING, Any, get_args
 from raytrain.config.schema import RunConfig, differences, from_dict, identity, to_dict
 from raytrain.config.workers import WorkerOptions, parse_workers
 from raytrain.data.corpus import Corpus
-from raytrain.metrics import FIGURES, Objective, SearchObjective
+from raytrain.metrics import REQUIRED_METRICS, Objective, SearchObjective
 from raytrain.storage import ARTIFACTS, open_storage
-from raytrain.storage.base import NotFoundError, Storage, StorageError, patiently
+from raytrain.storage.base import NotFoundError, Storage, StorageError, retry_storage
 from raytrain.utils.errors import UserError, check_text
 from raytrain.utils.validation import parse_json, validate_fields, validate_type
 
 if TYPE_CHECKING:
     from raytrain.tracking.runs import Run
 
-PLAN = "search.json"
-FORMAT = 1
-
-
-def read_values(storage: Storage) -> dict[str, Any] | None:
-    """The plan of the search under ``storage`` as JSON, its corpus's place and digest checked; ``None`` without one.
-
-    Raises:
-        UserError: the plan cannot be read, or is of a newer version.
-    """
-    try:
-        values = parse_json(storage.read(PLAN))
-    except NotFoundError:
-        return None
-    except StorageError as error:
-        raise UserError(f"storage: {error}") from None
-    except ValueError as error:
-        raise UserError(f"{storage.uri(PLAN)} is not a search's plan: {error}") from None
-    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-        raise UserError(f"{storage.uri(PLAN)} is of another version of raytrain than this one")
-    try:
-        if not re.fullmatch("[0-9a-f]{1,64}", validate_type(values.get("corpus"), str, "corpus")):
-            raise ValueError("corpus is not a digest")
-        check_text(validate_type(values.get("corpus_path"), str, "corpus_path"), "corpus_path")
-    except (UserError, ValueError) as error:
-        raise UserError(f"{storage.uri(PLAN)} is not a search's plan: {error}") from None
-    return values
-
-
-def search_objective_of(values: dict[str, Any]) -> SearchObjective:
-    """What the search of a plan's JSON looks for, or of its MLflow run's parameters; one of old the lowest bound.
-
-    Raises:
-        UserError: there is no such goal.
-    """
-    objective: Any = values.get("objective") or "bound"
-    min_kl = values.get("min_kl") or 0.0
-    try:
-        if objective not in get_args(Objective) or not 0 <= float(min_kl) < math.inf:
-            raise ValueError
-    except (ValueError, TypeError, OverflowError):
-        raise UserError(f"a search cannot look for objective {objective!r} with min_kl {min_kl!r}") from None
-    return SearchObjective(objective, float(min_kl))
-
-
+RUN = "run.json"
+"""Owner of a run's name: its identity, config, corpus and workers."""
+ADDRESS = "mlflow.json"
+"""Address of a run's MLflow run."""
+CHECKPOINTS = "checkpoints"
+"""Folder of a run's checkpoints."""
+OUTCOME = "outcome.json"
+"""Outcome of a run that has ended; such a run is not trained again."""
 UNSENT = "unsent_metrics.jsonl"
 """Metrics that MLflow did not take before the run ended, for ``python -m raytrain.tracking send``."""
-OUTCOME = "outcome.json"
-"""Written under a run's storage when it has ended: it is not trained again."""
-TRAINED = {"best_step": int, "best": dict[str, float], "precision": str, "device": str, "samples": list[str]}
-"""What is in it of a run that did not fail."""
-
-
-def read_outcome(storage: str) -> dict[str, Any] | None:
-    """What a run that has ended left, ``None`` if it has not ended.
-
-    Raises:
-        UserError: something else stands there.
-    """
-    location = open_storage(storage)
-    if not patiently(lambda: location.exists(OUTCOME)):
-        return None
-    try:
-        outcome = validate_type(parse_json(patiently(lambda: location.read(OUTCOME))), dict[str, Any], "it")
-        failed = {name: str for name in ("error", "early_stopped") if name in outcome}
-        for name, hint in (failed or TRAINED).items():
-            validate_type(outcome.get(name), hint, name)
-        if not failed and (missing := set(FIGURES) - outcome["best"].keys()):
-            raise ValueError(f"best has no {min(missing)}")
-        validate_type(outcome.get("unsent", 0), int, "unsent")
-        return outcome
-    except ValueError as error:
-        raise UserError(
-            f"{location.uri(OUTCOME)} is not the outcome of a run ({error}): delete it, and the run goes on from its "
-            "newest checkpoint"
-        ) from None
-
-
-CHECKPOINTS = "checkpoints"
-"""Where under a run's storage its checkpoints are."""
-ADDRESS = "mlflow.json"
-"""Under a run's storage: the address of its MLflow run."""
-
-
-def write_run_address(location: Storage, run: Run) -> None:
-    """Keep the address of a run's MLflow run beside its checkpoints."""
-    location.write(ADDRESS, json.dumps(run.address()).encode())
-
-
+PLAN = "search.json"
+"""Plan of a search."""
+FORMAT = 1
+"""Version of the plan's format."""
 EXPERIMENT = "raytrain"
-"""MLflow experiment where no other is named."""
-RUN = "run.json"
-"""Says which run owns a name: its identity and config."""
+"""MLflow experiment if no other is named."""
+TRAINED = {"best_step": int, "best": dict[str, float], "precision": str, "device": str, "samples": list[str]}
+"""Keys of the outcome of a run that did not fail."""
+_DIGEST = "[0-9a-f]{1,64}"
 
 
 def check_name(name: str) -> None:
@@ -126,9 +57,12 @@ def check_name(name: str) -> None:
         raise UserError(f"--name {name!r}: use letters, digits, '.', '_' and '-', at most 100, and not {ARTIFACTS!r}")
 
 
+# ------------------------------------------------------------------------------------- owner of a name
+
+
 @dataclass(frozen=True)
 class Claim:
-    """Whose a name is: what a run is resumed by."""
+    """The owner of a run's name, and everything that the run is resumed from beside its checkpoints."""
 
     identity: str
     config: RunConfig[Any]
@@ -136,15 +70,15 @@ class Claim:
     """Digest of its corpus."""
     corpus_path: str
     experiment: str
-    """MLflow experiment that it was begun in, and goes on in."""
+    """MLflow experiment that it was begun in and continues in."""
     worker_options: WorkerOptions = field(default_factory=WorkerOptions)
-    """The workers that it was begun with; runs of before do not say it."""
+    """The workers that it was begun with."""
 
 
 def claim_name(
     storage: Storage, name: str, config: RunConfig[Any], corpus: Corpus, experiment: str, worker_options: WorkerOptions
 ) -> Claim:
-    """The claim of the run that owns ``name``; a new name is taken for this config.
+    """Return the claim of the run that owns ``name``; a free name is claimed for this config.
 
     Raises:
         UserError: the name belongs to a run with another config.
@@ -168,7 +102,7 @@ def claim_name(
 
 
 def read_claim(storage: Storage, name: str) -> Claim:
-    """The claim of the run that owns ``name``.
+    """Return the claim of the run that owns ``name``.
 
     Raises:
         UserError: there is no such run.
@@ -183,26 +117,107 @@ def read_claim(storage: Storage, name: str) -> Claim:
 
 
 def _read_owner(location: Storage) -> Claim:
-    """What ``claim_name`` has written.
+    """Return what ``claim_name`` has written.
 
     Raises:
         StorageError: it cannot be read.
-        UserError: it is something else.
+        UserError: the file holds something else.
     """
     data = location.read(RUN)
     try:
-        stored = parse_json(data)
-        stored.setdefault("experiment", EXPERIMENT)  # runs of before do not say it
-        worker_options = WorkerOptions(
-            **validate_fields(WorkerOptions, stored.get("worker_options", {}), "worker_options.")
-        )
-        config = from_dict(stored["config"])
-        claim = Claim(**validate_fields(Claim, {**stored, "config": config, "worker_options": worker_options}))
-        if not re.fullmatch("[0-9a-f]{1,64}", claim.corpus):
+        values = validate_type(parse_json(data), dict[str, Any], "it")
+        options = validate_fields(WorkerOptions, values.get("worker_options", {}), "worker_options.")
+        made = {
+            "experiment": values.get("experiment", EXPERIMENT),
+            "worker_options": WorkerOptions(**options),
+            "config": from_dict(values.get("config", {})),
+        }
+        known = validate_fields(Claim, {**values, **made})
+        if missing := {"identity", "corpus", "corpus_path"} - known.keys():
+            raise ValueError(f"it has no {min(missing)}")
+        claim = Claim(**known)
+        if not re.fullmatch(_DIGEST, claim.corpus):
             raise ValueError("it names no corpus")
         os.fsencode(claim.corpus_path)
         check_text(claim.experiment, "experiment")
         parse_workers(claim.worker_options.workers)
         return claim
-    except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (UserError, ValueError) as error:
         raise UserError(f"{location.uri(RUN)} does not say whose the name is ({error}): choose another name") from None
+
+
+# ---------------------------------------------------------------------------------- what a run leaves
+
+
+def write_run_address(location: Storage, run: Run) -> None:
+    """Keep the address of a run's MLflow run beside its checkpoints."""
+    location.write(ADDRESS, json.dumps(run.address()).encode())
+
+
+def read_outcome(storage: str) -> dict[str, Any] | None:
+    """Return the outcome of a run that has ended; ``None`` if it has not ended.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    location = open_storage(storage)
+    if not retry_storage(lambda: location.exists(OUTCOME)):
+        return None
+    try:
+        outcome = validate_type(parse_json(retry_storage(lambda: location.read(OUTCOME))), dict[str, Any], "it")
+        failed = {name: str for name in ("error", "early_stopped") if name in outcome}
+        for name, hint in (failed or TRAINED).items():
+            validate_type(outcome.get(name), hint, name)
+        if not failed and (missing := set(REQUIRED_METRICS) - outcome["best"].keys()):
+            raise ValueError(f"best has no {min(missing)}")
+        validate_type(outcome.get("unsent", 0), int, "unsent")
+        return outcome
+    except ValueError as error:
+        raise UserError(
+            f"{location.uri(OUTCOME)} is not the outcome of a run ({error}): delete it, and the run is resumed from "
+            "its newest checkpoint"
+        ) from None
+
+
+# -------------------------------------------------------------------------------------------- searches
+
+
+def read_values(storage: Storage) -> dict[str, Any] | None:
+    """Return the plan of the search under ``storage`` as JSON, its corpus checked; ``None`` if there is none.
+
+    Raises:
+        UserError: the plan cannot be read, or is of a newer version.
+    """
+    try:
+        values = parse_json(storage.read(PLAN))
+    except NotFoundError:
+        return None
+    except StorageError as error:
+        raise UserError(f"storage: {error}") from None
+    except ValueError as error:
+        raise UserError(f"{storage.uri(PLAN)} is not a search's plan: {error}") from None
+    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+        raise UserError(f"{storage.uri(PLAN)} is of another version of raytrain than this one")
+    try:
+        if not re.fullmatch(_DIGEST, validate_type(values.get("corpus"), str, "corpus")):
+            raise ValueError("corpus is not a digest")
+        check_text(validate_type(values.get("corpus_path"), str, "corpus_path"), "corpus_path")
+    except (UserError, ValueError) as error:
+        raise UserError(f"{storage.uri(PLAN)} is not a search's plan: {error}") from None
+    return values
+
+
+def search_objective_of(values: dict[str, Any]) -> SearchObjective:
+    """Return the search objective of a plan's JSON or of an MLflow run's parameters; by default the lowest bound.
+
+    Raises:
+        UserError: there is no such objective.
+    """
+    objective: Any = values.get("objective") or "bound"
+    min_kl = values.get("min_kl") or 0.0
+    try:
+        if objective not in get_args(Objective) or not 0 <= float(min_kl) < math.inf:
+            raise ValueError
+    except (ValueError, TypeError, OverflowError):
+        raise UserError(f"there is no search objective {objective!r} with min_kl {min_kl!r}") from None
+    return SearchObjective(objective, float(min_kl))

@@ -1,4 +1,4 @@
-"""What a user calls a trained model by, and the checkpoint that it means.
+"""Model references: the ways to name a trained model, and the checkpoint that each of them means.
 
 A reference is a checkpoint's folder or ``s3://`` address, that of a run or search (its best checkpoint), the
 id of an MLflow run, or ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``models:/ID``.
@@ -32,7 +32,7 @@ from raytrain.tracking.client import (
     download,
     explain,
     is_there,
-    patiently,
+    retry_tracking,
     shown,
     tracking_uri,
 )
@@ -48,15 +48,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """What a reference means."""
+    """A resolved reference: a checkpoint and the MLflow run of its training."""
 
     stored: Checkpoint
     run: Run | None
-    """The MLflow run that it belongs to, where the tracking store knows it."""
+    """MLflow run that the checkpoint belongs to, if the tracking store has it."""
 
 
 def resolve(reference: str) -> ResolvedModel:
-    """The checkpoint that ``reference`` means, and its MLflow run.
+    """Return the checkpoint that ``reference`` names, and its MLflow run.
 
     Raises:
         UserError: there is no such thing, or it is damaged.
@@ -72,15 +72,15 @@ def resolve(reference: str) -> ResolvedModel:
 
 
 def load_logged_model(uri: str, model_id: str) -> Checkpoint:
-    """The checkpoint inside a logged model.
+    """Return the checkpoint inside a logged model.
 
     Raises:
         UserError: there is no such model, or what it holds is no valid checkpoint.
     """
     with tempfile.TemporaryDirectory(prefix="raytrain-") as scratch:
         try:
-            location = patiently(lambda: connect(uri).get_logged_model(model_id)).artifact_location
-            folder = patiently(lambda: download(uri, location, Path(scratch)))
+            location = retry_tracking(lambda: connect(uri).get_logged_model(model_id)).artifact_location
+            folder = retry_tracking(lambda: download(uri, location, Path(scratch)))
         except (MlflowException, OSError, Boto3Error, BotoCoreError, ClientError) as error:
             raise UserError(f"model {model_id} cannot be fetched: {explain(error)}") from None
         found = sorted(folder.rglob("manifest.json"))
@@ -120,7 +120,7 @@ def _of_location(location: Storage) -> ResolvedModel:
 
 
 def _of_search(location: Storage) -> ResolvedModel:
-    """The best checkpoint of a search's best trial."""
+    """Return the best checkpoint of a search's best trial."""
     records, values = TrialStore(location), read_values(location)
     search_objective = search_objective_of(values) if values is not None else SearchObjective()
     for trial in rank(records.read(), search_objective):
@@ -131,7 +131,7 @@ def _of_search(location: Storage) -> ResolvedModel:
 
 
 def _known_run(address: dict[str, Any]) -> Run | None:
-    """The run, if the tracking store that is set now has it."""
+    """Return the run, if the tracking store that is set now has it."""
     uri = tracking_uri()
     if not is_there(uri):
         return None
@@ -147,7 +147,7 @@ def _known_run(address: dict[str, Any]) -> Run | None:
 
 
 def _store() -> str:
-    """The tracking store that is set now.
+    """Return the tracking store that is set now.
 
     Raises:
         UserError: it cannot be used, or there is none yet.
@@ -207,7 +207,7 @@ def _parts(reference: str) -> tuple[str, str, str]:
 
 
 def load(location: str | Path) -> Model:
-    """The trained model of a checkpoint folder or ``s3://`` address, in evaluation mode.
+    """Return the trained model of a checkpoint folder or ``s3://`` address, in evaluation mode.
 
     Raises:
         UserError: not a checkpoint, or a damaged one.
@@ -216,7 +216,7 @@ def load(location: str | Path) -> Model:
 
 
 def from_checkpoint(stored: checkpoint.Checkpoint) -> Model:
-    """The trained model of an open checkpoint, in evaluation mode.
+    """Return the trained model of an open checkpoint, in evaluation mode.
 
     Raises:
         UserError: its weights are not those of the model that its config describes.

@@ -1,4 +1,4 @@
-"""The trials of a search: what is known of each, written down so that a search can go on after anything died."""
+"""Trials of a search: the record of each, stored so that the search can be resumed after anything has died."""
 
 from __future__ import annotations
 
@@ -7,32 +7,28 @@ import logging
 import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
-
-import optuna
-from optuna.trial import TrialState
+from typing import Any, Literal
 
 from raytrain.config.schema import RunConfig, from_dict, to_dict
-from raytrain.metrics import FIGURES, METRIC, SearchObjective, front
-from raytrain.storage.base import Storage, StorageError, checked_key, patiently
+from raytrain.metrics import METRIC, REQUIRED_METRICS, SearchObjective
+from raytrain.runs.records import CHECKPOINTS
+from raytrain.storage import open_storage
+from raytrain.storage.base import Storage, StorageError, checked_key, retry_storage
 from raytrain.utils.errors import UserError
 from raytrain.utils.validation import parse_json, validate_fields, validate_type
-
-if TYPE_CHECKING:
-    import optuna
 
 Status = Literal["waiting", "running", "interrupted", "finished", "stopped", "early_stopped", "failed"]
 ENDED: tuple[Status, ...] = ("finished", "stopped", "early_stopped", "failed")
 """A trial in one of these is not run again when its search is resumed."""
 TRIALS = "trials"
-"""Where under a search's storage its trials are, each in a folder that its identity names."""
+"""Folder of a search's trials, each in a folder named by its identity."""
 RECORD = "trial.json"
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class Trial:
-    """One point of the search, and what is known of it."""
+    """One trial of a search: its config and what has come of it so far."""
 
     number: int
     identity: str
@@ -50,7 +46,7 @@ class Trial:
     """Why it ended before its last step."""
     step: int = 0
     best: dict[str, float] = field(default_factory=dict)
-    """The figures of its best evaluation."""
+    """The metrics of its best evaluation."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Its evaluations as Tune got them: step, metric and, where it could be stopped, the rung's step."""
     seconds: float = 0.0
@@ -59,7 +55,7 @@ class Trial:
     """Unix time of its first start; 0 before."""
     ended_at: float = 0.0
     origin: str = ""
-    """What ``--warm-start`` called its config; empty for one that was drawn."""
+    """Reference that ``--warm-start`` gave for its config; empty for a config that was drawn."""
 
     @property
     def name(self) -> str:
@@ -70,14 +66,18 @@ class Trial:
     def ended(self) -> bool:
         return self.status in ENDED
 
+    def point(self) -> tuple[float, float]:
+        """Return the negative ELBO and the KL of its best evaluation, NaN where it has none."""
+        return self.best.get(METRIC, math.nan), self.best.get("kl", math.nan)
+
     def to_json(self) -> bytes:
-        """The record; figures that are not finite are kept as text."""
+        """Return the record. Metrics that are not finite are kept as text."""
         values = {**vars(self), "config": to_dict(self.config)}
         return json.dumps(_encoded(values), indent=1).encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> Trial:
-        """The trial of a record.
+        """Return the trial of a record.
 
         Raises:
             UserError, ValueError, TypeError, KeyError, AttributeError: not a record.
@@ -92,45 +92,6 @@ class Trial:
         """Whether it is a point of the search space: a config that a search starts from need not be."""
         return not self.origin or bool(self.distributions)
 
-    def told(self, search_objective: SearchObjective) -> tuple[optuna.trial.TrialState, list[float] | None]:
-        """What Optuna learns of a trial that has ended.
-
-        One that diverged before its first evaluation is pruned, which is worse than any value; one that failed
-        says nothing about its point.
-        """
-        if self.status != "failed" and math.isfinite(self.best.get(search_objective.metric, math.nan)):
-            return TrialState.COMPLETE, search_objective.values(self.best)
-        if (
-            self.status == "early_stopped" and search_objective.objective != "pareto"
-        ):  # Optuna prunes no trial with two values
-            return TrialState.PRUNED, None
-        return TrialState.FAIL, None
-
-    def known_to(self, study: optuna.Study, search_objective: SearchObjective) -> None:
-        """Tell Optuna of a trial that ended before the search was resumed.
-
-        Raises:
-            UserError: its record has no point that Optuna can have drawn.
-        """
-        if not self.on_the_space:
-            return
-        state, values = self.told(search_objective)
-        try:
-            kinds = {name: optuna.distributions.json_to_distribution(text) for name, text in self.distributions.items()}
-            one = len(search_objective.directions) == 1
-            point = optuna.trial.create_trial(
-                state=state,
-                params=self.params,
-                distributions=kinds,
-                values=values,
-                intermediate_values={entry["step"]: search_objective.score(entry) for entry in self.history}
-                if one
-                else None,
-            )
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"the record of trial {self.name} has no point of a search: {error}") from None
-        study.add_trial(point)
-
 
 def _check(trial: Trial) -> None:
     """That the values of a record are such as all who read trials expect.
@@ -142,7 +103,7 @@ def _check(trial: Trial) -> None:
         if number < 0:
             raise ValueError(f"{name} is {number}")
     checked_key(trial.identity)
-    if trial.best and (missing := set(FIGURES) - trial.best.keys()):
+    if trial.best and (missing := set(REQUIRED_METRICS) - trial.best.keys()):
         raise ValueError(f"best has no {min(missing)}")
     validate_type(trial.run.get("run_id", ""), str, "run.run_id")
     for entry in trial.history:
@@ -170,8 +131,34 @@ def _decoded(value: Any) -> Any:
 
 
 def trial_location(search: Storage, identity: str) -> Storage:
-    """Where under a search's storage one of its trials keeps what it makes."""
+    """Return where under a search's storage one of its trials keeps what it makes."""
     return search.child(f"{TRIALS}/{identity}")
+
+
+def trial_of(uri: str) -> Trial | None:
+    """Return the trial that left the checkpoint at ``uri``; ``None`` where that is not a trial's.
+
+    Raises:
+        UserError: its record cannot be read.
+        StorageError: the storage does not answer.
+    """
+    location, _, folder = uri.rpartition("/")[0].rpartition("/")  # .../TRIAL/checkpoints/step-N
+    if folder != CHECKPOINTS or uri.startswith("models:/"):
+        return None
+    storage = open_storage(location or "/")
+    return read_record(storage, RECORD) if storage.exists(RECORD) else None
+
+
+def read_record(storage: Storage, key: str) -> Trial:
+    """Return the trial whose record is under ``key``.
+
+    Raises:
+        UserError: it is no record of a trial.
+    """
+    try:
+        return Trial.from_json(storage.read(key))
+    except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{storage.uri(key)} is not the record of a trial: {error}") from None
 
 
 class TrialStore:
@@ -184,7 +171,7 @@ class TrialStore:
         self._last: Future[None] | None = None
 
     def read(self) -> list[Trial]:
-        """Every trial that was recorded, by number.
+        """Return every trial that was recorded, by number.
 
         Raises:
             UserError: a record cannot be read.
@@ -192,10 +179,7 @@ class TrialStore:
         trials = []
         for key in self._storage.list(TRIALS):
             if key.endswith(f"/{RECORD}"):
-                try:
-                    trials.append(Trial.from_json(self._storage.read(key)))
-                except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
-                    raise UserError(f"{self._storage.uri(key)} is not the record of a trial: {error}") from None
+                trials.append(read_record(self._storage, key))
         return sorted(trials, key=lambda trial: trial.number)
 
     def add(self, trial: Trial) -> None:
@@ -222,7 +206,7 @@ class TrialStore:
             self._last.result()
 
     def location(self, identity: str) -> Storage:
-        """The storage of one trial."""
+        """Return the storage of one trial."""
         return trial_location(self._storage, identity)
 
     def _key(self, trial: Trial) -> str:
@@ -238,20 +222,14 @@ class TrialStore:
                 raise
 
     def _write(self, key: str, text: bytes) -> None:
-        patiently(lambda: self._storage.write(key, text))
+        retry_storage(lambda: self._storage.write(key, text))
 
 
 def rank(trials: list[Trial], search_objective: SearchObjective) -> list[Trial]:
-    """The trials from best to worst; those without figures last."""
+    """Return the trials from best to worst, those without metrics last."""
     return sorted(trials, key=lambda trial: search_objective.score(trial.best))
 
 
 def winner(trials: list[Trial], search_objective: SearchObjective) -> Trial | None:
-    """The best of those that may win, if there is one."""
-    return next((trial for trial in rank(trials, search_objective) if search_objective.reached(trial.best)), None)
-
-
-def pareto_front(trials: list[Trial]) -> list[Trial]:
-    """The trials that no other beats in both a lower bound and a larger KL, by rising bound."""
-    usable = [trial for trial in trials if math.isfinite(trial.best.get(METRIC, math.nan))]
-    return [usable[index] for index in front([(trial.best[METRIC], trial.best["kl"]) for trial in usable])]
+    """Return the best of those that may win, if there is one."""
+    return next((trial for trial in rank(trials, search_objective) if search_objective.may_win(trial.best)), None)

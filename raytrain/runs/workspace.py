@@ -1,4 +1,4 @@
-"""What a command needs before anything runs: a place, a corpus, a name, a tracking store; all checked first."""
+"""Workspace of a command: storage, corpus and tracking store, opened and checked before anything runs."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     from raytrain.tracking.runs import Run
 
 CACHE = ".cache"
-"""Where under a folder the corpora are that were prepared for it."""
+"""Folder, below a storage that is a folder, of the corpora that were prepared for it."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where things live during one command."""
+    """Storage, corpus and tracking store of one command."""
 
     storage: Storage
     corpus: Corpus
     tracking_uri: str
 
     def artifact_root(self) -> str:
-        """The address of MLflow's artifacts when there is no tracking server."""
+        """Return the address of MLflow's artifacts if there is no tracking server."""
         return self.storage.uri(ARTIFACTS)
 
     def corpus_address(self) -> dict[str, str]:
-        """What workers on any node find the corpus by."""
+        """Return the address by which workers on any node find the corpus."""
         return address(self.corpus, self.storage)
 
     def log_corpus(self, run: Run) -> None:
@@ -54,13 +54,13 @@ class Workspace:
 
 
 def open_workspace(config: RunConfig[Any], storage: str | None, published: bool = True) -> Workspace:
-    """Check where things live and prepare the corpus; one in S3 keeps the corpus too, for other nodes and later,
-    unless ``published`` is False.
+    """Check storage and tracking store, and prepare the corpus.
 
-    ``storage`` is a folder or s3:// address; ``RAYTRAIN_STORAGE`` if None, and ``./runs`` without that.
+    A storage in S3 keeps the corpus too, for other nodes and for later, unless ``published`` is False. ``storage`` is a
+    folder or s3:// address; ``None`` means ``RAYTRAIN_STORAGE``, or ``./runs`` without that.
 
     Raises:
-        UserError: storage that cannot be written, a corpus that cannot be had, an unusable tracking store.
+        UserError: the storage cannot be written, the corpus cannot be had, or the tracking store cannot be used.
     """
     location, uri = _open_locations(storage)
     folder = location.folder
@@ -77,10 +77,10 @@ def open_workspace(config: RunConfig[Any], storage: str | None, published: bool 
 
 
 def reopen_workspace(storage: str | None, digest: str, path: str) -> Workspace:
-    """As ``open_session``, with the corpus that a run or search has begun with, wherever it is to be found.
+    """Check storage and tracking store, and find the corpus that a run or search was begun with.
 
     Raises:
-        UserError: storage that cannot be written, a corpus that is nowhere, an unusable tracking store.
+        UserError: the storage cannot be written, the corpus is nowhere, or the tracking store cannot be used.
     """
     location, uri = _open_locations(storage)
     corpus = _prepared(location, digest, Path(path))
@@ -88,9 +88,9 @@ def reopen_workspace(storage: str | None, digest: str, path: str) -> Workspace:
 
 
 def corpus_of(stored: Checkpoint, location: Storage, data: str | None, path: str | None, field: str | None) -> Corpus:
-    """The corpus ``data`` or, without it, the one that a checkpoint was trained on.
+    """Return the corpus ``data`` or, without it, the corpus that a checkpoint was trained on.
 
-    That one is looked for in the storage ``place``, then prepared again from the text that the config names.
+    The latter is searched for in the storage ``location``, then prepared again from the text that the config names.
 
     Raises:
         UserError: it cannot be had.
@@ -116,7 +116,7 @@ def corpus_of(stored: Checkpoint, location: Storage, data: str | None, path: str
 
 
 def _prepared(location: Storage, digest: str, *paths: Path) -> Corpus | None:
-    """The corpus that was prepared at one of ``paths`` or for a storage that is a folder, if it is there."""
+    """Return the corpus that was prepared at one of ``paths`` or for a storage that is a folder, if it is there."""
     known = [path / "corpus.json" for path in paths]
     if location.folder is not None:
         known += sorted((location.folder / CACHE / "corpora").glob("*/corpus.json"))

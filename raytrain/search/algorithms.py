@@ -1,32 +1,131 @@
-"""What decides which points a search tries and which of its trials go on: Optuna's samplers and ASHA, set up."""
+"""Algorithms of a search: samplers of Optuna, which draw its points, and schedulers of Tune, which stop its trials."""
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable, Collection
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import optuna
-from ray.tune.schedulers import AsyncHyperBandScheduler
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import TrialState
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from raytrain.metrics import RUNG, SearchObjective
+from raytrain.metrics import RUNG, Objective, SearchObjective
+from raytrain.runs.trials import Trial
 from raytrain.search.plan import Plan
+from raytrain.search.space import GRID, Space
+from raytrain.utils.errors import UserError
 
-if TYPE_CHECKING:
-    import optuna
+# ------------------------------------------------------------------------------------------- samplers
+
+MOST_RANDOM, FEWEST_RANDOM = 10, 4
+"""Random trials before TPE begins: a third of all within these bounds. Optuna's ten would be all of a short search."""
+
+
+def tpe(plan: Plan, seed: int) -> BaseSampler:
+    """Return Optuna's TPE sampler, set for a short search with trials in parallel."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of ``group``
+        return TPESampler(
+            seed=seed,
+            n_startup_trials=min(MOST_RANDOM, max(FEWEST_RANDOM, plan.num_samples // 3)),
+            # parameters that only work together are found together, and in a conditional space the parameters of a
+            # branch are modelled jointly instead of one by one
+            multivariate=True,
+            group=True,
+            # several trials are drawn before the first has ended: a running one counts as poor, so that parallel
+            # trials spread out instead of gathering at one point
+            constant_liar=True,
+        )
+
+
+SAMPLERS: dict[str, Callable[[Plan, int], BaseSampler]] = {
+    "tpe": tpe,
+    "random": lambda plan, seed: RandomSampler(seed=seed),
+}
+"""The sampler of each algorithm that ``--algorithm`` and a space's ``ALGORITHM`` may name, beside ``grid``.
+
+From outside the package: ``SAMPLERS["name"] = function``, in the driver. The function takes the plan of the search and
+the seed of its draws.
+"""
+
+
+def make_study(plan: Plan, num_known: int) -> optuna.Study:
+    """Return the Optuna study of a search. A resumed search continues from another seed, so that it repeats no draws.
+
+    Raises:
+        UserError: there is no such algorithm.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # the points of a grid are enqueued by the searcher: its sampler draws nothing
+    name = "random" if plan.algorithm == GRID else _known("algorithm", plan.algorithm, SAMPLERS)
+    sampler = SAMPLERS[name](plan, plan.seed + num_known)
+    return optuna.create_study(sampler=sampler, directions=plan.search_objective.directions)
+
+
+def optuna_result(trial: Trial, search_objective: SearchObjective) -> tuple[TrialState, list[float] | None]:
+    """Return the state and the values under which Optuna learns of a trial that has ended.
+
+    A trial that diverged before its first evaluation is pruned, which is worse than any value. One that failed says
+    nothing about its point.
+    """
+    if trial.status != "failed" and math.isfinite(trial.best.get(search_objective.metric, math.nan)):
+        return TrialState.COMPLETE, search_objective.values(trial.best)
+    # Optuna prunes no trial with two values
+    if trial.status == "early_stopped" and search_objective.objective != "pareto":
+        return TrialState.PRUNED, None
+    return TrialState.FAIL, None
+
+
+def add_to_study(study: optuna.Study, trial: Trial, search_objective: SearchObjective) -> None:
+    """Add a trial that ended before the search was resumed; one that is no point of the space is left out.
+
+    Raises:
+        UserError: its record has no point that Optuna can have drawn.
+    """
+    if not trial.on_the_space:
+        return
+    state, values = optuna_result(trial, search_objective)
+    try:
+        steps = {entry["step"]: search_objective.score(entry) for entry in trial.history}
+        point = optuna.trial.create_trial(
+            state=state,
+            params=trial.params,
+            distributions={
+                name: optuna.distributions.json_to_distribution(text) for name, text in trial.distributions.items()
+            },
+            values=values,
+            # Optuna takes no intermediate values where there are two objectives
+            intermediate_values=steps if len(search_objective.directions) == 1 else None,
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"the record of trial {trial.name} has no point of a search: {error}") from None
+    study.add_trial(point)
+
+
+# ----------------------------------------------------------------------------------------- schedulers
 
 REDUCTION = 2
-"""Half of the trials that reach a rung go on from it."""
+"""Half of the trials that reach a rung continue from it."""
 SCORE = "score"
-MOST_RANDOM, FEWEST_RANDOM = 10, 4
-"""Random trials before TPE begins: a third of all within these bounds; Optuna's ten would be all of a short search."""
+
+
+@runtime_checkable
+class Recalls(Protocol):
+    """A scheduler that takes earlier trials into account when a search is resumed."""
+
+    def recall(self, trial_id: str, history: list[dict[str, Any]]) -> None:
+        """Take note of the evaluations that a trial has reported before the search was resumed."""
 
 
 class Halving(AsyncHyperBandScheduler):
-    """ASHA with rungs at an eighth, a quarter and half of the steps, which can be told of earlier trials.
+    """ASHA with rungs at 1/8, 1/4 and 1/2 of the steps, which takes earlier trials into account.
 
-    A trial enters it when its own annealing has ended, so that none is stopped before; and leaves it
-    at the last step, so that none is killed while it writes its outcome. It compares what the search looks for.
+    A trial enters it when its own annealing has ended, so that none is stopped before. It leaves it at the last step,
+    so that none is killed while it writes its outcome. ASHA compares the score of the search objective.
     """
 
     def __init__(self, steps: int, search_objective: SearchObjective) -> None:
@@ -42,11 +141,11 @@ class Halving(AsyncHyperBandScheduler):
         self.search_objective = search_objective
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        """Tune's own metric is the bound; the score is made of it here."""
+        """Ignore Tune's own metric, the negative ELBO: this class computes the score itself."""
         return True
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Whether the trial goes on."""
+        """Return whether the trial continues."""
         return super().on_trial_result(tune_controller, trial, {**result, SCORE: self.search_objective.score(result)})
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
@@ -54,7 +153,7 @@ class Halving(AsyncHyperBandScheduler):
         super().on_trial_complete(tune_controller, trial, {**result, SCORE: self.search_objective.score(result)})
 
     def recall(self, trial_id: str, history: list[dict[str, Any]]) -> None:
-        """Take note of what a trial has reported before the search was resumed."""
+        """Take note of the evaluations that a trial has reported before the search was resumed."""
         for entry in history:
             if RUNG in entry:
                 self._brackets[0].on_result(
@@ -62,23 +161,70 @@ class Halving(AsyncHyperBandScheduler):
                 )
 
 
-def make_study(plan: Plan, num_known: int) -> optuna.Study:
-    """The memory of the search's algorithm; a resumed search draws on from another place of the same seed."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    seed = plan.seed + num_known
-    sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
-    if plan.algorithm == "tpe":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of ``group``
-            sampler = optuna.samplers.TPESampler(
-                seed=seed,
-                n_startup_trials=min(MOST_RANDOM, max(FEWEST_RANDOM, plan.num_samples // 3)),
-                # settings that only work together are found together, and in a conditional space those of a branch
-                # are modelled among themselves instead of one by one
-                multivariate=True,
-                group=True,
-                # several trials are drawn before the first has ended: a running one counts as poor, so that the next
-                # is drawn elsewhere and not at the same point
-                constant_liar=True,
-            )
-    return optuna.create_study(sampler=sampler, directions=plan.search_objective.directions)
+def asha(plan: Plan) -> TrialScheduler:
+    """Return ASHA over the steps of the longest trial."""
+    return Halving(max(config.steps for config in plan.bases.values()), plan.search_objective)
+
+
+SCHEDULERS: dict[str, Callable[[Plan], TrialScheduler]] = {"asha": asha, "none": lambda plan: FIFOScheduler()}
+"""The schedulers that ``--scheduler`` may name; ``none`` runs every trial to its last step.
+
+From outside the package: ``SCHEDULERS["name"] = function``, in the driver. Trials report ``training_iteration``,
+``step``, every metric of the evaluation and, while they may be stopped, ``raytrain.metrics.RUNG``. A scheduler with a
+method ``recall`` is given the evaluations of earlier trials too: see ``Recalls``.
+"""
+
+
+def make_scheduler(plan: Plan) -> TrialScheduler:
+    """Return the scheduler of a search.
+
+    Raises:
+        UserError: there is no such scheduler.
+    """
+    return SCHEDULERS[_known("scheduler", plan.scheduler, SCHEDULERS)](plan)
+
+
+# ---------------------------------------------------------------------------------------------- names
+
+
+def resolve_algorithm(option: str | None, space: Space) -> str:
+    """Return the algorithm that ``--algorithm`` names, otherwise that of the space.
+
+    Raises:
+        UserError: there is no such algorithm.
+    """
+    known = (*SAMPLERS, GRID)
+    if option is None and space.algorithm not in known:
+        raise UserError(
+            f"search space {space.name}: ALGORITHM has {space.algorithm!r}: must be one of {', '.join(known)}"
+        )
+    return _known("algorithm", space.algorithm if option is None else option, known)
+
+
+def resolve_scheduler(option: str | None, algorithm: str, objective: Objective) -> str:
+    """Return the scheduler that ``--scheduler`` names, otherwise the default: ASHA, or none for a grid or a front.
+
+    A grid is run in full, because its points are to be compared. In a search for a Pareto front a trial that is behind
+    in one of the two metrics may be ahead in the other.
+
+    Raises:
+        UserError: there is no such scheduler.
+    """
+    default = "none" if algorithm == GRID or objective == "pareto" else "asha"
+    return _known("scheduler", default if option is None else option, SCHEDULERS)
+
+
+def check_algorithms(plan: Plan) -> None:
+    """Make sure that the algorithm and the scheduler of a recorded plan are registered in this process.
+
+    Raises:
+        UserError: one of them is not.
+    """
+    _known("algorithm", plan.algorithm, (*SAMPLERS, GRID))
+    _known("scheduler", plan.scheduler, SCHEDULERS)
+
+
+def _known(option: str, name: str, known: Collection[str]) -> str:
+    if name not in known:
+        raise UserError(f"--{option} is {name!r}: must be one of {', '.join(known)}")
+    return name

@@ -14,19 +14,19 @@ from botocore.exceptions import BotoCoreError, ClientError
 from mlflow.exceptions import MlflowException
 
 from raytrain.analysis.search_report import write_search_report
-from raytrain.analysis.tables import markdown_table, remarks, summary
+from raytrain.analysis.tables import markdown_table, remarks, search_summary
 from raytrain.config.schema import RunConfig, flatten, to_dict
-from raytrain.metrics import FIGURES, LIKELIHOOD, LIKELIHOODS, METRIC, SearchObjective
+from raytrain.metrics import LIKELIHOOD, METRIC, METRICS, REQUIRED_METRICS, SearchObjective, pareto_front, shown_metrics
 from raytrain.models.sampling import sample_text
 from raytrain.runs import checkpoint
 from raytrain.runs.checkpoint import Checkpoint
 from raytrain.runs.records import CHECKPOINTS, read_outcome
 from raytrain.runs.references import from_checkpoint
-from raytrain.runs.trials import Trial, pareto_front, rank, trial_location
+from raytrain.runs.trials import Trial, rank, trial_location
 from raytrain.search.registry import Score, VerificationError, register_and_compete
 from raytrain.search.searcher import Search
 from raytrain.search.winner import BEST_CONFIG, BEST_TRIAL
-from raytrain.storage.base import patiently
+from raytrain.storage.base import retry_storage
 from raytrain.tracking.client import explain
 from raytrain.tracking.logged_model import log_model
 from raytrain.tracking.views import share_view
@@ -43,7 +43,7 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
         UserError: no trial left a checkpoint, or the best model could not be registered.
     """
     search_objective = search.plan.search_objective
-    print(summary(trials, search_objective))
+    print(search_summary(trials, search_objective))
     with tempfile.TemporaryDirectory(prefix="raytrain-") as scratch:
         file = Path(scratch) / "trials.parquet"
         write_table(trials, search_objective, file)
@@ -62,7 +62,8 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
     card = model_card(search, best, samples)
     read_score = register(search, best, stored, card)
     fields = list(dict.fromkeys(name for trial in trials for name in trial.fields))
-    view = share_view(search.parent, f"{search.name}: best trials first", fields)
+    columns = [metric.key for metric in shown_metrics(trial.best for trial in trials)]
+    view = share_view(search.parent, f"{search.name}: best trials first", columns, fields)
     link = view[view.index("#/") :]  # relative: the page may be reached under several addresses
     search.parent.describe(description(search, trials, best, read_score, link, seconds))
     end(search, trials)
@@ -82,9 +83,9 @@ def best_checkpoint(search: Search, trials: list[Trial]) -> tuple[Trial, Checkpo
     left = [trial for trial in rank(trials, search_objective) if trial.best]
     for trial in left:
         location = trial_location(search.location, trial.identity).child(CHECKPOINTS)
-        if (stored := patiently(partial(checkpoint.best, location))) is not None:
+        if (stored := retry_storage(partial(checkpoint.best, location))) is not None:
             # they are in order: if this one may not win, none may
-            return (trial, stored) if search_objective.reached(trial.best) else None
+            return (trial, stored) if search_objective.may_win(trial.best) else None
     reasons = sorted({trial.reason or trial.status for trial in trials})
     raise UserError(f"no trial left a checkpoint ({'; '.join(reasons)}); see {search.parent.ui_hint()}")
 
@@ -114,13 +115,13 @@ def end(search: Search, trials: list[Trial]) -> None:
 def print_best(search: Search, best: Trial, stored: Checkpoint) -> list[str]:
     """Print the best trial's settings, figures and samples; returns the samples."""
     samples = sample_text(from_checkpoint(stored), CARD_SAMPLES, seed=search.plan.seed)
-    figures = best.best
+    metrics = best.best
     for name, value in best.fields.items():
         print(f"  {name} = {value}")
     print(
-        f"bound {figures['bits_per_byte']:.3f} bits/byte ({figures['bound']:.1f} nats a sample), "
-        f"KL {figures['kl']:.2f} nats, {figures['active_units']:.0f} active units"
-        + (f"; likelihood {figures[LIKELIHOOD]:.3f} bits/byte" if LIKELIHOOD in figures else "")
+        f"bound {metrics['bits_per_byte']:.3f} bits/byte ({metrics['bound']:.1f} nats a sample), "
+        f"KL {metrics['kl']:.2f} nats, {metrics.get('active_units', 0):.0f} active units"
+        + (f"; likelihood {metrics[LIKELIHOOD]:.3f} bits/byte" if LIKELIHOOD in metrics else "")
     )
     # one that was stopped has no outcome, and one that failed or became hopeless later only the reason
     outcome = read_outcome(trial_location(search.location, best.identity).uri())
@@ -137,7 +138,7 @@ def register(search: Search, best: Trial, stored: Checkpoint, card: str) -> str:
     Raises:
         UserError: the store was away for too long, or the model did not load back as it was.
     """
-    figures = {name: value for name, value in best.best.items() if math.isfinite(value)}
+    metrics = {name: value for name, value in best.best.items() if math.isfinite(value)}
     again = f"{search.resume_command} tries again"
     try:
         with tempfile.TemporaryDirectory(prefix="raytrain-") as scratch:
@@ -146,12 +147,12 @@ def register(search: Search, best: Trial, stored: Checkpoint, card: str) -> str:
                 search.parent,
                 folder,
                 card=card,
-                figures={f"best/{key}": figures[key] for key in figures},
+                metrics={f"best/{key}": metrics[key] for key in metrics},
                 step=stored.step,
             )
         read_score = score_of(best.config, search.plan.corpus, best.best[METRIC])
         name, version, alias = register_and_compete(
-            search.parent, model_id, stored, search.workspace.corpus, read_score, figures, card
+            search.parent, model_id, stored, search.workspace.corpus, read_score, metrics, card
         )
     except VerificationError as error:
         raise UserError(f"the best model was not promoted: {error}; {again}") from None
@@ -170,9 +171,9 @@ def score_of(config: RunConfig[Any], corpus: str, value: float) -> Score:
 
 def description(search: Search, trials: list[Trial], best: Trial, read_score: str, view: str, seconds: float) -> str:
     """What the UI shows at the top of the search's run, in Markdown."""
-    figures, search_objective = best.best, search.plan.search_objective
+    metrics, search_objective = best.best, search.plan.search_objective
     lines = [
-        f"Best is trial {best.name} with {figures['bits_per_byte']:.3f} bits/byte and KL {figures['kl']:.2f} nats: "
+        f"Best is trial {best.name} with {metrics['bits_per_byte']:.3f} bits/byte and KL {metrics['kl']:.2f} nats: "
         f"{read_score}.",
         f"[All {len(trials)} trials, best first]({view}); space `{search.plan.space.name}`, corpus "
         f"{search.workspace.corpus.name}, {duration(seconds)}.",
@@ -182,18 +183,18 @@ def description(search: Search, trials: list[Trial], best: Trial, read_score: st
         markdown_table(rank(trials, search_objective)),
     ]
     if search_objective.objective == "pareto":
-        lines += ["", "On the front of bound and KL:", "", markdown_table(pareto_front(trials))]
+        lines += ["", "On the front of bound and KL:", "", markdown_table(pareto_front(trials, Trial.point))]
     return "\n".join(lines)
 
 
 def model_card(search: Search, best: Trial, samples: list[str]) -> str:
     """The model card of the search's best model, in Markdown."""
-    figures, config = best.best, best.config
+    metrics, config = best.best, best.config
     corpus = search.workspace.corpus
     lines = [
         # plain words first: the registry's table shows the beginning, and no Markdown
-        f"{config.model_name} on {corpus.name}: bound {figures['bits_per_byte']:.3f} bits per byte on the validation "
-        f"split, KL {figures['kl']:.2f} nats, {figures['active_units']:.0f} active units. "
+        f"{config.model_name} on {corpus.name}: bound {metrics['bits_per_byte']:.3f} bits per byte on the validation "
+        f"split, KL {metrics['kl']:.2f} nats, {metrics.get('active_units', 0):.0f} active units. "
         f"The best of the search `{search.name}`.",
         "",
         "## Data",
@@ -220,13 +221,16 @@ def model_card(search: Search, best: Trial, samples: list[str]) -> str:
 def table(trials: list[Trial], search_objective: SearchObjective) -> dict[str, list[Any]]:
     """One row a trial, as columns: what ``trials.parquet`` holds."""
     ranks = {trial.number: place for place, trial in enumerate(rank(trials, search_objective), 1)}
-    on_front = {trial.number for trial in pareto_front(trials)}
-    rows = [{**_row(trial), "rank": ranks[trial.number], "front": trial.number in on_front} for trial in trials]
+    on_front = {trial.number for trial in pareto_front(trials, Trial.point)}
+    metrics = [key for key in METRICS if key in REQUIRED_METRICS or any(key in trial.best for trial in trials)]
+    rows = [
+        {**_row(trial, metrics), "rank": ranks[trial.number], "front": trial.number in on_front} for trial in trials
+    ]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _row(trial: Trial) -> dict[str, Any]:
+def _row(trial: Trial, metrics: list[str]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "number": trial.number,
         "name": trial.name,
@@ -243,8 +247,7 @@ def _row(trial: Trial) -> dict[str, Any]:
         "started_at": trial.started_at,
         "ended_at": trial.ended_at,
     }
-    row |= {name: trial.best.get(name) for name in FIGURES}
-    row |= {name: trial.best[name] for name in LIKELIHOODS if name in trial.best}
+    row |= {key: trial.best.get(key) for key in metrics}
     # a column has one type: values of several kinds, and lists, go in as text
     row |= {f"param/{name}": value for name, value in trial.params.items()}
     return row | {f"field/{name}": _plain(value) for name, value in trial.fields.items()}

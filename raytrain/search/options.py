@@ -28,7 +28,11 @@ class SearchOptions:
     budget: str | None = None
     """Budget of the space, where it defines any; default: its first."""
     algorithm: str | None = None
-    """Sampler that draws the trials: tpe, random or grid; default: the one that the space names, otherwise tpe."""
+    """Sampler that draws the trials: tpe, random, grid or a registered one; default: the one that the space names,
+    otherwise tpe."""
+    scheduler: str | None = None
+    """Scheduler that stops trials early: asha, none or a registered one; default: asha, but none for a grid and for
+    --search-objective pareto."""
     search_objective: Objective = "bound"
     """Search objective: the lowest negative ELBO (bound), the lowest importance-weighted likelihood estimate (nll), or
     the Pareto front of negative ELBO and KL (pareto: ASHA stops no trial)."""

@@ -7,34 +7,35 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from raytrain.config.models import ModelName
 from raytrain.config.schema import LOCATION, RunConfig, differences, from_dict, to_dict
 from raytrain.metrics import Objective, SearchObjective
 from raytrain.runs.records import FORMAT, PLAN, read_values, search_objective_of
-from raytrain.search.space import Algorithm, Space, read_space
+from raytrain.search.space import Space, read_space
 from raytrain.storage.base import Storage
 from raytrain.utils.errors import UserError, check_text
 from raytrain.utils.validation import validate_fields, validate_type
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WarmStart:
     """A config that the search begins with."""
 
     reference: str
-    """What ``--warm-start`` called it."""
+    """The argument of ``--warm-start`` that names it."""
     config: RunConfig[Any]
+    params: dict[str, Any] | None = None
+    """The parameters under which an earlier search has drawn it; ``None`` where they are not recorded."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """All that decides which trials a search has and what comes of each."""
 
     space: Space
-    bases: dict[ModelName, RunConfig[Any]]
+    bases: dict[str, RunConfig[Any]]
     """Model name -> the config that the space's fields change."""
     budget: str | None
-    algorithm: Algorithm
+    algorithm: str
     corpus: str
     """Digest of the corpus."""
     num_samples: int
@@ -45,6 +46,7 @@ class Plan:
     experiment: str
     corpus_path: str
     """Where the corpus was on the machine that started the search."""
+    scheduler: str = "asha"
     objective: Objective = "bound"
     min_kl: float = 0.0
     warm_starts: tuple[WarmStart, ...] = ()
@@ -55,12 +57,6 @@ class Plan:
         """What the search looks for."""
         return SearchObjective(self.objective, self.min_kl)
 
-    @property
-    def early_stopping(self) -> bool:
-        """A grid is run in full: its points are to be compared, not to be won; so is a search for a front, where
-        a trial that is behind in one of two figures may be ahead in the other."""
-        return self.algorithm != "grid" and self.objective != "pareto"
-
     def to_json(self) -> bytes:
         values: dict[str, Any] = {
             "format": FORMAT,
@@ -68,7 +64,8 @@ class Plan:
             "space": {"name": self.space.name, "source": self.space.source},
             "bases": {model: to_dict(config) for model, config in self.bases.items()},
             "warm_starts": [
-                {"reference": start.reference, "config": to_dict(start.config)} for start in self.warm_starts
+                {"reference": start.reference, "config": to_dict(start.config), "params": start.params}
+                for start in self.warm_starts
             ],
         }
         return json.dumps(values, indent=1).encode()
@@ -77,7 +74,7 @@ class Plan:
         """What makes this another search than ``other``, in words."""
         parts = [
             f"{name} was {getattr(other, name)}, is {getattr(self, name)}"
-            for name in ("budget", "algorithm", "seed", "experiment", "objective", "min_kl")
+            for name in ("budget", "algorithm", "scheduler", "seed", "experiment", "objective", "min_kl")
             if getattr(self, name) != getattr(other, name)
         ]
         if self.space.source != other.space.source:
@@ -109,7 +106,7 @@ def _check(plan: Plan) -> None:
         ValueError, UserError: one is not; the line names it.
     """
     texts = {"experiment": plan.experiment, "space.name": plan.space.name}
-    texts |= {f"starts.{number}.reference": start.reference for number, start in enumerate(plan.warm_starts)}
+    texts |= {f"warm_starts.{number}.reference": start.reference for number, start in enumerate(plan.warm_starts)}
     for name, text in texts.items():
         check_text(text, name)
     if plan.num_samples < 1:
@@ -135,7 +132,8 @@ def read_plan(storage: Storage) -> Plan | None:
             "space": read_space(**space),
             "bases": {model: from_dict(config) for model, config in values["bases"].items()},
             "warm_starts": [
-                WarmStart(start["reference"], from_dict(start["config"])) for start in values.get("warm_starts", [])
+                WarmStart(**validate_fields(WarmStart, {**start, "config": from_dict(start["config"])}))
+                for start in values.get("warm_starts", [])
             ],
         }
         plan = Plan(**validate_fields(Plan, {**values, **made}))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from raytrain.metrics import FIGURES, LIKELIHOODS, METRIC, RUNG
+from raytrain.metrics import METRIC, RUNG, known_metrics
 from raytrain.runs.records import read_outcome
 from raytrain.runs.trials import Trial
 from raytrain.tracking.runs import Run
@@ -41,14 +41,14 @@ class TrialRecorder(tune.Callback):
     ) -> None:
         record = self.searcher.trial(trial.trial_id)
         step = int(result["step"])
-        figures = {name: result[name] for name in (*FIGURES, *LIKELIHOODS) if name in result}
+        metrics = known_metrics(result)
         metric = self.searcher.search.plan.search_objective.metric
-        if not record.best or figures[metric] < record.best[metric]:  # as the loop chooses the best checkpoint
-            record.best = figures
+        if not record.best or metrics[metric] < record.best[metric]:  # as the loop chooses the best checkpoint
+            record.best = metrics
         if step > record.step:
             record.step = step
             rung = {RUNG: result[RUNG]} if RUNG in result else {}
-            compared = {name: figures[name] for name in dict.fromkeys((METRIC, metric, "kl"))}
+            compared = {name: metrics[name] for name in dict.fromkeys((METRIC, metric, "kl"))}
             record.history.append({"step": step, **compared, **rung})
         self._clock(record)
         self._note(record)

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 from mlflow.exceptions import MlflowException
 
 from raytrain.config.schema import from_dict
+from raytrain.metrics import shown_metrics
 from raytrain.runs.references import load_logged_model
-from raytrain.tracking.client import check_tracking, connect, is_there, patiently
+from raytrain.tracking.client import check_tracking, connect, is_there, retry_tracking
 from raytrain.tracking.logged_model import MODEL_ID, logged_model
 from raytrain.training.trainer import Trainer, World
 from raytrain.utils.errors import UserError
@@ -49,7 +50,7 @@ _SINCE = "raytrain.champion_since"
 _DECIDED = "raytrain.decided"
 """On the registered model: the version that was made champion by hand, and the newest that there was then. Those up
 to the newest do not become champion again by themselves."""
-_FIGURES = "raytrain.figures"
+_METRICS = "raytrain.metrics"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def register_and_compete(
     stored: Checkpoint,
     corpus: Corpus,
     read_score: Score,
-    figures: dict[str, float],
+    metrics: dict[str, float],
     card: str,
 ) -> tuple[str, int, str]:
     """Register the run's MLflow model, verify it, and let it compete; doing it again gives the same version.
@@ -98,7 +99,7 @@ def register_and_compete(
     name = registered_name(stored.config["model"]["name"])
     _make_registered(run.uri, name)
     tags = {MODEL_ID: model_id, _CORPUS: read_score.corpus, _METRIC: read_score.metric, _VALUE: repr(read_score.value)}
-    tags |= {_FIGURES: json.dumps(figures)}
+    tags |= {_METRICS: json.dumps(metrics)}
 
     def find_or_create() -> int:
         found = _find_version(run.uri, name, model_id)
@@ -116,9 +117,9 @@ def register_and_compete(
         return int(created.version)
 
     # of several that create one at once, MLflow may refuse some
-    version = patiently(find_or_create)
+    version = retry_tracking(find_or_create)
     bound = verify(run.uri, model_id, stored, corpus)
-    patiently(
+    retry_tracking(
         lambda: client.set_model_version_tag(
             name, str(version), _VERIFIED, f"bound {bound:.6f} on {VERIFIED_SAMPLES} samples"
         )
@@ -126,9 +127,9 @@ def register_and_compete(
     champion = update_champion(run.uri, name)
     if champion == version:
         if _aliases(run.uri, name).get(CHALLENGER) == version:
-            patiently(lambda: client.delete_registered_model_alias(name, CHALLENGER))
+            retry_tracking(lambda: client.delete_registered_model_alias(name, CHALLENGER))
         return name, version, CHAMPION
-    patiently(lambda: client.set_registered_model_alias(name, CHALLENGER, str(version)))
+    retry_tracking(lambda: client.set_registered_model_alias(name, CHALLENGER, str(version)))
     return name, version, CHALLENGER
 
 
@@ -211,7 +212,7 @@ def read_score(version: ModelVersion) -> Score:
 def versions(uri: str, name: str) -> list[ModelVersion]:
     """All versions of a registered model, the first first."""
     client = connect(uri)
-    found = patiently(lambda: client.search_model_versions(f"name = '{name}'"))
+    found = retry_tracking(lambda: client.search_model_versions(f"name = '{name}'"))
     return sorted(found, key=lambda version: int(version.version))
 
 
@@ -249,7 +250,7 @@ def rollback(uri: str, name: str) -> tuple[int, int]:
     before = max(past, key=lambda number: past[number].tags[_SINCE])
     load_logged_model(uri, logged_model(past[before]))
     # in this order one that is interrupted can be repeated
-    patiently(lambda: client.delete_model_version_tag(name, str(champion), _SINCE))
+    retry_tracking(lambda: client.delete_model_version_tag(name, str(champion), _SINCE))
     _decide(uri, name, before)
     return champion, before
 
@@ -258,28 +259,28 @@ def _decide(uri: str, name: str, version: int) -> None:
     """Move the alias for good: searches that end at this moment look again, and then see what was decided."""
     client = connect(uri)
     newest = max(int(known.version) for known in versions(uri, name))
-    patiently(lambda: client.set_registered_model_tag(name, _DECIDED, f"{version} {newest}"))
+    retry_tracking(lambda: client.set_registered_model_tag(name, _DECIDED, f"{version} {newest}"))
     _set_champion(uri, name, version)
 
 
 def _set_champion(uri: str, name: str, version: int) -> None:
-    patiently(lambda: connect(uri).set_registered_model_alias(name, CHAMPION, str(version)))
+    retry_tracking(lambda: connect(uri).set_registered_model_alias(name, CHAMPION, str(version)))
 
 
 def _mark(uri: str, name: str, version: int) -> None:
     """Note when a version became champion."""
     client, now = connect(uri), datetime.now(UTC).isoformat(timespec="microseconds")
-    patiently(lambda: client.set_model_version_tag(name, str(version), _SINCE, now))
+    retry_tracking(lambda: client.set_model_version_tag(name, str(version), _SINCE, now))
 
 
 def _aliases(uri: str, name: str) -> dict[str, int]:
-    model = patiently(lambda: connect(uri).get_registered_model(name))
+    model = retry_tracking(lambda: connect(uri).get_registered_model(name))
     return {alias: int(version) for alias, version in model.aliases.items()}
 
 
 def _decision(uri: str, name: str) -> tuple[int, int]:
     """What was decided by hand last: the champion, and the newest version then; 0 and 0 where nothing was."""
-    model = patiently(lambda: connect(uri).get_registered_model(name))
+    model = retry_tracking(lambda: connect(uri).get_registered_model(name))
     champion, newest = map(int, model.tags.get(_DECIDED, "0 0").split())
     return champion, newest
 
@@ -296,7 +297,7 @@ def _make_registered(uri: str, name: str) -> None:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
-    patiently(make)
+    retry_tracking(make)
 
 
 def _find_version(uri: str, name: str, model_id: str) -> int | None:
@@ -304,8 +305,6 @@ def _find_version(uri: str, name: str, model_id: str) -> int | None:
 
 
 # -------------------------------------------------------------------------------------------- listing
-
-_SHOWN = {"bits_per_byte": 3, "kl": 2, "active_units": 0}
 
 
 def registered_names(uri: str) -> list[str]:
@@ -317,7 +316,7 @@ def registered_names(uri: str) -> list[str]:
     if not is_there(uri):
         return []
     check_tracking(uri)
-    found = patiently(lambda: connect(uri).search_registered_models("name LIKE 'raytrain-%'"))
+    found = retry_tracking(lambda: connect(uri).search_registered_models("name LIKE 'raytrain-%'"))
     return sorted(model.name for model in found)
 
 
@@ -326,16 +325,17 @@ def version_rows(uri: str, name: str) -> list[dict[str, str]]:
     aliases: dict[int, list[str]] = {}
     for alias, number in _aliases(uri, name).items():
         aliases.setdefault(number, []).append(alias)
+    known = versions(uri, name)
+    evaluations: list[dict[str, float]] = [json.loads(version.tags.get(_METRICS, "{}")) for version in known]
+    columns = shown_metrics(evaluations)
     rows = []
-    for version in versions(uri, name):
+    for version, metrics in zip(known, evaluations, strict=True):
         tags: dict[str, Any] = dict(version.tags)
-        metrics = json.loads(tags.get(_FIGURES, "{}"))
-        shown = [f"{metrics[key]:.{digits}f}" if key in metrics else "" for key, digits in _SHOWN.items()]
         rows.append(
             {
                 "version": str(version.version),
                 "alias": ", ".join(sorted(aliases.get(int(version.version), []))),
-                **dict(zip(("bits/byte", "KL", "active"), shown, strict=True)),
+                **{metric.label: metric.format(metrics) for metric in columns},
                 "measured on": tags.get(_METRIC, ""),
                 "corpus": tags.get(_CORPUS, "")[:12],
                 "verified": tags.get(_VERIFIED, "no"),

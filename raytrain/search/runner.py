@@ -10,12 +10,12 @@ from typing import Any
 
 from ray import tune
 from ray.tune.execution import class_cache
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 
 from raytrain.analysis.tables import LiveTable
 from raytrain.metrics import METRIC
 from raytrain.runs.trials import Trial, TrialStore
-from raytrain.search.algorithms import Halving
+from raytrain.search.algorithms import make_scheduler
 from raytrain.search.finish import finish
 from raytrain.search.recorder import TimeBudget, TrialRecorder
 from raytrain.search.searcher import OptunaSearcher, Search
@@ -65,8 +65,7 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "inf"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     keep_keys_from_ray()
-    steps = max(config.steps for config in search.plan.bases.values())
-    scheduler = Halving(steps, search.plan.search_objective) if search.plan.early_stopping else FIFOScheduler()
+    scheduler = make_scheduler(search.plan)
     records = TrialStore(search.location)
     known = records.read()
     searcher = OptunaSearcher(search, records, known, scheduler)

@@ -15,10 +15,10 @@ from raytrain.metrics import METRIC
 from raytrain.runs.records import write_run_address
 from raytrain.runs.trials import Trial, TrialStore
 from raytrain.runs.workspace import Workspace
-from raytrain.search.algorithms import Halving, make_study
+from raytrain.search.algorithms import Recalls, add_to_study, make_study, optuna_result
 from raytrain.search.plan import Plan
-from raytrain.search.space import grid
-from raytrain.search.warm_start import express
+from raytrain.search.space import GRID, grid
+from raytrain.search.warm_start import point_of
 from raytrain.storage import open_storage_root
 from raytrain.training.early_stopping import unigram_bits
 from raytrain.training.worker import Job
@@ -76,12 +76,12 @@ class OptunaSearcher(Searcher):
         self._unigram: dict[str, float] = {}
         self._by_tune: dict[str, Trial] = {}
         self._again = [trial for trial in known if not trial.ended]
-        self._grid = grid(search.plan.space, search.plan.budget) if search.plan.algorithm == "grid" else None
+        self._grid = grid(search.plan.space, search.plan.budget) if search.plan.algorithm == GRID else None
         self._drawn: dict[str, int] = {}
         for trial in known:
             self._repeat(identity(trial.config, search.plan.corpus))
             if trial.ended:
-                trial.known_to(self.study, search.plan.search_objective)
+                add_to_study(self.study, trial, search.plan.search_objective)
                 self._recall(f"known-{trial.name}", trial)
 
     def trial(self, trial_id: str) -> Trial:
@@ -146,7 +146,7 @@ class OptunaSearcher(Searcher):
         plan, number = self.search.plan, len(self.trials)
         if number < len(plan.warm_starts):
             start = plan.warm_starts[number]
-            values = express(plan.space, plan.bases, plan.budget, start.config)
+            values = point_of(start, plan.space, plan.bases, plan.budget)
             return self._add(start.config, None if values is None else self._point(values)[0], start.reference)
         if self._grid is not None:
             point, config = self._point(self._grid[(number - len(plan.warm_starts)) % len(self._grid)])
@@ -194,7 +194,7 @@ class OptunaSearcher(Searcher):
         return repeat
 
     def _recall(self, trial_id: str, trial: Trial) -> None:
-        if isinstance(self.scheduler, Halving):
+        if isinstance(self.scheduler, Recalls):
             self.scheduler.recall(trial_id, trial.history)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -212,7 +212,7 @@ class OptunaSearcher(Searcher):
         """Tell Optuna what a trial has reached in the end."""
         point = self._points.get(trial.identity)
         if point is not None and trial.ended:
-            state, values = trial.told(self.search.plan.search_objective)
+            state, values = optuna_result(trial, self.search.plan.search_objective)
             self.study.tell(point, values, state=state)
 
     def __getstate__(self) -> dict[str, Any]:

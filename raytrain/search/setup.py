@@ -17,11 +17,12 @@ from raytrain.models import build_empty
 from raytrain.runs.records import PLAN, check_name
 from raytrain.runs.trials import TrialStore
 from raytrain.runs.workspace import Workspace, open_workspace, reopen_workspace
-from raytrain.search.forecast import Estimate, read_benchmark, trial_seconds
+from raytrain.search.algorithms import check_algorithms, resolve_algorithm, resolve_scheduler
+from raytrain.search.estimate import Estimate, read_benchmark, trial_seconds
 from raytrain.search.options import NUM_SAMPLES, RESUMABLE, SearchOptions, SearchRequest
 from raytrain.search.plan import Plan, WarmStart, read_plan
 from raytrain.search.searcher import Search
-from raytrain.search.space import check_space, grid
+from raytrain.search.space import GRID, check_space, grid
 from raytrain.search.warm_start import read_warm_starts
 from raytrain.storage import open_storage_root
 from raytrain.tracking.client import check_tracking
@@ -71,7 +72,8 @@ def check_request(request: SearchRequest, workspace: Workspace, workers: int | N
         UserError: a field, a value or a combination that cannot be trained.
     """
     options, space = request.options, request.space
-    budget, algorithm = space.budget(options.budget), options.algorithm or space.algorithm
+    budget, algorithm = space.budget(options.budget), resolve_algorithm(options.algorithm, space)
+    resolve_scheduler(options.scheduler, algorithm, options.search_objective)
     check_search_objective(SearchObjective(options.search_objective, options.min_kl), request.bases)
     points = check_space(space, request.bases, budget, algorithm, request.first.seed)
     warm_starts = read_warm_starts(options.warm_start, request.bases)
@@ -84,23 +86,26 @@ def check_request(request: SearchRequest, workspace: Workspace, workers: int | N
 
 def check_search_objective(search_objective: SearchObjective, bases: dict[str, RunConfig[Any]]) -> None:
     """Refuse to search for a KL where no model has a latent code."""
-    if set(bases) == {"byte_lstm"} and (search_objective.objective == "pareto" or search_objective.min_kl):
+    if any(config.has_latent for config in bases.values()):
+        return
+    if search_objective.objective == "pareto" or search_objective.min_kl:
         pareto = search_objective.objective == "pareto"
         option = "--search-objective pareto" if pareto else f"--min-kl {search_objective.min_kl:g}"
-        raise UserError(f"{option}: byte_lstm has no latent code, so its KL is 0")
+        raise UserError(f"{option}: {' and '.join(bases)} has no latent code, so its KL is 0")
 
 
 def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: tuple[WarmStart, ...]) -> Plan:
     """Return the plan of a request: everything that decides which trials the search has."""
     options, space = request.options, request.space
-    budget, algorithm = space.budget(options.budget), options.algorithm or space.algorithm
-    points = len(grid(space, budget)) if algorithm == "grid" else 0
+    budget, algorithm = space.budget(options.budget), resolve_algorithm(options.algorithm, space)
+    points = len(grid(space, budget)) if algorithm == GRID else 0
     default = points + len(warm_starts) if points else max(NUM_SAMPLES, len(warm_starts))
     return Plan(
         space=space,
         bases=request.bases,
         budget=budget,
         algorithm=algorithm,
+        scheduler=resolve_scheduler(options.scheduler, algorithm, options.search_objective),
         corpus=workspace.corpus.digest,
         num_samples=options.num_samples or default,
         seed=request.first.seed,
@@ -144,6 +149,7 @@ def stored_plan(name: str, storage: str | None) -> tuple[Plan, SearchOptions]:
     plan = read_plan(root.child(name))
     if plan is None:
         raise UserError(f"--resume {name}: there is no such search in {root.uri()}")
+    check_algorithms(plan)
     try:
         if unknown := plan.workers.keys() - set(RESUMABLE):
             raise ValueError(f"workers.{min(unknown)}")
@@ -169,7 +175,7 @@ def resumed_search(name: str, plan: Plan, begun: SearchOptions, options: SearchO
     options.check()
     for reference in options.bench:
         read_benchmark(reference)
-    for field in ("space", "budget", "algorithm", "name", "search_objective", "min_kl", "warm_start"):
+    for field in ("space", "budget", "algorithm", "scheduler", "name", "search_objective", "min_kl", "warm_start"):
         if getattr(options, field) != getattr(begun, field):
             raise UserError(
                 f"--resume {name} takes no --{field.replace('_', '-')}: the search continues as it was begun"
@@ -198,7 +204,14 @@ def admit(
     memory = "; the memory of this machine carries no more" if limited else ""
     print(f"concurrency: {concurrent} trials, {cluster.usage(spec, concurrent)}{memory}")
     seconds, sources = trial_seconds(plan, workspace.corpus, spec, options.bench)
-    estimate = Estimate(num_left, concurrent, spec.workers, seconds, options.time_budget, options.price_per_hour)
+    estimate = Estimate(
+        num_trials=num_left,
+        concurrent=concurrent,
+        workers=spec.workers,
+        trial_seconds=seconds,
+        time_budget=options.time_budget,
+        price=options.price_per_hour,
+    )
     print("\n".join(estimate.lines(sources)), flush=True)
     if options.dry_run:
         print("dry run: nothing was started")
@@ -214,6 +227,7 @@ def admit(
         | {
             "search.num_samples": plan.num_samples,
             "search.algorithm": plan.algorithm,
+            "search.scheduler": plan.scheduler,
             "search.objective": plan.objective,
             "search.min_kl": plan.min_kl,
         },

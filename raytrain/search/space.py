@@ -23,21 +23,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import raytrain
-from raytrain.config.models import MODEL_NAMES, ModelName
+from raytrain.config.models import ModelName, known_models
 from raytrain.config.presets import PRESET_NAMES, PresetName
 from raytrain.config.schema import RunConfig, override
 from raytrain.utils.errors import UserError
 
-Algorithm = Literal["tpe", "random", "grid"]
+GRID = "grid"
+"""The algorithm that tries every point of a space once. All others are in ``search.algorithms.SAMPLERS``."""
 CHECKED_POINTS = 64
 """Random points that a space is tried on: enough to enter the branches of a conditional space."""
 LARGEST_GRID = 10_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Space:
     """A search space that was loaded."""
 
@@ -50,7 +51,8 @@ class Space:
     """Empty where the command names the model."""
     preset: PresetName | None
     budgets: dict[str, dict[str, Any]]
-    algorithm: Algorithm
+    algorithm: str
+    """Not checked: it may be one that is registered later."""
 
     def budget(self, name: str | None) -> str | None:
         """The budget ``name``, or the default one; ``None`` for a space without budgets.
@@ -65,7 +67,7 @@ class Space:
             raise UserError(f"--budget {name}: search space {self.name} has no such budget; it has {known}")
         return name
 
-    def resolve(self, bases: dict[ModelName, RunConfig[Any]], trial: Any, budget: str | None) -> RunConfig[Any]:
+    def resolve(self, bases: dict[str, RunConfig[Any]], trial: Any, budget: str | None) -> RunConfig[Any]:
         """The config of a trial: that of its model in ``bases``, with the fields that the space draws.
 
         Raises:
@@ -137,13 +139,13 @@ def read_space(name: str, source: str) -> Space:
         raise UserError(f"search space {name}: MODELS must be a list of names of models")
     preset = values.get("PRESET")
     return Space(
-        name,
-        source,
-        values["space"],
-        tuple(_chosen(name, "MODELS", model, MODEL_NAMES) for model in models),
-        None if preset is None else _chosen(name, "PRESET", preset, PRESET_NAMES),
-        budgets,
-        _chosen(name, "ALGORITHM", values.get("ALGORITHM", "tpe"), get_args(Algorithm)),
+        name=name,
+        source=source,
+        draw=values["space"],
+        models=tuple(_chosen(name, "MODELS", model, tuple(known_models())) for model in models),
+        preset=None if preset is None else _chosen(name, "PRESET", preset, PRESET_NAMES),
+        budgets=budgets,
+        algorithm=_text(name, "ALGORITHM", values.get("ALGORITHM", "tpe")),
     )
 
 
@@ -153,8 +155,14 @@ def _chosen(space: str, name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     return value
 
 
+def _text(space: str, name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"search space {space}: {name} has {value!r}: must be a name")
+    return value
+
+
 def check_space(
-    space: Space, bases: dict[ModelName, RunConfig[Any]], budget: str | None, algorithm: Algorithm, seed: int
+    space: Space, bases: dict[str, RunConfig[Any]], budget: str | None, algorithm: str, seed: int
 ) -> list[RunConfig[Any]]:
     """Configs at points of the space, each of which could be run: all of a grid, otherwise random ones.
 
@@ -168,7 +176,7 @@ def check_space(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     configs = []
     try:
-        if algorithm == "grid":
+        if algorithm == GRID:
             trials: Iterator[Any] = (optuna.trial.FixedTrial(point) for point in grid(space, budget))
         else:
             study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))

@@ -16,7 +16,7 @@ from raytrain.runs.trials import TrialStore, winner
 from raytrain.runs.workspace import Workspace, open_workspace, reopen_workspace
 from raytrain.storage import open_storage_root
 from raytrain.storage.base import Storage
-from raytrain.tracking.client import check_tracking, connect, is_there, patiently, tracking_uri
+from raytrain.tracking.client import check_tracking, connect, is_there, retry_tracking, tracking_uri
 from raytrain.tracking.queries import CORPUS, download, searches
 from raytrain.tracking.runs import PARENT
 from raytrain.utils.errors import UserError
@@ -113,7 +113,7 @@ def _tracked(name: str, experiment: str) -> Winner | None:
     if not is_there(uri):
         return None
     check_tracking(uri)
-    known = {item.name: item.experiment_id for item in patiently(lambda: connect(uri).search_experiments())}
+    known = {item.name: item.experiment_id for item in retry_tracking(lambda: connect(uri).search_experiments())}
     found = list(searches(uri, known[experiment], name=name)) if experiment in known else []
     if not found and name not in known:
         return None

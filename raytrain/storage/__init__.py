@@ -1,4 +1,4 @@
-"""What a command needs before anything runs: a place, a corpus, a name, a tracking store; all checked first."""
+"""Opening a storage by its address, and the settings of S3 that travel to other nodes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ARTIFACTS = "mlflow-artifacts"
 
 
 def open_storage_root(storage: str | None) -> Storage:
-    """The storage that ``--storage`` names, or ``RAYTRAIN_STORAGE``, or ``./runs``.
+    """Return the storage that ``--storage`` names, or ``RAYTRAIN_STORAGE``, or ``./runs``.
 
     Raises:
         UserError: an address that is neither a folder nor s3://.
@@ -38,7 +38,7 @@ _SETTINGS = (
 
 
 def open_storage(uri: str | Path) -> Storage:
-    """The storage at a folder or at ``s3://bucket/prefix``. Nothing is looked at or made yet.
+    """Return the storage at a folder or at ``s3://bucket/prefix``. Nothing is looked at or made yet.
 
     Raises:
         UserError: an address that is neither, AWS settings that cannot be read, or no boto3.
@@ -80,7 +80,7 @@ def check_output(file: Path) -> Path:
 
 
 def open_file(address: str) -> tuple[Storage, str]:
-    """The storage that the file at a path or ``s3://`` address is in, and its key there.
+    """Return the storage that the file at a path or ``s3://`` address is in, and its key there.
 
     Raises:
         UserError: not an address of a file.

@@ -1,4 +1,4 @@
-"""Where things live: a folder, or a prefix in an S3 bucket. Nothing else in the package knows which.
+"""Storage: bytes under keys, in a folder or below a prefix of an S3 bucket. No other package knows which.
 
 ``python -m raytrain.storage check URI`` tries everything that is asked of a storage and prints what to set.
 """
@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 import logging
-import time
+import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-PATIENCE_S = 600.0
-"""How long a run or a search that is under way outlives an outage of its storage."""
-LONGEST_PAUSE_S = 15.0
+from raytrain.utils.errors import UserError
+from raytrain.utils.retry import retry
+
+PATIENCE = "RAYTRAIN_STORAGE_PATIENCE"
+"""Environment variable: seconds that a run or search under way outlives an outage of its storage."""
+DEFAULT_PATIENCE_S = 600.0
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -52,7 +56,7 @@ class Storage(ABC):
 
     @abstractmethod
     def read(self, key: str) -> bytes:
-        """What is under ``key``. Raises ``NotFoundError`` where nothing is."""
+        """Return what is under ``key``. Raises ``NotFoundError`` where nothing is."""
 
     @abstractmethod
     def download(self, key: str, file: Path) -> None:
@@ -60,11 +64,11 @@ class Storage(ABC):
 
     @abstractmethod
     def exists(self, key: str) -> bool:
-        """Whether there is something under ``key``."""
+        """Return whether there is something under ``key``."""
 
     @abstractmethod
     def list(self, prefix: str = "") -> list[str]:
-        """The keys below ``prefix``, sorted."""
+        """Return the keys below ``prefix``, sorted."""
 
     @abstractmethod
     def delete(self, key: str) -> None:
@@ -76,11 +80,11 @@ class Storage(ABC):
 
     @abstractmethod
     def uri(self, key: str = "") -> str:
-        """The address of ``key``, or of the storage, as ``open_storage`` reads it."""
+        """Return the address of ``key``, or of the storage, as ``open_storage`` reads it."""
 
     @abstractmethod
     def child(self, prefix: str) -> Storage:
-        """The storage below ``prefix``."""
+        """Return the storage below ``prefix``."""
 
     @property
     def folder(self) -> Path | None:
@@ -88,7 +92,7 @@ class Storage(ABC):
         return None
 
     def without_retries(self) -> Storage:
-        """The same place for a first try: where the store cannot be reached, that is said soon."""
+        """Return the same storage for a first try: a store that cannot be reached fails soon."""
         return self
 
     def __repr__(self) -> str:
@@ -99,28 +103,39 @@ class Storage(ABC):
         """Reopens the storage where it is unpickled: neither a connection nor keys travel."""
 
 
-def patiently(action: Callable[[], T]) -> T:
-    """Do ``action``, again with growing pauses while the store fails, for about ``PATIENCE_S``.
+def patience() -> float:
+    """Return how long, in seconds, a run or search that is under way outlives an outage of its storage.
 
-    For work that is under way; what a command begins with fails soon. ``action`` must be safe to repeat. Every reason
-    but "there is no such key" counts, for what ``CheckpointWriter`` says of them.
+    Raises:
+        UserError: ``RAYTRAIN_STORAGE_PATIENCE`` is no number of seconds.
+    """
+    text = os.environ.get(PATIENCE, "")
+    try:
+        seconds = float(text or DEFAULT_PATIENCE_S)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise UserError(f"{PATIENCE} is {text!r}: give a number of seconds of at least 0")
+    return seconds
+
+
+def retry_storage(action: Callable[[], T]) -> T:
+    """Return what ``action`` returns; while the store fails, try again for about ``patience()`` seconds.
+
+    For work that is under way; what a command begins with fails soon. ``action`` must be safe to repeat. Every failure
+    but "there is no such key" counts as passing, for the reasons that ``CheckpointWriter`` gives.
 
     Raises:
         NotFoundError: at once.
-        StorageError: the last one, when patience ends.
+        StorageError: the last failure, when patience ends.
     """
-    deadline, pause = time.monotonic() + PATIENCE_S, 0.5
-    while True:
-        try:
-            return action()
-        except NotFoundError:
-            raise
-        except StorageError as error:
-            if time.monotonic() + pause > deadline:
-                raise
-            _log.warning("the storage fails, trying again: %s", error)
-        time.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE_S)
+    return retry(
+        action,
+        StorageError,
+        seconds=patience(),
+        log=lambda error: _log.warning("the storage fails, trying again: %s", error),
+        transient=lambda error: not isinstance(error, NotFoundError),
+    )
 
 
 def checked_key(key: str) -> str:

@@ -67,7 +67,7 @@ def check(storage: Storage) -> list[Finding]:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     arguments = sys.argv[1:]
     if arguments in (["--help"], ["-h"]):
         print(_USAGE)

@@ -1,4 +1,4 @@
-"""Where things live: a folder, or a prefix in an S3 bucket. Nothing else in the package knows which.
+"""A storage in a folder of this machine.
 
 ``python -m raytrain.storage check URI`` tries everything that is asked of a storage and prints what to set.
 """

@@ -165,7 +165,7 @@ class S3Storage(Storage):
 
 
 def _connect(attempts: int) -> Any:
-    """A client by the AWS variables and files, whose own settings of retries go before ours."""
+    """Return a client by the AWS variables and files, whose own settings of retries go before ours."""
     retries: dict[str, Any] = {}
     if "AWS_RETRY_MODE" not in os.environ:
         retries["mode"] = "standard"
@@ -185,7 +185,7 @@ def _code(error: Exception) -> str:
 
 
 def _reason(error: Exception, bucket: str, endpoint: str) -> str:
-    """What went wrong and what to set, in one line that quotes neither keys nor the request."""
+    """Return what went wrong and what to set, in one line that quotes neither keys nor the request."""
     server = urlsplit(endpoint).netloc.rpartition("@")[2]
     if isinstance(error, ClientError):
         code = _code(error)

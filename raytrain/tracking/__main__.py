@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.config.cli import OneLineParser
-from raytrain.tracking.client import check_tracking, connect, explain, patiently, shown, tracking_uri
+from raytrain.tracking.client import check_tracking, connect, explain, retry_tracking, shown, tracking_uri
 from raytrain.tracking.metric_writer import MetricWriter
 from raytrain.utils.errors import UserError, run_command
 from raytrain.utils.validation import parse_json
@@ -93,8 +93,8 @@ def _send(uri: str, run_id: str, records: list[list[Any]], timeout_s: float) -> 
     from mlflow.exceptions import MlflowException
 
     try:
-        patiently(lambda: connect(uri).get_run(run_id), timeout_s)
-    except MlflowException as error:  # the writer would go on trying
+        retry_tracking(lambda: connect(uri).get_run(run_id), timeout_s)
+    except MlflowException as error:  # the writer would retry for ever
         raise UserError(f"no records of run {run_id} were sent to {shown(uri)}: {explain(error)}") from None
     writer = MetricWriter(uri, run_id)
     try:

@@ -1,4 +1,4 @@
-"""Where MLflow is: its address, whether it answers, and how to look at it."""
+"""MLflow client: the address of the store, the check that it answers, retries, and how to view it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import hashlib
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -23,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import locked
+from raytrain.utils.retry import retry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 def tracking_uri() -> str:
-    """The MLflow store to use: ``MLFLOW_TRACKING_URI``, or else ``mlflow.db`` in the working directory.
+    """Return the MLflow store to use: ``MLFLOW_TRACKING_URI``, or else ``mlflow.db`` in the working directory.
 
     The second is MLflow's own default, so that ``mlflow ui`` there just works. A path is made absolute,
     since workers run in other directories.
@@ -55,7 +55,7 @@ def tracking_uri() -> str:
 
 
 def is_server(uri: str) -> bool:
-    """Whether ``uri`` is a tracking server, which then owns the artifacts too."""
+    """Return whether ``uri`` is a tracking server, which then owns the artifacts too."""
     return urlsplit(uri).scheme in ("http", "https")
 
 
@@ -84,11 +84,11 @@ def _check_sqlite(uri: str, num_nodes: int) -> None:
     target = path if path.exists() else path.parent
     if not target.exists() or not os.access(target, os.W_OK):
         problem = "cannot be written" if target.exists() else "does not exist"
-        raise UserError(f"tracking: {target} {problem}; set MLFLOW_TRACKING_URI to a place that can be written")
+        raise UserError(f"tracking: {target} {problem}; set MLFLOW_TRACKING_URI to a location that can be written")
 
 
 def explain(error: Exception) -> str:
-    """What went wrong and, where that is known, how to mend it, in one line."""
+    """Return what went wrong and, where that is known, how to mend it, in one line."""
     status = error.get_http_status_code() if isinstance(error, MlflowException) else None
     if status == 401:
         return "not authorised (401): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -122,7 +122,7 @@ def shown(uri: str) -> str:
 
 
 def ui_hint(uri: str, experiment_id: str, run_id: str | None = None) -> str:
-    """How to see a run or, without ``run_id``, the experiment's table of runs.
+    """Return how to see a run or, without ``run_id``, the experiment's table of runs.
 
     With a server that is the link itself; without one, the command that starts the UI and the link.
     """
@@ -137,10 +137,10 @@ def ui_hint(uri: str, experiment_id: str, run_id: str | None = None) -> str:
 
 @functools.lru_cache(maxsize=8)
 def connect(uri: str) -> MlflowClient:
-    """A client of the store at ``uri``; the first one of a process imports MLflow."""
+    """Return a client of the store at ``uri``; the first one of a process imports MLflow."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # MLflow's own retries would send a create_run again whose answer was lost, and sleep up to minutes
-    # after the server is back. `patiently` and MetricWriter retry instead.
+    # after the server is back. `retry_tracking` and MetricWriter retry instead.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -152,7 +152,7 @@ def connect(uri: str) -> MlflowClient:
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether doing the same again later can help: no answer, too busy, a failure inside the server."""
+    """Return whether doing the same again later can help: no answer, too busy, a failure inside the server."""
     if isinstance(error, ClientError):
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     elif isinstance(error, MlflowException):
@@ -163,22 +163,22 @@ def is_transient(error: Exception) -> bool:
     return status >= 500 or status == 429
 
 
-def patiently(action: Callable[[], T], patience_s: float | None = None) -> T:
-    """Do ``action``, again with growing pauses while MLflow or its artifacts are away, for about ``patience_s``.
+def retry_tracking(action: Callable[[], T], patience_s: float | None = None) -> T:
+    """Return what ``action`` returns; while MLflow or its artifacts are away, try again for about ``patience_s``.
 
-    ``action`` must be safe to repeat. The last error is raised when patience ends.
+    ``action`` must be safe to repeat; ``None`` means ``PATIENCE_S``.
+
+    Raises:
+        Exception: the last failure of MLflow or of the artifact store, when patience ends or if it will not pass.
     """
-    deadline = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
-    pause = 0.5
-    while True:
-        try:
-            return action()
-        except (MlflowException, OSError, Boto3Error, BotoCoreError, ClientError) as error:
-            if not is_transient(error) or time.monotonic() + pause > deadline:
-                raise
-            LOG.warning("MLflow cannot be used now (%s); trying again", explain(error))
-        time.sleep(pause)
-        pause = min(2 * pause, 10.0)
+    return retry(
+        action,
+        (MlflowException, OSError, Boto3Error, BotoCoreError, ClientError),
+        seconds=PATIENCE_S if patience_s is None else patience_s,
+        log=lambda error: LOG.warning("MLflow cannot be used now (%s); trying again", explain(error)),
+        transient=is_transient,
+        longest_pause=10.0,
+    )
 
 
 def download(uri: str, location: str, folder: Path) -> Path:
@@ -198,6 +198,6 @@ def one_at_a_time(uri: str) -> Iterator[None]:
 
 
 def is_there(uri: str) -> bool:
-    """Whether ``uri`` can be asked: to ask for a sqlite file that does not exist would make it."""
+    """Return whether ``uri`` can be asked: to ask for a sqlite file that does not exist would make it."""
 
     return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()

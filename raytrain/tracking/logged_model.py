@@ -15,7 +15,7 @@ from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
-from raytrain.tracking.client import connect, patiently
+from raytrain.tracking.client import connect, retry_tracking
 from raytrain.tracking.runs import DESCRIPTION, MAX_TAG, Run, flat
 from raytrain.utils.errors import UserError
 
@@ -30,7 +30,7 @@ PACKAGES = ("mlflow", "torch", "numpy", "safetensors")
 
 
 def log_model(
-    run: Run, checkpoint: Path, *, name: str = "model", card: str, figures: dict[str, float], step: int = 0
+    run: Run, checkpoint: Path, *, name: str = "model", card: str, metrics: dict[str, float], step: int = 0
 ) -> str:
     """Log a checkpoint as the run's MLflow model and return its id (``models:/ID`` loads it).
 
@@ -41,7 +41,7 @@ def log_model(
         checkpoint: local folder of a checkpoint that holds the weights and nothing else of the run; all
             of it goes into the model.
         card: model card in Markdown: ``README.md`` of the model and its description in the UI.
-        figures: metrics of the model, which the UI shows beside it and on the run.
+        metrics: metrics of the model, which the UI shows beside it and on the run.
         step: step of training that the checkpoint is of.
 
     Raises:
@@ -65,22 +65,22 @@ def log_model(
         folder = Path(scratch) / "model"
         _save(folder, created, run, checkpoint, length)
         (folder / "README.md").write_text(card)
-        patiently(lambda: client.log_model_artifacts(created.model_id, str(folder)))
-    patiently(lambda: client.log_outputs(run.run_id, [LoggedModelOutput(created.model_id, step)]))
-    _log_figures(run, created.model_id, figures, step)
-    patiently(lambda: client.finalize_logged_model(created.model_id, LoggedModelStatus.READY))
+        retry_tracking(lambda: client.log_model_artifacts(created.model_id, str(folder)))
+    retry_tracking(lambda: client.log_outputs(run.run_id, [LoggedModelOutput(created.model_id, step)]))
+    _log_metrics(run, created.model_id, metrics, step)
+    retry_tracking(lambda: client.finalize_logged_model(created.model_id, LoggedModelStatus.READY))
     return str(created.model_id)
 
 
 def _find(run: Run, name: str, digest: str) -> str | None:
-    """The run's finished model of this checkpoint; unfinished ones are deleted."""
+    """Return the run's finished model of this checkpoint; unfinished ones are deleted."""
     client = connect(run.uri)
-    found = patiently(
+    found = retry_tracking(
         lambda: client.search_logged_models([run.experiment_id], f"source_run_id = '{run.run_id}' AND name = '{name}'")
     )
     for model in found:
         if model.status != "READY":
-            patiently(lambda model=model: client.delete_logged_model(model.model_id))  # type: ignore[misc]
+            retry_tracking(lambda model=model: client.delete_logged_model(model.model_id))  # type: ignore[misc]
         elif model.tags.get(CHECKPOINT_TAG) == digest:
             return str(model.model_id)
     return None
@@ -123,7 +123,7 @@ def _save(folder: Path, created: Any, run: Run, checkpoint: Path, length: int) -
 
 
 def _source(module: str) -> Path:
-    """The file of a module, found without importing it."""
+    """Return the file of a module, found without importing it."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"the source of {module} is not on this machine")
@@ -131,21 +131,21 @@ def _source(module: str) -> Path:
 
 
 def _public_version(package: str) -> str:
-    """The installed version without a build's local part (``2.13.0+cpu``), which no index has."""
+    """Return the installed version without a build's local part (``2.13.0+cpu``), which no index has."""
     return importlib.metadata.version(package).partition("+")[0]
 
 
-def _log_figures(run: Run, model_id: str, figures: dict[str, float], step: int) -> None:
+def _log_metrics(run: Run, model_id: str, metrics: dict[str, float], step: int) -> None:
     client = connect(run.uri)
     # The checkpoint's step and the run's creation make the tuple the same however often this is repeated.
-    metrics = [
-        Metric(key, value, run.created_ms, step, model_id=model_id, run_id=run.run_id) for key, value in figures.items()
+    entries = [
+        Metric(key, value, run.created_ms, step, model_id=model_id, run_id=run.run_id) for key, value in metrics.items()
     ]
-    patiently(lambda: client.log_batch(run.run_id, metrics=metrics))
+    retry_tracking(lambda: client.log_batch(run.run_id, metrics=entries))
 
 
 def logged_model(version: ModelVersion) -> str:
-    """The id of the logged model that a version is.
+    """Return the id of the logged model that a version is.
 
     Raises:
         UserError: it was registered by other means.

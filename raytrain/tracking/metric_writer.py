@@ -88,7 +88,7 @@ class MetricWriter:
         self.seconds_logging += time.perf_counter() - start
 
     def pending(self) -> list[list[Any]]:
-        """What the store has not confirmed, oldest first, ready for JSON; a checkpoint keeps it."""
+        """Return what the store has not confirmed, oldest first, ready for JSON; a checkpoint keeps it."""
         with self._changed:
             entries = list(self._queue)
         return [
@@ -190,7 +190,7 @@ class MetricWriter:
                 self._changed.notify_all()
 
     def _first_entries(self) -> list[_Entry]:
-        """The oldest entries, as many as fit one request, at least one if any waits; they stay queued."""
+        """Return the oldest entries, as many as fit one request, at least one if any waits; they stay queued."""
         with self._changed:
             oldest = list(itertools.islice(self._queue, MAX_BATCH))
         sizes = itertools.accumulate(len(metrics) for _, _, metrics in oldest)
@@ -208,7 +208,7 @@ class MetricWriter:
 
 
 def _new_metrics(entries: list[_Entry], last_step: dict[str, int]) -> tuple[list[Metric], dict[str, int]]:
-    """The metrics of ``entries`` that lie beyond ``last_step``, and the last steps once they are sent."""
+    """Return the metrics of ``entries`` that lie beyond ``last_step``, and the last steps once they are sent."""
     last_step = dict(last_step)
     metrics = []
     for step, timestamp_ms, values in entries:

@@ -1,4 +1,4 @@
-"""What MLflow knows of earlier runs: searches, their children, the history of a metric."""
+"""Queries of MLflow for earlier runs: searches, their children, the history of a metric."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raytrain.tracking.client import connect, patiently, shown
+from raytrain.tracking.client import connect, retry_tracking, shown
 from raytrain.tracking.runs import PARENT, Run
 from raytrain.utils.errors import UserError
 
@@ -36,21 +36,23 @@ class Child:
 
 
 def find_experiment(uri: str, name: str) -> str:
-    """The id of experiment ``name``.
+    """Return the id of experiment ``name``.
 
     Raises:
         UserError: there is none, or it was deleted.
     """
     client = connect(uri)
-    found = patiently(lambda: client.get_experiment_by_name(name))
+    found = retry_tracking(lambda: client.get_experiment_by_name(name))
     if found is None or found.lifecycle_stage == "deleted":
-        known = sorted(experiment.name for experiment in patiently(lambda: client.search_experiments(max_results=50)))
+        known = sorted(
+            experiment.name for experiment in retry_tracking(lambda: client.search_experiments(max_results=50))
+        )
         raise UserError(f"--experiment {name}: {shown(uri)} has no such experiment; it has {', '.join(known)}")
     return str(found.experiment_id)
 
 
 def searches(uri: str, experiment_id: str, *, name: str | None = None, space: str | None = None) -> list[Child]:
-    """The searches of an experiment, newest first: all, those called ``name``, or those of a search space."""
+    """Return the searches of an experiment, newest first: all, those called ``name``, or those of a search space."""
     for value in (name, space):
         if value is not None and not re.fullmatch(r"[\w.-]+", value):
             return []  # no search can be called that, and it could not be quoted
@@ -63,7 +65,7 @@ def searches(uri: str, experiment_id: str, *, name: str | None = None, space: st
 
 
 def find_search(uri: str, experiment: str, name: str) -> Child:
-    """The newest search called ``name``.
+    """Return the newest search called ``name``.
 
     Raises:
         UserError: no such experiment, or no such search in it.
@@ -77,34 +79,34 @@ def find_search(uri: str, experiment: str, name: str) -> Child:
 
 
 def children(parent: Run) -> list[Child]:
-    """The trials of a search, in the order in which they were created."""
+    """Return the trials of a search, in the order in which they were created."""
     condition = f"tags.`{PARENT}` = '{parent.run_id}'"
     return list(_found(parent.uri, parent.experiment_id, condition, "attributes.start_time ASC"))
 
 
 def describe(run: Run) -> Child:
-    """What the store knows of one run."""
-    return _child(run.uri, patiently(lambda: connect(run.uri).get_run(run.run_id)))
+    """Return what the store knows of one run."""
+    return _child(run.uri, retry_tracking(lambda: connect(run.uri).get_run(run.run_id)))
 
 
 def history(run: Run, key: str) -> list[tuple[int, float]]:
     """(step, value) of a metric, by step; empty if the run has no such metric."""
-    values = patiently(lambda: connect(run.uri).get_metric_history(run.run_id, key))
+    values = retry_tracking(lambda: connect(run.uri).get_metric_history(run.run_id, key))
     return sorted({metric.step: float(metric.value) for metric in values}.items())
 
 
 def download(run: Run, name: str, folder: Path) -> Path | None:
-    """A copy in ``folder`` of artifact ``name`` (at the top of the run's artifacts), None where there is none."""
+    """Fetch the artifact ``name`` (at the top level) into ``folder``; return ``None`` if there is none."""
     client = connect(run.uri)
-    if name not in {entry.path for entry in patiently(lambda: client.list_artifacts(run.run_id))}:
+    if name not in {entry.path for entry in retry_tracking(lambda: client.list_artifacts(run.run_id))}:
         return None
-    return Path(patiently(lambda: client.download_artifacts(run.run_id, name, str(folder))))
+    return Path(retry_tracking(lambda: client.download_artifacts(run.run_id, name, str(folder))))
 
 
 def _found(uri: str, experiment_id: str, condition: str, order: str) -> Iterator[Child]:
     client, token = connect(uri), None
     while True:
-        page: Any = patiently(
+        page: Any = retry_tracking(
             lambda token=token: client.search_runs(  # type: ignore[misc]
                 [experiment_id], condition, max_results=PAGE, order_by=[order], page_token=token
             )

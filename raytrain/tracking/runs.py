@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
-from raytrain.tracking.client import connect, is_server, one_at_a_time, patiently, ui_hint
+from raytrain.tracking.client import connect, is_server, one_at_a_time, retry_tracking, ui_hint
 from raytrain.tracking.system import code_tags, host_tags
 from raytrain.utils.errors import UserError
 
@@ -36,7 +36,7 @@ class Run:
     """When the run was created, in milliseconds since 1970."""
 
     def address(self) -> dict[str, Any]:
-        """What finds the run in its store: all but the store's own address, which may hold a password."""
+        """Return what finds the run in its store: all but the store's own address, which may hold a password."""
         return {"experiment_id": self.experiment_id, "run_id": self.run_id, "created_ms": self.created_ms}
 
     def finish(self, status: Status, reason: str | None = None) -> None:
@@ -44,12 +44,12 @@ class Run:
         client = connect(self.uri)
         if reason is not None:
             self.set_tags({REASON: reason})
-        patiently(lambda: client.set_terminated(self.run_id, status))
+        retry_tracking(lambda: client.set_terminated(self.run_id, status))
 
     def set_tags(self, tags: dict[str, str]) -> None:
         """Set tags under their full names; longer values than MLflow keeps are cut."""
         entries = [RunTag(key, _cut(value, MAX_TAG)) for key, value in tags.items()]
-        patiently(lambda: connect(self.uri).log_batch(self.run_id, tags=entries))
+        retry_tracking(lambda: connect(self.uri).log_batch(self.run_id, tags=entries))
 
     def describe(self, markdown: str) -> None:
         """Set the description that the UI shows at the top of the run."""
@@ -58,9 +58,9 @@ class Run:
     def log_parameters(self, parameters: dict[str, Any]) -> None:
         """Log parameters, nested ones under dotted names; one that the run has already keeps its value."""
         client = connect(self.uri)
-        known = patiently(lambda: client.get_run(self.run_id)).data.params
+        known = retry_tracking(lambda: client.get_run(self.run_id)).data.params
         new = [Param(key, value) for key, value in flat(parameters).items() if key not in known]
-        patiently(lambda: client.log_batch(self.run_id, params=new))
+        retry_tracking(lambda: client.log_batch(self.run_id, params=new))
 
     def log_dataset(self, name: str, digest: str, source: str, splits: dict[str, dict[str, int]]) -> None:
         """Log the corpus as the run's dataset; ``splits`` gives counts, as ``{"train": {"documents": 10}}``."""
@@ -73,11 +73,11 @@ class Run:
             profile=json.dumps(splits),
         )
         inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
-        patiently(lambda: connect(self.uri).log_inputs(self.run_id, datasets=inputs))
+        retry_tracking(lambda: connect(self.uri).log_inputs(self.run_id, datasets=inputs))
 
     def log_text(self, text: str, name: str) -> None:
         """Store ``text`` as artifact ``name`` (may hold folders)."""
-        patiently(lambda: connect(self.uri).log_text(self.run_id, text, name))
+        retry_tracking(lambda: connect(self.uri).log_text(self.run_id, text, name))
 
     def log_dict(self, values: dict[str, Any], name: str) -> None:
         """Store ``values`` as JSON in artifact ``name``."""
@@ -85,10 +85,10 @@ class Run:
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Store a local file under its own name, in ``folder`` of the run's artifacts."""
-        patiently(lambda: connect(self.uri).log_artifact(self.run_id, str(path), folder))
+        retry_tracking(lambda: connect(self.uri).log_artifact(self.run_id, str(path), folder))
 
     def ui_hint(self) -> str:
-        """How to see the run: its link or, without a server, the command that starts the UI."""
+        """Return how to see the run: its link or, without a server, the command that starts the UI."""
         return ui_hint(self.uri, self.experiment_id, self.run_id)
 
 
@@ -127,10 +127,10 @@ class Experiment:
             return found.experiment_id
 
         with one_at_a_time(uri):
-            return cls(uri, name, patiently(find_or_create))
+            return cls(uri, name, retry_tracking(find_or_create))
 
     def find_run(self, identity: str, parent: str | None = None) -> Run | None:
-        """The run of ``identity`` (under ``parent``), or ``None``; the oldest should there be several.
+        """Return the run of ``identity`` (under ``parent``), or ``None``; the oldest should there be several.
 
         Raises:
             ValueError: an identity that cannot be searched for.
@@ -138,7 +138,7 @@ class Experiment:
         if not re.fullmatch(r"[\w.:/-]+", identity):
             raise ValueError(f"identity is {identity!r}: use letters, digits and _ . : / -")
         condition = f"tags.`{IDENTITY}` = '{identity}'" + (f" AND tags.`{PARENT}` = '{parent}'" if parent else "")
-        found = patiently(
+        found = retry_tracking(
             lambda: connect(self.uri).search_runs(
                 [self.experiment_id], condition, max_results=1, order_by=["attributes.start_time ASC"]
             )
@@ -182,7 +182,7 @@ class Experiment:
             return self._address(created.info)
 
         with one_at_a_time(self.uri):
-            run = patiently(find_or_create)
+            run = retry_tracking(find_or_create)
         self._set_running(run)
         run.set_tags(all_tags)
         run.log_parameters(parameters)
@@ -191,16 +191,16 @@ class Experiment:
         return run
 
     def ui_hint(self) -> str:
-        """How to see the experiment's runs: the link or, without a server, the command that starts the UI."""
+        """Return how to see the experiment's runs: the link or, without a server, the command that starts the UI."""
         return ui_hint(self.uri, self.experiment_id)
 
     def _set_running(self, run: Run) -> None:
         client = connect(self.uri)
-        state = patiently(lambda: client.get_run(run.run_id))
+        state = retry_tracking(lambda: client.get_run(run.run_id))
         if state.info.status != "RUNNING":
-            patiently(lambda: client.update_run(run.run_id, status="RUNNING"))
+            retry_tracking(lambda: client.update_run(run.run_id, status="RUNNING"))
         if REASON in state.data.tags:
-            patiently(lambda: client.delete_tag(run.run_id, REASON))
+            retry_tracking(lambda: client.delete_tag(run.run_id, REASON))
 
     def _address(self, info: Any) -> Run:
         return Run(self.uri, self.experiment_id, info.run_id, info.start_time)

@@ -63,7 +63,7 @@ def check_host(host: str) -> None:
     except ValueError:
         raise UserError(f"--host {host}: give the machine's private address, in digits") from None
     if address.is_unspecified or not address.is_private:
-        raise UserError(f"--host {host}: MLflow asks nobody for a password, so give a private address of this machine")
+        raise UserError(f"--host {host}: MLflow asks no one for a password, so give a private address of this machine")
 
 
 def _serve(host: str, port: int, folder: Path, storage: Storage, interval_s: float) -> None:
@@ -99,7 +99,7 @@ def _serve(host: str, port: int, folder: Path, storage: Storage, interval_s: flo
 
 
 def command(host: str, port: int, storage: Storage) -> list[str]:
-    """The command line of the server; what may hold a password is not on it."""
+    """Return the command line of the server; what may hold a password is not on it."""
     # a forward of ssh's may begin at another port
     names = ",".join(f"{name}{end}" for name in dict.fromkeys((host, "localhost", "127.0.0.1")) for end in ("", ":*"))
     return [
@@ -109,7 +109,7 @@ def command(host: str, port: int, storage: Storage) -> list[str]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The server's variables: docs/tracking.md says why."""
+    """Return the server's variables: docs/tracking.md says why."""
     settings = {
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder.resolve() / 'mlflow.db'}",
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -176,7 +176,7 @@ class DatabaseCopy:
         self._copied: int | None = None
 
     def fetch(self) -> bool:
-        """Where there is no ``file`` yet, put the copy there; returns whether there was one to put.
+        """Return where there is no ``file`` yet, put the copy there; returns whether there was one to put.
 
         Raises:
             UserError: the copy is no whole database.
@@ -225,7 +225,7 @@ class DatabaseCopy:
 
 
 def is_whole(file: Path) -> bool:
-    """Whether ``file`` is a sqlite database that sqlite finds nothing wrong with."""
+    """Return whether ``file`` is a sqlite database that sqlite finds nothing wrong with."""
     try:
         with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
             return bool(connection.execute("PRAGMA quick_check").fetchone()[0] == "ok")

@@ -1,4 +1,4 @@
-"""What a run was made with: code, versions, machine; and how busy that machine is."""
+"""System tags and metrics of a run: code, versions and machine, and how busy that machine is."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def code_tags() -> dict[str, str]:
 
 
 def host_tags() -> dict[str, str]:
-    """The machine that this process runs on: name, CPU, cores it may use, memory, GPUs."""
+    """Return the machine that this process runs on: name, CPU, cores it may use, memory, GPUs."""
     import psutil
 
     tags = {
@@ -56,7 +56,7 @@ def host_tags() -> dict[str, str]:
 
 
 def _command() -> str:
-    """The module that was started with ``python -m``, or the script."""
+    """Return the module that was started with ``python -m``, or the script."""
     spec = sys.modules["__main__"].__spec__
     return spec.name if spec is not None else Path(sys.argv[0]).name or "python"
 
@@ -69,7 +69,7 @@ def _user() -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git prints, or ``None`` where there is no git or no checkout."""
+    """Return what git prints, or ``None`` where there is no git or no checkout."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
     except (FileNotFoundError, subprocess.TimeoutExpired):

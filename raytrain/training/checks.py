@@ -1,4 +1,4 @@
-"""What a command needs before anything runs: a place, a corpus, a name, a tracking store; all checked first."""
+"""Checks of a config against its corpus and its workers, before anything is started."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def check_samples(config: RunConfig[Any], corpus: Corpus, workers: int) -> None:
     """Make sure that training and evaluation have samples, and every worker a share of each batch.
 
     Raises:
-        UserError: a model that cannot be, a split shorter than one sample, or more workers than groups.
+        UserError: a model that cannot be built, a split shorter than one sample, or more workers than sample groups.
     """
     try:
         build_empty(config)

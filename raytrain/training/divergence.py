@@ -1,4 +1,4 @@
-"""Numbers that are not finite: a step that has them is skipped, and a run that has little else is ended."""
+"""Divergence: a step with numbers that are not finite is skipped; a run that has little else is ended."""
 
 from __future__ import annotations
 
@@ -8,32 +8,34 @@ import torch
 from torch import Tensor
 
 MOST_IN_ROW = 5
-"""A run ends where so many steps in a row were skipped: one bad batch comes alone, a diverged run does not recover."""
+"""Skipped steps in a row that end a run: a bad batch comes alone, a diverged run does not recover."""
 _ADVICE = "try a lower --optimizer.learning-rate or --optimizer.clip 1"
 
 
 class DivergedError(FloatingPointError):
-    """The numbers of a run are no longer finite; raised at the same step on all workers."""
+    """A run's numbers are no longer finite; raised at the same step on all workers."""
 
     def __init__(self, message: str, last_good: int | None = None) -> None:
         super().__init__(message)
         self.last_good = last_good
-        """Step of the newest checkpoint, all of which are finite; ``None`` where there is none."""
+        """Step of the newest checkpoint (every checkpoint is finite); ``None`` if there is none."""
 
 
 class SkippedSteps:
     """Counts the steps that a run has skipped.
 
-    The counters are on the device and belong to the run's state. Nothing but ``counts`` and ``check`` waits for the
-    device.
+    The counters live on the device and belong to the run's state. Only ``counts`` and ``check`` wait for the device.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.counters = torch.zeros(3, device=device)
-        """How many in all, how many in a row up to now, and the most in a row."""
+        """Skipped steps in all, skipped steps in a row up to now, and the longest row."""
 
     def count(self, good: Tensor) -> Tensor:
-        """Count a step; ``good`` is a bool without dimensions. Returns 1 for a step to be skipped, else 0, float32."""
+        """Count a step; return 1.0 if it is to be skipped, else 0.0, as a float32 scalar.
+
+        ``good`` is a scalar bool: whether all of the step's numbers are finite.
+        """
         skipped = good.logical_not().float()
         total, row, longest = self.counters.unbind()
         total.add_(skipped)
@@ -42,15 +44,15 @@ class SkippedSteps:
         return skipped
 
     def counts(self) -> list[int]:
-        """The counters, as JSON."""
+        """Return the counters as JSON."""
         return [int(value) for value in self.counters.tolist()]
 
     def load(self, counts: list[int]) -> None:
-        """Go on from what ``counts`` gave."""
+        """Continue from what ``counts`` returned."""
         self.counters.copy_(torch.tensor(counts))
 
     def check(self, step: int) -> int:
-        """The number of skipped steps up to ``step``.
+        """Return the number of skipped steps up to ``step``.
 
         Raises:
             DivergedError: there were ``MOST_IN_ROW`` in a row.
@@ -63,11 +65,11 @@ class SkippedSteps:
         return total
 
 
-def check_finite(what: str, figures: dict[str, float], step: int) -> None:
+def check_finite(what: str, metrics: dict[str, float], step: int) -> None:
     """End a run that has diverged.
 
     Raises:
-        DivergedError: a figure is not finite.
+        DivergedError: a metric is not finite.
     """
-    if not all(math.isfinite(value) for value in figures.values()):
+    if not all(math.isfinite(value) for value in metrics.values()):
         raise DivergedError(f"the {what} not finite at step {step}: {_ADVICE}")

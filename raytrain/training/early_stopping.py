@@ -1,4 +1,4 @@
-"""Which trials of a search are ended at once, and why: the one rule that does not wait for others to be better."""
+"""Early stopping against a baseline: a trial far worse than the unigram model ends, however poor the others are."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from raytrain.config.schema import RunConfig
 from raytrain.data.corpus import Corpus
 
 PATIENCE = 8
-"""A trial is not judged before this share (one over it) of its steps ..."""
+"""A trial is not judged before 1/PATIENCE of its steps ..."""
 FEWEST_STEPS = 200
-"""... nor before so many steps: a run this short has had no time to learn how frequent each byte is."""
+"""... nor before this many steps: a shorter run has had no time to learn the byte frequencies."""
 MARGIN = 1.05
-"""A trial must be worse by this factor: many a net first learns how frequent each byte is and rests there for a while,
+"""Factor by which a trial must be worse. Many networks first learn the byte frequencies and stay there for a while,
 and the validation samples are not the training text."""
 
 
 class EarlyStoppedError(Exception):
-    """A trial that no more steps would help; the message says why."""
+    """A trial ended by the baseline rule; the message says why."""
 
 
 def unigram_bits(corpus: Corpus, sampling: str) -> float:
-    """Entropy of single symbols on the training split, in bits per byte of text.
+    """Return the entropy of single symbols on the training split, in bits per byte of text.
 
-    That is the bound of a model that knows how frequent each byte is and nothing else. Whole documents have a STOP
-    each, as their bound does; in windows what stands between documents is a byte like any other.
+    It is the negative log-likelihood of a model that knows the byte frequencies and nothing else. Whole documents have
+    one STOP each, as their likelihood does; in windows, the byte between documents counts like any other.
     """
     split = corpus.split("train")
     counts = np.zeros(257, dtype=np.float64)
@@ -44,24 +44,23 @@ def unigram_bits(corpus: Corpus, sampling: str) -> float:
     return float(-(symbols * np.log2(symbols / symbols.sum())).sum() / text_bytes)
 
 
-def why_early_stopped(config: RunConfig[Any], step: int, figures: dict[str, float], limit: float) -> str | None:
-    """Why a trial with these validation figures at ``step`` is hopeless, ``None`` if it is not.
+def why_early_stopped(config: RunConfig[Any], step: int, metrics: dict[str, float], limit: float) -> str | None:
+    """Return why a trial with these validation metrics at ``step`` is stopped early; ``None`` if it continues.
 
-    It is when it is still 5% worse than ``limit``, the ``unigram_bits`` of its corpus, after an eighth of its steps
-    (and 200 steps at least). While the KL weight is on its way, and for as long again after it has its final value,
-    the reconstruction alone is judged: a code that costs nothing yet may be as large as it likes, and takes a while to
-    become cheap. From then on it is the bound. A trial whose figures are not finite has diverged: the loop itself ends
-    it, however early.
+    A trial is stopped if it is 5% worse than ``limit``, the ``unigram_bits`` of its corpus, after 1/8 of its steps (at
+    least 200). During KL annealing, and for the same number of steps after it, only the reconstruction is compared: a
+    code that costs nothing yet may be as large as it likes, and takes a while to become cheap. After that the negative
+    ELBO is compared. A trial whose metrics are not finite has diverged: the loop itself ends it, however early.
     """
     patience = max(FEWEST_STEPS, math.ceil(config.steps / PATIENCE))
     if step < patience:
         return None
-    bits, name = figures["bits_per_byte"], "bound"
+    bits, name = metrics["bits_per_byte"], "negative ELBO"
     if step < annealing_end(config.objective, config.steps) + patience:
-        bits, name = bits * figures["reconstruction"] / figures["bound"], "reconstruction"
+        bits, name = bits * metrics["reconstruction"] / metrics["bound"], "reconstruction"
     if bits <= MARGIN * limit:
         return None
     return (
-        f"hopeless at step {step}: its {name} of {bits:.3f} bits per byte is far worse than the {limit:.3f} of a "
-        "model that knows only how frequent each byte is"
+        f"early-stopped at step {step}: its {name} of {bits:.3f} bits per byte is far worse than the {limit:.3f} of a "
+        "model that knows only the byte frequencies"
     )

@@ -1,7 +1,7 @@
-"""What one worker does: the training loop, top to bottom.
+"""Training loop of one worker, from the first step to the last, in ruled sections.
 
-The same code runs under Ray Train, torchrun and one process; it needs torch, NumPy and safetensors
-only. Without Ray:
+The same code runs under Ray Train, under torchrun and in one process; it needs torch, NumPy and safetensors only.
+Without Ray:
 
     torchrun --nproc-per-node 2 -m raytrain.loop config.json --corpus CORPUS --storage FOLDER
 """
@@ -22,7 +22,7 @@ from raytrain.data.corpus import Corpus
 from raytrain.runs import checkpoint as checkpoints
 from raytrain.runs.checkpoint import Snapshot
 from raytrain.runs.checkpoint_writer import CheckpointWriter
-from raytrain.storage.base import Storage, patiently
+from raytrain.storage.base import Storage, retry_storage
 from raytrain.training.divergence import DivergedError, check_finite
 from raytrain.training.preemption import PreemptedError, Rounds
 from raytrain.training.reporters import Reporter
@@ -31,18 +31,18 @@ from raytrain.utils.errors import UserError
 from raytrain.utils.validation import validate_type
 
 STATE = {"best_step": int, "best": dict[str, float], "pending": list[list[Any]]}
-"""What a run goes on from, beside the tensors."""
+"""Fields of a checkpoint's state that a run resumes from, beside the tensors."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run knows."""
+    """Result of a finished run."""
 
     step: int
     best_step: int
     """The evaluated step with the best score."""
     best: dict[str, float]
-    """Its validation figures."""
+    """Its validation metrics."""
     precision: str
     """The compute type that was chosen."""
     device: str
@@ -53,15 +53,15 @@ def train(
 ) -> Outcome:
     """Train until ``config.steps``, from the newest valid checkpoint under ``storage`` if there is one.
 
-    The best checkpoint is the one with the lowest bound or, where evaluations take ``draws`` of z for it, with the
-    lowest estimate of the negative log-likelihood.
+    The best checkpoint has the lowest negative ELBO or, if evaluations take ``draws`` of z, the lowest estimate of the
+    negative log-likelihood.
 
     Raises:
         UserError: more workers than sample groups, a corpus shorter than one sample, or checkpoints of another run.
-        DivergedError: on all workers: too many steps in a row were skipped for a loss or gradients that are not finite,
-            or a validation figure or the state to be saved is not finite.
-        StorageError: the store stayed away for longer than ``CheckpointWriter`` tries again.
-        PreemptedError: a worker's machine is about to go; the newest checkpoint has all steps that were done.
+        DivergedError: on all workers: too many steps in a row were skipped because loss or gradients were not finite,
+            or a validation metric or the state to be saved is not finite.
+        StorageError: the storage was away for longer than ``CheckpointWriter`` retries.
+        PreemptedError: a worker's machine is about to be taken away; the newest checkpoint has every step.
     """
     score = "nll" if draws else "bound"
     trainer = Trainer(config, corpus, world)
@@ -86,22 +86,22 @@ def train(
             logs = step % config.log_every == 0 or last
             evaluates = step % config.evaluate_every == 0 or last
             saves = evaluates or step % config.checkpoint_every == 0
-            if logs or saves:  # otherwise the host does not wait for the device
+            if logs or saves:  # otherwise the host need not wait for the device
                 skipped = trainer.skipped.check(step)
 
             # ------------------------------------------------------------------------------------ log
             metrics: dict[str, float] = {}
             if logs:
-                figures = trainer.figures(batch, terms) | {"gradient_norm": norm.item()}
-                # those of a skipped step are left out where they are not finite: MLflow makes 1.8e308 of an infinity
+                values = trainer.batch_metrics(batch, terms) | {"gradient_norm": norm.item()}
+                # a skipped step's may not be finite, and MLflow would store an infinity as 1.8e308
                 metrics |= {
                     f"train/{name}": value
-                    for name, value in figures.items()
+                    for name, value in values.items()
                     if name != "active_units" and math.isfinite(value)
                 }
                 metrics |= {
                     "train/kl_weight": kl_weight(config.objective, step - 1, config.steps),
-                    "train/learning_rate": learning_rate(config, step - 1),
+                    "train/learning_rate": learning_rate(config.optimizer, step - 1, config.steps),
                     "train/skipped_steps": skipped,
                     "train/bytes_per_second": throughput.rate(),
                 }
@@ -111,8 +111,8 @@ def train(
             if evaluates:
                 with throughput.paused():
                     evaluation = trainer.evaluate(draws)
-                # before it is saved: a checkpoint of it would help nobody
-                check_finite("validation figures are", evaluation, step)
+                # before saving: a checkpoint of such a state would be of no use
+                check_finite("validation metrics are", evaluation, step)
                 metrics |= {f"valid/{name}": value for name, value in evaluation.items()}
                 if not best or evaluation[score] < best[score]:
                     best_step, best = step, evaluation
@@ -121,7 +121,7 @@ def train(
                 report.log(step, metrics)
 
             # ----------------------------------------------------------------------------- checkpoint
-            leave = rounds.due(step) and rounds.ask(step, report.notice()) and not last
+            leave = rounds.due(step) and rounds.ask(step, report.preemption_notice()) and not last
             if saves or leave:
                 state = {
                     "best_step": best_step,
@@ -136,7 +136,7 @@ def train(
             if leave:
                 if writer is not None:
                     writer.wait()
-                raise PreemptedError(f"a machine under the run is about to go; saved at step {step}")
+                raise PreemptedError(f"a machine under the run is about to be taken away; saved at step {step}")
     return Outcome(step, best_step, best, trainer.precision, world.device.type)
 
 
@@ -144,17 +144,17 @@ def train(
 
 
 def to_resume(storage: Storage, config: RunConfig[Any], corpus: Corpus) -> checkpoints.Checkpoint | None:
-    """The newest valid checkpoint, if there is one.
+    """Return the newest valid checkpoint, if there is one.
 
     Raises:
-        UserError: it is of another model or of another corpus, or of no run.
-        StorageError: the store does not answer.
+        UserError: it is of another model or corpus, or holds no state of a run.
+        StorageError: the storage does not answer.
     """
-    stored = patiently(lambda: checkpoints.latest(storage))
+    stored = retry_storage(lambda: checkpoints.latest(storage))
     if stored is None:
         return None
-    told, own = (stored.state.get("corpus"), stored.config.get("model")), (corpus.digest, to_dict(config)["model"])
-    if told != own:
+    theirs, own = (stored.state.get("corpus"), stored.config.get("model")), (corpus.digest, to_dict(config)["model"])
+    if theirs != own:
         raise UserError(f"{stored.uri} is of a run with another model or another corpus: give an empty --storage")
     try:
         for name, hint in STATE.items():
@@ -166,10 +166,10 @@ def to_resume(storage: Storage, config: RunConfig[Any], corpus: Corpus) -> check
 
 @contextmanager
 def saving(trainer: Trainer, storage: Storage, step: int) -> Iterator[CheckpointWriter | None]:
-    """The writer of checkpoints on rank 0, none on others, for a run that goes on from ``step``.
+    """Give the checkpoint writer on rank 0, ``None`` on others, for a run that continues from ``step``.
 
-    Where the run diverges inside, what was handed to the writer is saved, and the error then says, on all ranks, from
-    which checkpoint one could go on.
+    If the run diverges inside, what was handed to the writer is saved first; the error then names, on all ranks, the
+    last good checkpoint.
     """
     with CheckpointWriter(storage) if trainer.world.rank == 0 else nullcontext() as writer:
         try:
@@ -193,7 +193,7 @@ def save(
     """Hand the state after ``step`` to the writer; called on every rank.
 
     Raises:
-        DivergedError: on all ranks: the writer refused it because it is not finite.
+        DivergedError: on all ranks: the state is not finite, and the writer refused it.
     """
     refusal = ""
     if writer is not None:
@@ -202,13 +202,13 @@ def save(
             writer.save(snapshot, score)
         except FloatingPointError as error:
             refusal = str(error)
-    # only rank 0 has looked, and none may go on alone
+    # only rank 0 has checked, and no rank may continue alone
     if trainer.first(bool(refusal)):
         raise DivergedError(refusal or f"the state after step {step} is not finite")
 
 
 class Throughput:
-    """Bytes of text a second over all workers, evaluation left out."""
+    """Counter of text bytes per second over all workers, without evaluations."""
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
@@ -216,11 +216,11 @@ class Throughput:
         self.started = time.perf_counter()
 
     def count(self, batch: Batch) -> None:
-        """Count a step; the other ranks' shares are taken to be as large as this one's."""
+        """Count a step; the other ranks' shares are assumed to be as large as this one's."""
         self.bytes += batch.text_bytes * self.world_size
 
     def rate(self) -> float:
-        """The rate since the last call."""
+        """Return the rate since the last call."""
         now = time.perf_counter()
         rate = self.bytes / (now - self.started)
         self.bytes, self.started = 0, now
@@ -228,7 +228,7 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves out the time that passes inside."""
+        """Exclude the time that passes inside."""
         began = time.perf_counter()
         yield
         self.started += time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""What is minimised: reconstruction, an annealed KL term and the auxiliary loss; and the bound that is reported."""
+"""Loss and negative ELBO: the objective that is minimised, and the totals of the bound that is reported."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from raytrain.models.layers import Terms
 
 
 def loss(terms: Terms, config: RunConfig[Any], weight: float) -> Tensor:
-    """J = reconstruction + weight * KL + alpha * auxiliary, in nats, summed over the local samples.
+    """Return J = reconstruction + weight * KL + alpha * auxiliary, in nats, summed over the local samples.
 
-    Free bits and the target KL act on the mean KL of each group of samples, never of the local batch,
-    so that J does not depend on how the batch is cut over workers.
+    Free bits and the target KL act on the mean KL of each group of samples, never of the local batch, so that J does
+    not depend on how the batch is split over workers.
     """
     objective = config.objective
     kl = terms.kl.unflatten(0, (-1, config.group_size)).mean(1)
@@ -34,7 +34,7 @@ def loss(terms: Terms, config: RunConfig[Any], weight: float) -> Tensor:
 
 
 class BoundTotals:
-    """Sums over samples from which the parts of the bound follow; they add up over batches and ranks."""
+    """Sums over samples that give the parts of the negative ELBO; they add up over batches and ranks."""
 
     ACTIVE_VARIANCE = 0.01
     """A latent dimension is active if the variance of its posterior mean over samples exceeds this
@@ -46,7 +46,7 @@ class BoundTotals:
         """samples, text bytes, reconstruction, KL, auxiliary, sum of means, sum of squared means"""
 
     def add(self, terms: Terms, text_bytes: int) -> None:
-        """Count a batch."""
+        """Add the samples of a batch."""
         parts = (terms.reconstruction, terms.kl, terms.auxiliary)
         mean = terms.mean.detach().double()
         counts = mean.new_tensor([len(mean), text_bytes])
@@ -54,9 +54,10 @@ class BoundTotals:
         self.sums += torch.cat((counts, sums, mean.sum(0), mean.square().sum(0)))
 
     def metrics(self) -> dict[str, float]:
-        """Reconstruction, KL, auxiliary and bound in nats per sample; the bound in bits per byte; active units.
+        """Return reconstruction, KL, auxiliary loss and negative ELBO (``bound``) in nats per sample, and active units.
 
-        The bound has KL weight 1 and no auxiliary loss whatever was trained with.
+        ``bits_per_byte`` is the negative ELBO too.
+        The negative ELBO has KL weight 1 and no auxiliary loss, whatever the training used.
         """
         samples, text_bytes, reconstruction, kl, auxiliary = self.sums[:5].tolist()
         means, squares = self.sums[5:].view(2, self.latent) / samples

@@ -1,10 +1,4 @@
-"""What one worker does: the training loop, top to bottom.
-
-The same code runs under Ray Train, torchrun and one process; it needs torch, NumPy and safetensors
-only. Without Ray:
-
-    torchrun --nproc-per-node 2 -m raytrain.loop config.json --corpus CORPUS --storage FOLDER
-"""
+"""Reporters: where the training loop sends its metrics, and the progress line of the terminal."""
 
 from __future__ import annotations
 
@@ -16,25 +10,22 @@ from raytrain.utils.text import duration
 
 
 class Reporter(Protocol):
-    """Where the loop's metrics go."""
+    """Receiver of the training loop's metrics."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Metrics of one step; called on rank 0 only."""
+        """Take the metrics of one step; called on rank 0 only."""
 
     def pending(self) -> list[Any]:
-        """What was logged and has not arrived, as JSON; a checkpoint keeps it."""
+        """Return what was logged and has not arrived yet, as JSON; a checkpoint keeps it."""
 
     def replay(self, records: list[Any]) -> None:
-        """After a resume, before the first ``log``: what the checkpoint kept; called on rank 0 only."""
+        """Take what a checkpoint kept; called on rank 0 only, after a resume and before the first ``log``."""
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
-        """The validation figures of a step; called on every rank."""
+        """Take the validation metrics of a step; called on every rank."""
 
-    def notice(self) -> bool:
-        """Whether this worker's machine is about to be taken away; called on every rank about every two seconds."""
-
-
-# ------------------------------------------------------------------------------------- without Ray
+    def preemption_notice(self) -> bool:
+        """Return whether this worker's machine is about to be taken away; called on every rank every 2 s."""
 
 
 class PrintReporter:
@@ -50,24 +41,24 @@ class PrintReporter:
         return []
 
     def replay(self, records: list[Any]) -> None:
-        """Nothing is ever pending."""
+        """Do nothing: nothing is ever pending."""
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
-        """The progress line has said it."""
+        """Do nothing: the progress line has the metrics."""
 
-    def notice(self) -> bool:
-        return False  # nobody gives any
+    def preemption_notice(self) -> bool:
+        return False  # outside a Ray cluster no one gives notice
 
 
 class Progress:
-    """Formats step, bits per byte, KL, bytes per second and the time left."""
+    """Formatter of progress lines: step, bits per byte, KL, bytes per second and the time left."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
         self.first: tuple[int, float] | None = None
 
     def line(self, step: int, metrics: dict[str, float]) -> str:
-        """The line for the record of ``step``; parts that it does not hold are left out."""
+        """Return the line for the metrics of ``step``; parts without a metric are left out."""
         now = time.monotonic()
         parts = [f"step {step:>{len(str(self.steps))}}/{self.steps}"]
         for name, label, form in (

@@ -14,7 +14,7 @@ from ray.train.v2._internal.execution.worker_group.poll import _is_preempted_act
 from raytrain.runs.checkpoint import newest_step
 from raytrain.runs.records import CHECKPOINTS, read_outcome
 from raytrain.storage import open_storage
-from raytrain.storage.base import patiently
+from raytrain.storage.base import retry_storage
 from raytrain.training.preemption import PreemptedError
 from raytrain.training.worker import PERMANENT_ERRORS, Job, _log
 
@@ -41,7 +41,7 @@ def run_with_retries(job: Job, worker_spec: WorkerGroup, send: Callable[[dict[st
         GangLostError: the run failed for good; the first of the causes since its newest checkpoint.
     """
     checkpoints = open_storage(job.storage).child(CHECKPOINTS)
-    newest = patiently(lambda: newest_step(checkpoints))
+    newest = retry_storage(lambda: newest_step(checkpoints))
     causes: list[str] = []
     preemptions = 0
     while True:
@@ -59,7 +59,7 @@ def run_with_retries(job: Job, worker_spec: WorkerGroup, send: Callable[[dict[st
             if isinstance(failures[0], WorkerGroupStartupTimeoutError):
                 _log.warning("there was no place for a gang, asking again: %s", _one_line_cause(failures[0]))
                 continue
-            if (step := patiently(lambda: newest_step(checkpoints))) != newest:
+            if (step := retry_storage(lambda: newest_step(checkpoints))) != newest:
                 newest, causes = step, []
             cause = _one_line_cause(failures[0])
             # a death under the others comes to them as an error too, in words of its own each time

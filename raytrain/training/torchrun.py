@@ -1,7 +1,6 @@
-"""What one worker does: the training loop, top to bottom.
+"""Training without Ray: the same loop under torchrun or in one process.
 
-The same code runs under Ray Train, torchrun and one process; it needs torch, NumPy and safetensors
-only. Without Ray:
+It needs torch, NumPy and safetensors only:
 
     torchrun --nproc-per-node 2 -m raytrain.loop config.json --corpus CORPUS --storage FOLDER
 """
@@ -30,7 +29,7 @@ from raytrain.training.trainer import World
 
 @contextmanager
 def torchrun_world() -> Iterator[World]:
-    """The world that torchrun's variables describe, or one process; NCCL on GPUs, gloo on CPUs."""
+    """Join the process group that torchrun's variables describe, or stay one process; NCCL on GPUs, gloo on CPUs."""
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
@@ -41,7 +40,7 @@ def torchrun_world() -> Iterator[World]:
     try:
         yield World(rank, size, device)
         if dist.is_initialized():
-            dist.barrier()  # rank 0 may still be saving: nobody leaves before all are done
+            dist.barrier()  # rank 0 may still be saving: no rank leaves before all are done
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

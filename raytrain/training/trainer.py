@@ -1,4 +1,4 @@
-"""The state of a run on one worker, and what a step does to it."""
+"""Trainer: the model, the optimiser and the batches of one worker, and one training step."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from raytrain.config.schedules import kl_weight, learning_rate
 from raytrain.config.schema import RunConfig
 from raytrain.data.batches import Batch, EvaluationBatches, TrainingBatches, rank_groups
 from raytrain.data.corpus import Corpus
+from raytrain.metrics import computed_metrics
 from raytrain.models import Model, build
 from raytrain.models.layers import GroupBatchNorm, Terms, synchronise_statistics
 from raytrain.models.likelihood import estimate_likelihood
@@ -27,7 +28,7 @@ from raytrain.training.loss import BoundTotals, loss
 
 @dataclass(frozen=True)
 class World:
-    """Where this worker stands among all."""
+    """Rank of a worker, number of workers, and the device that it computes on."""
 
     rank: int = 0
     size: int = 1
@@ -35,7 +36,7 @@ class World:
 
 
 class Trainer:
-    """The state of a run on one worker, and what a step does to it."""
+    """The state of a run on one worker, with the training step, the evaluation and the checkpointed tensors."""
 
     def __init__(self, config: RunConfig[Any], corpus: Corpus, world: World) -> None:
         rank_groups(config, world.rank, world.size)  # refuses more workers than groups before anything is built
@@ -49,7 +50,7 @@ class Trainer:
             self.network = DistributedDataParallel(
                 self.model,
                 device_ids=[world.device] if world.device.type == "cuda" else None,
-                forward_sync_buffers=False,  # synchronise_statistics keeps them alike
+                forward_sync_buffers=False,  # synchronise_statistics keeps them equal on all ranks
                 gradient_as_bucket_view=True,
             )
         self.optimizer = build_optimizer(self.model, config)
@@ -59,7 +60,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------------ step
 
     def forward(self, network: nn.Module, batch: Batch, seed: int, step: int, input_dropout: float) -> Terms:
-        """The terms of a batch, its noise drawn from (seed, step, group)."""
+        """Return the loss terms of a batch, with noise drawn from (seed, step, sample group)."""
         device = self.world.device
         noise = Noise(seed, step, batch.groups, self.config.group_size, count=len(batch.tokens), device=device)
         with self.autocast():
@@ -67,21 +68,21 @@ class Trainer:
         return terms
 
     def forward_backward(self, batch: Batch, step: int) -> Terms:
-        """Gradients of the mean loss over the global batch, averaged by DDP; returns the local terms.
+        """Compute the gradients of the mean loss over the global batch, averaged by DDP; return the local terms.
 
-        Where the local loss is not finite, neither are the gradients of any rank.
+        A local loss that is not finite makes the gradients of every rank not finite.
         """
         config = self.config
         terms = self.forward(self.network, batch, config.seed, step, config.objective.input_dropout)
         weight = kl_weight(config.objective, step, config.steps)
         # DDP divides the sum over ranks by their number
         mean = loss(terms, config, weight) * (self.world.size / config.batch_size)
-        # a loss can overflow where its gradients do not: they carry it to the other ranks, with no message of its own
+        # a loss may overflow while its gradients do not: NaN gradients tell the other ranks without another message
         mean.backward(torch.where(mean.detach().isfinite(), 1.0, math.nan))
         return terms
 
     def train_step(self, step: int) -> tuple[Batch, Terms, Tensor]:
-        """One optimiser step; returns the local batch, its terms and the gradient's norm before clipping.
+        """Take one optimiser step; return the local batch, its terms and the gradient norm before clipping.
 
         A step whose loss, gradients or batch statistics are not finite on any rank changes nothing but the counters in
         ``skipped``, on all ranks alike. The decision stays on the device: the host does not wait for it.
@@ -93,19 +94,19 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         num_groups = self.config.batch_size // self.config.group_size
         good = synchronise_statistics(self.model, num_groups, norm.isfinite())
-        # read by the fused kernels, which leave everything as it is where it is 1
+        # the fused Adam kernels read this private attribute and leave every tensor unchanged where it is 1
         self.optimizer.found_inf = self.skipped.count(good)  # type: ignore[attr-defined]
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, step)
+            group["lr"] = learning_rate(self.config.optimizer, step, self.config.steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
         return batch, terms, norm
 
     def rehearse(self) -> None:
-        """A forward and backward pass that leaves no trace.
+        """Run a forward and a backward pass and discard its results.
 
-        DDP orders its buckets anew after the first backward pass. Doing that before any state is loaded
-        makes the sums of a resumed run the same, bit for bit, as those of one that was never stopped.
+        DDP rebuilds its buckets after the first backward pass. Doing that before any state is loaded makes the sums of
+        a resumed run bit-identical to those of a run that was never stopped.
         """
         self.network.train()
         self.forward_backward(self.train_batches.batch(0, self.world.rank, self.world.size), 0)
@@ -116,50 +117,53 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, draws: int = 0) -> dict[str, float]:
-        """Figures of the full bound on the validation samples (KL weight 1, no dropout, fixed noise).
+        """Return the metrics of the negative ELBO on the validation samples (KL weight 1, no dropout, fixed noise).
 
-        With ``draws`` of z also the importance-weighted estimate of the likelihood, in nats per sample and bits per
-        byte. The noise of every figure follows from the samples alone.
+        With ``draws`` of z, also return the importance-weighted estimate of the likelihood, in nats per sample and
+        bits per byte. The noise follows from the samples alone. Metrics that are registered with a function come last:
+        see ``raytrain.metrics.Metric``.
         """
         self.network.eval()
         totals = BoundTotals(self.model.latent, self.world.device)
         for batch in self.valid_batches.batches(self.world.rank, self.world.size):
             totals.add(self.forward(self.model, batch, EVALUATION_SEED, 0, 0.0), batch.text_bytes)
-        figures = self.reduce(totals).metrics()
-        return figures | self.likelihood(figures, draws) if draws else figures
+        metrics = self.reduce(totals).metrics()
+        if draws:
+            metrics |= self.likelihood(metrics, draws)
+        return metrics | computed_metrics(self.model, metrics)
 
-    def likelihood(self, figures: dict[str, float], draws: int) -> dict[str, float]:
-        """The importance-weighted estimate; of a model without z it is the bound."""
+    def likelihood(self, metrics: dict[str, float], draws: int) -> dict[str, float]:
+        """Return the importance-weighted estimate; for a model without z it equals the negative log-likelihood."""
         if self.model.latent == 0:
-            return {"nll": figures["bound"], "nll_bits_per_byte": figures["bits_per_byte"]}
+            return {"nll": metrics["bound"], "nll_bits_per_byte": metrics["bits_per_byte"]}
         batches = self.valid_batches.batches(self.world.rank, self.world.size)
         with self.autocast():
             sums = estimate_likelihood(self.model, batches, self.config.group_size, draws)
         if self.world.size > 1:
             dist.all_reduce(sums)
         nats = float(sums[0] / sums[1])
-        return {"nll": nats, "nll_bits_per_byte": figures["bits_per_byte"] * nats / figures["bound"]}
+        return {"nll": nats, "nll_bits_per_byte": metrics["bits_per_byte"] * nats / metrics["bound"]}
 
-    def figures(self, batch: Batch, terms: Terms) -> dict[str, float]:
-        """Figures of a training batch over all ranks."""
+    def batch_metrics(self, batch: Batch, terms: Terms) -> dict[str, float]:
+        """Return the metrics of a training batch over all ranks."""
         totals = BoundTotals(self.model.latent, self.world.device)
         totals.add(terms, batch.text_bytes)
         return self.reduce(totals).metrics()
 
     def reduce(self, totals: BoundTotals) -> BoundTotals:
-        """Totals over all ranks."""
+        """Sum the totals over all ranks, in place."""
         if self.world.size > 1:
             dist.all_reduce(totals.sums)
         return totals
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Computes matrix products in bfloat16 where that is the precision; losses stay in float32."""
+        """Return a context in which matrix products use bfloat16 if that is the precision; losses stay in float32."""
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     # ----------------------------------------------------------------------------------------- state
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Copies on the CPU of all that changes from step to step: weights, statistics, moments."""
+        """Return CPU copies of everything that changes from step to step: weights, statistics, moments."""
         moments = {
             f"{key}.{name}": value
             for name, parameter in self.model.named_parameters()
@@ -172,7 +176,7 @@ class Trainer:
         }
 
     def load(self, stored: checkpoints.Checkpoint) -> None:
-        """Take over the tensors and the counters of a checkpoint.
+        """Load the tensors and the counters of a checkpoint.
 
         Raises:
             UserError: its tensors are not those of the model.
@@ -186,7 +190,7 @@ class Trainer:
                 value.copy_(moments[f"{key}.{name}"])
 
     def share(self, step: int) -> int:
-        """Give rank 0's state and step to all ranks; returns that step."""
+        """Broadcast rank 0's state and step to all ranks; return that step."""
         if self.world.size == 1:
             return step
         moments = [value for slots in self.optimizer.state.values() for value in slots.values()]
@@ -195,7 +199,7 @@ class Trainer:
         return self.first(step)
 
     def first(self, number: int) -> int:
-        """Rank 0's number, on all ranks."""
+        """Return rank 0's number on all ranks."""
         if self.world.size == 1:
             return number
         shared = torch.tensor(number, device=self.world.device)
@@ -204,7 +208,7 @@ class Trainer:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """``auto`` is bfloat16 where the hardware multiplies bfloat16 matrices, otherwise float32."""
+    """Resolve ``auto``: bfloat16 where the hardware multiplies bfloat16 matrices, otherwise float32."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -216,7 +220,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def build_optimizer(model: nn.Module, config: RunConfig[Any]) -> torch.optim.Adam:
-    """Adam whose moments exist from the start, so that a checkpoint can be loaded into them."""
+    """Return fused Adam with its moments allocated, so that a checkpoint can be loaded into them."""
     settings = config.optimizer
     optimizer = torch.optim.Adam(
         model.parameters(), lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True

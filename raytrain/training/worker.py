@@ -1,4 +1,4 @@
-"""What each worker does to train a run, in a gang or alone, and how a run outlives its gang."""
+"""Worker: the job that it is given, the loop that it runs, and the reporter that sends its metrics on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from raytrain.runs import checkpoint
 from raytrain.runs.records import CHECKPOINTS, OUTCOME, UNSENT, read_outcome
 from raytrain.runs.references import from_checkpoint
 from raytrain.storage import open_storage
-from raytrain.storage.base import patiently
+from raytrain.storage.base import retry_storage
 from raytrain.tracking.client import connect
 from raytrain.tracking.metric_writer import MetricWriter
 from raytrain.tracking.runs import Run
@@ -62,33 +62,36 @@ PERMANENT_ERRORS = (
     UserError,
     ValueError,
 )
-"""Errors that come back when the same is done again: a run ends with them at once."""
+"""Errors that repeat when the same is done again: they end a run at once."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker needs to know of a run; plain values, so that it travels anywhere."""
+    """Everything that a worker needs to know of a run, in plain values that travel to any process."""
 
     config: dict[str, Any]
     corpus: dict[str, str]
-    """What ``data.store.open_anywhere`` finds the corpus by."""
+    """Address of the corpus, for ``data.cache.open_anywhere``."""
     storage: str
-    """Folder or s3:// address that is the run's own."""
+    """Folder or s3:// address of the run."""
     tracking: dict[str, Any]
-    """Address of its MLflow run: the fields of ``tracking.Run``."""
+    """Address of its MLflow run: the fields of ``tracking.runs.Run``."""
     cpus: float
-    """CPUs of a worker: its threads."""
+    """CPUs of a worker, and so its threads."""
     draws: int = 0
-    """Draws of z for the likelihood at each evaluation."""
+    """Draws of z for the likelihood estimate at each evaluation; 0 leaves it out."""
     unigram: float | None = None
-    """Bits per byte above which a trial is hopeless; a run that is no trial is never."""
+    """Bits per byte of the unigram baseline, for early stopping; ``None`` for a run that is no trial."""
     progress: str | None = None
-    """Key of Ray's store under which the latest metrics are put for whoever shows them."""
+    """Key of Ray's key-value store for the latest metrics, which the launching process prints."""
 
 
 def worker_loop(values: dict[str, Any]) -> None:
-    """What each worker of a gang does: join the others, and train one run after the other until there is none."""
+    """Serve a worker group: join the other workers, then train one run after the other until there is none.
+
+    ``values`` are {"coordinator": handle, "on_gpus": bool}. Ray Train calls this on each worker.
+    """
     coordinator, context = values["desk"], ray_train.get_context()
     device = get_device() if values["on_gpus"] else torch.device("cpu")
     world = World(context.get_world_rank(), context.get_world_size(), device)
@@ -101,7 +104,7 @@ def worker_loop(values: dict[str, Any]) -> None:
 
         def send(metrics: dict[str, Any], number: int = number) -> None:
             if not ray.get(coordinator.evaluated.remote(number, world.rank, metrics)):
-                raise SystemExit  # as Tune does in a process of its own
+                raise SystemExit  # as Tune does in the process of a trial
 
         with suppress(SystemExit):
             run(Job(**job), world, send, node)
@@ -109,27 +112,27 @@ def worker_loop(values: dict[str, Any]) -> None:
 
 
 def run_in_process(job: Job, worker_spec: WorkerSpec, send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Train the run in this very process, which has the resources of the gang's one worker; returns its outcome.
+    """Train the run in this process, which has the resources of one worker; return its outcome.
 
-    The same loop and the same MLflow run as in a gang, without the processes that hold a gang together.
+    The loop and the MLflow run are the same as in a worker group; the group's other processes are saved.
 
     Raises:
-        ray.exceptions.RayActorError: its machine is about to go.
+        ray.exceptions.RayActorError: this machine is about to be taken away.
     """
     try:
         run(job, World(device=torch.device("cuda" if worker_spec.on_gpus else "cpu")), send, node=0)
     except PreemptedError as error:
-        # the only error that Tune does not count among a trial's failures
+        # the only error that Tune does not count as a failure of the trial
         raise RayActorError(error_msg=str(error), preempted=True) from error
     return read_outcome(job.storage) or {"error": "the run ended without an outcome"}
 
 
 def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: int | None) -> None:
-    """Run the loop on one worker and say what came of it; evaluations go to ``send``.
+    """Run the training loop on one worker and record its outcome; evaluations go to ``send``.
 
-    ``node``: which of the run's machines this worker stands for in system metrics; ``None`` for the others.
+    ``node`` is the number of the machine whose system metrics this worker logs; ``None`` if another worker does.
     """
-    release_memory()  # what the run before has left, which is not free before it has returned
+    release_memory()  # left by the run before, and not free until that had returned
     torch.set_num_threads(max(1, int(job.cpus)))
     config = from_dict(job.config)
     storage = open_storage(job.storage)
@@ -138,21 +141,21 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
         trained = train(config, open_anywhere(job.corpus), world, storage.child(CHECKPOINTS), report, job.draws)
         outcome: dict[str, Any] = asdict(trained)
     except (FloatingPointError, EarlyStoppedError) as error:
-        outcome = {"early_stopped": str(error)}  # of the same figures on every worker
+        outcome = {"early_stopped": str(error)}  # from the same metrics on every worker
         if isinstance(error, DivergedError):
             outcome["last_good"] = error.last_good
     except PERMANENT_ERRORS as error:
         if world.size > 1:
-            raise  # the others may be waiting for this worker
+            raise  # the other workers may be waiting for this one
         _log.exception("the run has failed")
         outcome = {"error": f"{type(error).__name__}: {error}"}
     except PreemptedError:
         report.close(None)
         if world.size > 1:
-            torch.distributed.barrier()  # the first to leave ends the gang: not before rank 0 has saved
+            torch.distributed.barrier()  # the first worker to leave ends the group: not before rank 0 has saved
         raise
     except SystemExit:
-        # the trial was stopped, and its process goes on with another
+        # the trial was stopped, and its process continues with another
         report.close(storage)
         raise
     unsent = report.close(storage)
@@ -161,13 +164,13 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
         if "early_stopped" not in outcome:
             outcome["samples"] = final_samples(job)
         text = json.dumps(outcome).encode()
-        patiently(lambda: storage.write(OUTCOME, text))
+        retry_storage(lambda: storage.write(OUTCOME, text))
 
 
 def final_samples(job: Job, num: int = 10) -> list[str]:
-    """Texts from the run's best checkpoint, kept as an artifact of its MLflow run."""
+    """Draw texts from the run's best checkpoint, and keep them as an artifact of its MLflow run."""
     location = open_storage(job.storage).child(CHECKPOINTS)
-    stored = patiently(lambda: checkpoint.best(location))
+    stored = retry_storage(lambda: checkpoint.best(location))
     if stored is None:
         return []
     samples = sample_text(from_checkpoint(stored), num)
@@ -176,10 +179,10 @@ def final_samples(job: Job, num: int = 10) -> list[str]:
 
 
 class RayReporter:
-    """Rank 0's metrics to MLflow and to whoever watches; every rank's evaluations to Ray."""
+    """Reporter of a worker: rank 0's metrics go to MLflow and to the terminal, every rank's evaluations to Ray."""
 
     FLUSH_S = 10.0
-    """Longest wait for MLflow before a report after which the run may be stopped."""
+    """Longest wait for MLflow before an evaluation is reported, since the run may be stopped then."""
 
     def __init__(
         self,
@@ -200,13 +203,13 @@ class RayReporter:
         if rank != 0 and node is None:
             return
         run = Run(**job.tracking)
-        connect(run.uri)  # imports MLflow before there are threads: two that import it at once can fail
+        connect(run.uri)  # before there are threads
         if rank == 0:
             run.set_tags(host_tags())
             self.writer = MetricWriter(run.uri, run.run_id)
             self.system = SystemMetrics(self.writer, run.created_ms)
         else:
-            # no two writers share a metric, so that what is sent twice can be told
+            # no two writers share a metric, so that repetitions can be recognised
             self.system_writer = MetricWriter(run.uri, run.run_id)
             self.system = SystemMetrics(self.system_writer, run.created_ms, node=f"node-{node}")
 
@@ -231,23 +234,23 @@ class RayReporter:
         # no trial is stopped before its own annealing has ended, nor while it writes its outcome
         comparable = self.annealing_end <= step < self.config.steps and early_stopped is None
         if comparable and self.writer is not None and self.unigram is not None:
-            # the scheduler's answer may be to kill this process; a run that is no trial has none
+            # the scheduler may answer by killing this process; a run that is no trial has no scheduler
             self.writer.flush(self.FLUSH_S)
         self.send({"step": step, **metrics} | ({RUNG: step} if comparable else {}))
         if early_stopped is not None:
-            raise EarlyStoppedError(early_stopped)  # on every rank: all have the same figures
+            raise EarlyStoppedError(early_stopped)  # on every rank: all have the same metrics
 
     @cached_property
     def own_node(self) -> OwnNode:
         return OwnNode()
 
-    def notice(self) -> bool:
+    def preemption_notice(self) -> bool:
         return self.own_node.is_draining()
 
     def close(self, storage: Storage | None) -> int:
-        """Send what waits; what cannot be sent is kept under ``storage``. Returns the number of such records.
+        """Send what waits; keep what cannot be sent under ``storage``. Return the number of such records.
 
-        ``None`` where the newest checkpoint keeps it.
+        ``storage`` is ``None`` if the newest checkpoint keeps them.
         """
         if self.system is not None:
             self.system.close()
@@ -261,15 +264,15 @@ class RayReporter:
             file = Path(scratch) / UNSENT
             num_unsent = self.writer.close(unsent=file)
             if num_unsent:
-                patiently(lambda: storage.upload(UNSENT, file))
+                retry_storage(lambda: storage.upload(UNSENT, file))
         return num_unsent
 
 
 def release_memory() -> None:
-    """Give the system what nothing in this process uses.
+    """Return unused memory of this process to the system.
 
-    glibc keeps what was freed for later use, apart in each of its arenas, eight for every core, and each run's threads
-    are given other arenas than those of the run before: in time the process would hold what a run needs many times.
+    glibc keeps freed memory in arenas, eight for every core, and each run's threads get other arenas than those of the
+    run before. In time the process would hold many times the memory of one run.
     """
     scratch.clear()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it

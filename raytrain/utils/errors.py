@@ -1,4 +1,4 @@
-"""What is said to the user, and how a command ends, when the mistake is theirs."""
+"""User errors: mistakes of the user's, and how a command ends with one."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def expanded(path: str) -> Path:
 
 @contextlib.contextmanager
 def complete_file(path: Path) -> Iterator[Path]:
-    """A temporary path in the folder of ``path``, which takes its place at the end and is on the disk then."""
+    """Give a temporary path in the folder of ``path``; at the end it replaces ``path`` and is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(_PARTIAL + secrets.token_hex(8))
     try:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; ``head`` and ``rows`` hold Markdown."""
+    """Return a table; ``head`` and ``rows`` hold Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -37,7 +37,7 @@ def duration(seconds: float) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text with its control characters and line ends escaped, so that one line is one text."""
+    """Return a text with its control characters and line ends escaped, so that one line is one text."""
     return "".join(
         character.encode("unicode_escape").decode()
         if unicodedata.category(character) in ("Cc", "Zl", "Zp")

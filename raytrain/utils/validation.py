@@ -15,7 +15,7 @@ DEEPEST = 100
 
 
 def parse_json(text: bytes | str) -> Any:
-    """The value that ``text`` is.
+    """Return the value that ``text`` is.
 
     Raises:
         ValueError: it is not JSON, not UTF-8, or nested too deeply.
@@ -50,7 +50,7 @@ def _members(holder: dict[str, Any] | list[Any]) -> Iterable[Any]:
 
 
 def validate_fields(kind: type[Any], values: Any, prefix: str = "") -> dict[str, Any]:
-    """The members of the object ``values`` as the fields of the dataclass ``kind`` have them.
+    """Return the members of the object ``values`` as the fields of the dataclass ``kind`` have them.
 
     Raises:
         ValueError: it is no object, or a member is no such field or of another type; the line names it.

@@ -27,7 +27,7 @@ from ray import tune as ray_tune
 from ray.cluster_utils import Cluster
 
 import raytrain.tune as tune
-from raytrain.metrics import FIGURES
+from raytrain.metrics import REQUIRED_METRICS
 from raytrain.runs.records import OUTCOME
 from raytrain.runs.trials import Trial
 from raytrain.search import runner, setup
@@ -71,9 +71,9 @@ def sleep_and_report(values: dict[str, Any]) -> None:
     """In place of ``trainables.run_alone``: the trial's time passes, it reports once, and has ended."""
     job, began = Job(**values["job"]), time.time()
     time.sleep(job.config["objective"]["alpha"] * UNIT_S)
-    steps, figures = job.config["steps"], dict.fromkeys(FIGURES, 1.0)
-    ray_tune.report({"step": steps, **figures})
-    outcome = {"best_step": steps, "best": figures, "precision": "none", "device": "none", "samples": []}
+    steps, metrics = job.config["steps"], dict.fromkeys(REQUIRED_METRICS, 1.0)
+    ray_tune.report({"step": steps, **metrics})
+    outcome = {"best_step": steps, "best": metrics, "precision": "none", "device": "none", "samples": []}
     for name, found in ((TIMES, {"began": began, "ended": time.time()}), (OUTCOME, outcome)):
         open_storage(job.storage).write(name, json.dumps(found).encode())
 

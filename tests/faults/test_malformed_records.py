@@ -17,6 +17,7 @@ from raytrain.data.corpus import Corpus
 from raytrain.metrics import SearchObjective
 from raytrain.runs.records import OUTCOME, read_outcome
 from raytrain.runs.trials import Trial, TrialStore
+from raytrain.search.algorithms import add_to_study
 from raytrain.search.space import check_space, read_space
 from raytrain.storage import open_storage
 from raytrain.tracking.__main__ import main as send
@@ -78,11 +79,11 @@ def test_a_record_with_a_value_that_cannot_be_is_one_line(tmp_path: Path, change
 def test_a_record_with_a_point_that_no_space_has_is_one_line() -> None:
     kind = '{"name": "FloatDistribution", "attributes": {"step": null, "low": 0.0, "high": 1.0, "log": false}}'
     trial = Trial(0, "0" * 16, tiny_config("hybrid"), {"a": 0.5}, {"a": kind}, {}, status="finished")
-    trial.known_to(optuna.create_study(), SearchObjective())
+    add_to_study(optuna.create_study(), trial, SearchObjective())
     for params, kinds in (({"a": 7.0}, {"a": kind}), ({"a": 0.5}, {}), ({"a": 0.5}, {"a": "{}"})):
         trial.params, trial.distributions = params, kinds
         with pytest.raises(UserError, match="the record of trial 000 has no point of a search"):
-            trial.known_to(optuna.create_study(), SearchObjective())
+            add_to_study(optuna.create_study(), trial, SearchObjective())
 
 
 FIGURES_OF_A_RUN = {"bound": 9.0, "bits_per_byte": 2.0, "reconstruction": 8.0, "kl": math.nan, "active_units": 1.0}

@@ -94,15 +94,15 @@ def test_every_model_is_measured(
 ) -> None:
     output = command(trained(model), *QUICK)
     result = json.loads((home / "evaluation-valid.json").read_text())
-    measures, texts = result["measures"], result["texts"]
+    metrics, texts = result["metrics"], result["texts"]
     assert result["model"] == model
     assert result["step"] == 4
     assert result["corpus"] == {"name": "synthetic", "digest": corpus.digest}
-    assert measures["samples"] == 48
-    assert measures["bits_per_byte"] == pytest.approx(
-        measures["bound"] * 48 / measures["text_bytes"] / math.log(2)
+    assert metrics["samples"] == 48
+    assert metrics["bits_per_byte"] == pytest.approx(
+        metrics["bound"] * 48 / metrics["text_bytes"] / math.log(2)
     )  # fmt: skip
-    for title in ("reconstruction by position", "bound by length", "self-BLEU", "longest copy (model)"):
+    for title in ("reconstruction by position", "negative ELBO by length", "self-BLEU", "longest copy (model)"):
         assert title in output
     assert ("importance-weighted NLL (3 draws)" in output) == (model != "byte_lstm")
     assert ("active units" in output) == (model != "byte_lstm")
@@ -143,7 +143,7 @@ def test_another_corpus_can_be_measured(
     command(trained("byte_lstm"), "--data", home / "other", "--split", "test", "--num-samples", "0", "--samples", "4")
     result = json.loads((home / "evaluation-test.json").read_text())
     assert result["corpus"]["name"] == "other"
-    assert result["measures"]["samples"] == 200
+    assert result["metrics"]["samples"] == 200
 
 
 def test_results_go_to_the_models_own_run(
@@ -168,17 +168,17 @@ def test_results_go_to_the_models_own_run(
     client = MlflowClient(uri)
     metrics = client.get_run(run.run_id).data.metrics
     result = json.loads((home / "evaluation-valid.json").read_text())
-    assert metrics["evaluation/valid/bound"] == pytest.approx(result["measures"]["bound"])
-    assert metrics["evaluation/valid/importance_weighted"] == pytest.approx(result["measures"]["importance_weighted"])
+    assert metrics["evaluation/valid/bound"] == pytest.approx(result["metrics"]["bound"])
+    assert metrics["evaluation/valid/importance_weighted"] == pytest.approx(result["metrics"]["importance_weighted"])
     assert metrics["samples/self_bleu"] == pytest.approx(result["texts"]["model"]["self_bleu"])
     assert "valid/bound" not in metrics  # the training loop's own
     assert client.get_metric_history(run.run_id, "evaluation/valid/bound")[0].step == 4
     file = client.download_artifacts(run.run_id, "evaluation/valid-step-00000004.json", str(home))
-    assert json.loads(Path(file).read_text())["measures"] == result["measures"]
+    assert json.loads(Path(file).read_text())["metrics"] == result["metrics"]
 
     # a second time, with more draws: the newest is the value
     command(location, *QUICK, "--num-samples", "32")
-    newest = json.loads((home / "evaluation-valid-2.json").read_text())["measures"]["bound"]
+    newest = json.loads((home / "evaluation-valid-2.json").read_text())["metrics"]["bound"]
     assert client.get_run(run.run_id).data.metrics["evaluation/valid/bound"] == pytest.approx(newest)
 
     # of another corpus than the one of training
@@ -196,7 +196,7 @@ def test_results_go_to_the_models_own_run(
 
 
 def test_the_test_split_has_its_own_name() -> None:
-    result: dict[str, Any] = {"split": "test", "measures": {"bound": 1.0, "by_length": []}, "texts": None}
+    result: dict[str, Any] = {"split": "test", "metrics": {"bound": 1.0, "by_length": []}, "texts": None}
     assert evaluate.metric_values(result, "") == {"test/bound": 1.0}
 
 
@@ -263,6 +263,6 @@ def test_two_workers_of_a_cluster_measure_what_one_process_does(
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     here, there = (json.loads((home / name).read_text()) for name in ("here.json", "there.json"))
-    same(there["measures"], here["measures"])
+    same(there["metrics"], here["metrics"])
     assert there["texts"] == here["texts"]
     assert ray.available_resources()["CPU"] == 2.0

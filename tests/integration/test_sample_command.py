@@ -143,8 +143,8 @@ def test_it_interpolates_and_reconstructs(
         ("hybrid", ["--reconstruct", "none.txt"], "cannot read none.txt"),
         ("hybrid", ["--reconstruct", "empty.txt"], "holds no text"),
         ("hybrid", ["--reconstruct", "long.txt"], "has 30 bytes: the model takes 24 symbols"),
-        ("byte_lstm", ["--interpolate", "a", "b"], "a byte_lstm has no latent code"),
-        ("byte_lstm", ["--reconstruct", "long.txt"], "a byte_lstm has no latent code"),
+        ("byte_lstm", ["--interpolate", "a", "b"], "the model has no latent code"),
+        ("byte_lstm", ["--reconstruct", "long.txt"], "the model has no latent code"),
     ],
 )
 def test_a_mistake_is_one_line(

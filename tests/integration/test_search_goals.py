@@ -54,14 +54,14 @@ def test_a_front_with_hopeless_trials_and_starts_and_what_is_built_upon_it(clust
         "--warm-start", "asleep.json", "wild.json",
     )  # fmt: skip
     assert "objective: low bound and large KL" in output
-    assert "the front: no trial beats these in both bound and KL" in output
+    assert "Pareto front: no trial beats these in both negative ELBO and KL" in output
     assert "(from asleep.json)" in output
     assert_nothing_left()
     trials = TrialStore(open_storage(home / "runs" / "f")).read()
     assert [trial.origin for trial in trials] == ["asleep.json", "wild.json", "", ""]
     # no other trial was stopped for being behind, the two were not evaluated again after they were hopeless
     assert [trial.status for trial in trials] == ["early_stopped", "early_stopped", "finished", "finished"]
-    assert "hopeless at step 200: its bound of" in trials[0].reason
+    assert "early-stopped at step 200: its negative ELBO of" in trials[0].reason
     assert "not finite at step 10" in trials[1].reason
     assert [len(trial.history) for trial in trials] == [5, 0, 6, 6]
     assert trials[0].config.steps == 240
@@ -69,7 +69,7 @@ def test_a_front_with_hopeless_trials_and_starts_and_what_is_built_upon_it(clust
     runs = mlflow_runs(home)
     children = {item.data.tags["raytrain.trial"]: item for item in runs if "mlflow.parentRunId" in item.data.tags}
     assert [children[number].info.status for number in "0123"] == ["KILLED", "KILLED", "FINISHED", "FINISHED"]
-    assert "hopeless at step 200" in children["0"].data.tags["raytrain.reason"]
+    assert "early-stopped at step 200" in children["0"].data.tags["raytrain.reason"]
     assert children["1"].data.tags["raytrain.started_from"] == "wild.json"
     parent = next(item for item in runs if "mlflow.parentRunId" not in item.data.tags)
     columns = table(home, parent)
@@ -101,7 +101,7 @@ def test_a_search_without_a_winner_says_so_and_registers_nothing(cluster: str, h
     )  # fmt: skip
     output = run(cluster, home, *arguments, "--min-kl", "1000")
     assert "NLL" in output
-    assert "no winners, since their KL is below 1000 nats: " in output
+    assert "cannot win, since their KL is below 1000 nats: " in output
     assert "no trial has a KL of at least 1000 nats" in output
     runs = mlflow_runs(home)
     parent = next(item for item in runs if "mlflow.parentRunId" not in item.data.tags)

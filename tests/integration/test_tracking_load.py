@@ -68,7 +68,7 @@ class WriterReport:
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """Nobody stops this run."""
 
-    def notice(self) -> bool:
+    def preemption_notice(self) -> bool:
         return False
 
 

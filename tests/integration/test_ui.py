@@ -76,7 +76,7 @@ class Logged:
         if not self.trial.best or metrics[METRIC] < self.trial.best[METRIC]:
             self.trial.best = metrics
 
-    def notice(self) -> bool:
+    def preemption_notice(self) -> bool:
         return False
 
 
@@ -84,8 +84,8 @@ def fill(uri: str, corpus: Corpus, folder: Path) -> Search:
     """A search as the command leaves it, but for Ray: real trials, trained one after the other in this process."""
     base = override(tiny_config("hybrid", steps=STEPS, log_every=3, evaluate_every=3), {"objective.end": 0.3})
     plan = Plan(
-        read_space("hybrid", SPACE), {"hybrid": base}, None, "tpe", corpus.digest, NUM_TRIALS, base.seed,
-        {}, "raytrain", str(corpus.path),
+        space=read_space("hybrid", SPACE), bases={"hybrid": base}, budget=None, algorithm="tpe", corpus=corpus.digest,
+        num_samples=NUM_TRIALS, seed=base.seed, workers={}, experiment="raytrain", corpus_path=str(corpus.path),
     )  # fmt: skip
     workspace = Workspace(open_storage(folder / "runs"), corpus, uri)
     search = admit(NAME, plan, workspace, Cluster(({"CPU": 2.0},)), SearchOptions(), "tests")
@@ -167,14 +167,15 @@ def test_the_view_of_the_trials_has_the_best_first(
     page: Page, shown: Shown, search: Search, trials: list[Trial], picture: Callable[[str], None]
 ) -> None:
     parameters = ["objective.alpha", "optimizer.learning_rate"]
-    link = share_view(search.parent, f"{NAME}: best trials first", parameters)
+    metrics = ["bits_per_byte", "bound", "kl", "active_units"]
+    link = share_view(search.parent, f"{NAME}: best trials first", metrics, parameters)
     names, columns = browser.open_trials(page, shown, link)
     picture("trials")
     ordered = sorted(trials, key=lambda trial: trial.best[METRIC])
     assert [trial.number for trial in ordered] != [2, 1, 0], "the newest first would look the same"
     assert names == [f"{trial.name} {NAME}" for trial in ordered]
-    figures = ["best/bits_per_byte", "best/kl", "best/active_units"]
-    assert [column for column in columns if column in {*figures, *parameters}] == [*figures, *parameters]
+    expected = [*(f"best/{key}" for key in metrics), *parameters]
+    assert [column for column in columns if column in expected] == expected
     assert page.get_by_test_id("saved-views-trigger").inner_text() == f"{NAME}: best trials first"
 
 

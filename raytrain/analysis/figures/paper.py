@@ -15,7 +15,6 @@ from raytrain.analysis.figures.records import Record
 from raytrain.analysis.figures.style import (
     BLUE,
     GREEN,
-    MODEL_LOOK,
     PURPLE,
     SEQUENCE,
     VERMILION,
@@ -23,8 +22,10 @@ from raytrain.analysis.figures.style import (
     explain,
     in_steps,
     message,
+    model_look,
     new_figure,
 )
+from raytrain.config.models import has_latent, known_models
 
 Value = Callable[[Record], float]
 BITS = "bits per character"
@@ -77,7 +78,7 @@ def fig4(records: Sequence[Record]) -> Figure:
     ]
     for axes, (name, value) in zip(panels, values, strict=True):
         dress(axes, "sample length (characters)", name)
-        shown = records if axes is panels[0] else [record for record in records if record.model != "byte_lstm"]
+        shown = records if axes is panels[0] else [record for record in records if has_latent(record.model)]
         _lines_by_model(axes, shown, lambda record: record.length, value)
         axes.set_xticks(sorted({record.length for record in records}))
         if axes is not panels[0]:
@@ -135,7 +136,7 @@ def fig6(records: Sequence[Record]) -> Figure:
 
 def tweets(records: Sequence[Record]) -> Figure:
     """Reconstruction, KL and bound of both models against the share of input bytes dropped."""
-    usable = [record for record in records if record.model != "byte_lstm"]
+    usable = [record for record in records if has_latent(record.model)]
     if not usable:
         return message(NOTHING)
     figure = new_figure(11.0, 3.8)
@@ -168,8 +169,14 @@ DRAWN: dict[str, Callable[[Sequence[Record]], Figure]] = {
 
 
 def _lines_by_model(axes: Axes, records: Sequence[Record], x: Value, y: Value) -> None:
-    for model, look in MODEL_LOOK.items():
-        _line(axes, [record for record in records if record.model == model], x, y, look)
+    for model in sorted({record.model for record in records}, key=_order):
+        _line(axes, [record for record in records if record.model == model], x, y, model_look(model))
+
+
+def _order(model: str) -> tuple[int, str]:
+    """Sort key of a model: registered ones first, as they were registered."""
+    known = list(known_models())
+    return (known.index(model) if model in known else len(known)), model
 
 
 def _line(axes: Axes, records: Iterable[Record], x: Value, y: Value, look: tuple[str, str, str, str]) -> None:

@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raytrain.metrics import METRIC, known_metrics
 from raytrain.utils.errors import UserError
 
 Curve = list[tuple[int, float]]
 """(step, value), by step."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrialRow:
-    """One trial as ``trials.parquet`` has it; a figure that it never reached is NaN."""
+    """One trial as ``trials.parquet`` has it."""
 
     number: int
     name: str = ""
@@ -30,12 +31,8 @@ class TrialRow:
     started_at: float = math.nan
     """Seconds since 1970, as ``ended_at``."""
     ended_at: float = math.nan
-    bound: float = math.nan
-    """Of its best evaluation, as the following; nats per sample."""
-    bits_per_byte: float = math.nan
-    reconstruction: float = math.nan
-    kl: float = math.nan
-    active_units: float = math.nan
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of its best evaluation; those that are finite."""
     parameters: dict[str, Any] = field(default_factory=dict)
     """What the search space has drawn, by its own names; a parameter that was not drawn is left out."""
     fields: dict[str, Any] = field(default_factory=dict)
@@ -53,9 +50,23 @@ class TrialRow:
         return self.name or f"{self.number:03}"
 
     @property
+    def bits_per_byte(self) -> float:
+        """Negative ELBO; NaN if it was never evaluated."""
+        return self.metrics.get(METRIC, math.nan)
+
+    @property
+    def kl(self) -> float:
+        """Nats per sample; NaN if it was never evaluated."""
+        return self.metrics.get("kl", math.nan)
+
+    @property
     def scored(self) -> bool:
         """Whether it was ever evaluated to something finite."""
         return math.isfinite(self.bits_per_byte)
+
+    def point(self) -> tuple[float, float]:
+        """Return negative ELBO and KL."""
+        return self.bits_per_byte, self.kl
 
 
 def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:
@@ -86,7 +97,8 @@ def read_trials(file: Path) -> list[TrialRow]:
 
 
 def _row(entry: dict[str, Any]) -> TrialRow:
-    known = {key: value for key, value in entry.items() if key in TrialRow.__dataclass_fields__ and value is not None}
+    plain = TrialRow.__dataclass_fields__.keys() - {"metrics", "parameters", "fields"}
+    known = {key: value for key, value in entry.items() if key in plain and value is not None}
     for name in ("number", "step", "steps", "length", "rank"):
         known[name] = int(known.get(name) or 0)
     for name, value in known.items():
@@ -100,7 +112,22 @@ def _row(entry: dict[str, Any]) -> TrialRow:
     for name in ("started_at", "ended_at"):
         if known.get(name) == 0:  # not yet
             del known[name]
-    return TrialRow(**{**known, "parameters": _under(entry, "param/"), "fields": _under(entry, "field/")})
+    return TrialRow(
+        **known, metrics=_metrics(entry), parameters=_under(entry, "param/"), fields=_under(entry, "field/")
+    )
+
+
+def _metrics(entry: dict[str, Any]) -> dict[str, float]:
+    """Return the registered metrics of a row that are finite.
+
+    Raises:
+        TypeError: one of them is no number.
+    """
+    values = {name: value for name, value in known_metrics(entry).items() if value is not None}
+    for name, value in values.items():
+        if type(value) not in (int, float):
+            raise TypeError(f"{name} is {value!r}")
+    return {name: float(value) for name, value in values.items() if math.isfinite(value)}
 
 
 def _under(entry: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -112,7 +139,7 @@ def _under(entry: dict[str, Any], prefix: str) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """One run of a figure of the paper, at its last evaluation."""
 

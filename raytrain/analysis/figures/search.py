@@ -29,9 +29,10 @@ from raytrain.analysis.figures.style import (
     plain,
     upper_limit,
 )
+from raytrain.config.models import has_latent
 from raytrain.config.schedules import kl_weight
 from raytrain.config.schema import ObjectiveConfig
-from raytrain.metrics import COLLAPSED_KL, front
+from raytrain.metrics import COLLAPSED_KL, pareto_front
 
 BITS = "bound (bits per byte)"
 NOTHING = "No trial has been evaluated."
@@ -104,25 +105,19 @@ def _limit(axes: Axes, values: Sequence[float]) -> None:
         axes.annotate(text, (0.995, 0.93), xycoords="axes fraction", ha="right", fontsize=8, color=GREY)
 
 
-def pareto_front(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """The trials that no other beats in both a lower bound and a higher KL, by KL."""
-    usable = [row for row in ranked(rows) if math.isfinite(row.kl)]
-    return [usable[index] for index in front([(row.bits_per_byte, row.kl) for row in usable])]
-
-
 def bound_against_kl(rows: Sequence[TrialRow]) -> Figure:
     """What the latent code says against what it costs, with the front of trials that nobody beats in both."""
     usable = [row for row in ranked(rows) if math.isfinite(row.kl)]
     if not usable:
         return message(NOTHING)
-    if all(row.model == "byte_lstm" for row in usable):
+    if not any(has_latent(row.model) for row in usable):
         return message("A language model has no latent code: its KL is 0 throughout.")
     figure = new_figure(7.0, 4.6)
     axes = dress(figure.add_subplot(), "KL (nats per sample)", BITS)
     axes.axvspan(
         -1e9, COLLAPSED_KL, color=PALE, alpha=0.6, linewidth=0, label=f"collapsed (KL < {COLLAPSED_KL:g})", zorder=0
     )
-    best = pareto_front(usable)
+    best = pareto_front(usable, TrialRow.point)
     axes.plot(
         *([row.kl for row in best], [row.bits_per_byte for row in best]),
         color=INK,
@@ -169,7 +164,7 @@ def annealing_curves(rows: Sequence[TrialRow], objectives: dict[str, ObjectiveCo
     Args:
         objectives: the objective of each trial, by run id; a trial without one is left out.
     """
-    usable = [row for row in ranked(rows) if row.run_id in objectives and row.steps > 0 and row.model != "byte_lstm"]
+    usable = [row for row in ranked(rows) if row.run_id in objectives and row.steps > 0 and has_latent(row.model)]
     if not usable:
         return message("No trial with a KL weight has been evaluated.")
     num = min(num, -(-len(usable) // 2))

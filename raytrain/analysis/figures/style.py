@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from raytrain.config.models import known_models
+
 DPI = 150
 FORMATS = ("png", "svg")
 
@@ -21,12 +23,20 @@ BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "
 INK, GREY, PALE = "#222222", "#767676", "#D9D9D9"
 SEQUENCE = "viridis"
 """Colour map of ordered values."""
-MODEL_LOOK = {
-    "hybrid": ("hybrid VAE", BLUE, "o", "-"),
-    "lstm_vae": ("LSTM VAE", VERMILION, "s", "--"),
-    "byte_lstm": ("LSTM language model", GREY, "^", ":"),
-}
-"""Label, colour, marker and line of each model, the same in all figures."""
+SPARE_COLOURS, SPARE_MARKERS = (GREEN, PURPLE, ORANGE, SKY), "Dvp*X"
+"""Looks of models whose spec names none."""
+
+
+def model_look(model: str) -> tuple[str, str, str, str]:
+    """Return label, colour, marker and line style of a model, the same in all figures."""
+    models = known_models()
+    spec = models.get(model)
+    plain = [name for name, other in models.items() if not other.colour]
+    number = plain.index(model) if model in plain else len(plain)
+    colour, marker = SPARE_COLOURS[number % len(SPARE_COLOURS)], SPARE_MARKERS[number % len(SPARE_MARKERS)]
+    if spec is None:  # of records of a model that is not registered here
+        return model, colour, marker, "-"
+    return spec.label, spec.colour or colour, spec.marker or marker, spec.line
 
 
 def new_figure(width: float = 7.0, height: float = 4.2) -> Figure:

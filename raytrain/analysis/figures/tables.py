@@ -10,34 +10,28 @@ from matplotlib.transforms import Bbox
 
 from raytrain.analysis.figures.records import TrialRow, ranked
 from raytrain.analysis.figures.style import GREY, INK, PALE, message, new_figure, plain, short
+from raytrain.metrics import shown_metrics
 
 TOP = 10
 
 
 def trial_cells(rows: Sequence[TrialRow]) -> tuple[list[str], list[list[str]]]:
-    """Column names and one list of cells for each of ``rows``: figures first, then what the space has drawn."""
+    """Column names and one list of cells for each of ``rows``: metrics first, then what the space has drawn."""
     names = list(dict.fromkeys(name for row in rows for name in row.parameters))
-    head = ["trial", "status", "bits/byte", "bound", "KL", "active", "step", "time", *names]
+    metrics = shown_metrics(row.metrics for row in rows)
+    head = ["trial", "status", *(metric.label for metric in metrics), "step", "time", *names]
     cells = [
         [
             f"{row.label} (from {short(row.origin, 24)})" if row.origin else row.label,
             row.status,
-            number(row.bits_per_byte, 3),
-            number(row.bound, 1),
-            number(row.kl, 2),
-            number(row.active_units, 0),
+            *(metric.format(row.metrics) for metric in metrics),
             f"{row.step}/{row.steps}",
-            number(row.seconds, 0, " s"),
+            f"{row.seconds:.0f} s" if math.isfinite(row.seconds) else "",
             *(short(row.parameters[name], 18) if name in row.parameters else "" for name in names),
         ]
         for row in rows
     ]
     return head, cells
-
-
-def number(value: float, digits: int, unit: str = "") -> str:
-    """A number, or nothing where there is none."""
-    return f"{value:.{digits}f}{unit}" if math.isfinite(value) else ""
 
 
 def top_trials(rows: Sequence[TrialRow], num: int = TOP) -> Figure:

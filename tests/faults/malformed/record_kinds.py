@@ -24,7 +24,7 @@ from raytrain.config.cli import read_config
 from raytrain.config.schema import to_dict
 from raytrain.runs.records import OUTCOME, read_outcome, read_values
 from raytrain.runs.trials import TrialStore
-from raytrain.search.algorithms import make_study
+from raytrain.search.algorithms import add_to_study, make_study
 from raytrain.search.plan import read_plan
 from raytrain.search.space import check_space, load_space
 from raytrain.storage import open_storage
@@ -135,7 +135,7 @@ def trial(stock: Stock, given: Path, random: Random) -> Act:
         assert len(read) == 2
         study = make_study(known, len(read))
         for item in read:
-            item.known_to(study, known.search_objective)
+            add_to_study(study, item, known.search_objective)
         assert all(math.isfinite(item.number) and to_dict(item.config) for item in read)
         assert all(item.from_json(item.to_json()).to_json() == item.to_json() for item in read)
 

@@ -98,13 +98,13 @@ def _import_all() -> None:
     import mlflow.tracking
     import optuna
 
-    from raytrain.analysis import evaluation, evaluation_table, run_report, search_report, tables
+    from raytrain.analysis import evaluation, run_report, search_report, tables
     from raytrain.bench import measure
     from raytrain.search import finish as results
     from raytrain.search import runner as search
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    assert all((mlflow, evaluation, evaluation_table, results, run_report, search, search_report, tables, measure))
+    assert all((mlflow, evaluation, results, run_report, search, search_report, tables, measure))
 
 
 def _run_kind(name: str, stock: Stock, seed: int, count: int, failures: Path, only: int | None) -> Tally:

@@ -96,8 +96,9 @@ def make_stock(folder: Path) -> Stock:
     parent = experiment.open_run("search-search", "search", parameters={}, tags={"kind": "search"})
     location = storage.child("search")
     plan = Plan(
-        read_space("mine", SPACE), {"hybrid": given}, None, "tpe", corpus.digest, 2, 0,
-        {"workers_per_trial": 1}, "raytrain", str(corpus.path), warm_starts=(WarmStart("given.json", given),),
+        space=read_space("mine", SPACE), bases={"hybrid": given}, budget=None, algorithm="tpe", corpus=corpus.digest,
+        num_samples=2, seed=0, workers={"workers_per_trial": 1}, experiment="raytrain", corpus_path=str(corpus.path),
+        warm_starts=(WarmStart(reference="given.json", config=given),),
     )  # fmt: skip
     location.write(PLAN, plan.to_json())
     records = TrialStore(location)

@@ -198,7 +198,7 @@ class Noticed(Recorder):
         self.at = at
         self.asked = 0
 
-    def notice(self) -> bool:
+    def preemption_notice(self) -> bool:
         self.asked += 1
         return self.at is not None and self.asked > self.at
 

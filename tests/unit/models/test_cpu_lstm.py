@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from raytrain.data.vocabulary import DROP, PAD, SIZE, STOP
+from raytrain.models import buffers, cpu_lstm
 from raytrain.models import buffers as scratch
 from raytrain.models.cpu_lstm import State, run_lstm
 from raytrain.models.layers import OneHot
@@ -103,3 +106,18 @@ def test_memory_is_used_again_once_nobody_has_a_view_of_it() -> None:
     smaller = scratch.empty(40, 10, dtype=torch.bfloat16)
     assert (smaller.shape, smaller.data_ptr()) == ((40, 10), location)
     scratch.clear()
+
+
+@pytest.mark.parametrize("columns", [32, 49, 80, 97, 130])
+def test_what_lies_between_the_rows_of_a_weight_reaches_no_product(columns: int) -> None:
+    """On CPUs with AMX oneDNN multiplies the padding of a row by zero, and 0 x NaN is NaN."""
+    buffers.clear()
+    stale = [buffers.empty(64, 192, dtype=torch.bfloat16).fill_(math.nan) for _ in range(4)]
+    del stale
+    matrix = cpu_lstm._matrix(64, columns, torch.bfloat16)
+    assert matrix.stride(0) >= columns
+    whole = matrix.as_strided((64, matrix.stride(0)), (matrix.stride(0), 1))
+    assert not whole[:, columns:].any()
+    left, right = matrix.copy_(torch.randn(64, columns)), torch.randn(columns, 48).bfloat16()
+    product = cpu_lstm.multiply(left, right, torch.full((64, 48), math.nan, dtype=torch.bfloat16))
+    torch.testing.assert_close(product.float(), left.float() @ right.float(), rtol=0.02, atol=0.2)

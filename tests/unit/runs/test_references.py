@@ -13,8 +13,7 @@ from mlflow import MlflowClient
 
 from raytrain.config.schema import to_dict
 from raytrain.data.corpus import Corpus
-from raytrain.metrics import FIGURES as KEPT
-from raytrain.metrics import METRIC
+from raytrain.metrics import METRIC, REQUIRED_METRICS
 from raytrain.runs.checkpoint import Snapshot
 from raytrain.runs.checkpoint_writer import CheckpointWriter
 from raytrain.runs.records import ADDRESS, PLAN, write_run_address
@@ -81,14 +80,14 @@ def search_at(location: Storage, experiment: Experiment) -> list[Trial]:
     """A search of three trials, the second the best of those that left a checkpoint."""
     config = tiny_config("hybrid")
     plan = Plan(
-        read_space("mine", "def space(trial):\n    return {}\n"), {"hybrid": config}, None, "tpe", "d", 3, 0, {},
-        "search", "/nowhere",
+        space=read_space("mine", "def space(trial):\n    return {}\n"), bases={"hybrid": config}, budget=None,
+        algorithm="tpe", corpus="d", num_samples=3, seed=0, workers={}, experiment="search", corpus_path="/nowhere",
     )  # fmt: skip
     location.write(PLAN, plan.to_json())
     records, trials = TrialStore(location), []
     for number, value in enumerate([2.5, 2.4, 2.3]):
         run = experiment.open_run(f"{location.uri()}-{number}", f"trial {number}", parameters={}, tags={})
-        best = {**dict.fromkeys(KEPT, 1.0), METRIC: value}
+        best = {**dict.fromkeys(REQUIRED_METRICS, 1.0), METRIC: value}
         trial = Trial(number, f"t{number}", config, {}, {}, {}, run.address(), best=best)
         records.add(trial)
         write_run_address(records.location(trial.identity), run)

@@ -15,12 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raytrain.metrics import FIGURES, METRIC, SearchObjective
+from raytrain.metrics import METRIC, REQUIRED_METRICS, SearchObjective
 from raytrain.runs.trials import RECORD, TRIALS, Trial, TrialStore, rank
+from raytrain.search.algorithms import add_to_study
 from raytrain.search.finish import table, write_table
 from raytrain.storage import base as storage_module
 from raytrain.storage.base import StorageError
 from raytrain.storage.local import FolderStorage
+from raytrain.utils import retry as retry_module
 from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
 
@@ -34,7 +36,7 @@ def a_trial(number: int = 0, **changes: Any) -> Trial:
 
 def reached(value: float) -> dict[str, float]:
     """The figures of an evaluation with this metric."""
-    return {**dict.fromkeys(FIGURES, 1.0), METRIC: value}
+    return {**dict.fromkeys(REQUIRED_METRICS, 1.0), METRIC: value}
 
 
 def same(first: Any, second: Any) -> bool:
@@ -61,7 +63,7 @@ DRAWN = st.dictionaries(NAMES, st.floats(), max_size=4)
     params=st.dictionaries(NAMES, VALUES, max_size=4),
     distributions=st.dictionaries(NAMES, st.text(max_size=8), max_size=4),
     fields=st.dictionaries(NAMES, VALUES | st.lists(VALUES, max_size=3), max_size=4),
-    best=st.just({}) | DRAWN.map(lambda more: {**dict.fromkeys(FIGURES, math.nan), **more}),
+    best=st.just({}) | DRAWN.map(lambda more: {**dict.fromkeys(REQUIRED_METRICS, math.nan), **more}),
     history=st.lists(DRAWN.map(lambda more: {**more, "step": 3}), max_size=4),
     seconds=st.floats(0, 1e9),
     status=st.sampled_from(["waiting", "running", "interrupted", "finished", "stopped", "failed"]),
@@ -150,7 +152,7 @@ def test_updates_go_out_in_the_background_and_only_the_newest(tmp_path: Path) ->
 
 
 def test_a_state_that_was_not_taken_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "PATIENCE_S", 0.0)
+    monkeypatch.setenv(storage_module.PATIENCE, "0")
     storage = Slow(tmp_path)
     storage.open.set()
     storage.broken = True
@@ -165,7 +167,7 @@ def test_a_state_that_was_not_taken_is_not_forgotten(tmp_path: Path, monkeypatch
 
 
 def test_what_was_never_taken_is_said_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "PATIENCE_S", 0.0)
+    monkeypatch.setenv(storage_module.PATIENCE, "0")
     storage = Slow(tmp_path)
     storage.open.set()
     storage.broken = True
@@ -185,7 +187,7 @@ def test_a_storage_that_comes_back_is_waited_for(tmp_path: Path, monkeypatch: py
     def mend(seconds: float) -> None:
         storage.broken = False
 
-    monkeypatch.setattr(storage_module.time, "sleep", mend)
+    monkeypatch.setattr(retry_module.time, "sleep", mend)
     TrialStore(storage).add(a_trial(4))
     assert [trial.number for trial in TrialStore(storage).read()] == [4]
 
@@ -277,7 +279,7 @@ def test_optuna_is_told_the_best_of_what_ended() -> None:
     ]
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
     for trial in trials:
-        trial.known_to(study, SearchObjective())
+        add_to_study(study, trial, SearchObjective())
     states = optuna.trial.TrialState
     assert [told.state for told in study.trials] == [states.COMPLETE] * 2 + [states.FAIL] * 4
     assert [told.value for told in study.trials] == [2.2, 2.4, None, None, None, None]

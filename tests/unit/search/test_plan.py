@@ -12,11 +12,12 @@ import pytest
 
 from raytrain.config.schema import override
 from raytrain.runs.records import PLAN, read_values
+from raytrain.search.algorithms import resolve_scheduler
 from raytrain.search.plan import Plan, read_plan
+from raytrain.search.setup import stored_plan
 from raytrain.search.space import read_space
 from raytrain.storage.base import Storage, StorageError
 from raytrain.storage.local import FolderStorage
-from raytrain.tune import resumed_search
 from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
 
@@ -72,6 +73,7 @@ def test_what_is_written_is_read_back(plan: Plan, storage: Storage) -> None:
     [
         (lambda plan: replace(plan, budget="full"), "budget was small, is full"),
         (lambda plan: replace(plan, algorithm="random"), "algorithm was tpe, is random"),
+        (lambda plan: replace(plan, scheduler="none"), "scheduler was asha, is none"),
         (lambda plan: replace(plan, seed=4), "seed was 3, is 4"),
         (lambda plan: replace(plan, experiment="other"), "experiment was raytrain, is other"),
         (lambda plan: replace(plan, corpus="f" * 16), "the corpus is another"),
@@ -102,8 +104,9 @@ def test_what_does_not_make_it_another(plan: Plan) -> None:
     assert same.differences(plan) == []
 
 
-def test_only_a_grid_is_run_in_full(plan: Plan) -> None:
-    assert [replace(plan, algorithm=name).early_stopping for name in ("tpe", "random", "grid")] == [True, True, False]
+def test_only_a_grid_is_run_in_full() -> None:
+    found = [resolve_scheduler(None, name, "bound") for name in ("tpe", "random", "grid")]
+    assert found == ["asha", "asha", "none"]
 
 
 def damaged(plan: Plan, **changes: Any) -> bytes:
@@ -148,7 +151,7 @@ def test_a_plan_whose_workers_cannot_be_is_not_resumed(
 ) -> None:
     storage.write(PLAN, damaged(plan, workers=workers))
     with pytest.raises(UserError, match=words):
-        resumed_search(["--resume", "search", "--storage", str(tmp_path)])
+        stored_plan("search", str(tmp_path))
 
 
 @pytest.mark.parametrize("changes", [{"corpus": 1e999}, {"corpus": "../x"}, {"corpus_path": None}, {"corpus": "gone"}])

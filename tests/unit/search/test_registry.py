@@ -68,7 +68,7 @@ def candidate(experiment: Experiment, folder: Path, seed: int) -> Candidate:
     stored = checkpoint.load(folder / str(seed) / "step-00000040")
     run = experiment.open_run(f"search-{seed}", f"search-{seed}", parameters={"seed": seed}, tags={})
     exported = checkpoint.export(stored, folder / f"{seed}-exported")
-    return Candidate(run, log_model(run, exported, card="# A card", figures={}, step=40), stored)
+    return Candidate(run, log_model(run, exported, card="# A card", metrics={}, step=40), stored)
 
 
 @pytest.fixture(autouse=True)

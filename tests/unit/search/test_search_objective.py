@@ -19,26 +19,29 @@ from hypothesis import strategies as st
 from ray.tune.schedulers import TrialScheduler
 
 from raytrain.analysis import evaluation
-from raytrain.analysis.tables import summary
+from raytrain.analysis.tables import search_summary
 from raytrain.config.cli import parse_fields
 from raytrain.config.presets import preset
 from raytrain.config.schema import ObjectiveConfig, RunConfig, override, to_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus, CorpusWriter
-from raytrain.metrics import INFEASIBLE_PENALTY, LIKELIHOOD, METRIC, RUNG, SearchObjective, front
+from raytrain.metrics import INFEASIBLE_PENALTY, LIKELIHOOD, METRIC, RUNG, SearchObjective, pareto_front
 from raytrain.runs import checkpoint
+from raytrain.runs.checkpoint import Snapshot
+from raytrain.runs.checkpoint_writer import CheckpointWriter
 from raytrain.runs.records import PLAN, search_objective_of
-from raytrain.runs.trials import Trial, TrialStore, pareto_front, rank, winner
+from raytrain.runs.trials import Trial, TrialStore, rank, winner
 from raytrain.runs.workspace import Workspace
-from raytrain.search.algorithms import Halving, make_study
+from raytrain.search.algorithms import Halving, add_to_study, make_study, resolve_scheduler
 from raytrain.search.finish import table
 from raytrain.search.options import SearchOptions
 from raytrain.search.plan import Plan, WarmStart, read_plan
 from raytrain.search.searcher import OptunaSearcher, Search
 from raytrain.search.space import grid, load_space, read_space
-from raytrain.search.warm_start import express, read_warm_starts
+from raytrain.search.warm_start import point_of, read_warm_starts
 from raytrain.storage import open_storage
+from raytrain.storage.base import Storage
 from raytrain.storage.local import FolderStorage
 from raytrain.tracking.runs import Run
 from raytrain.training import trainer as loop_module
@@ -133,7 +136,7 @@ def test_the_report_ends_a_hopeless_trial_after_it_was_heard_and_out_of_reach_of
     report = RayReporter(a_job(config, unigram=4.0), config, 1, None, sent)
     report.evaluated(100, figures(6.0))
     report.evaluated(250, figures(4.1))  # as good as knowing the bytes' frequencies: it may go on
-    with pytest.raises(EarlyStoppedError, match=r"hopeless at step 500: its bound of 4\.500"):
+    with pytest.raises(EarlyStoppedError, match=r"early-stopped at step 500: its negative ELBO of 4\.500"):
         report.evaluated(500, figures(4.5))
     assert [(result["step"], RUNG in result) for result in sent.results] == [(100, True), (250, True), (500, False)]
     alone = RayReporter(a_job(config), config, 1, None, sent)
@@ -152,7 +155,7 @@ def test_validation_figures_that_are_not_finite_end_the_run_and_leave_the_best_c
 
     monkeypatch.setattr(loop_module.Trainer, "evaluate", evaluate)
     recorder = Recorder()
-    with pytest.raises(FloatingPointError, match="validation figures are not finite at step 30"):
+    with pytest.raises(FloatingPointError, match="validation metrics are not finite at step 30"):
         train(config, corpus, World(), open_storage(tmp_path), recorder)
     assert len(evaluations) == 3
     best = checkpoint.best(open_storage(tmp_path))
@@ -166,7 +169,7 @@ def test_validation_figures_that_are_not_finite_end_the_run_and_leave_the_best_c
 def weighted(config: RunConfig[Any], corpus: Corpus, trainer: Trainer, draws: int) -> float:
     batches = EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples)
     totals = evaluation.evaluate(trainer.model.eval(), batches, draws)
-    return float(totals.measures()["importance_weighted"])
+    return float(totals.metrics()["importance_weighted"])
 
 
 @pytest.mark.parametrize("model", ["hybrid", "lstm_vae"])
@@ -265,7 +268,7 @@ def test_without_the_kl_that_is_asked_for_no_trial_wins() -> None:
 
 
 def test_a_kl_that_rounding_made_negative_is_no_lack() -> None:
-    assert SearchObjective().reached(figures(2.0, -1e-9))
+    assert SearchObjective().may_win(figures(2.0, -1e-9))
 
 
 def test_the_likelihood_is_compared_where_it_is_looked_for() -> None:
@@ -283,32 +286,32 @@ def test_the_front_is_what_no_point_beats(points: list[tuple[float, float]]) -> 
     def beaten(point: tuple[float, float]) -> bool:
         return any(other != point and other[0] <= point[0] and other[1] >= point[1] for other in points)
 
-    found = front(points)
-    assert {points[index] for index in found} == {point for point in points if not beaten(point)}
-    assert len({points[index] for index in found}) == len(found)
-    assert [points[index][0] for index in found] == sorted(points[index][0] for index in found)
+    found = pareto_front([*points, (math.nan, 9.0), (-9.0, math.inf)], lambda point: point)
+    assert set(found) == {point for point in points if not beaten(point)}
+    assert len(set(found)) == len(found)
+    assert [bound for bound, _ in found] == sorted(bound for bound, _ in found)
 
 
 def test_the_winner_of_a_front_is_its_lowest_bound_with_enough_kl() -> None:
-    assert numbers(pareto_front(SOME)) == [0, 2, 1, 5]
+    assert numbers(pareto_front(SOME, Trial.point)) == [0, 2, 1, 5]
     for least, expected in ((0.0, 0), (1.0, 2), (2.0, 1), (4.0, 5)):
         best = winner(SOME, SearchObjective("pareto", least))
         assert best is not None
         assert best.number == expected
-        assert best in pareto_front(SOME)
+        assert best in pareto_front(SOME, Trial.point)
 
 
 def test_the_summary_says_who_cannot_win_and_shows_the_front() -> None:
-    text = summary(SOME, SearchObjective("pareto", 1.8))
+    text = search_summary(SOME, SearchObjective("pareto", 1.8))
     assert "KL of at least 1.8 nats" in text
-    assert "the front: no trial beats these" in text
-    assert "no winners, since their KL is below 1.8 nats: 000, 002" in text
+    assert "Pareto front: no trial beats these" in text
+    assert "cannot win, since their KL is below 1.8 nats: 000, 002" in text
     assert "collapsed" not in text
-    plain = summary(SOME, SearchObjective())
-    assert "the front" not in plain
-    assert "no winners" not in plain
+    plain = search_summary(SOME, SearchObjective())
+    assert "Pareto front" not in plain
+    assert "cannot win" not in plain
     assert "warning: the best trial's posterior has collapsed (KL 0.010 nats)" in plain
-    marked = summary([replace(SOME[1], origin="paper.json")], SearchObjective())
+    marked = search_summary([replace(SOME[1], origin="paper.json")], SearchObjective())
     assert "from paper.json" in marked
 
 
@@ -372,8 +375,9 @@ def test_asha_remembers_scores_of_before() -> None:
     assert answer == TrialScheduler.STOP
 
 
-def test_only_what_is_compared_on_one_figure_is_stopped_early() -> None:
-    assert [a_plan(objective=name).early_stopping for name in ("bound", "nll", "pareto")] == [True, True, False]
+def test_only_what_is_compared_on_one_metric_is_stopped_early() -> None:
+    found = [resolve_scheduler(None, "tpe", name) for name in ("bound", "nll", "pareto")]  # type: ignore[arg-type]
+    assert found == ["asha", "asha", "none"]
 
 
 def test_a_short_search_is_not_all_random() -> None:
@@ -405,7 +409,7 @@ def told_of(plan: Plan, trials: list[Trial]) -> optuna.Study:
         point = source.ask()
         plan.space.resolve(plan.bases, point, None)
         kinds = {name: optuna.distributions.distribution_to_json(kind) for name, kind in point.distributions.items()}
-        replace(trial, params=point.params, distributions=kinds).known_to(study, plan.search_objective)
+        add_to_study(study, replace(trial, params=point.params, distributions=kinds), plan.search_objective)
     return study
 
 
@@ -433,49 +437,106 @@ def test_optuna_learns_what_is_looked_for() -> None:
         a_plan().space.resolve(a_plan().bases, study.ask(), None)  # and it draws on
 
 
-# ------------------------------------------------------------------------------------------ start from
+# ------------------------------------------------------------------------------------------ warm start
+
+
+def drawn_before(config: RunConfig[Any], params: dict[str, Any] | None) -> WarmStart:
+    return WarmStart(reference="earlier", config=config, params=params)
 
 
 @pytest.mark.parametrize("model", ["hybrid", "lstm_vae", "byte_lstm"])
-def test_every_point_of_the_shipped_spaces_is_found_again(model: str) -> None:
+def test_every_recorded_point_of_the_shipped_spaces_is_one_again(model: str) -> None:
     space = load_space(model)
     bases: Any = {model: preset("laptop", model)}  # type: ignore[arg-type]
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(15):
         point = study.ask()
         target = space.resolve(bases, point, None)
-        values = express(space, bases, None, target)
-        assert values is not None
+        values = point_of(drawn_before(target, {**point.params, "another": 3}), space, bases, None)
+        assert values == point.params
         assert space.resolve(bases, optuna.trial.FixedTrial(values), None) == target
+        assert point_of(drawn_before(target, None), space, bases, None) is None
 
 
-def test_points_of_a_grid_over_models_are_found_again() -> None:
+def test_recorded_points_of_a_grid_over_models_are_points_again() -> None:
     space = load_space("paper_fig4")
     bases: Any = {model: preset("laptop", model) for model in space.models or ("hybrid",)}
     budget = space.budget(None)
     for values in grid(space, budget)[::3]:
         target = space.resolve(bases, optuna.trial.FixedTrial(values), budget)
-        found = express(space, bases, budget, target)
+        found = point_of(drawn_before(target, values), space, bases, budget)
         assert found is not None
         assert space.resolve(bases, optuna.trial.FixedTrial(found), budget) == target
 
 
-def test_what_a_space_cannot_say_is_not_found() -> None:
+def test_a_config_that_the_space_cannot_make_of_the_recorded_parameters_is_no_point() -> None:
     plan = a_plan()
-    for changes in (
-        {"objective.annealing": "linear", "objective.end": 0.6, "objective.alpha": 0.5},  # out of range
-        {"objective.annealing": "constant", "objective.alpha": 0.5, "optimizer.clip": 3.0},  # not searched
-        {"objective.annealing": "sigmoid", "objective.alpha": 0.5},  # no such choice
-    ):
-        assert express(plan.space, plan.bases, None, override(plan.bases["hybrid"], changes)) is None
+    for changes, params in (
+        # out of range
+        ({"objective.annealing": "linear", "objective.end": 0.6, "objective.alpha": 0.5},
+         {"alpha": 0.5, "annealing": "linear", "end": 0.6}),
+        # not searched
+        ({"objective.annealing": "constant", "objective.alpha": 0.5, "optimizer.clip": 3.0},
+         {"alpha": 0.5, "annealing": "constant"}),
+        # no such choice
+        ({"objective.annealing": "sigmoid", "objective.alpha": 0.5}, {"alpha": 0.5, "annealing": "sigmoid"}),
+        # of another space: a parameter is missing, or means something else
+        ({"objective.annealing": "constant", "objective.alpha": 0.5}, {"annealing": "constant"}),
+        ({"objective.annealing": "constant", "objective.alpha": 0.5}, {"alpha": 0.25, "annealing": "constant"}),
+        ({"objective.annealing": "constant", "objective.alpha": 0.5}, {"alpha": "a", "annealing": "constant"}),
+    ):  # fmt: skip
+        start = drawn_before(override(plan.bases["hybrid"], changes), params)
+        assert point_of(start, plan.space, plan.bases, None) is None
     inside = {"objective.annealing": "linear", "objective.end": 0.4, "objective.alpha": 0.5}
-    found = express(plan.space, plan.bases, None, override(plan.bases["hybrid"], inside))
-    assert found == {"alpha": 0.5, "annealing": "linear", "end": 0.4}
+    params = {"alpha": 0.5, "annealing": "linear", "end": 0.4}
+    start = drawn_before(override(plan.bases["hybrid"], inside), params)
+    assert point_of(start, plan.space, plan.bases, None) == params
 
 
 def test_a_space_that_fails_on_the_way_costs_no_more_than_the_point() -> None:
     space = read_space("mine", "def space(trial):\n    return {'objective.alpha': trial.study.nothing}\n")
-    assert express(space, a_plan().bases, None, tiny_config("hybrid")) is None
+    assert point_of(drawn_before(tiny_config("hybrid"), {"alpha": 1.0}), space, a_plan().bases, None) is None
+
+
+def checkpointed(location: Storage, config: RunConfig[Any]) -> str:
+    """Leave a checkpoint that was evaluated; returns its address."""
+    with CheckpointWriter(location.child("checkpoints")) as writer:
+        writer.save(Snapshot(10, {"model": {}}, {}, to_dict(config)), 2.0)
+        writer.wait()
+    return location.uri()
+
+
+def test_a_trial_of_an_earlier_search_brings_its_parameters(tmp_path: Path) -> None:
+    plan, records = a_plan(), TrialStore(open_storage(tmp_path / "earlier"))
+    params = {"alpha": 0.75, "annealing": "constant"}
+    config = plan.space.resolve(plan.bases, optuna.trial.FixedTrial(params), None)
+    kinds = {"alpha": optuna.distributions.distribution_to_json(optuna.distributions.FloatDistribution(0.0, 1.0))}
+    drawn = replace(a_trial(0, figures(2.0)), config=config, params=params, distributions=kinds)
+    outside = replace(a_trial(1, figures(2.1)), config=config, origin="a.json")
+    addresses = []
+    for trial in (drawn, outside):
+        records.add(trial)
+        addresses.append(checkpointed(records.location(trial.identity), config))
+    run = checkpointed(open_storage(tmp_path / "run"), config)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(to_dict(config)))
+    step = f"{addresses[0]}/checkpoints/step-00000010"
+    (tmp_path / "earlier" / PLAN).write_bytes(plan.to_json())
+    references = [addresses[0], step, str(tmp_path / "earlier"), addresses[1], run, str(file)]
+    found = read_warm_starts(references, plan.bases)
+    assert [start.config for start in found] == [config] * 6
+    assert [start.params for start in found] == [params] * 3 + [None] * 3
+    points = [point_of(start, plan.space, plan.bases, None) for start in found]
+    assert points == [params] * 3 + [None] * 3
+
+
+def test_a_trial_whose_record_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    records = TrialStore(open_storage(tmp_path))
+    location = records.location("id0")
+    checkpointed(location, tiny_config("hybrid"))
+    location.write("trial.json", b"{}")
+    with pytest.raises(UserError, match=r"--warm-start: .*trial\.json is not the record of a trial"):
+        read_warm_starts([location.uri()], {"hybrid": tiny_config("hybrid")})
 
 
 def test_a_config_that_joins_a_search_takes_its_text_and_samples(tmp_path: Path) -> None:
@@ -523,12 +584,19 @@ def test_a_config_that_cannot_join_is_one_line(tmp_path: Path, content: str | No
 
 INSIDE = override(tiny_config("hybrid"), {"objective.annealing": "constant", "objective.alpha": 0.75})
 OUTSIDE = override(tiny_config("hybrid"), {"optimizer.clip": 3.0})
+IN = WarmStart(reference="in.json", config=INSIDE, params={"alpha": 0.75, "annealing": "constant"})
+OUT = WarmStart(reference="out.json", config=OUTSIDE, params={"alpha": 0.75, "annealing": "constant"})
 
 
 def test_what_is_looked_for_and_started_from_is_part_of_the_plan(tmp_path: Path) -> None:
     storage = FolderStorage(tmp_path)
     plan = a_plan(
-        objective="nll", min_kl=1.5, warm_starts=(WarmStart("a.json", INSIDE), WarmStart("models:/x@champion", OUTSIDE))
+        objective="nll",
+        min_kl=1.5,
+        warm_starts=(
+            WarmStart(reference="a.json", config=INSIDE, params={"alpha": 0.75}),
+            WarmStart(reference="models:/x@champion", config=OUTSIDE),
+        ),
     )
     storage.write(PLAN, plan.to_json())
     found = read_plan(storage)
@@ -592,7 +660,7 @@ def end(found: OptunaSearcher, trial: Trial, best: dict[str, float], status: Any
 
 
 def test_a_search_begins_with_what_it_starts_from(corpus: Corpus, tmp_path: Path) -> None:
-    plan = a_plan(warm_starts=(WarmStart("out.json", OUTSIDE), WarmStart("in.json", INSIDE)), objective="nll")
+    plan = a_plan(warm_starts=(OUT, IN), objective="nll")
     first = searcher(plan, corpus, tmp_path)
     jobs = [first.suggest(str(number))["job"] for number in range(3)]
     assert [job["config"] for job in jobs[:2]] == [to_dict(OUTSIDE), to_dict(INSIDE)]
@@ -617,7 +685,7 @@ def test_a_search_begins_with_what_it_starts_from(corpus: Corpus, tmp_path: Path
 
 
 def test_a_start_that_was_interrupted_goes_on_without_a_point(corpus: Corpus, tmp_path: Path) -> None:
-    plan = a_plan(warm_starts=(WarmStart("out.json", OUTSIDE), WarmStart("in.json", INSIDE)))
+    plan = a_plan(warm_starts=(OUT, IN))
     first = searcher(plan, corpus, tmp_path)
     first.suggest("0")
     second = searcher(plan, corpus, tmp_path)
@@ -628,9 +696,20 @@ def test_a_start_that_was_interrupted_goes_on_without_a_point(corpus: Corpus, tm
     assert len(second.study.trials) == 1
 
 
+def test_a_config_without_recorded_parameters_is_tried_and_no_point_of_the_space(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    plan = a_plan(warm_starts=(replace(IN, params=None),))
+    found = searcher(plan, corpus, tmp_path)
+    assert found.suggest("0")["job"]["config"] == to_dict(INSIDE)
+    assert (found.trials[0].params, found.trials[0].on_the_space) == ({}, False)
+    end(found, found.trials[0], figures(2.0))
+    assert found.study.trials == []
+
+
 def test_a_grid_is_whole_behind_what_it_starts_from(corpus: Corpus, tmp_path: Path) -> None:
     space = read_space("g", "def space(trial):\n    return {'seed': trial.suggest_int('s', 1, 3)}\n")
-    plan = a_plan(space=space, algorithm="grid", warm_starts=(WarmStart("out.json", OUTSIDE),))
+    plan = a_plan(space=space, algorithm="grid", warm_starts=(OUT,))
     found = searcher(plan, corpus, tmp_path)
     seeds = [found.suggest(str(number))["job"]["config"]["seed"] for number in range(4)]
     assert seeds == [0, 1, 2, 3]
@@ -710,7 +789,7 @@ def test_a_mistake_in_what_is_built_upon_is_one_line(
 def test_what_is_looked_for_and_the_fields_of_the_objective_are_told_apart() -> None:
     arguments = ["--search-objective", "pareto", "--objective.alpha", "0.3", "--min-kl", "2", "--warm-start", "a", "b"]
     options, config = parse_fields("raytrain.tune", SearchOptions(), tiny_config("hybrid"), arguments)
-    assert (options.objective, options.min_kl, options.warm_start) == ("pareto", 2.0, ("a", "b"))
+    assert (options.search_objective, options.min_kl, options.warm_start) == ("pareto", 2.0, ("a", "b"))
     assert config.objective.alpha == 0.3
     options, config = parse_fields("raytrain.tune", SearchOptions(), tiny_config("hybrid"), ["--objective.end", "0.4"])
-    assert (options.objective, config.objective.end) == ("bound", 0.4)
+    assert (options.search_objective, config.objective.end) == ("bound", 0.4)

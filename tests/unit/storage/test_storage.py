@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from raytrain.storage import base, open_storage, storage_environment
-from raytrain.storage.base import NotFoundError, Storage, StorageError, patiently
+from raytrain.storage.base import NotFoundError, Storage, StorageError, retry_storage
 from raytrain.storage.check import check_writable
 from raytrain.storage.local import FolderStorage
+from raytrain.utils import retry as retry_module
 from raytrain.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -412,17 +413,24 @@ class Away(FolderStorage):
 
 def test_work_that_is_under_way_waits_for_a_store_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(base.time, "sleep", pauses.append)
-    monkeypatch.setattr(base, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(retry_module.time, "sleep", pauses.append)
+    monkeypatch.setenv(base.PATIENCE, "60")
     location = Away(tmp_path)
     location.write("a", b"1")
     Away.refusals = 7
-    assert patiently(lambda: location.read("a")) == b"1"
+    assert retry_storage(lambda: location.read("a")) == b"1"
     assert pauses == [0.5, 1, 2, 4, 8, 15, 15]
     with pytest.raises(NotFoundError):
-        patiently(lambda: location.read("b"))
+        retry_storage(lambda: location.read("b"))
     assert len(pauses) == 7
-    monkeypatch.setattr(base, "PATIENCE_S", 0.4)
+    monkeypatch.setenv(base.PATIENCE, "0")
     Away.refusals = 1
     with pytest.raises(StorageError, match="nobody answers"):
-        patiently(lambda: location.read("a"))
+        retry_storage(lambda: location.read("a"))
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "inf", "nan"])
+def test_a_patience_that_is_no_number_of_seconds_is_one_line(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(base.PATIENCE, text)
+    with pytest.raises(UserError, match=r"RAYTRAIN_STORAGE_PATIENCE is '.*': give a number of seconds of at least 0"):
+        base.patience()

@@ -57,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def model_id(run: Run, checkpoint: Path) -> str:
-    return log_model(run, checkpoint, card=CARD, figures={"valid/bits_per_byte": 2.5}, step=40)
+    return log_model(run, checkpoint, card=CARD, metrics={"valid/bits_per_byte": 2.5}, step=40)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def files(run: Run, model_id: str) -> Path:
 def test_it_is_one_model_of_the_run(run: Run, checkpoint: Path, model_id: str) -> None:
     client = MlflowClient(run.uri)
     cut_off = client.create_logged_model(run.experiment_id, "model", source_run_id=run.run_id)
-    assert log_model(run, checkpoint, card=CARD, figures={"valid/bits_per_byte": 2.5}, step=40) == model_id
+    assert log_model(run, checkpoint, card=CARD, metrics={"valid/bits_per_byte": 2.5}, step=40) == model_id
     (model,) = client.search_logged_models([run.experiment_id])
     assert cut_off.model_id != model_id
     assert (model.model_id, str(model.status), model.source_run_id) == (model_id, "READY", run.run_id)

@@ -23,6 +23,7 @@ from raytrain.training.preemption import PreemptedError
 from raytrain.training.supervisor import WorkerGroupLostError, run_with_retries
 from raytrain.training.trainer import World
 from raytrain.training.worker import Job, RayReporter, run_in_process
+from raytrain.utils import retry as retry_module
 from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
 from tests.unit.storage.test_storage import Away
@@ -186,8 +187,8 @@ def test_a_gang_that_dies_while_the_storage_is_away_is_followed_by_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the S3 server that was killed at the end of a trial: what failed first is not all that fails."""
-    monkeypatch.setattr(base.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(base, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(retry_module.time, "sleep", lambda seconds: None)
+    monkeypatch.setenv(base.PATIENCE, "60")
     monkeypatch.setattr(supervisor, "open_storage", lambda uri: Away(Path(uri)))
 
     class Unreachable(Dying):

@@ -1,4 +1,4 @@
-"""What a search will take: hours by the figures of ``python -m raytrain.bench``, and what they cost."""
+"""Estimate of a search's hours and cost, from benchmarks that ``python -m raytrain.bench`` has written."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ TIMED = ("model", "data", "sampling", "length", "group_size")
 """Fields that decide how long a step takes, beside the batch size and the precision."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """What one bench has measured."""
+    """Measured times of one config on one machine."""
 
     reference: str
     config: RunConfig[Any]
@@ -38,15 +38,15 @@ class Benchmark:
     """(batch size, precision) -> seconds of a step of one worker."""
     sample_seconds: float
     """Seconds of one validation sample."""
-    times_faster: dict[tuple[int, int], float]
-    """(batch size, DDP workers) -> how many times faster than one worker they are."""
+    speedup: dict[tuple[int, int], float]
+    """(batch size, DDP workers) -> their speed over that of one worker."""
 
     def key(self, config: RunConfig[Any]) -> tuple[int, str]:
-        """Of the step that a run of ``config`` takes: ``auto`` is what it was on the bench's machine."""
+        """Return the key of a step of ``config``; ``auto`` is the precision that the benchmark's machine chose."""
         return config.batch_size, self.config.precision if config.precision == "auto" else config.precision
 
     def lacks(self, config: RunConfig[Any], worker_spec: WorkerSpec) -> list[str]:
-        """Why these figures say nothing of a run of ``config`` by ``gang``, in words; empty if they do."""
+        """Return why this benchmark does not apply to a run of ``config`` by ``worker_spec``; empty if it does."""
         there, here = ({name: to_dict(each)[name] for name in TIMED} for each in (self.config, config))
         lacking = differences(there, here)
         batch_size, precision = self.key(config)
@@ -56,50 +56,57 @@ class Benchmark:
             lacking.append(f"it was measured on a {'GPU' if self.on_gpu else 'CPU'}")
         elif not worker_spec.on_gpus and max(1, self.threads // worker_spec.workers) != max(1, int(worker_spec.cpus)):
             lacking.append(f"its {self.threads} threads are not those of {worker_spec}")
-        if worker_spec.workers > 1 and (batch_size, worker_spec.workers) not in self.times_faster:
+        if worker_spec.workers > 1 and (batch_size, worker_spec.workers) not in self.speedup:
             lacking.append(f"it has no DDP of {worker_spec.workers} workers")
         return lacking
 
     def seconds(self, config: RunConfig[Any], worker_spec: WorkerSpec, num_samples: int, draws: int) -> float:
-        """Time of a whole run of a config that nothing is lacking for.
+        """Return the time of a whole run, for a config to which the benchmark applies.
 
         Args:
             num_samples: validation samples of an evaluation.
-            draws: those that each evaluation estimates the likelihood with: about as many evaluations more.
+            draws: draws of z with which each evaluation estimates the likelihood. Each costs about as much as one more
+                evaluation.
         """
         training, evaluating = run_seconds(
             config, self.step_seconds[self.key(config)], num_samples * (1 + draws), self.sample_seconds
         )
-        return (training + evaluating) / self.times_faster.get((config.batch_size, worker_spec.workers), 1.0)
+        return (training + evaluating) / self.speedup.get((config.batch_size, worker_spec.workers), 1.0)
 
 
 def run_seconds(
     config: RunConfig[Any], step_seconds: float, num_samples: int, sample_seconds: float
 ) -> tuple[float, float]:
-    """Seconds of training and of evaluating in a whole run of one worker, with so many samples at an evaluation."""
+    """Return the seconds of training and of evaluating in a whole run of one worker.
+
+    Args:
+        num_samples: validation samples of an evaluation.
+    """
     evaluations = math.ceil(config.steps / config.evaluate_every)
     return config.steps * step_seconds, evaluations * num_samples * sample_seconds
 
 
 def read_benchmark(reference: str) -> Benchmark:
-    """The figures in the file or at the ``s3://`` address that a bench has written.
+    """Read the benchmark at a path or an ``s3://`` address.
 
     Raises:
-        UserError: it cannot be read, or is something else.
+        UserError: it cannot be read, or is no benchmark.
     """
     location, name = open_file(reference)
     try:
         values = parse_json(location.read(name))
         machine, ddp = values["machine"], values.get("ddp", {"batch_size": 0, "workers": []})
         return Benchmark(
-            reference,
-            from_dict(values["config"]),
-            str(machine.get("gpu", machine["cpu"])),
-            machine["device"] == "cuda",
-            int(machine["threads"]),
-            {(int(row["batch_size"]), row["precision"]): _median(row["step_seconds"]) for row in values["step"]},
-            _median(values["evaluation"]["seconds_per_sample"]),
-            {
+            reference=reference,
+            config=from_dict(values["config"]),
+            machine=str(machine.get("gpu", machine["cpu"])),
+            on_gpu=machine["device"] == "cuda",
+            threads=int(machine["threads"]),
+            step_seconds={
+                (int(row["batch_size"]), row["precision"]): _median(row["step_seconds"]) for row in values["step"]
+            },
+            sample_seconds=_median(values["evaluation"]["seconds_per_sample"]),
+            speedup={
                 (int(ddp["batch_size"]), int(row["workers"])): _median(row["fixed_batch_efficiency"])
                 for row in ddp["workers"]
             },
@@ -121,7 +128,7 @@ def _median(series: dict[str, Any]) -> float:
 
 
 def bench_command(config: RunConfig[Any], worker_spec: WorkerSpec) -> str:
-    """The command that measures what a run of ``config`` by ``gang`` is foretold from."""
+    """Return the command that makes a benchmark which applies to a run of ``config`` by ``worker_spec``."""
     choices = [_options(config, name) for name in PRESET_NAMES]
     options = min((chosen for chosen in choices if chosen is not None), key=len)
     options += ["--batch-size", str(config.batch_size)]
@@ -134,7 +141,10 @@ def bench_command(config: RunConfig[Any], worker_spec: WorkerSpec) -> str:
 
 
 def _options(config: RunConfig[Any], name: Any) -> list[str] | None:
-    """What makes the preset ``name`` the config, as far as it decides the time; ``None`` if the model has none."""
+    """Return the options that turn the preset ``name`` into the config, as far as the time of a step depends on them.
+
+    ``None`` if the model has no such preset.
+    """
     try:
         default = default_config(Choice(config.model_name, name, config.data, None), name)
     except UserError:
@@ -152,24 +162,24 @@ def _options(config: RunConfig[Any], name: Any) -> list[str] | None:
 def trial_seconds(
     plan: Plan, corpus: Corpus, worker_spec: WorkerSpec, benches: Sequence[str]
 ) -> tuple[float | None, list[str]]:
-    """How long a trial takes that is not stopped early, the longest of all models; and where that is known from.
+    """Return the seconds of a trial that is not stopped early, the longest of all models, and the benchmarks behind it.
 
-    Where nobody has measured it: ``None``, why not, and the commands that do.
+    Where no benchmark applies: ``None``, the reasons, and the commands that make one.
 
     Args:
-        benches: files and addresses of what benches have written.
+        benches: paths and addresses of benchmarks.
 
     Raises:
-        UserError: one of them is no such file.
+        UserError: one of them is no benchmark.
     """
-    figures = [read_benchmark(reference) for reference in benches]
+    benchmarks = [read_benchmark(reference) for reference in benches]
     if worker_spec.on_gpus and worker_spec.gpus < 1:
-        return None, ["trials that share a GPU are slower than the one that a bench measures, nobody knows by how much"]
+        return None, ["trials that share a GPU are slower than the one of a benchmark, by a factor that is not known"]
     known: dict[str, float] = {}
     unknown: list[str] = []
     for config in plan.bases.values():
         samples = EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples).num_samples
-        fit = next((each for each in figures if not each.lacks(config, worker_spec)), None)
+        fit = next((each for each in benchmarks if not each.lacks(config, worker_spec)), None)
         if fit is not None:
             source = f"{fit.machine} in {fit.reference}"
             known[source] = max(
@@ -177,38 +187,39 @@ def trial_seconds(
             )
         else:
             unknown += [
-                f"{each.reference} is of no use here: {'; '.join(each.lacks(config, worker_spec))}" for each in figures
+                f"{each.reference} does not apply: {'; '.join(each.lacks(config, worker_spec))}" for each in benchmarks
             ]
-            unknown.append(f"to measure them, where a worker runs: {bench_command(config, worker_spec)}")
+            unknown.append(f"to benchmark, run on a machine of the workers: {bench_command(config, worker_spec)}")
     return (None, unknown) if unknown else (max(known.values()), list(known))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What the trials of a search take together at most, as far as that is known."""
+    """Upper bounds on the hours and the cost of all trials of a search, as far as they are known."""
 
     num_trials: int
-    """Those that have not ended yet."""
+    """Trials that have not ended yet."""
     concurrent: int
+    """Trials at once."""
     workers: int
-    """Workers of each."""
-    trial_seconds: float | None
-    """Of a trial that is not stopped early; ``None`` if nobody has measured it."""
-    time_budget: float | None
+    """Workers of each trial."""
+    trial_seconds: float | None = None
+    """Seconds of a trial that is not stopped early; ``None`` where no benchmark applies."""
+    time_budget: float | None = None
     """Seconds."""
-    price: float | None
-    """Of a worker for an hour."""
+    price: float | None = None
+    """Price of one worker for an hour."""
 
     @property
     def hours(self) -> float | None:
-        """Until the last trial has ended."""
+        """Hours until the last trial has ended."""
         rounds = math.ceil(self.num_trials / self.concurrent)
         known = [] if self.trial_seconds is None else [rounds * self.trial_seconds / 3600]
         return min([*known, *([] if self.time_budget is None else [self.time_budget / 3600])], default=None)
 
     @property
     def worker_hours(self) -> float | None:
-        """Of all workers together."""
+        """Hours of all workers together."""
         if self.hours is None:
             return None
         most = self.concurrent * self.hours
@@ -217,18 +228,18 @@ class Estimate:
         return self.workers * most
 
     def lines(self, sources: Sequence[str]) -> list[str]:
-        """Hours and cost in words; ``sources`` are those of ``trial_seconds``."""
+        """Return hours and cost as text; ``sources`` are those of ``trial_seconds``."""
         if self.trial_seconds is None:
             limit = "" if self.hours is None else f", at most {self.hours:.2f} by --time-budget"
             lines = [f"hours: unknown{limit}", *sources]
         else:
             lines = [
-                f"hours: at most {self.hours:.2f}, {self.trial_seconds / 3600:.2f} a trial of these sizes "
-                f"({', '.join(sources)}), and what nodes take to come"
+                f"hours: at most {self.hours:.2f}, {self.trial_seconds / 3600:.2f} per trial of these sizes "
+                f"({', '.join(sources)}), plus the start of nodes"
             ]
         return lines if self.price is None else [*lines, self._cost(self.price)]
 
     def _cost(self, price: float) -> str:
         busy = self.concurrent * self.workers
-        hourly = f"cost: {busy * price:,.2f} an hour for {busy} worker{'s' * (busy != 1)} at {price:g}"
-        return hourly if self.worker_hours is None else f"{hourly}, at most {self.worker_hours * price:,.2f} in all"
+        hourly = f"cost: {busy * price:,.2f} per hour for {busy} worker{'s' * (busy != 1)} at {price:g}"
+        return hourly if self.worker_hours is None else f"{hourly}, at most {self.worker_hours * price:,.2f} in total"

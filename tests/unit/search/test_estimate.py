@@ -23,14 +23,13 @@ import raytrain.tune as tune
 from raytrain.bench import __main__ as bench
 from raytrain.bench.options import parse_command
 from raytrain.cluster.resources import HEAD_MEMORY_PER_TRIAL, UNLIMITED, Cluster
-from raytrain.config.models import ModelName
 from raytrain.config.presets import preset
 from raytrain.config.schema import RunConfig, override, to_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.data.corpus import Corpus
 from raytrain.runs.records import PLAN
 from raytrain.runs.trials import Trial, TrialStore
-from raytrain.search.forecast import Estimate, bench_command, read_benchmark, trial_seconds
+from raytrain.search.estimate import Estimate, bench_command, read_benchmark, trial_seconds
 from raytrain.search.plan import Plan
 from raytrain.search.space import read_space
 from raytrain.storage import open_storage
@@ -135,16 +134,16 @@ def dry_run(
 @pytest.mark.parametrize(
     ("gpus", "arguments", "at_a_time", "taken"),
     [
-        (1, ["--num-samples", "128"], 1, "1 of 8 CPUs and 1 of 1 GPUs that the cluster may have; 8 CPUs and 1 GPUs"),
-        (8, ["--num-samples", "128"], 8, "8 of 64 CPUs and 8 of 8 GPUs that the cluster may have; 8 CPUs and 1 GPUs"),
-        (64, ["--num-samples", "128"], 64, "64 of 384 CPUs and 64 of 64 GPUs that the cluster may have; 0 CPUs and 0"),
+        (1, ["--num-samples", "128"], 1, "1 of 8 CPUs and 1 of 1 GPUs (8 CPUs and 1 GPUs online)"),
+        (8, ["--num-samples", "128"], 8, "8 of 64 CPUs and 8 of 8 GPUs (8 CPUs and 1 GPUs online)"),
+        (64, ["--num-samples", "128"], 64, "64 of 384 CPUs and 64 of 64 GPUs (0 CPUs and 0 GPUs online)"),
         (64, ["--num-samples", "12"], 12, "12 of 384 CPUs and 12 of 64 GPUs"),
         (64, ["--num-samples", "128", "--workers-per-trial", "3"], 21, "63 of 384 CPUs and 63 of 64 GPUs"),
         (
             64,
             ["--num-samples", "128", "--workers-per-trial", "2", "--gpus-per-worker", "0"],
             40,
-            "80 of 384 CPUs that the cluster may have; 0 CPUs are up; the memory of this machine carries no more",
+            "80 of 384 CPUs (0 CPUs online); the memory of this machine carries no more",
         ),
         # 40 gangs fit into the head's memory, but 24 workers with 5 GPUs never fit on 8 nodes with 8
         (64, ["--num-samples", "9", "--gpus-per-worker", "5", "--workers-per-trial", "2"], 4, "8 of 384 CPUs and 40"),
@@ -204,13 +203,13 @@ def test_what_never_fits_is_refused(dry_run: Callable[..., tuple[int, str]]) -> 
     assert "a run needs 1 x (1 CPU and 2 GPU), but only 0 of these workers fit" in output
 
 
-def test_trials_that_share_a_gpu_are_not_foretold(dry_run: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+def test_trials_that_share_a_gpu_are_not_estimated(dry_run: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     """A bench has its GPU alone."""
     file = write_bench(tmp_path / "bench.json", tiny_config("hybrid"))
     status, output = dry_run(8, "--gpus-per-worker", "0.25", "--num-samples", "40", "--bench", file)
     assert status == 0, output
     assert "hours: unknown\ntrials that share a GPU are slower" in output
-    assert "32 at a time" in output
+    assert "concurrency: 32 trials" in output
 
 
 def test_a_dry_run_starts_and_records_nothing(dry_run: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
@@ -245,7 +244,8 @@ def test_a_dry_run_of_a_search_that_is_known_counts_what_is_left(
     before = location.list()
     status, output = dry_run(8, "--resume", "mine", "--dry-run", command=[])
     assert status == 0, output
-    assert "search mine: 5 trials (mine, tpe), 3 at a time, each 2 x (1 CPU and 1 GPU) on CPUs" in output
+    assert "search mine: 5 trials (mine, tpe), each 2 x (1 CPU and 1 GPU) on CPUs" in output
+    assert "concurrency: 3 trials" in output
     assert "hours: unknown, at most 0.50 by --time-budget" in output
     assert location.list() == before
 
@@ -254,7 +254,8 @@ def test_computing_on_the_cpu_takes_the_gpus_and_the_small_preset(dry_run: Calla
     status, output = dry_run(8, "--device", "cpu", "--num-samples", "8")
     assert status == 0, output
     assert "preset laptop (--device cpu)" in output
-    assert "8 at a time, each 1 x (1 CPU and 1 GPU) on CPUs" in output
+    assert "each 1 x (1 CPU and 1 GPU) on CPUs" in output
+    assert "concurrency: 8 trials" in output
 
 
 # ------------------------------------------------------------------------------------- hours and money
@@ -265,8 +266,10 @@ GPU = WorkerSpec(1, 1.0, 1.0)
 
 def make_plan(corpus: Corpus, config: RunConfig[Any]) -> Plan:
     space = read_space("mine", "def space(trial):\n    return {}")
-    bases: dict[ModelName, RunConfig[Any]] = {config.model_name: config}
-    return Plan(space, bases, None, "tpe", corpus.digest, 8, 0, {}, "raytrain", str(corpus.path))
+    return Plan(
+        space=space, bases={config.model_name: config}, budget=None, algorithm="tpe", corpus=corpus.digest,
+        num_samples=8, seed=0, workers={}, experiment="raytrain", corpus_path=str(corpus.path),
+    )  # fmt: skip
 
 
 def write_bench(file: Path, config: RunConfig[Any], /, **changes: Any) -> str:
@@ -319,15 +322,17 @@ def test_a_trial_takes_its_steps_and_its_evaluations(
         ({}, WorkerSpec(2, 1.0, 0.0), "it has no DDP of 2 workers"),
     ],
 )
-def test_figures_of_something_else_foretell_nothing(
+def test_a_benchmark_of_something_else_does_not_apply(
     corpus: Corpus, tmp_path: Path, changes: dict[str, Any], worker_spec: WorkerSpec, line: str
 ) -> None:
     config = tiny_config("hybrid", steps=1000, evaluate_every=300, precision="auto")
     file = write_bench(tmp_path / "bench.json", config)
     found, lines = trial_seconds(make_plan(corpus, override(config, changes)), corpus, worker_spec, [file])
     assert found is None
-    assert lines[0] == f"{file} is of no use here: {line}"
-    assert lines[1].startswith("to measure them, where a worker runs: python -m raytrain.bench hybrid --preset ")
+    assert lines[0] == f"{file} does not apply: {line}"
+    assert lines[1].startswith(
+        "to benchmark, run on a machine of the workers: python -m raytrain.bench hybrid --preset "
+    )
 
 
 def test_of_two_models_the_longer_trial_counts(corpus: Corpus, tmp_path: Path) -> None:
@@ -340,31 +345,40 @@ def test_of_two_models_the_longer_trial_counts(corpus: Corpus, tmp_path: Path) -
     assert "raytrain.bench lstm_vae" in lines[-1]
 
 
+def an_estimate(
+    num_trials: int, concurrent: int, workers: int, seconds: float | None, time_budget: float | None, price: float
+) -> Estimate:
+    return Estimate(
+        num_trials=num_trials, concurrent=concurrent, workers=workers, trial_seconds=seconds, time_budget=time_budget,
+        price=price,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("forecast", "lines"),
+    ("estimate", "lines"),
     [
-        (Estimate(10, 4, 2, None, None, None), ["hours: unknown", "why"]),
+        (Estimate(num_trials=10, concurrent=4, workers=2), ["hours: unknown", "why"]),
         (
-            Estimate(10, 4, 2, None, 7200.0, 1.5),
+            an_estimate(10, 4, 2, None, 7200.0, 1.5),
             ["hours: unknown, at most 2.00 by --time-budget", "why",
-             "cost: 12.00 an hour for 8 workers at 1.5, at most 24.00 in all"],
+             "cost: 12.00 per hour for 8 workers at 1.5, at most 24.00 in total"],
         ),
         # three rounds of half an hour; ten trials of two workers are ten worker-hours
         (
-            Estimate(10, 4, 2, 1800.0, None, 1.5),
-            ["hours: at most 1.50, 0.50 a trial of these sizes (why), and what nodes take to come",
-             "cost: 12.00 an hour for 8 workers at 1.5, at most 15.00 in all"],
+            an_estimate(10, 4, 2, 1800.0, None, 1.5),
+            ["hours: at most 1.50, 0.50 per trial of these sizes (why), plus the start of nodes",
+             "cost: 12.00 per hour for 8 workers at 1.5, at most 15.00 in total"],
         ),
         (
-            Estimate(10, 4, 2, 1800.0, 3600.0, 1.5),
-            ["hours: at most 1.00, 0.50 a trial of these sizes (why), and what nodes take to come",
-             "cost: 12.00 an hour for 8 workers at 1.5, at most 12.00 in all"],
+            an_estimate(10, 4, 2, 1800.0, 3600.0, 1.5),
+            ["hours: at most 1.00, 0.50 per trial of these sizes (why), plus the start of nodes",
+             "cost: 12.00 per hour for 8 workers at 1.5, at most 12.00 in total"],
         ),
-        (Estimate(1, 1, 1, None, None, 0.25), ["hours: unknown", "why", "cost: 0.25 an hour for 1 worker at 0.25"]),
+        (an_estimate(1, 1, 1, None, None, 0.25), ["hours: unknown", "why", "cost: 0.25 per hour for 1 worker at 0.25"]),
     ],
 )  # fmt: skip
-def test_what_all_trials_take(forecast: Estimate, lines: list[str]) -> None:
-    assert forecast.lines(["why"]) == lines
+def test_what_all_trials_take(estimate: Estimate, lines: list[str]) -> None:
+    assert estimate.lines(["why"]) == lines
 
 
 @pytest.mark.parametrize(
@@ -411,7 +425,7 @@ def test_hours_are_those_of_a_bench(
     sizes = "--model.feature-maps 8 16 --model.decoder-maps 16 8 --model.hidden 16 --length 16 --steps 4000".split()
     status, output = dry_run(8, "--device", "cpu", *sizes)
     assert status == 0, output
-    command = re.search(r"where a worker runs: python -m (raytrain.bench .*)", output)
+    command = re.search(r"run on a machine of the workers: python -m (raytrain.bench .*)", output)
     assert command is not None
     monkeypatch.setattr(sys, "argv", [*shlex.split(command[1]), "--quick"])
     bench.main()
@@ -423,9 +437,9 @@ def test_hours_are_those_of_a_bench(
     config = preset("laptop", "hybrid")
     evaluation = measured["run"]["evaluation_seconds"] / measured["run"]["evaluations"] * 4000 / config.evaluate_every
     hours = (measured["run"]["training_seconds"] / config.steps * 4000 + evaluation) / 3600
-    assert f"hours: at most {hours:.2f}, {hours:.2f} a trial of these sizes (" in output
-    assert "in bench.json), and what nodes take to come" in output
-    assert f"cost: 4.00 an hour for 8 workers at 0.5, at most {8 * hours * 0.5:.2f} in all" in output
+    assert f"hours: at most {hours:.2f}, {hours:.2f} per trial of these sizes (" in output
+    assert "in bench.json), plus the start of nodes" in output
+    assert f"cost: 4.00 per hour for 8 workers at 0.5, at most {8 * hours * 0.5:.2f} in total" in output
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,66 @@
+"""Interface of the networks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from torch import Tensor, nn
+
+from raytrain.config.schema import RunConfig
+from raytrain.models.layers import Terms
+from raytrain.models.noise import Noise
+
+
+class TextModel(Protocol):
+    """A network that reads byte tokens, returns the terms of the ELBO, and generates text byte by byte.
+
+    Implementations are ``nn.Module`` classes. Tokens are int64: bytes, and the STOP and PAD of ``data.vocabulary``.
+    """
+
+    latent: int
+    """Dimensions of the latent code z; 0 without one."""
+    length: int
+    """Symbols of the longest text, STOP included."""
+    documents: bool
+    """True if texts end with STOP; false for a model of windows."""
+
+    @classmethod
+    def from_config(cls, config: RunConfig[Any]) -> Self:
+        """Build the model of a run, with weights drawn from PyTorch's global generator.
+
+        It is also called on the ``meta`` device, to count parameters without memory for them.
+        """
+
+    def forward(self, tokens: Tensor, noise: Noise, input_dropout: float = 0.0) -> Terms:
+        """Return the terms of the ELBO for ``tokens`` [batch, at most self.length], PAD after each STOP."""
+
+    def predict(self, tokens: Tensor, z: Tensor) -> Tensor:
+        """Return logits [batch, length, NUM_OUTPUTS] of each of ``tokens`` [batch, length] given z and those before it.
+
+        The model is in evaluation mode; ``z`` is [batch, latent].
+        """
+
+    def begin(self, z: Tensor) -> Any:
+        """Return the decoder's state before the first byte, for codes z [batch, latent].
+
+        A state has ``keep(rows)``: the state of these rows of the batch only.
+        """
+
+    def advance(self, previous: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Return logits [batch, NUM_OUTPUTS] of the byte after ``previous`` [batch], and the state after it."""
+
+
+class LatentTextModel(TextModel, Protocol):
+    """A ``TextModel`` with a latent code."""
+
+    def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log variance of q(z | x), [batch, latent] each, in float32."""
+
+
+if TYPE_CHECKING:
+
+    class Model(nn.Module, LatentTextModel):
+        """A module that implements ``TextModel``; it has ``encode`` only where ``latent`` is above 0."""
+
+else:
+    Model = nn.Module

@@ -1,0 +1,123 @@
+"""The registry of metrics: a metric that is registered from outside is computed, recorded and shown everywhere."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raytrain import metrics
+from raytrain.analysis.evaluation import evaluate
+from raytrain.analysis.figures.records import read_trials
+from raytrain.analysis.figures.tables import trial_cells
+from raytrain.analysis.tables import evaluation_summary, markdown_table, search_summary
+from raytrain.data.batches import EvaluationBatches
+from raytrain.data.corpus import Corpus
+from raytrain.metrics import METRICS, REQUIRED_METRICS, Metric, SearchObjective, headline, shown_metrics
+from raytrain.runs.records import OUTCOME, read_outcome
+from raytrain.runs.trials import Trial
+from raytrain.search.finish import write_table
+from raytrain.training.trainer import Trainer, World
+from tests.conftest import tiny_config
+
+
+def test_every_metric_is_registered_under_its_key() -> None:
+    assert all(key == metric.key for key, metric in METRICS.items())
+    assert set(REQUIRED_METRICS) <= METRICS.keys()
+    # a metric that is added here would make every search of before unreadable
+    assert REQUIRED_METRICS == ("bound", "bits_per_byte", "reconstruction", "kl")
+
+
+def test_a_value_has_the_digits_of_its_metric() -> None:
+    values = {"bits_per_byte": 1.69149, "kl": 2.678, "bound": math.inf}
+    assert METRICS["bits_per_byte"].format(values) == "1.691"
+    assert METRICS["kl"].format(values) == "2.68"
+    assert METRICS["bound"].format(values) == METRICS["active_units"].format(values) == ""
+    assert headline(values) == "negative ELBO 1.691 bits/byte, KL 2.68 nats"
+    assert headline({"bits_per_byte": 2.0, "nll_bits_per_byte": 1.9, "kl": 1.0}).endswith(", NLL 1.900 bits/byte")
+    assert headline({"bits_per_byte": 2.0}) == "negative ELBO 2.000 bits/byte"
+
+
+def test_a_table_has_columns_for_what_any_trial_has_in_one_order() -> None:
+    found = shown_metrics([{"kl": 1.0}, {"active_units": 2.0, "bits_per_byte": 2.0, "reconstruction": 3.0}, {}])
+    assert [metric.key for metric in found] == ["bits_per_byte", "kl", "active_units"]
+    assert shown_metrics([]) == []
+
+
+@pytest.fixture
+def share() -> Iterator[Metric]:
+    """A metric that is not the package's: the share of the KL in the negative ELBO, in percent."""
+    metric = Metric(
+        "kl_share",
+        label="KL share",
+        unit="percent",
+        digits=1,
+        better="neither",
+        compute=lambda model, values: 100 * values["kl"] / values["bound"],
+    )
+    METRICS[metric.key] = metric
+    yield metric
+    del METRICS[metric.key]
+
+
+def a_trial(number: int, best: dict[str, float]) -> Trial:
+    return Trial(number, f"id{number}", tiny_config("hybrid"), {}, {}, {}, best=best, status="finished")
+
+
+def test_a_registered_metric_is_in_every_evaluation_record_and_table(
+    share: Metric, corpus: Corpus, tmp_path: Path
+) -> None:
+    config = tiny_config("hybrid")
+    trainer = Trainer(config, corpus, World())
+    found = trainer.evaluate()
+    assert found["kl_share"] == pytest.approx(100 * found["kl"] / found["bound"])
+    # one of before, and one that has it
+    before = {name: value for name, value in found.items() if name != "kl_share"}
+    trials = [a_trial(0, metrics.known_metrics(before)), a_trial(1, metrics.known_metrics(found | {"other": 1.0}))]
+    assert trials[1].best == found
+    text = f"{found['kl_share']:.1f}"
+    for table in (search_summary(trials, SearchObjective()), markdown_table(trials)):
+        assert "KL share" in table
+        assert text in table
+    write_table(trials, SearchObjective(), tmp_path / "trials.parquet")
+    rows = read_trials(tmp_path / "trials.parquet")
+    assert [row.metrics.get("kl_share") for row in rows] == [None, found["kl_share"]]
+    head, cells = trial_cells(rows)
+    assert [line[head.index("KL share")] for line in cells] == ["", text]
+
+    totals = evaluate(trainer.model, EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples), 1)
+    assert "kl_share" not in totals.metrics()
+    measured = totals.metrics(trainer.model)
+    assert measured["kl_share"] == pytest.approx(found["kl_share"], rel=1e-5)
+    result: dict[str, Any] = {
+        "model": "hybrid", "step": 0, "corpus": {"name": "c"}, "split": "valid", "over_long_left_out": 0,
+        "metrics": measured, "texts": None,
+    }  # fmt: skip
+    assert "KL share" in evaluation_summary(result)
+
+
+def test_a_value_that_is_not_finite_is_left_out(share: Metric, corpus: Corpus) -> None:
+    METRICS[share.key] = replace(share, compute=lambda model, values: math.nan)
+    assert "kl_share" not in Trainer(tiny_config("hybrid"), corpus, World()).evaluate()
+
+
+@pytest.mark.parametrize("missing", sorted(METRICS.keys() - set(REQUIRED_METRICS)))
+def test_a_record_that_lacks_a_newer_metric_is_read(share: Metric, tmp_path: Path, missing: str) -> None:
+    best = dict.fromkeys(METRICS.keys() - {missing, share.key}, 2.0)
+    assert Trial.from_json(a_trial(0, best).to_json()).best == best
+    outcome = {"best_step": 1, "best": best, "precision": "float32", "device": "cpu", "samples": []}
+    (tmp_path / OUTCOME).write_text(json.dumps(outcome))
+    assert read_outcome(str(tmp_path)) == outcome
+    assert "trials, best first" in search_summary([a_trial(0, best)], SearchObjective())
+
+
+@pytest.mark.parametrize("missing", REQUIRED_METRICS)
+def test_a_record_that_lacks_a_required_metric_is_refused(missing: str) -> None:
+    best = dict.fromkeys(METRICS.keys() - {missing}, 2.0)
+    with pytest.raises(ValueError, match=f"best has no {missing}"):
+        Trial.from_json(a_trial(0, best).to_json())
