@@ -30,6 +30,7 @@ pytest_plugins = [
     "tests.support.mlflow_server",
     "tests.support.postgres_server",
     "tests.support.s3_server",
+    "tests.support.tiny",
 ]
 """Servers and machines that tests ask for by a fixture's name."""
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import psutil
 
-from tests.integration.test_search import TINY
 from tests.support import lab
 from tests.support.lab import wait_until
 from tests.support.onprem import BUCKET, FILE, HOSTS, OnPrem
 from tests.support.site import PROJECT, ROOT
 from tests.support.story import LOOK, PATIENCE_S, WORKER, Parts, line, objects, raylet, runs, trained
+from tests.support.tiny import TINY
 
 TRIALS = 4
 STAYS = "ray/_private/log_monitor.py"

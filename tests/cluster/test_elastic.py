@@ -16,9 +16,9 @@ from raytrain.runs import checkpoint
 from raytrain.storage import open_storage
 from raytrain.storage.base import Storage
 from raytrain.tracking.client import connect
-from tests.integration.test_search import TINY, write_text
 from tests.support.machine import wait_for
 from tests.support.mlflow_server import MlflowServer
+from tests.support.tiny import TINY, write_text
 
 STEPS = 12_000
 ROOT = Path(__file__).parents[2]

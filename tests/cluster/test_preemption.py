@@ -18,11 +18,11 @@ from raytrain.storage import open_storage
 from raytrain.tracking.client import connect
 from raytrain.training.loop import train
 from raytrain.training.trainer import World
-from tests.integration.test_search import SPACE, write_text
 from tests.support.machine import Machine, wait_for
 from tests.support.metadata_server import ACTION, MetadataServer
 from tests.support.mlflow_server import MlflowServer
 from tests.support.nodes import Nodes
+from tests.support.tiny import SPACE, write_text
 from tests.unit.cluster.test_spot import assert_same
 from tests.unit.training.test_loop import Recorder, on_workers
 

@@ -16,11 +16,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tests.integration.test_search import SPACE, TINY, write_text
 from tests.support.holdings import Holding, holdings
 from tests.support.machine import Machine, kill
 from tests.support.mlflow_server import MlflowServer
 from tests.support.nodes import Nodes
+from tests.support.tiny import SPACE, TINY, write_text
 
 TRIALS, SETTLED = 60, 20
 """Trials of a search, and those after which nothing may grow any more."""

@@ -13,10 +13,10 @@ from raytrain.runs import checkpoint
 from raytrain.search.registry import CHAMPION
 from raytrain.storage import open_storage
 from raytrain.tracking.client import connect
-from tests.integration.test_search import SPACE, TINY, write_text
 from tests.support.machine import Machine, wait_for
 from tests.support.mlflow_server import MlflowServer, new_store
 from tests.support.s3_server import S3Server
+from tests.support.tiny import SPACE, TINY, write_text
 
 AWAY_S = 60
 AT_PROMOTION = """

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -207,3 +209,19 @@ def test_sampling_is_seeded_and_bounded(name: str) -> None:
         sample(model, 1, temperature=-1)
     with pytest.raises(ValueError, match="max_length"):
         sample(model, 1, max_length=25)
+
+
+def test_a_model_that_is_first_built_empty_trains_afterwards() -> None:
+    """Its module is imported then, and what it keeps must not lie on the meta device."""
+    code = (
+        "import torch\n"
+        "from raytrain.models import build, build_empty\n"
+        "from raytrain.models.noise import Noise\n"
+        "from tests.conftest import tiny_config\n"
+        "config = tiny_config('hybrid')\n"
+        "build_empty(config)\n"
+        "terms = build(config)(torch.full((16, 24), 97), Noise(0, 0, [0], 16))\n"
+        "assert terms.reconstruction.isfinite().all()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
