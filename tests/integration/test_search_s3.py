@@ -70,7 +70,7 @@ def test_a_killed_search_goes_on_elsewhere_and_its_champion_speaks_anywhere(
     told = third.run("-m", "raytrain.registry", "list")
     assert "champion" in told
     figures = third.run(
-        "-m", "raytrain.evaluate", "models:/raytrain-hybrid@champion", "--iw-samples", "5", "--samples", "8"
+        "-m", "raytrain.evaluate", "models:/raytrain-hybrid@champion", "--iw-draws", "5", "--num-texts", "8"
     )
     assert "bound" in figures
     assert_no_secret_in_files(
