@@ -37,7 +37,7 @@ class Story(Parts):
 
     check: str = ""
     worker_spec: dict[str, int] = field(default_factory=dict)
-    """Workers of the gang on each host."""
+    """Workers of the worker group on each host."""
     listening: dict[str, list[tuple[str, str, int]]] = field(default_factory=dict)
     """(command line, address, port) on each host, while a trial is trained."""
     answering: dict[str, dict[str, list[int]]] = field(default_factory=dict)

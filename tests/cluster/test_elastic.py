@@ -89,7 +89,7 @@ def passes(location: Storage, step: int, process: subprocess.Popen[str]) -> Call
 
 
 def workers_now(cluster: Cluster) -> int:
-    """Workers of the gang that are alive, as the cluster knows."""
+    """Workers of the worker group that are alive, as the cluster knows."""
     from ray.util.state import list_actors
 
     actors = list_actors(cluster.address, filters=[("state", "=", "ALIVE"), ("class_name", "=", "RayTrainWorker")])

@@ -135,11 +135,11 @@ def test_a_run_on_two_nodes_goes_on_where_one_was_taken_away(
 
 
 WITHOUT_RETRIES = """
-import raytrain.search
-from raytrain.errors import run_command
+import raytrain.search.runner
+from raytrain.utils.errors import run_command
 from raytrain.tune import main
 
-raytrain.search.RETRIES = 0
+raytrain.search.runner.RETRIES = 0
 run_command(main)
 """
 

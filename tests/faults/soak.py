@@ -27,7 +27,7 @@ TRIALS, SETTLED = 60, 20
 LIMIT_S = 4 * 3600
 """A search that takes longer hangs; alone on the machine it takes two minutes."""
 INTERVAL_S = 1.0
-ENDED = re.compile(r"^trial \d+ (?:finished|stopped|hopeless|failed)", re.MULTILINE)
+ENDED = re.compile(r"^trial \d+ (?:finished|stopped|early_stopped|failed)", re.MULTILINE)
 Figure = Callable[[Holding], float]
 
 

@@ -72,8 +72,7 @@ def models(stock: Stock, given: Path, random: Random) -> Act:
     options = (
         "--num", "--temperature", "--top-p", "--max-length", "--seed", "--prefix", "--interpolate", "--steps",
         "--reconstruct", "--format", "--split", "--data", "--data-path", "--evaluate-samples", "--iw-draws",
-        "--num-texts",
-        "--storage", "--workers", "--output", "--no-log-to-mlflow",
+        "--num-texts", "--storage", "--workers", "--output", "--no-log-to-mlflow",
     )  # fmt: skip
     main = random.choice((sample.main, sample.main, evaluate.main))
     location = random.choice((str(stock.checkpoint), str(stock.checkpoint), random.choice(JUNK)))
