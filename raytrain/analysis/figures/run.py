@@ -1,4 +1,4 @@
-"""One run: its loss over the steps, and what its model does with the validation split."""
+"""Figures of one run: its losses over the steps, and its model on the validation split."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ VALID_LOOK = {"linewidth": 1.6, "marker": "o", "markersize": 3.5}
 
 
 def losses(histories: Mapping[str, Curve]) -> Figure:
-    """The parts of the loss and the KL weight over the steps, in panels under each other.
+    """Draw the parts of the loss and the KL weight over the steps, in panels below each other.
 
-    The parts are drawn per byte: documents of a batch are of similar length, and nats per sample would
-    show the lengths more than the learning.
+    The parts are drawn per byte. The documents of a batch are of similar length, so nats per sample would show the
+    lengths more than the learning.
 
     Args:
         histories: (step, value) of ``train/...`` and ``valid/...`` by metric; what is missing is left out.
@@ -47,7 +47,9 @@ def losses(histories: Mapping[str, Curve]) -> Figure:
     panels = figure.subplots(
         3 if has_code else 1, 1, sharex=True, squeeze=False, height_ratios=(2, 1.3, 0.8) if has_code else (1,)
     )[:, 0]
-    top = dress(panels[0], "", "bits per byte", "reconstruction and bound" if has_code else "negative log-likelihood")
+    top = dress(
+        panels[0], "", "bits per byte", "reconstruction and negative ELBO" if has_code else "negative log-likelihood"
+    )
     lines = [("reconstruction", BLUE), *([("auxiliary", GREEN), ("bound", INK)] if has_code else [])]
     for name, colour in lines:
         for split, look in (("train", TRAIN_LOOK), ("valid", VALID_LOOK)):

@@ -108,7 +108,7 @@ def test_best_so_far_falls_at_the_time_a_better_trial_ended() -> None:
     times, best = lines(figure)["best so far"]
     assert (times, best) == ([10, 20, 30, 40], [2.5, 2.5, 2.1, 2.1])
     assert axes.get_xlabel() == "time since the first trial began (seconds)"
-    assert axes.get_ylabel() == "bound (bits per byte)"
+    assert axes.get_ylabel() == "negative ELBO (bits per byte)"
     assert lines(figure)["never evaluated"][0] == [40]
 
 
@@ -133,7 +133,7 @@ def test_bound_against_kl_shows_every_trial_and_the_front() -> None:
     points = {tuple(point) for dots in axes.collections for point in dots.get_offsets().tolist()}  # type: ignore[union-attr]
     assert {(1.0, 2.0), (6.0, 2.2), (3.0, 2.3)} <= points
     assert lines(figure)["Pareto front"] == ([1.0, 6.0], [2.0, 2.2])
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("KL (nats per sample)", "bound (bits per byte)")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("KL (nats per sample)", "negative ELBO (bits per byte)")
     assert words(figure) == "000 001"
 
 
