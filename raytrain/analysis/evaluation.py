@@ -140,11 +140,11 @@ class Totals:
         tokens = batch.tokens.to(device)
         if model.latent == 0:
             nothing = torch.zeros(len(tokens), 0, device=device)
-            self._add_bound(model, batch, tokens, nothing, nothing, nothing)
+            self._add_elbo(model, batch, tokens, nothing, nothing, nothing)
             return
         mean, log_variance = model.encode(tokens)
         z = draw_posterior(mean, log_variance, self._noise(batch, device))
-        self._add_bound(model, batch, tokens, mean, log_variance, z)
+        self._add_elbo(model, batch, tokens, mean, log_variance, z)
         estimates = importance_weighted(
             lambda codes: log_likelihood(model, tokens, codes),
             mean,
@@ -163,7 +163,7 @@ class Totals:
         """Return the noise of the training loop's evaluation, from its first draw."""
         return Noise(EVALUATION_SEED, 0, batch.groups, self.config.group_size, count=len(batch.tokens), device=device)
 
-    def _add_bound(
+    def _add_elbo(
         self, model: Model, batch: Batch, tokens: Tensor, mean: Tensor, log_variance: Tensor, z: Tensor
     ) -> None:
         nats = negative_log_likelihood(model.predict(tokens, z), tokens).double().cpu()
