@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
+from raytrain.cluster.environment import set_up_trial
 from raytrain.config.workers import WorkerSpec
 from raytrain.training.supervisor import run_with_retries
 from raytrain.training.worker import Job, run_in_process, worker_loop
@@ -15,8 +16,6 @@ from raytrain.training.worker_group import WorkerGroup
 if TYPE_CHECKING:
     from raytrain.training.worker_group import WorkerGroup
 
-THREAD_TIMEOUT_S = "600"
-"""Seconds that Tune waits for a stopped trial: it may have to upload a checkpoint before the next one begins."""
 _HELD: list[WorkerGroup] = []
 """The worker group of this process, if it is the driver of one. It lives as long as the process."""
 
@@ -26,7 +25,7 @@ def run_worker_group(values: dict[str, Any]) -> None:
 
     Its process, and with it the worker group, runs one trial after the other.
     """
-    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = THREAD_TIMEOUT_S
+    set_up_trial()
     if not _HELD:
         # where the driver of the search runs on another machine, its folder is made here too
         os.makedirs(values["scratch"], exist_ok=True)
@@ -39,5 +38,5 @@ def run_alone(values: dict[str, Any]) -> None:
 
     Its process runs one trial after the other, so that only the first waits for the process to start.
     """
-    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = THREAD_TIMEOUT_S
+    set_up_trial()
     run_in_process(Job(**values["job"]), WorkerSpec(**values["worker_spec"]), tune.report)
