@@ -1,4 +1,4 @@
-"""What is searched for the byte LSTM: layers, width, dropout, step size."""
+"""Search space of the byte LSTM: layers, width, dropout, step size."""
 
 from __future__ import annotations
 

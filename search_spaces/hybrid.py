@@ -1,4 +1,4 @@
-"""What is searched for the hybrid: KL annealing, feature maps, auxiliary loss, code size, dropout, step size.
+"""Search space of the hybrid: KL annealing, feature maps, auxiliary loss, code size, dropout, step size.
 
 A search space is a module with a function ``space(trial)``. It draws values from an Optuna trial, as many
 and as conditionally as it likes, and returns the fields of the run's config that they set.

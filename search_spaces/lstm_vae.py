@@ -1,4 +1,4 @@
-"""What is searched for the LSTM VAE: KL annealing, input dropout, width, step size."""
+"""Search space of the LSTM VAE: KL annealing, input dropout, width, step size."""
 
 from __future__ import annotations
 
