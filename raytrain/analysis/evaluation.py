@@ -193,7 +193,8 @@ class Totals:
         metrics: dict[str, Any] = {
             "samples": int(samples),
             "text_bytes": int(text_bytes),
-            **{name: bound[name] for name in ("bound", "bits_per_byte", "reconstruction", "kl")},
+            # no auxiliary loss is computed here; active units are among the metrics of a latent code
+            **{name: value for name, value in bound.items() if name not in ("auxiliary", "active_units")},
             "reconstruction_bits_per_byte": bound["reconstruction"] * bits_per_byte,
         }
         if self.bound.latent:
