@@ -1,7 +1,7 @@
 """Config of a training run: validation, JSON, dotted overrides and identity.
 
-A run is a pure function of (``RunConfig``, corpus, seed). Schedules start and end at fractions of ``RunConfig.steps``, so that
-a longer run keeps its shape; ``ObjectiveConfig`` and ``OptimizerConfig`` say which fields are such fractions.
+A run is a pure function of (``RunConfig``, corpus, seed). Schedules start and end at fractions of ``RunConfig.steps``,
+so that a longer run keeps its shape; ``ObjectiveConfig`` and ``OptimizerConfig`` say which fields are such fractions.
 """
 
 from __future__ import annotations
