@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import inspect
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from raytrain.config.models import ModelName, find_model, known_models
 from raytrain.config.plugins import load_plugins
@@ -141,7 +141,7 @@ def show_plainly(options: type) -> None:
     """
     import tyro
 
-    for owner in options.__mro__:
+    for owner in (get_origin(options) or options).__mro__:
         if not dataclasses.is_dataclass(owner):
             continue
         hints = get_type_hints(owner, include_extras=True)
