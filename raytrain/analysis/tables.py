@@ -47,11 +47,12 @@ def trial_table(trials: Sequence[Trial], title: str) -> Table:
 def _fields(trial: Trial, form: str, separator: str) -> str:
     """Return the fields that the space has set, behind the origin of a warm start's config."""
     origin = f"(from {trial.origin})  " if trial.origin else ""
-    fields = (form.format(name.rpartition(".")[2], _short(value)) for name, value in trial.fields.items())
+    fields = (form.format(name.rpartition(".")[2], short(value)) for name, value in trial.fields.items())
     return origin + separator.join(fields)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Return a field's value as short text: three significant digits, lists without brackets."""
     if isinstance(value, float):
         return f"{value:.3g}"
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -161,7 +161,7 @@ def serve(values: dict[str, Any]) -> None:
     from raytrain.training.trainer import World
     from raytrain.training.worker import Job, RayReporter
 
-    coordinator, context = values["desk"], ray_train.get_context()
+    coordinator, context = values["coordinator"], ray_train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
     node = context.get_node_rank() if context.get_local_rank() == 0 else None
     number = 0

@@ -1,4 +1,4 @@
-"""What a cluster has, what its autoscaler may add, and how many gangs of workers fit."""
+"""Resources of a cluster: what it has, what its autoscaler may add, and how many worker groups fit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+import ray
+import yaml
+
+from raytrain.cluster.environment import set_up_join
+from raytrain.cluster.ray_internals import state
+from raytrain.config.plugins import plugin_environment
 from raytrain.config.workers import WorkerOptions, WorkerSpec, parse_workers
+from raytrain.storage import storage_environment
 from raytrain.utils.errors import UserError
 from raytrain.utils.validation import parse_json, validate_type
 
@@ -41,7 +49,7 @@ class Cluster:
         return max(len(self.up), heads + sum(count for _, count in self.possible))
 
     def total(self, resource: str) -> float:
-        """The most of a resource that there may be: on the nodes that are up or on those that may be."""
+        """Return the most of a resource that there may be: on the nodes that are up or on those that may be."""
         up = sum(node.get(resource, 0.0) for node in self.up)
         return max(up, sum(node.get(resource, 0.0) * count for node, count in self.possible))
 
@@ -53,12 +61,12 @@ class Cluster:
         return f"{' and '.join(taken)} ({' and '.join(up)} online)"
 
     def worker_slots(self, worker_spec: WorkerSpec) -> int:
-        """How many workers fit at once; a worker never spans nodes."""
+        """Return how many workers fit at once; a worker never spans nodes."""
         up = sum(_slots(node, worker_spec) for node in self.up)
         return max(up, sum(_slots(node, worker_spec) * count for node, count in self.possible))
 
     def admit(self, worker_spec: WorkerSpec, wanted: int | None, head_memory: float) -> int:
-        """How many runs of ``gang`` may be under way at once: at most ``wanted``, and all that fit if None.
+        """Return how many runs of ``gang`` may be under way at once: at most ``wanted``, and all that fit if None.
 
         A run of one worker has no process on the head, so that ``head_memory`` (bytes) bounds such runs only where
         the head is the one node there is.
@@ -89,21 +97,18 @@ def connect(address: str | None) -> None:
     Raises:
         UserError: there is no cluster at ``address``.
     """
-    import ray
-
-    from raytrain.storage import storage_environment
-
+    settings = storage_environment() | plugin_environment()
+    settings |= {name: os.environ[name] for name in ("RAYTRAIN_CPU_LSTM",) if name in os.environ}
     if address is not None and ":" in address:
         _check_answers(address)
-    # a process for each gang; workers ask themselves whether their node is draining
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    set_up_join()
     try:
         ray.init(
             address=address,
             dashboard_host="127.0.0.1",
             include_dashboard=None if address not in (None, "local") else True,
-            # endpoint and region reach every node this way; keys never do
-            runtime_env={"env_vars": settings} if (settings := storage_environment()) else None,
+            # endpoint, region and RAYTRAIN_ variables reach every node this way; keys never do
+            runtime_env={"env_vars": settings} if settings else None,
             log_to_driver=False,
             logging_level="ERROR",
         )
@@ -112,7 +117,7 @@ def connect(address: str | None) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Ray itself would try a wrong address for minutes."""
+    """Refuse an address at which nothing listens: Ray itself would try it for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -133,21 +138,16 @@ def worker_spec(options: WorkerOptions, cluster: Cluster) -> WorkerSpec:
 
 
 def read_cluster() -> Cluster:
-    """What the cluster that this process has joined has, and what its autoscaler may add."""
-    import ray
-
+    """Return what the cluster of this process has, and what its autoscaler may add."""
     up = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
     return Cluster(up, _autoscaler_nodes())
 
 
 def _autoscaler_nodes() -> tuple[tuple[dict[str, float], int], ...]:
-    """Kinds of node that the autoscaler may start: as stated, by the config that is published, or by its own file."""
-    import ray
-    from ray._private.state import state
-
+    """Return the kinds of node that the autoscaler may start: as stated, as published, or by its own file."""
     if stated := stated_types():
         return stated
-    # Ray has a place for the config, but its open autoscalers put nothing there
+    # Ray can publish the config, but its open autoscalers do not
     config: Any = state.get_cluster_config()
     if config is None:
         return node_types(ray.get_runtime_context().gcs_address)
@@ -156,19 +156,17 @@ def _autoscaler_nodes() -> tuple[tuple[dict[str, float], int], ...]:
 
 
 STATED = "RAYTRAIN_WORKER_NODES"
-"""Kinds of worker as somebody states them, such as '[{"nodes": 8, "CPU": 7, "GPU": 1}]': this comes before all else."""
+"""Environment variable that states the kinds of worker, first of all: '[{"nodes": 8, "CPU": 7, "GPU": 1}]'."""
 
 
 def node_types(gcs_address: str) -> tuple[tuple[dict[str, float], int], ...]:
-    """Kinds of worker, and the most of each, that the autoscaler on this host may start for the cluster.
+    """Return the kinds of worker, and the most of each, that the autoscaler on this host may start for the cluster.
 
     Empty if none runs here: `ray up` starts it on the head, and what `ray exec` and `ray job submit` run is there, too.
     """
     file = config_file(gcs_address)
     if file is None:
         return ()
-    import yaml
-
     # `ray up` has filled in what the instances of each type have, and replaces the file whenever it changes anything
     config: dict[str, Any] = yaml.safe_load(file.read_text())
     limit = int(config["max_workers"])
@@ -182,10 +180,10 @@ def node_types(gcs_address: str) -> tuple[tuple[dict[str, float], int], ...]:
 
 
 def stated_types() -> tuple[tuple[dict[str, float], int], ...]:
-    """Kinds of worker, and the most of each, by the variable ``STATED``; empty without it.
+    """Return the kinds of worker, and the most of each, that the variable ``STATED`` gives; empty without it.
 
     Raises:
-        UserError: it says something else.
+        UserError: its value is something else.
     """
     text = os.environ.get(STATED, "").strip()
     if not text:
@@ -205,9 +203,7 @@ def stated_types() -> tuple[tuple[dict[str, float], int], ...]:
 
 
 def config_file(gcs_address: str) -> Path | None:
-    """The cluster file of the autoscaler that runs on this host for the cluster, ``None`` if none does."""
-    import psutil
-
+    """Return the file of the autoscaler that runs on this host for the cluster; ``None`` if none does."""
     wanted, prefix = f"--gcs-address={gcs_address}", "--autoscaling-config="
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""Watch for the end of a spot instance and tell Ray, so that what trains on it saves and leaves in time.
+"""Spot watcher: it sees the end of a spot instance coming and tells Ray, so that runs on it save and leave in time.
 
     python -m raytrain.spot
     python -m raytrain.spot --address 10.0.0.5:6379 --rebalance
@@ -24,26 +24,26 @@ from datetime import UTC, datetime
 from raytrain.utils.errors import UserError, run_command
 
 ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
-"""The variable by which AWS's own tools find the metadata service, too."""
+"""Environment variable by which AWS's own tools find the metadata service, too."""
 TOKEN_SECONDS = 21600
-"""Life of a token that is asked for: the longest that there is."""
+"""Life of a token: the longest that EC2 gives."""
 REQUEST_TIMEOUT_S = 2.0
 LONGEST_INTERVAL_S = 5.0
-"""Of the two minutes that EC2 gives, no more may be lost before Ray is told."""
+"""Longest time between two questions: EC2 gives two minutes of notice."""
 TRIES = 3
-"""Times that the metadata service is looked for before there is taken to be none."""
+"""Attempts to reach the metadata service before there is taken to be none."""
 TROUBLES = (OSError, http.client.HTTPException)
-"""What a request to the metadata service may end in: no connection, no answer in time, a status of an error."""
+"""Failures of a request to the metadata service: no connection, no answer in time, a status of an error."""
 _log = logging.getLogger("raytrain.spot")
 
 
 @dataclass(frozen=True)
 class Notice:
-    """What EC2 says about the end of the instance."""
+    """A preemption notice: what EC2 says about the end of the instance."""
 
     what: str
     at: str
-    """The time that it names, as it writes it; empty where it names none."""
+    """The time that it names, as EC2 writes it; empty if it names none."""
     certain: bool
     """Whether the instance will be taken, or only may be."""
 
@@ -51,7 +51,7 @@ class Notice:
         return f"{self.what} at {self.at}" if self.at else self.what
 
     def seconds_left(self, now: datetime) -> float | None:
-        """Seconds until the instance is taken, where it will be and the time can be read."""
+        """Return the seconds until the instance is taken; ``None`` if it only may be, or the time cannot be read."""
         try:
             at = datetime.fromisoformat(self.at)
         except ValueError:
@@ -69,7 +69,7 @@ class Metadata:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def notice(self) -> Notice | None:
-        """The end of the instance if it is announced, else the advice to leave it if there is one.
+        """Return the end of the instance if it is announced, else the advice to leave it if there is one.
 
         Raises:
             OSError, http.client.HTTPException: the service does not answer, or with an error.
@@ -97,7 +97,7 @@ class Metadata:
         return value
 
     def _read(self, path: str) -> str | None:
-        """What is at ``path``, ``None`` if nothing is."""
+        """Return what is at ``path``; ``None`` if there is nothing."""
         if self._token is None:
             self.check()
         for last in (False, True):
@@ -118,10 +118,10 @@ class Metadata:
 
 
 class Watcher:
-    """Looks for notices and has each obeyed, once; says each thing that changes, once."""
+    """Watcher that looks for notices and has each obeyed once; it logs each change once."""
 
     def __init__(self, metadata: Metadata, rebalance: bool, drain: Callable[[Notice], None]) -> None:
-        """``drain`` tells Ray; where it raises one of ``ray_troubles``, it is called again at the next look."""
+        """``drain`` tells Ray; if it raises one of ``ray_troubles``, it is called again at the next look."""
         self._metadata = metadata
         self._rebalance = rebalance
         self._drain = drain
@@ -130,7 +130,7 @@ class Watcher:
         self._troubles: dict[str, str] = {}
 
     def look(self) -> None:
-        """Ask once and do what is to be done."""
+        """Ask once, and have a notice obeyed."""
         try:
             notice = self._metadata.notice()
         except TROUBLES as error:
@@ -152,14 +152,14 @@ class Watcher:
             self._obeyed = notice
 
     def _say(self, who: str, trouble: str) -> None:
-        """Say what is wrong when that has changed, and when nothing is any more."""
+        """Log what is wrong when that has changed, and when nothing is wrong any more."""
         if trouble != self._troubles.get(who, ""):
             _log.warning("%s %s", who, " ".join(trouble.split()) or "answers again")
         self._troubles[who] = trouble
 
 
 def ray_troubles() -> tuple[type[Exception], ...]:
-    """What asking Ray may end in that later may not: not up yet, gone for a while, the node not in the cluster."""
+    """Return the errors of Ray that may pass: not up yet, gone for a while, the node not in the cluster yet."""
     from ray.exceptions import RayError
 
     return (RayError, ConnectionError, LookupError)
@@ -193,16 +193,16 @@ def main() -> None:
 
 
 def read_options() -> argparse.Namespace:
-    """The options of the command line.
+    """Return the options of the command line.
 
     Raises:
-        UserError: one of them cannot be.
+        UserError: one of them is out of range.
     """
     from raytrain.config.cli import OneLineParser
 
     parser = OneLineParser(prog="python -m raytrain.spot", description="Tells Ray of the end of a spot instance.")
-    parser.add_argument("--address", help="the cluster, as HOST:PORT; by default the one that runs here")
-    parser.add_argument("--node-id", help="Ray's id of this node; by default that of each node on this host")
+    parser.add_argument("--address", help="the cluster, as HOST:PORT; default: the one that runs here")
+    parser.add_argument("--node-id", help="Ray's id of this node; default: that of each node on this host")
     parser.add_argument("--deadline", type=float, default=25.0, help="seconds that work has to save and leave")
     parser.add_argument("--interval", type=float, default=2.0, help="seconds between two questions, at most 5")
     parser.add_argument("--rebalance", action="store_true", help="leave already when EC2 says that it may take it soon")
@@ -215,7 +215,7 @@ def read_options() -> argparse.Namespace:
 
 
 def is_there(metadata: Metadata, pause: float) -> bool:
-    """Whether there is a metadata service of EC2; says so where there is none."""
+    """Return whether there is a metadata service of EC2; log it if there is none."""
     reason: object = None
     for _ in range(TRIES):
         try:
@@ -234,7 +234,7 @@ def is_there(metadata: Metadata, pause: float) -> bool:
 
 
 def own_nodes(address: str | None, node_id: str | None) -> list[str]:
-    """The ids of the nodes that end with this host: ``node_id``, or all at an address of this host.
+    """Return the ids of the nodes that end with this host: ``node_id``, or all at an address of this host.
 
     Raises:
         ConnectionError, ray.exceptions.RayError: no cluster answers.

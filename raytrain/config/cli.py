@@ -6,9 +6,10 @@ import argparse
 import dataclasses
 import inspect
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from raytrain.config.models import ModelName, find_model, known_models
+from raytrain.config.plugins import load_plugins
 from raytrain.config.presets import PRESET_NAMES, PresetName, for_source, preset
 from raytrain.config.schedules import KL_SCHEDULES, ObjectiveConfig
 from raytrain.config.schema import RunConfig, from_dict, to_dict
@@ -140,7 +141,7 @@ def show_plainly(options: type) -> None:
     """
     import tyro
 
-    for owner in options.__mro__:
+    for owner in (get_origin(options) or options).__mro__:
         if not dataclasses.is_dataclass(owner):
             continue
         hints = get_type_hints(owner, include_extras=True)
@@ -165,6 +166,7 @@ def parse_options(
     import tyro
     from tyro import _errors
 
+    load_plugins()  # a mistake in one ends every command, --help included
     show_plainly(options)
 
     def refuse(event: _errors.ParseErrorEvent) -> None:

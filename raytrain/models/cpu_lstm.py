@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -9,11 +10,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from raytrain.data.vocabulary import PAD
-from raytrain.models import buffers as scratch
+from raytrain.models import buffers
 from raytrain.models.layers import OneHot
 
 State = tuple[Tensor, Tensor]
 """Hidden and cell state before the first step, [batch, hidden] each."""
+ENABLED = os.environ.get("RAYTRAIN_CPU_LSTM", "on") != "off"
+"""False if ``RAYTRAIN_CPU_LSTM=off`` was set before the import: CPUs then run ``nn.LSTM``, as GPUs do."""
 
 
 def run_lstm(
@@ -26,7 +29,7 @@ def run_lstm(
         dense: [batch, length, features], or None where it reads nothing else.
         state: zeros if None.
     """
-    if lstm.weight_hh_l0.device.type == "cpu":
+    if ENABLED and lstm.weight_hh_l0.device.type == "cpu":
         autocast = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if autocast else lstm.weight_hh_l0.dtype
         outputs: Tensor = Recurrence.apply(dtype, symbols, dense, *(state or (None, None)), *lstm.all_weights[0])
@@ -101,9 +104,9 @@ class Recurrence(torch.autograd.Function):
         length, rows, batch = len(reads) - 1, reads.shape[1], reads.shape[2]
         weight = _joined(dtype, parameters, used, rows - num_dense - width, num_dense)
         wide = torch.promote_types(dtype, torch.float32)
-        gates = scratch.empty(length, 4, width, batch, dtype=wide)
-        cells = scratch.empty(length + 1, width, batch, dtype=wide)
-        squashed = scratch.empty(length, width, batch, dtype=wide)
+        gates = buffers.empty(length, 4, width, batch, dtype=wide)
+        cells = buffers.empty(length + 1, width, batch, dtype=wide)
+        squashed = buffers.empty(length, width, batch, dtype=wide)
         outputs = reads[:, -width:]
         if hidden is None or cell is None:
             outputs[0], cells[0] = 0, 0
@@ -122,16 +125,16 @@ class Recurrence(torch.autograd.Function):
         length, _, width, batch = gates.shape
         rows, num_dense, wide = reads.shape[1], ctx.num_dense, gates.dtype
         learnt = rows - num_dense - width  # the first row that takes a gradient
-        of_reads = scratch.empty(length, num_dense + width, batch, dtype=reads.dtype)
-        of_gates = scratch.empty(length, 4 * width, batch, dtype=reads.dtype)
+        of_reads = buffers.empty(length, num_dense + width, batch, dtype=reads.dtype)
+        of_gates = buffers.empty(length, 4 * width, batch, dtype=reads.dtype)
         of_cell = _go_back(gradient, weight[:, learnt:], gates, cells, squashed, of_gates, of_reads)
         of_weight = multiply(
-            _steps_last(of_gates), _steps_last(reads[:-1]).t(), scratch.empty(4 * width, rows, dtype=reads.dtype)
+            _steps_last(of_gates), _steps_last(reads[:-1]).t(), buffers.empty(4 * width, rows, dtype=reads.dtype)
         )
-        of_input = scratch.empty(4 * width, ctx.num_inputs, dtype=wide).zero_()
+        of_input = buffers.empty(4 * width, ctx.num_inputs, dtype=wide).zero_()
         of_input[:, :num_dense] = of_weight[:, learnt:-width]
         of_input[:, num_dense + used] = of_weight[:, : len(used)].to(wide)
-        of_hidden = scratch.empty(4 * width, width, dtype=wide).copy_(of_weight[:, -width:])
+        of_hidden = buffers.empty(4 * width, width, dtype=wide).copy_(of_weight[:, -width:])
         of_bias = of_weight[:, learnt - 1].to(wide)
         of_state = (of_reads[0, num_dense:].t().to(wide), of_cell.t()) if ctx.has_state else (None, None)
         of_dense = of_reads[:, :num_dense].permute(2, 0, 1) if num_dense else None
@@ -148,7 +151,7 @@ def _reads(dtype: torch.dtype, symbols: Tensor | None, dense: Tensor | None, wid
         used, row = torch.unique(symbols.t(), return_inverse=True)
     dense_rows = _UNIT * (len(used) // _UNIT + 1)
     num_dense = 0 if dense is None else dense.shape[2]
-    reads = scratch.empty(length + 1, dense_rows + num_dense + width, batch, dtype=dtype)
+    reads = buffers.empty(length + 1, dense_rows + num_dense + width, batch, dtype=dtype)
     reads[:, :dense_rows] = 0
     reads[:, dense_rows - 1] = 1
     if symbols is not None and row is not None:
@@ -209,7 +212,7 @@ def _go_back(
     length, _, width, batch = gates.shape
     back = _matrix(weight.shape[1], 4 * width, weight.dtype).copy_(weight.t())
     back[:, 2 * width : 3 * width] /= 2  # exact
-    of_output = scratch.empty(length, width, batch, dtype=of_reads.dtype).copy_(gradient.permute(1, 2, 0)).unbind()
+    of_output = buffers.empty(length, width, batch, dtype=of_reads.dtype).copy_(gradient.permute(1, 2, 0)).unbind()
     of_gate, of_read, of_hidden = of_gates.unbind(), of_reads.unbind(), of_reads[:, -width:].unbind()
     cell, squash = cells.unbind(), squashed.unbind()
     update, keep, candidate, release = (one.unbind() for one in gates.unbind(1))
@@ -243,10 +246,10 @@ def _to_tanh(half: Tensor) -> None:
 def _matrix(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     """Return an uninitialised matrix [rows, columns], as the left operand of ``multiply``."""
     if dtype == torch.float32:
-        return scratch.empty(rows, columns, dtype=dtype)  # any other would be copied at every product
+        return buffers.empty(rows, columns, dtype=dtype)  # any other would be copied at every product
     # rows begin at cache lines, but not all of them in the same few sets of a cache
     stride = -(-columns // 32) * 32
-    whole = scratch.empty(rows, stride + 32 * (stride % 256 == 0), dtype=dtype)
+    whole = buffers.empty(rows, stride + 32 * (stride % 256 == 0), dtype=dtype)
     # oneDNN's AMX kernels multiply what lies between the rows by zero: a NaN there would reach the product
     whole[:, columns:] = 0
     return whole[:, :columns]
@@ -255,4 +258,4 @@ def _matrix(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
 def _steps_last(values: Tensor) -> Tensor:
     """[length, rows, batch] as a matrix [rows, length x batch]."""
     length, rows, batch = values.shape
-    return scratch.empty(rows, length, batch, dtype=values.dtype).copy_(values.transpose(0, 1)).flatten(1)
+    return buffers.empty(rows, length, batch, dtype=values.dtype).copy_(values.transpose(0, 1)).flatten(1)

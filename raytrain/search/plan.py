@@ -1,4 +1,4 @@
-"""What a search is, written down before it starts and read back to go on with it."""
+"""Plan of a search: recorded before it starts, and read back to resume it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class WarmStart:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that decides which trials a search has and what comes of each."""
+    """Everything that decides which trials a search has, and their results."""
 
     space: Space
     bases: dict[str, RunConfig[Any]]
@@ -39,10 +39,10 @@ class Plan:
     corpus: str
     """Digest of the corpus."""
     num_samples: int
-    """Trials; the one thing that may be raised when the search is resumed."""
+    """Number of trials, the only field that may be raised when the search is resumed."""
     seed: int
     workers: dict[str, Any]
-    """The options that say how a trial runs: what they were, for a resumption that does not give others."""
+    """The options that say how trials run, as they were given: the defaults of a resumption."""
     experiment: str
     corpus_path: str
     """Where the corpus was on the machine that started the search."""
@@ -50,11 +50,11 @@ class Plan:
     objective: Objective = "bound"
     min_kl: float = 0.0
     warm_starts: tuple[WarmStart, ...] = ()
-    """Its first trials."""
+    """The configs of its first trials."""
 
     @property
     def search_objective(self) -> SearchObjective:
-        """What the search looks for."""
+        """Return the objective, with its constraint."""
         return SearchObjective(self.objective, self.min_kl)
 
     def to_json(self) -> bytes:
@@ -71,7 +71,7 @@ class Plan:
         return json.dumps(values, indent=1).encode()
 
     def differences(self, other: Plan) -> list[str]:
-        """What makes this another search than ``other``, in words."""
+        """Return as text what distinguishes this search from ``other``."""
         parts = [
             f"{name} was {getattr(other, name)}, is {getattr(self, name)}"
             for name in ("budget", "algorithm", "scheduler", "seed", "experiment", "objective", "min_kl")
@@ -89,7 +89,7 @@ class Plan:
             parts.append(f"the model was {', '.join(other.bases)}, is {', '.join(self.bases)}")
             return parts
         for model, config in self.bases.items():
-            # where the text lies is not what it is: its digest was compared
+            # the location of the text does not matter: its digest was compared
             before, after = to_dict(other.bases[model]), to_dict(config)
             parts += differences({**before, **{name: after[name] for name in LOCATION}}, after)
         return parts
@@ -100,10 +100,10 @@ def _without_location(config: RunConfig[Any]) -> dict[str, Any]:
 
 
 def _check(plan: Plan) -> None:
-    """That the values of a plan are such as all that read it take for granted.
+    """Check the values of a plan that its readers rely on.
 
     Raises:
-        ValueError, UserError: one is not; the line names it.
+        ValueError, UserError: one is not as it must be; the line names it.
     """
     texts = {"experiment": plan.experiment, "space.name": plan.space.name}
     texts |= {f"warm_starts.{number}.reference": start.reference for number, start in enumerate(plan.warm_starts)}
@@ -117,7 +117,7 @@ def _check(plan: Plan) -> None:
 
 
 def read_plan(storage: Storage) -> Plan | None:
-    """The plan of the search under ``storage``; ``None`` where there is no search. Runs its space's file.
+    """Return the plan of the search under ``storage``; ``None`` without a search. Runs the file of its space.
 
     Raises:
         UserError: the plan cannot be read, or is of a newer version.

@@ -1,4 +1,4 @@
-"""How each trial of a search stands: written down whenever Ray Tune says that something has happened to it."""
+"""Recorder of a search's trials: a callback of Ray Tune that keeps the state of each in the storage and in MLflow."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TrialRecorder(tune.Callback):
         record.status, record.reason = "running", ""
         self._clock(record)
         record.started_at = record.started_at or time.time()
-        self._note(record)
+        self._record(record)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -51,7 +51,7 @@ class TrialRecorder(tune.Callback):
             compared = {name: metrics[name] for name in dict.fromkeys((METRIC, metric, "kl"))}
             record.history.append({"step": step, **compared, **rung})
         self._clock(record)
-        self._note(record)
+        self._record(record)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self.searcher.trial(trial.trial_id)
@@ -63,22 +63,27 @@ class TrialRecorder(tune.Callback):
         elif outcome is not None:
             self._end(record, "finished", "FINISHED")
         elif self.time_is_up:
-            self._end(record, "interrupted", "KILLED", f"time was up at step {record.step}")
+            self._end(record, "interrupted", "KILLED", f"the time budget was used up at step {record.step}")
         else:
-            self._end(record, "stopped", "KILLED", f"stopped early at step {record.step}: others were better there")
+            self._end(
+                record,
+                "stopped",
+                "KILLED",
+                f"stopped by the scheduler at step {record.step}: others were better",
+            )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self.searcher.trial(trial.trial_id)
         self._end(record, "failed", "FAILED", _last_line(trial.error_file))
 
     def close(self) -> None:
-        """End what the search has left unended: it was interrupted."""
+        """Record every trial that is still running as interrupted."""
         for record in self.searcher.trials:
             if record.status == "running":
                 self._end(record, "interrupted", "KILLED", f"the search was interrupted at step {record.step}")
 
     def _clock(self, record: Trial) -> None:
-        """Count the time since the trial was last heard of; a pause between two resumptions is not counted."""
+        """Count the time since the trial's last report. A pause between two resumptions is not counted."""
         now = time.monotonic()
         record.seconds += now - self._heard.get(record.identity, now)
         self._heard[record.identity] = now
@@ -88,9 +93,9 @@ class TrialRecorder(tune.Callback):
         record.status, record.reason, record.ended_at = status, reason or "", time.time()
         self.searcher.ended(record)
         Run(self.searcher.search.parent.uri, **record.run).finish(mlflow_status, reason)
-        self._note(record)
+        self._record(record)
 
-    def _note(self, record: Trial) -> None:
+    def _record(self, record: Trial) -> None:
         self.searcher.records.update(record)
         self.show(record)
 
@@ -100,22 +105,22 @@ def _last_line(error_file: str | None) -> str:
         lines = Path(error_file or "").read_text().strip().splitlines()
     except OSError:
         lines = []
-    return lines[-1] if lines else "the trial ended with an error that Ray did not keep"
+    return lines[-1] if lines else "the trial ended with an error, of which Ray kept no message"
 
 
 class TimeBudget(tune.Stopper):
-    """Ends the search when its time is up, and lets the ledger know why."""
+    """Ends the search when its time budget is used up, and tells the recorder."""
 
     def __init__(self, recorder: TrialRecorder, seconds: float) -> None:
-        self._ledger = recorder
+        self._recorder = recorder
         self._deadline = time.monotonic() + seconds
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        self._ledger.time_is_up = time.monotonic() >= self._deadline
-        return self._ledger.time_is_up
+        self._recorder.time_is_up = time.monotonic() >= self._deadline
+        return self._recorder.time_is_up
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # as for Ledger
+        return {}  # as for TrialRecorder

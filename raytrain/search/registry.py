@@ -1,12 +1,8 @@
-"""The champion: the best verified model of each kind, by name, in MLflow's model registry.
+"""Registry of champions: the best verified model of each kind, under an alias of MLflow's model registry.
 
-    python -m raytrain.registry list
-    python -m raytrain.registry promote raytrain-hybrid 3
-    python -m raytrain.registry rollback raytrain-hybrid
-
-A search registers its best model as a new version, loads it back and scores it, and only then lets it compete: it
-becomes ``champion`` if it beats the present one on the same corpus and metric, else ``challenger``. ``promote`` and
-``rollback`` move the alias by hand; what the registry held until then does not take it back by itself.
+A search registers its best model as a new version, loads it back and scores it, and only then lets it compete. The
+version becomes ``champion`` if it beats the present one on the same corpus and metric, else ``challenger``. ``promote``
+and ``rollback`` move the alias by hand; versions that were registered before do not take it back by themselves.
 """
 
 from __future__ import annotations
@@ -40,27 +36,28 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 VERIFIED_SAMPLES = 64
-"""Validation samples on which a registered model must give the bound of the checkpoint that it was made of."""
+"""Validation samples on which a registered model must reproduce the negative ELBO of its checkpoint."""
 MAX_DESCRIPTION = 5000
-"""What PostgreSQL's column of a version's description holds."""
+"""Characters that PostgreSQL's column of a version's description holds."""
 _CORPUS, _METRIC, _VALUE = "raytrain.corpus", "raytrain.metric", "raytrain.value"
 _VERIFIED = "raytrain.verified"
 _SINCE = "raytrain.champion_since"
-"""On a version: when it became champion. Those that have it are the past that a rollback goes through."""
+"""Tag of a version: the time at which it became champion. A rollback goes through the versions that have it."""
 _DECIDED = "raytrain.decided"
-"""On the registered model: the version that was made champion by hand, and the newest that there was then. Those up
-to the newest do not become champion again by themselves."""
+"""Tag of a registered model: the version that was made champion by hand, and the newest version at that time. Versions
+up to the newest do not become champion again by themselves."""
 _METRICS = "raytrain.metrics"
+"""Tag of a version: the metrics of its best evaluation, as JSON."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a version competes with."""
+    """The number with which a version competes."""
 
     corpus: str
     """Digest of the corpus."""
     metric: str
-    """What was measured, on which samples: only equal ones can be compared."""
+    """Name of the metric and of the samples. Only scores with equal names are compared."""
     value: float
     """Lower is better."""
 
@@ -68,38 +65,48 @@ class Score:
         return (self.corpus, self.metric) == (other.corpus, other.metric)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A logged model that is to be registered, and the checkpoint that it was made of."""
+
+    run: Run
+    """MLflow run of the search."""
+    model_id: str
+    """Id of the logged model."""
+    stored: Checkpoint
+    corpus: Corpus
+    score: Score
+    metrics: dict[str, float]
+    """Metrics of its best evaluation."""
+    card: str
+    """Model card in Markdown."""
+
+
 class VerificationError(Exception):
     """A registered model is not the checkpoint that it was made of."""
 
 
 def registered_name(model: str) -> str:
-    """What the models of one kind are registered as."""
+    """Return the registered name of the models of one kind."""
     return f"raytrain-{model}"
 
 
-def register_and_compete(
-    run: Run,
-    model_id: str,
-    stored: Checkpoint,
-    corpus: Corpus,
-    read_score: Score,
-    metrics: dict[str, float],
-    card: str,
-) -> tuple[str, int, str]:
-    """Register the run's MLflow model, verify it, and let it compete; doing it again gives the same version.
+def register_and_compete(candidate: Candidate) -> tuple[str, int, str]:
+    """Register a model, verify it, and let it compete; doing it again gives the same version.
 
     Returns:
         The registered name, the version and its alias (``champion`` or ``challenger``).
 
     Raises:
-        VerificationError: it does not load, or does not score as ``stored`` does; it gets no alias.
+        VerificationError: it does not load, or does not score as its checkpoint does; it gets no alias.
         mlflow.exceptions.MlflowException: the store was away for too long.
     """
+    run, model_id, score = candidate.run, candidate.model_id, candidate.score
     client = connect(run.uri)
-    name = registered_name(stored.config["model"]["name"])
+    name = registered_name(candidate.stored.config["model"]["name"])
     _make_registered(run.uri, name)
-    tags = {MODEL_ID: model_id, _CORPUS: read_score.corpus, _METRIC: read_score.metric, _VALUE: repr(read_score.value)}
-    tags |= {_METRICS: json.dumps(metrics)}
+    tags = {MODEL_ID: model_id, _CORPUS: score.corpus, _METRIC: score.metric, _VALUE: repr(score.value)}
+    tags |= {_METRICS: json.dumps(candidate.metrics)}
 
     def find_or_create() -> int:
         found = _find_version(run.uri, name, model_id)
@@ -110,18 +117,18 @@ def register_and_compete(
             f"models:/{model_id}",
             run.run_id,
             tags=tags,
-            description=card[:MAX_DESCRIPTION],
-            await_creation_for=0,  # it is there at once; waiting would only log that it waits
+            description=candidate.card[:MAX_DESCRIPTION],
+            await_creation_for=0,  # it is there at once; to wait would only log that
             model_id=model_id,
         )
         return int(created.version)
 
-    # of several that create one at once, MLflow may refuse some
+    # MLflow may refuse some of several that create a version at once
     version = retry_tracking(find_or_create)
-    bound = verify(run.uri, model_id, stored, corpus)
+    nats = verify(run.uri, model_id, candidate.stored, candidate.corpus)
     retry_tracking(
         lambda: client.set_model_version_tag(
-            name, str(version), _VERIFIED, f"bound {bound:.6f} on {VERIFIED_SAMPLES} samples"
+            name, str(version), _VERIFIED, f"{nats:.6f} nats on {VERIFIED_SAMPLES} samples"
         )
     )
     champion = update_champion(run.uri, name)
@@ -134,25 +141,25 @@ def register_and_compete(
 
 
 def verify(uri: str, model_id: str, stored: Checkpoint, corpus: Corpus) -> float:
-    """Load a logged model back and score it on validation samples; returns their mean bound in nats.
+    """Load a logged model back, score it on validation samples, and return its mean negative ELBO in nats.
 
     Raises:
-        VerificationError: it does not load, or its bound is not that of ``stored``.
+        VerificationError: it does not load, or its negative ELBO is not that of ``stored``.
     """
     try:
         loaded = load_logged_model(uri, model_id)
     except UserError as error:
         raise VerificationError(str(error)) from None
-    found, expected = _bound(loaded, corpus), _bound(stored, corpus)
+    found, expected = _negative_elbo(loaded, corpus), _negative_elbo(stored, corpus)
     if not math.isclose(found, expected, rel_tol=1e-6):
         raise VerificationError(
-            f"model {model_id} has bound {found:.6f} on {VERIFIED_SAMPLES} validation samples, "
+            f"model {model_id} has a negative ELBO of {found:.6f} nats on {VERIFIED_SAMPLES} validation samples, "
             f"its checkpoint {stored.uri} has {expected:.6f}"
         )
     return found
 
 
-def _bound(stored: Checkpoint, corpus: Corpus) -> float:
+def _negative_elbo(stored: Checkpoint, corpus: Corpus) -> float:
     config = dataclasses.replace(from_dict(stored.config), evaluate_samples=VERIFIED_SAMPLES, precision="float32")
     trainer = Trainer(config, corpus, World())
     trainer.model.load_state_dict(stored.tensors("model"))
@@ -163,10 +170,11 @@ def _bound(stored: Checkpoint, corpus: Corpus) -> float:
 
 
 def update_champion(uri: str, name: str) -> int | None:
-    """Give the alias to the best version that may have it; returns that version.
+    """Give the alias to the best version that may have it, and return that version.
 
-    MLflow has no "move the alias if": whoever has moved it looks again. A version competes from the moment that it
-    is marked as verified, so of several searches that end at once the last to look sees all, and leaves the best.
+    MLflow has no compare-and-set for aliases, so a process that has moved the alias looks again. A version competes
+    as soon as it is tagged as verified. Of several searches that end at once, the last to look therefore sees all
+    versions and leaves the best.
     """
     decision = _decision(uri, name)
     for _ in range(50):
@@ -176,27 +184,29 @@ def update_champion(uri: str, name: str) -> int | None:
             return champion
         _mark(uri, name, best)
         _set_champion(uri, name, best)
-        time.sleep(random.uniform(0.05, 0.3))  # two that look at the same moment do not go on in step
+        time.sleep(random.uniform(0.05, 0.3))  # two that look at the same moment get out of step
         before, decision = decision, _decision(uri, name)
-        if decision != before:  # by hand, while the alias was moved here: that counts
+        if decision != before:  # moved by hand meanwhile: that decision counts
             _set_champion(uri, name, decision[0])
     return _aliases(uri, name).get(CHAMPION)
 
 
 def _best(known: list[ModelVersion], champion: int | None, decided: int) -> int | None:
-    """The version that should be champion: comparable to the present one, verified, and not decided on by hand."""
-    standings = {int(version.version): read_score(version) for version in known}
-    new = {
-        number: entry for number, entry in standings.items() if number > decided and _VERIFIED in _tags(known, number)
+    """Return the version that should be champion, if any.
+
+    It competes with the present champion if it is comparable, verified, and newer than the last decision by hand.
+    """
+    scores = {int(version.version): read_score(version) for version in known}
+    rivals = {
+        number: score for number, score in scores.items() if number > decided and _VERIFIED in _tags(known, number)
     }
     if champion is None:
-        # the first to be verified says what is compared
-        reference = standings[min(new)] if new else None
+        # the first that was verified defines the corpus and the metric of the comparison
+        reference = scores[min(rivals)] if rivals else None
     else:
-        reference = standings[champion]
-        new[champion] = reference
-    rivals = {number: entry.value for number, entry in new.items() if reference and entry.comparable(reference)}
-    return min(rivals, key=lambda number: (rivals[number], number), default=None)
+        reference = rivals[champion] = scores[champion]
+    values = {number: score.value for number, score in rivals.items() if reference and score.comparable(reference)}
+    return min(values, key=lambda number: (values[number], number), default=None)
 
 
 def _tags(known: list[ModelVersion], number: int) -> dict[str, str]:
@@ -204,13 +214,13 @@ def _tags(known: list[ModelVersion], number: int) -> dict[str, str]:
 
 
 def read_score(version: ModelVersion) -> Score:
-    """What a version competes with; one that was registered by other means never wins."""
+    """Return the score of a version. One that was registered by other means never wins."""
     tags = version.tags
     return Score(tags.get(_CORPUS, ""), tags.get(_METRIC, ""), float(tags.get(_VALUE, math.inf)))
 
 
 def versions(uri: str, name: str) -> list[ModelVersion]:
-    """All versions of a registered model, the first first."""
+    """Return all versions of a registered model, the oldest first."""
     client = connect(uri)
     found = retry_tracking(lambda: client.search_model_versions(f"name = '{name}'"))
     return sorted(found, key=lambda version: int(version.version))
@@ -231,7 +241,7 @@ def promote(uri: str, name: str, version: int) -> None:
 
 
 def rollback(uri: str, name: str) -> tuple[int, int]:
-    """Make the champion before the present one champion again; returns both versions, the present one first.
+    """Make the previous champion champion again; return both versions, the present champion first.
 
     Raises:
         UserError: there is no champion, or none before it that still loads.
@@ -249,14 +259,14 @@ def rollback(uri: str, name: str) -> tuple[int, int]:
         raise UserError(f"{name}: version {champion} is the only champion that there has been")
     before = max(past, key=lambda number: past[number].tags[_SINCE])
     load_logged_model(uri, logged_model(past[before]))
-    # in this order one that is interrupted can be repeated
+    # in this order an interrupted rollback can be repeated
     retry_tracking(lambda: client.delete_model_version_tag(name, str(champion), _SINCE))
     _decide(uri, name, before)
     return champion, before
 
 
 def _decide(uri: str, name: str, version: int) -> None:
-    """Move the alias for good: searches that end at this moment look again, and then see what was decided."""
+    """Move the alias for good: searches that end at this moment look again, and then see the decision."""
     client = connect(uri)
     newest = max(int(known.version) for known in versions(uri, name))
     retry_tracking(lambda: client.set_registered_model_tag(name, _DECIDED, f"{version} {newest}"))
@@ -268,7 +278,7 @@ def _set_champion(uri: str, name: str, version: int) -> None:
 
 
 def _mark(uri: str, name: str, version: int) -> None:
-    """Note when a version became champion."""
+    """Record the time at which a version became champion."""
     client, now = connect(uri), datetime.now(UTC).isoformat(timespec="microseconds")
     retry_tracking(lambda: client.set_model_version_tag(name, str(version), _SINCE, now))
 
@@ -279,7 +289,7 @@ def _aliases(uri: str, name: str) -> dict[str, int]:
 
 
 def _decision(uri: str, name: str) -> tuple[int, int]:
-    """What was decided by hand last: the champion, and the newest version then; 0 and 0 where nothing was."""
+    """Return the last decision by hand: the champion, and the newest version then; 0 and 0 without any."""
     model = retry_tracking(lambda: connect(uri).get_registered_model(name))
     champion, newest = map(int, model.tags.get(_DECIDED, "0 0").split())
     return champion, newest

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
 from typing import Any
 
 from ray import tune
-from ray.tune.execution import class_cache
 from ray.tune.schedulers import TrialScheduler
 
 from raytrain.analysis.tables import LiveTable
+from raytrain.cluster.environment import set_up_search
+from raytrain.cluster.ray_internals import TUNE_VARIABLES
 from raytrain.metrics import METRIC
 from raytrain.runs.trials import Trial, TrialStore
 from raytrain.search.algorithms import make_scheduler
@@ -26,7 +26,7 @@ from raytrain.training.supervisor import RETRIES
 def keep_keys_from_ray() -> None:
     """Keep Tune from putting AWS keys into its trials' runtime environment, whose values Ray writes to its logs."""
     keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(keys)
+    TUNE_VARIABLES.difference_update(keys)
 
 
 def run_and_finish(search: Search) -> list[Trial]:
@@ -55,15 +55,7 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     Raises:
         KeyboardInterrupt: the user stopped it; trials under way are recorded as interrupted.
     """
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own banner; `show` is what the user sees
-    # Tune's handler would end the search as if it had run to its end
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    # a trial that ends before its first evaluation would end the whole search; and the score that ASHA compares is
-    # made here, not by the trial
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    # nothing is read from the files that Tune writes about a search, and a full disk under them would end it
-    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "inf"
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    set_up_search()
     keep_keys_from_ray()
     scheduler = make_scheduler(search.plan)
     records = TrialStore(search.location)

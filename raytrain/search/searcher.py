@@ -1,4 +1,4 @@
-"""A search: Ray Tune draws configs from a space, runs each as a gang of workers, and stops the poor ones early."""
+"""Searcher of Ray Tune: it draws each trial from Optuna, and prepares all that the trial needs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched, and within what means."""
+    """A search that is set up: its plan, its workers and its records."""
 
     name: str
     plan: Plan
@@ -45,21 +45,21 @@ class Search:
 
     @property
     def location(self) -> Storage:
-        """Where all of the search is."""
+        """Return the storage of the search."""
         return self.workspace.storage.child(self.name)
 
     @property
     def resume_command(self) -> str:
-        """The command that goes on with it."""
+        """Return the command that resumes the search."""
         root = self.workspace.storage.uri()
         storage = "" if root == open_storage_root(None).uri() else f" --storage {root}"
         return f"python -m raytrain.tune --resume {self.name}{storage}"
 
 
 class OptunaSearcher(Searcher):
-    """Draws the next point and makes everything that its trial needs.
+    """Draws the next point and prepares everything that its trial needs.
 
-    Runs in the driver, which so is the only one to create MLflow runs; workers get their addresses.
+    It runs in the driver, the only process that creates MLflow runs. Workers receive the addresses of the runs.
     """
 
     def __init__(self, search: Search, records: TrialStore, known: list[Trial], scheduler: TrialScheduler) -> None:
@@ -69,10 +69,10 @@ class OptunaSearcher(Searcher):
         self.scratch = ""
         self.study = make_study(search.plan, len(known))
         self.trials = list(known)
-        """All of them, in the order of their numbers."""
+        """All trials of the search, by number."""
         self.scheduler = scheduler
         self._points: dict[str, optuna.Trial] = {}
-        """Optuna's trial of one of ours, by identity; a config that is no point of the space has none."""
+        """Optuna's trial of each of ours, by identity. A config that is no point of the space has none."""
         self._unigram: dict[str, float] = {}
         self._by_tune: dict[str, Trial] = {}
         self._again = [trial for trial in known if not trial.ended]
@@ -85,21 +85,21 @@ class OptunaSearcher(Searcher):
                 self._recall(f"known-{trial.name}", trial)
 
     def trial(self, trial_id: str) -> Trial:
-        """Our trial of one of Tune's ids."""
+        """Return our trial under an id of Tune."""
         return self._by_tune[trial_id]
 
     def location(self, trial: Trial) -> Storage:
-        """Where a trial keeps what it makes."""
+        """Return the storage of a trial."""
         return self.records.location(trial.identity)
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        """Tune's question for the next trial: the arguments of the trainable."""
+        """Return the arguments of the trainable of Tune's next trial."""
         trial = self._resume(self._again.pop(0)) if self._again else self._draw()
         self._by_tune[trial_id] = trial
         self._recall(trial_id, trial)
         search, corpus = self.search, self.search.workspace.corpus
         location = self.location(trial)
-        # before there is an MLflow run of it: a trial that is drawn is never drawn otherwise
+        # before its MLflow run exists: a trial that was drawn is never drawn differently
         self.records.add(trial)
         run = search.experiment.open_run(
             trial.identity,
@@ -126,7 +126,7 @@ class OptunaSearcher(Searcher):
             asdict(run),
             search.worker_spec.cpus,
             draws=search.plan.search_objective.draws,
-            unigram=self._hopeless_above(trial.config.sampling),
+            unigram=self._unigram_limit(trial.config.sampling),
         )
         return {
             "job": asdict(job),
@@ -135,14 +135,14 @@ class OptunaSearcher(Searcher):
             "scratch": self.scratch,
         }
 
-    def _hopeless_above(self, sampling: str) -> float:
-        """Bits per byte that every trial must beat in time."""
+    def _unigram_limit(self, sampling: str) -> float:
+        """Return the bits per byte of the unigram baseline, which every trial must beat in time."""
         if sampling not in self._unigram:
             self._unigram[sampling] = unigram_bits(self.search.workspace.corpus, sampling)
         return self._unigram[sampling]
 
     def _draw(self) -> Trial:
-        """A new trial: at a config to start from while there are any, then at the space's next point."""
+        """Return a new trial: of a warm start's config while there are any, then at the next point of the space."""
         plan, number = self.search.plan, len(self.trials)
         if number < len(plan.warm_starts):
             start = plan.warm_starts[number]
@@ -155,7 +155,7 @@ class OptunaSearcher(Searcher):
         return self._add(config, point)
 
     def _point(self, values: dict[str, Any] | None) -> tuple[optuna.Trial, RunConfig[Any]]:
-        """Optuna's next trial, at these values where they are given, and its config."""
+        """Return Optuna's next trial, at ``values`` where they are given, and its config."""
         plan = self.search.plan
         if values is not None:
             self.study.enqueue_trial(values)
@@ -183,7 +183,7 @@ class OptunaSearcher(Searcher):
         return trial
 
     def _resume(self, trial: Trial) -> Trial:
-        """A trial that had begun, at its own point."""
+        """Return a trial that had begun before the search was resumed, at its own point."""
         if trial.on_the_space:
             self._points[trial.identity], _ = self._point(trial.params)
         return trial
@@ -198,18 +198,20 @@ class OptunaSearcher(Searcher):
             self.scheduler.recall(trial_id, trial.history)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Tune passes an evaluation on, or says that a trial has ended without any."""
+        """Pass an evaluation on to Optuna. Tune also calls this when a trial ends without any."""
         if METRIC not in result:
             return
         point, search_objective = self._points.get(self._by_tune[trial_id].identity), self.search.plan.search_objective
-        if point is not None and len(search_objective.directions) == 1:  # Optuna takes none where there are two
+        if (
+            point is not None and len(search_objective.directions) == 1
+        ):  # Optuna takes no intermediate values of two objectives
             point.report(search_objective.score(result), int(result["step"]))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing yet: how the trial ended is known to its record."""
+        """Do nothing: ``TrialRecorder`` calls ``ended`` once the trial's record says how it ended."""
 
     def ended(self, trial: Trial) -> None:
-        """Tell Optuna what a trial has reached in the end."""
+        """Report the result of a trial to Optuna."""
         point = self._points.get(trial.identity)
         if point is not None and trial.ended:
             state, values = optuna_result(trial, self.search.plan.search_objective)
@@ -219,7 +221,7 @@ class OptunaSearcher(Searcher):
         return {}  # Tune pickles its settings for snapshots, which are not used
 
     def save(self, checkpoint_path: str) -> None:
-        """Tune's own snapshots are not used: all that a search knows is in its trials' records."""
+        """Do nothing: the records of the trials hold all that a search knows, and Tune's snapshots are not used."""
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a search is not restored from Tune's snapshots")

@@ -1,17 +1,17 @@
-"""Search spaces: found by name, and checked before anything runs.
+"""Search spaces: found by name, loaded, and checked before anything runs.
 
 A search space is a Python module with a function ``space(trial)`` that draws values from an Optuna trial
 and returns fields of the config; field ``model`` chooses the model. It may also define
 
 ``MODELS``
-    the models it searches, where it is not for the one that the command names;
+    the models that it searches; without it, the model that the command names;
 ``PRESET``
-    the preset that its trials start from;
+    the preset that its trials change;
 ``BUDGETS``
-    budget name -> fields of every config, the first of which is the default; ``space(trial, budget)`` is
-    then told the name;
+    budget name -> fields of every config, the first budget being the default; the function is then
+    ``space(trial, budget)`` and receives the name;
 ``ALGORITHM``
-    how it is searched unless ``--algorithm`` says otherwise: ``tpe``, ``random`` or ``grid``.
+    its algorithm unless ``--algorithm`` names another: ``tpe``, ``random``, ``grid`` or a registered one.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from raytrain.utils.errors import UserError
 GRID = "grid"
 """The algorithm that tries every point of a space once. All others are in ``search.algorithms.SAMPLERS``."""
 CHECKED_POINTS = 64
-"""Random points that a space is tried on: enough to enter the branches of a conditional space."""
+"""Random points at which a space is checked: enough to enter the branches of a conditional space."""
 LARGEST_GRID = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """A search space that was loaded."""
+    """A loaded search space."""
 
     name: str
-    """What reports find its searches by: the stem of its file."""
+    """Stem of its file, by which reports find its searches."""
     source: str
     """The text of the file."""
     draw: Callable[..., dict[str, Any]]
     models: tuple[ModelName, ...]
-    """Empty where the command names the model."""
+    """Empty if the command names the model."""
     preset: PresetName | None
     budgets: dict[str, dict[str, Any]]
     algorithm: str
     """Not checked: it may be one that is registered later."""
 
     def budget(self, name: str | None) -> str | None:
-        """The budget ``name``, or the default one; ``None`` for a space without budgets.
+        """Return the budget ``name``, or the default one; ``None`` for a space without budgets.
 
         Raises:
             UserError: there is no such budget.
@@ -68,10 +68,10 @@ class Space:
         return name
 
     def resolve(self, bases: dict[str, RunConfig[Any]], trial: Any, budget: str | None) -> RunConfig[Any]:
-        """The config of a trial: that of its model in ``bases``, with the fields that the space draws.
+        """Return the config of a trial: that of its model in ``bases``, with the fields that the space draws.
 
         Raises:
-            UserError: a field or model that there is not, or a value that is refused.
+            UserError: an unknown field or model, or a value that is refused.
         """
         fields = self.draw(trial, budget) if self.budgets else self.draw(trial)
         if not isinstance(fields, dict):
@@ -83,7 +83,7 @@ class Space:
 
 
 def find_space(name: str) -> Path:
-    """The file of the space ``name``: in search_spaces/ of the working directory, or as installed.
+    """Return the file of the space ``name``: in search_spaces/ of the working directory, or as installed.
 
     Raises:
         UserError: there is none.
@@ -98,10 +98,10 @@ def find_space(name: str) -> Path:
 
 
 def load_space(name: str) -> Space:
-    """The space in a Python file, or the one that ``find_space`` finds under a bare name.
+    """Load the space in a Python file, or the one that ``find_space`` finds under a bare name.
 
     Raises:
-        UserError: there is none, it fails, or what it defines is not what a space may define.
+        UserError: there is none, its file fails, or it defines something that a space may not define.
     """
     file = Path(name)
     if file.suffix != ".py":
@@ -117,10 +117,10 @@ def load_space(name: str) -> Space:
 
 
 def read_space(name: str, source: str) -> Space:
-    """The space that ``source`` defines. Runs it: give it only what you trust.
+    """Load the space that ``source`` defines. This runs the source: pass only what you trust.
 
     Raises:
-        UserError: it fails, or defines what a space may not.
+        UserError: it fails, or defines something that a space may not define.
     """
     module = types.ModuleType(f"raytrain_space_{name}")
     sys.modules[module.__name__] = module  # dataclasses look there for the module that they are in
@@ -164,10 +164,10 @@ def _text(space: str, name: str, value: Any) -> str:
 def check_space(
     space: Space, bases: dict[str, RunConfig[Any]], budget: str | None, algorithm: str, seed: int
 ) -> list[RunConfig[Any]]:
-    """Configs at points of the space, each of which could be run: all of a grid, otherwise random ones.
+    """Return configs at points of the space, all of which can be run: every point of a grid, otherwise random ones.
 
     Raises:
-        UserError: a field that the config does not have, a value that it refuses, or a grid that cannot be.
+        UserError: an unknown field, a value that is refused, or a grid that cannot be enumerated.
     """
     import optuna
 
@@ -195,10 +195,10 @@ def check_space(
 
 
 def check_length(name: str, count: int) -> None:
-    """That a parameter of a grid has values, and not so many that they could not all be tried.
+    """Refuse a parameter of a grid that has no values, or more than could be tried.
 
     Raises:
-        UserError: it has none, or too many.
+        UserError: with the parameter's name.
     """
     if count < 1:
         raise UserError(f"a grid needs a value for {name!r}: its range is empty")
@@ -207,11 +207,14 @@ def check_length(name: str, count: int) -> None:
 
 
 class GridTrial:
-    """Stands for an Optuna trial: answers from a list of choices, which it extends where it ends."""
+    """Stand-in for an Optuna trial: answers from a list of choices, which it extends with every new question.
+
+    ``grid`` evaluates the space once for each point, and counts the list up like an odometer.
+    """
 
     def __init__(self, wheels: list[tuple[int, int]]) -> None:
         self.wheels = wheels
-        """For every question so far: which answer, of how many."""
+        """(index of the answer, number of answers) for each question so far."""
         self.point: dict[str, Any] = {}
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
@@ -244,7 +247,7 @@ class GridTrial:
 
 
 def grid(space: Space, budget: str | None) -> list[dict[str, Any]]:
-    """Every point of a space, as the values of its parameters; the last parameter changes first.
+    """Return every point of a space, as the values of its parameters; the last parameter changes first.
 
     Raises:
         UserError: a parameter without a finite number of values, or too many points.
@@ -260,7 +263,7 @@ def grid(space: Space, budget: str | None) -> list[dict[str, Any]]:
         points.append(trial.point)
         if len(points) > LARGEST_GRID:
             raise UserError(f"the grid has more than {LARGEST_GRID:,} points")
-        # what lies behind the wheel that turns may be other questions now: they are asked anew
+        # the questions behind the wheel that turns may be others now: they are asked anew
         while wheels and wheels[-1][0] + 1 == wheels[-1][1]:
             wheels.pop()
         if not wheels:

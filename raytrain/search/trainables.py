@@ -1,4 +1,4 @@
-"""What Ray Tune runs for each trial: the driver of a gang, or the trial's one worker itself."""
+"""Trainables of Ray Tune: the driver of a trial's worker group, or the trial's only worker."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
+from raytrain.cluster.environment import set_up_trial
 from raytrain.config.workers import WorkerSpec
 from raytrain.training.supervisor import run_with_retries
 from raytrain.training.worker import Job, run_in_process, worker_loop
@@ -15,18 +16,16 @@ from raytrain.training.worker_group import WorkerGroup
 if TYPE_CHECKING:
     from raytrain.training.worker_group import WorkerGroup
 
-THREAD_TIMEOUT_S = "600"
-"""Of a trial that was stopped: it may have a checkpoint to upload before the next one begins in its process."""
 _HELD: list[WorkerGroup] = []
-"""The gang of this process, if it is the driver of one."""
+"""The worker group of this process, if it is the driver of one. It lives as long as the process."""
 
 
 def run_worker_group(values: dict[str, Any]) -> None:
-    """Tune's trainable for trials of several workers: a driver without CPUs that waits for its gang.
+    """Run a trial of several workers: Tune's trainable is a driver without CPUs that waits for its worker group.
 
-    Its process, and with it the gang, runs one trial after the other.
+    Its process, and with it the worker group, runs one trial after the other.
     """
-    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = THREAD_TIMEOUT_S
+    set_up_trial()
     if not _HELD:
         # where the driver of the search runs on another machine, its folder is made here too
         os.makedirs(values["scratch"], exist_ok=True)
@@ -35,9 +34,9 @@ def run_worker_group(values: dict[str, Any]) -> None:
 
 
 def run_alone(values: dict[str, Any]) -> None:
-    """Tune's trainable for trials of one worker: it has the worker's resources and trains by itself.
+    """Run a trial of one worker: Tune's trainable has the worker's resources and trains by itself.
 
-    Its process runs one trial after the other, so that only the first waits for it to start.
+    Its process runs one trial after the other, so that only the first waits for the process to start.
     """
-    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = THREAD_TIMEOUT_S
+    set_up_trial()
     run_in_process(Job(**values["job"]), WorkerSpec(**values["worker_spec"]), tune.report)

@@ -1,4 +1,4 @@
-"""The winner of an earlier search, to be trained longer or larger."""
+"""Winner of an earlier search, to be trained longer or larger."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class Winner:
     corpus: str
     """Digest of its corpus."""
     corpus_path: str
-    """Where that was; empty if not known."""
+    """Path of the corpus on the machine of the search; empty if not known."""
 
     def open_workspace(self, config: RunConfig[Any], storage: str | None) -> Workspace:
-        """A session for ``config``: on the search's own corpus, unless ``config`` names other text.
+        """Open a workspace for ``config``: on the search's own corpus, unless ``config`` names other text.
 
         Raises:
-            UserError: as ``session.open_session``; or the text is no longer what it was.
+            UserError: as ``workspace.open_workspace``; or the text has changed since the search.
         """
         if any(getattr(config, name) != getattr(self.config, name) for name in LOCATION):
             return open_workspace(config, storage)
@@ -67,10 +67,10 @@ class Winner:
 
 
 def find_winner(name: str, storage: str | None, experiment: str) -> Winner:
-    """The best trial of the search ``name`` in the storage or in MLflow, or of an experiment's newest search.
+    """Return the best trial of the search ``name`` in the storage or in MLflow, or of an experiment's newest search.
 
     Raises:
-        UserError: there is no such search or experiment, or nothing has won there.
+        UserError: there is no such search or experiment, or no trial has won there.
     """
     root = open_storage_root(storage)
     if re.fullmatch(r"[\w.-]+", name) and (values := read_values(root.child(name))) is not None:
@@ -85,7 +85,7 @@ def find_winner(name: str, storage: str | None, experiment: str) -> Winner:
 
 
 def _recorded(name: str, location: Storage, values: dict[str, Any]) -> Winner:
-    """From the search's own records; it may still be running."""
+    """Return the winner by the search's own records; the search may still be running."""
     search_objective = search_objective_of(values)
     best = winner(TrialStore(location).read(), search_objective)
     if best is None:
@@ -96,7 +96,7 @@ def _recorded(name: str, location: Storage, values: dict[str, Any]) -> Winner:
 
 
 def _parent(run_id: str) -> str | None:
-    """The search's run, if the tracking store that is set now has the trial's."""
+    """Return the run id of the search, if the tracking store that is set now has the trial's run."""
     uri = tracking_uri()
     if not run_id or not is_there(uri):
         return None
@@ -108,7 +108,7 @@ def _parent(run_id: str) -> str | None:
 
 
 def _tracked(name: str, experiment: str) -> Winner | None:
-    """From MLflow: a search of ``experiment``, or the newest of the experiment ``name`` that has a winner."""
+    """Return the winner of a search of ``experiment`` in MLflow, or of the newest one in the experiment ``name``."""
     uri = tracking_uri()
     if not is_there(uri):
         return None

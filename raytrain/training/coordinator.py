@@ -1,4 +1,4 @@
-"""Where a gang of workers and its driver meet: jobs go one way, evaluations and the word to stop the other."""
+"""Coordinator between a worker group and its driver: jobs go one way, evaluations and their answers the other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Coordinator:
-    """A Ray actor beside the driver. It lives as long as its gang, and imports nothing: it starts in no time."""
+    """A Ray actor beside the driver, which lives as long as its worker group. It imports nothing, to start at once."""
 
     def __init__(self) -> None:
         self._jobs: list[dict[str, Any] | None] = []
@@ -20,7 +20,7 @@ class Coordinator:
     # --------------------------------------------------------------------------------- the driver's side
 
     async def give(self, job: dict[str, Any] | None) -> int:
-        """Lay out the next job, ``None`` if there is no more; returns its number."""
+        """Publish the next job, ``None`` if there is no more; return its number."""
         async with self._changed:
             self._jobs.append(job)
             self._num_ended = 0
@@ -29,23 +29,23 @@ class Coordinator:
         return len(self._jobs) - 1
 
     async def event(self) -> dict[str, Any] | None:
-        """The next evaluation of the job, which waits for its answer; ``None`` once every worker has ended it."""
+        """Return the next evaluation of the job, which waits for an answer; ``None`` once every worker has ended."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._events)
             return self._events.popleft()
 
-    async def answer(self, number: int, step: int, go_on: bool) -> None:
-        """Say whether the job goes on after the evaluation at ``step``."""
+    async def answer(self, number: int, step: int, proceed: bool) -> None:
+        """Answer an evaluation: whether the job continues after ``step``."""
         async with self._changed:
-            self._answers[number, step] = go_on
+            self._answers[number, step] = proceed
             self._changed.notify_all()
 
     # -------------------------------------------------------------------------------- the workers' side
 
     async def begin(self) -> int:
-        """A worker is there, and does the job of the number that this returns: the last one that was laid out.
+        """Register a worker; return the number of its first job: the last one published.
 
-        Where Ray Train starts an elastic gang anew in another size, the job has begun before.
+        If Ray Train restarts an elastic worker group in another size, that job has begun before.
         """
         async with self._changed:
             self._num_ended = 0
@@ -53,13 +53,13 @@ class Coordinator:
         return len(self._jobs) - 1
 
     async def job(self, number: int) -> dict[str, Any] | None:
-        """Wait for a job; ``None`` if there is none any more."""
+        """Wait for a job and return it; ``None`` if there are no more."""
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._jobs) > number)
         return self._jobs[number]
 
     async def evaluated(self, number: int, rank: int, metrics: dict[str, Any]) -> bool:
-        """Hand in an evaluation, on every rank; returns whether the job goes on, the same to all."""
+        """Hand in an evaluation, on every rank; return whether the job continues, the same to all."""
         key = number, int(metrics["step"])
         async with self._changed:
             if rank == 0:
@@ -69,7 +69,7 @@ class Coordinator:
         return self._answers[key]
 
     async def ended(self, workers: int) -> None:
-        """One of so many workers has ended the job."""
+        """Note that one of ``workers`` workers has ended the job."""
         async with self._changed:
             self._num_ended += 1
             if self._num_ended == workers:

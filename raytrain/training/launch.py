@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get
-
+from raytrain.cluster.ray_internals import delete_value, get_value
 from raytrain.cluster.resources import connect, read_cluster, worker_spec
 from raytrain.config.schema import RunConfig, flatten, identity, to_dict
 from raytrain.config.workers import WorkerSpec, parse_workers
@@ -147,7 +146,7 @@ def shown_progress(key: str, steps: int) -> Iterator[None]:
     def watch() -> None:
         seen = None
         while not ended.wait(0.5):
-            value = _internal_kv_get(key)
+            value = get_value(key)
             if value is not None and value != seen:
                 seen = value
                 step, metrics = json.loads(value)
@@ -160,4 +159,4 @@ def shown_progress(key: str, steps: int) -> Iterator[None]:
     finally:
         ended.set()
         watcher.join()
-        _internal_kv_del(key)
+        delete_value(key)

@@ -18,16 +18,16 @@ import ray
 import torch
 from ray import train as ray_train
 from ray.exceptions import RayActorError
-from ray.experimental.internal_kv import _internal_kv_put
 from ray.train.torch import get_device
 
 from raytrain.cluster.draining import OwnNode
+from raytrain.cluster.ray_internals import put_value
 from raytrain.config.schedules import annealing_end
 from raytrain.config.schema import RunConfig, from_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.data.cache import open_anywhere
 from raytrain.metrics import RUNG
-from raytrain.models import buffers as scratch
+from raytrain.models import buffers
 from raytrain.models.sampling import sample_text
 from raytrain.runs import checkpoint
 from raytrain.runs.records import CHECKPOINTS, OUTCOME, UNSENT, read_outcome
@@ -47,9 +47,7 @@ from raytrain.utils.errors import UserError
 from raytrain.utils.text import one_line
 
 if TYPE_CHECKING:
-    from raytrain.cluster.draining import OwnNode
     from raytrain.storage.base import Storage
-    from raytrain.training.trainer import World
 
 PERMANENT_ERRORS = (
     ArithmeticError,
@@ -92,7 +90,7 @@ def worker_loop(values: dict[str, Any]) -> None:
 
     ``values`` are {"coordinator": handle, "on_gpus": bool}. Ray Train calls this on each worker.
     """
-    coordinator, context = values["desk"], ray_train.get_context()
+    coordinator, context = values["coordinator"], ray_train.get_context()
     device = get_device() if values["on_gpus"] else torch.device("cpu")
     world = World(context.get_world_rank(), context.get_world_size(), device)
     node = context.get_node_rank() if context.get_local_rank() == 0 else None
@@ -217,7 +215,7 @@ class RayReporter:
         assert self.writer is not None  # the loop logs on rank 0 only
         self.writer.log(step, metrics)
         if self.progress is not None:
-            _internal_kv_put(self.progress, json.dumps([step, metrics]))
+            put_value(self.progress, json.dumps([step, metrics]))
 
     def pending(self) -> list[Any]:
         return self.writer.pending() if self.writer is not None else []
@@ -274,7 +272,7 @@ def release_memory() -> None:
     glibc keeps freed memory in arenas, eight for every core, and each run's threads get other arenas than those of the
     run before. In time the process would hold many times the memory of one run.
     """
-    scratch.clear()
+    buffers.clear()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
     if trim is not None:
         trim(0)

@@ -1,4 +1,4 @@
-"""A gang of Ray Train workers that stays together from one run to the next, and what Ray Train leaves out of one."""
+"""Worker group: Ray Train workers that stay together from one run to the next."""
 
 from __future__ import annotations
 
@@ -15,34 +15,31 @@ import ray
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.torch.config import _TorchBackend
-from ray.train.v2._internal import constants as train_constants
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raytrain.cluster.environment import set_up_worker_group
+from raytrain.cluster.ray_internals import (
+    TRAIN_VARIABLES,
+    ControllerCallback,
+    DatasetsCallback,
+    TorchBackend,
+    WorkerGroupCallback,
+)
 from raytrain.config.workers import WorkerSpec
 from raytrain.training.coordinator import Coordinator
 
-TRAIN_SETTINGS = {
-    # Ray Train looks after its workers this often
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-}
-"""Ray Train's settings where the user has not set them."""
-PLACES_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-"""Its setting of how long a gang waits for its places."""
-FIXED_PLACES_S, ELASTIC_PLACES_S = "3600", "30"
-"""An autoscaler may take minutes to bring them; but an elastic gang asks for as many as Ray sees, and Ray sees a node
-for half a minute after its death: then it must ask anew."""
+FIXED_START_S, ELASTIC_START_S = "3600", "30"
+"""An autoscaler may take minutes. But an elastic worker group asks for as many workers as Ray sees room for, and Ray
+sees a node for half a minute after its death: then the group must ask again."""
 POLL_S = 0.5
-"""How often a driver that waits for its gang looks whether there still is one."""
+"""Seconds between two checks of a waiting driver that its worker group still exists."""
 
 
 class WorkerGroup:
-    """Workers that are started by the first run that needs them, and keep their places for the next.
+    """Workers that are started by the first run that needs them, and keep their resources for the next.
 
-    A gang is seven processes or more, most of which import torch and Ray: many times the work of a short trial.
-    One that dies is started again by the next call of ``train``.
+    A worker group is seven processes or more, most of which import torch and Ray: many times the work of a short trial.
+    A group that dies is started again by the next call of ``train``.
     """
 
     def __init__(
@@ -53,9 +50,9 @@ class WorkerGroup:
         scratch: str,
         callbacks: Sequence[Any] = (),
     ) -> None:
-        """``serve`` is what each worker does, given {"desk": handle, "on_gpus": bool}.
+        """``worker_loop`` is called on each worker with {"coordinator": handle, "on_gpus": bool}.
 
-        Ray's own bookkeeping goes to ``scratch``.
+        Ray's own files go to the folder ``scratch``.
         """
         self.worker_spec = worker_spec
         self._serve = worker_loop
@@ -69,7 +66,7 @@ class WorkerGroup:
         """Let the workers do ``job``; their evaluations go to ``send``, which stops them by raising.
 
         Raises:
-            ray.exceptions.RayActorError, ray.train.TrainingFailedError: the gang has ended before the job has.
+            ray.exceptions.RayActorError, ray.train.TrainingFailedError: the worker group ended before the job.
         """
         if self._fit is None or self._fit.done():
             self._start()
@@ -87,7 +84,7 @@ class WorkerGroup:
             self._coordinator.answer.remote(number, int(event["step"]), True)
 
     def dismiss(self) -> None:
-        """Send the workers home, and wait until they are gone."""
+        """Dismiss the workers, and wait until they are gone."""
         if self._fit is not None and not self._fit.done():
             self._wait(self._coordinator.give.remote(None))
             self._fit.result()
@@ -95,25 +92,21 @@ class WorkerGroup:
         self._clear_coordinator()
 
     def _clear_coordinator(self) -> None:
-        """End the desk of the last gang: Ray Train keeps a handle of it, and with it the process."""
+        """End the coordinator of the last worker group: Ray Train keeps a handle of it, and so its process."""
         if self._coordinator is not None:
             ray.kill(self._coordinator)
             self._coordinator = None
 
     def _start(self) -> None:
-        locations = ELASTIC_PLACES_S if self.worker_spec.most else FIXED_PLACES_S
-        for variable, value in {**TRAIN_SETTINGS, PLACES_TIMEOUT: locations}.items():
-            os.environ.setdefault(variable, value)
-        # Ray's cleaner of placement groups asks "the" cluster of its host who is alive; with two on one host
-        # it gives up, unless it is told which one is its own.
-        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-        train_constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+        timeout = ELASTIC_START_S if self.worker_spec.most else FIXED_START_S
+        set_up_worker_group(ray.get_runtime_context().gcs_address, timeout)
+        TRAIN_VARIABLES.add("RAY_ADDRESS")
         self._clear_coordinator()
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._coordinator = ray.remote(num_cpus=0, scheduling_strategy=here)(Coordinator).remote()
         trainer = WithoutDatasets(
             self._serve,
-            train_loop_config={"desk": self._coordinator, "on_gpus": self.worker_spec.on_gpus},
+            train_loop_config={"coordinator": self._coordinator, "on_gpus": self.worker_spec.on_gpus},
             # Ray Train would choose by what is reserved
             torch_config=ProcessGroup("nccl" if self.worker_spec.on_gpus else "gloo"),
             scaling_config=ScalingConfig(
@@ -139,84 +132,84 @@ class WorkerGroup:
             except BaseException as error:
                 ended.set_exception(error)
 
-        # not a pool's thread: this process may end while the gang stands
+        # not a pool's thread: this process may end while the worker group exists
         threading.Thread(target=fit, name="worker-group", daemon=True).start()
         self._fit = ended
 
     def _wait(self, answer: Any) -> Any:
-        """What the desk says, as long as there is a gang."""
+        """Return what the coordinator answers, as long as the worker group exists."""
         assert self._fit is not None
         while not ray.wait([answer], timeout=POLL_S)[0]:
             if self._fit.done():
                 self._fit.result()
-                raise RuntimeError("the workers have gone home before their work was done")
+                raise RuntimeError("the workers have ended before their job was done")
         try:
             return ray.get(answer)
         except RayActorError:
-            self._fit.result()  # without a desk they end at their next evaluation; before, there is no place for others
+            self._fit.result()  # without a coordinator they end at their next evaluation, and free their resources
             raise
 
 
 class WithoutDatasets(TorchTrainer):
-    """Ray Train without the actor that hands out Ray datasets: a process of 200 MB beside each gang for nothing."""
+    """Ray Train without the actor that serves Ray datasets: an unused process of 200 MB beside each worker group."""
 
     def _create_default_callbacks(self) -> list[Any]:
         return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
 
 class LastMoments(WorkerGroupCallback, ControllerCallback):
-    """Takes down a gang whose worker died in the last moment of its start; runs inside Ray Train's controller.
+    """Shuts down a worker group whose worker died in the last moment of its start; runs in Ray Train's controller.
 
-    Ray's controller does not know of such a gang: it ends without freeing its placement group, which
-    then lives as long as the search's job and keeps its resources from all other trials.
+    The controller does not know of such a group: it ends without freeing its placement group, which then lives as long
+    as the search's job and keeps its resources from all other trials.
     """
 
     def __init__(self) -> None:
-        self._gang: Any = None
+        self._group: Any = None
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        self._gang = worker_group
+        self._group = worker_group
 
     def after_worker_group_shutdown(self, worker_group_context: Any) -> None:
-        self._gang = None
+        self._group = None
 
     def after_worker_group_abort(self, worker_group_context: Any) -> None:
-        self._gang = None
+        self._group = None
 
     async def before_controller_shutdown(self) -> None:
-        if self._gang is not None:
-            self._gang.shutdown()
+        if self._group is not None:
+            self._group.shutdown()
 
 
-GLOO_CARD = "GLOO_SOCKET_IFNAME"
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
 class ProcessGroup(TorchConfig):
-    """Ray Train's process group, for gloo on the card of the node's address.
+    """Ray Train's process group, with gloo on the network interface of the node's address.
 
-    Gloo by itself takes the address that the host's own name stands for, or the loopback card where that cannot be
-    used. Debian lets that name stand for 127.0.1.1, and then workers on two hosts never meet.
+    By itself gloo takes the address of the host's own name, or the loopback interface if that cannot be used. Debian
+    resolves that name to 127.0.1.1, and then workers on two hosts never meet.
     """
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
-        return _OnTheCard
+    def backend_cls(self) -> type[TorchBackend]:
+        return _OnInterface
 
 
-class _OnTheCard(_TorchBackend):
+class _OnInterface(TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        worker_group.execute(_name_card)
+        worker_group.execute(_name_interface)
         super().on_start(worker_group, backend_config)
 
 
-def _name_card() -> None:
-    """Tell gloo in this worker which card to use, unless the user has."""
-    card = card_of(ray.util.get_node_ip_address())
-    if card is not None:
-        os.environ.setdefault(GLOO_CARD, card)
+def _name_interface() -> None:
+    """Tell gloo in this worker which network interface to use, unless the user has."""
+    interface = interface_of(ray.util.get_node_ip_address())
+    if interface is not None:
+        os.environ.setdefault(GLOO_INTERFACE, interface)
 
 
-def card_of(address: str) -> str | None:
-    """The name of this host's network card that has ``address``; ``None`` if none has, as behind a port mapping."""
-    cards = psutil.net_if_addrs().items()
-    return next((name for name, entries in cards if any(entry.address == address for entry in entries)), None)
+def interface_of(address: str) -> str | None:
+    """Return the name of this host's network interface with ``address``; ``None`` if none has it (a port mapping)."""
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, entries in interfaces if any(entry.address == address for entry in entries)), None)

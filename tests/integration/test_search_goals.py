@@ -53,7 +53,7 @@ def test_a_front_with_hopeless_trials_and_starts_and_what_is_built_upon_it(clust
         "--search-objective", "pareto", "--objective.end", "0.2", "--num-samples", "4",
         "--warm-start", "asleep.json", "wild.json",
     )  # fmt: skip
-    assert "objective: low bound and large KL" in output
+    assert "objective: low negative ELBO and large KL" in output
     assert "Pareto front: no trial beats these in both negative ELBO and KL" in output
     assert "(from asleep.json)" in output
     assert_nothing_left()

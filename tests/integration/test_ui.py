@@ -186,7 +186,7 @@ def test_the_search_says_what_it_has_found(
     picture("search")
     best = min(trials, key=lambda trial: trial.best[METRIC])
     assert f"All {NUM_TRIALS} trials, best first" in description
-    assert f"Best is trial {best.name} with {best.best[METRIC]:.3f} bits/byte" in description
+    assert f"Best trial {best.name}: negative ELBO {best.best[METRIC]:.3f} bits/byte" in description
     assert "models:/raytrain-hybrid@champion" in description
     # the table: every trial with its figures and what the space has set
     for trial in trials:
@@ -222,6 +222,6 @@ def test_the_champion_has_its_card(
     picture("model")
     assert "@ champion" in card
     assert NAME in card  # the search that it came from
-    assert f"bound {best.best[METRIC]:.3f} bits per byte" in card
+    assert f"negative ELBO {best.best[METRIC]:.3f} bits/byte" in card
     assert "false or meaningless" in card
     assert f"optimizer.learning_rate: {best.fields['optimizer.learning_rate']}" in card

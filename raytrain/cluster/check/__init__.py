@@ -1,42 +1,39 @@
-"""All rules together, and what a file without mistakes amounts to."""
+"""Check of a file for ``ray up``: all rules together, and a summary of a file without mistakes.
+
+It finds mistakes before money is spent, with no network and no cloud account.
+"""
 
 from __future__ import annotations
 
-from raytrain.cluster.check.aws import aws_mistakes
+from raytrain.cluster.check import aws, onprem
 from raytrain.cluster.check.commands import command_mistakes
 from raytrain.cluster.check.common import common_mistakes
-from raytrain.cluster.check.file import ClusterFile, at, schema_mistakes
-from raytrain.cluster.check.onprem import onprem_mistakes
+from raytrain.cluster.check.file import ClusterFile, schema_mistakes
+from raytrain.cluster.check.provider import Provider
 
-PROVIDERS = {"aws": aws_mistakes, "local": onprem_mistakes}
+PROVIDERS: dict[str, Provider] = {"aws": aws.PROVIDER, "local": onprem.PROVIDER}
+"""Providers by the ``provider.type`` of a cluster file."""
+_UNKNOWN = Provider(mistakes=lambda file: iter(()), summary=lambda file: "", spot_types=lambda file: [])
 
 
 def check(file: ClusterFile) -> list[str]:
-    """The mistakes in ``file``, a line each: the field, what is wrong, how to fix it.
+    """Return the mistakes in ``file``, a line each: the field, what is wrong, how to fix it.
 
-    Where Ray's schema refuses the file, its mistakes are the only ones: the rest could not be read reliably.
+    If Ray's schema refuses the file, only its mistakes are returned: the rest could not be read reliably.
     """
-    if mistakes := list(schema_mistakes(file)):
+    provider = PROVIDERS.get(file.provider, _UNKNOWN)
+    if mistakes := list(schema_mistakes(file, provider.schema, provider.ignored)):
         return mistakes
-    rules = PROVIDERS.get(file.provider)
-    if rules is None:
-        return [f"provider.type: {file.provider!r} is not known here; use aws or local, or a cluster that runs already"]
-    return [*common_mistakes(file), *rules(file), *command_mistakes(file)]
+    if provider is _UNKNOWN:
+        known = " or ".join(PROVIDERS)
+        return [f"provider.type: {file.provider!r} is not known here; use {known}, or a cluster that runs already"]
+    return [
+        *common_mistakes(file, provider.secrets),
+        *provider.mistakes(file),
+        *command_mistakes(file, provider.spot_types(file)),
+    ]
 
 
 def summary(file: ClusterFile) -> str:
-    """What the file amounts to at most, and how to start it."""
-    if file.provider == "local":
-        workers = at(file.config, "provider", "worker_ips")
-        return (
-            f"{file.path}: no mistake found. A head and at most {len(workers)} workers.\n"
-            f"start it: RAY_UP_enable_autoscaler_v2=0 ray up {file.path}"
-        )
-    lines = [f"{file.path}: no mistake found. At most, in {at(file.config, 'provider', 'region')}:"]
-    for name, kind in file.types.items():
-        node = kind["node_config"]
-        market = at(node, "InstanceMarketOptions", "MarketType") or "on-demand"
-        count = 1 if name == file.config["head_node_type"] else kind.get("max_workers", file.config.get("max_workers"))
-        gpus = int(at(kind, "resources", "GPU") or 0)
-        lines.append(f"  {count} x {node['InstanceType']}, {market}, {gpus} GPUs each ({name})")
-    return "\n".join([*lines, f"start it: ray up {file.path}"])
+    """Describe the most machines that a file without mistakes may start, and how to start it."""
+    return PROVIDERS[file.provider].summary(file)

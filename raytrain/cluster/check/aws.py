@@ -1,4 +1,4 @@
-"""Rules for AWS: places, images, profiles, ports, disks, GPUs, spot instances, how many there may be."""
+"""Rules for AWS: region and zones, images, profiles, ports, disks, GPUs, spot instances, numbers of nodes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from raytrain.cluster.check.file import ClusterFile, at
+from raytrain.cluster.check.file import TEXT, WHOLE, ClusterFile, at
+from raytrain.cluster.check.provider import Provider
 
 LEAST_DISK_GIB = 100
 """The image's toolkits take about 50 GB and the packages 6."""
@@ -28,12 +29,27 @@ GPUS = {
     for family in families.split()
     for size in sizes.split()
 }
-"""GPUs of the common instance types; of others, what the file says is believed."""
+"""GPUs of the common instance types; for others, the file is believed."""
+
+
+SECRETS = {
+    "an AWS access key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
+    "an AWS secret key": r"(?i)aws_?secret_?access_?key['\"]?\s*[:=]\s*['\"]?[^\s'\"$]",
+}
+_LISTS = {"properties": {name: {"type": "array"} for name in ("IpRanges", "Ipv6Ranges")}}
+_DISK = {"properties": {"Ebs": {"properties": {"VolumeSize": WHOLE}}}}
+_NODE = {"InstanceType": TEXT, "ImageId": TEXT, "BlockDeviceMappings": {"type": "array", "items": _DISK}}
+SCHEMA = {
+    "properties": {
+        "provider": {"properties": {"security_group": {"properties": {"IpPermissions": {"items": _LISTS}}}}},
+        "available_node_types": {"additionalProperties": {"properties": {"node_config": {"properties": _NODE}}}},
+    }
+}
 
 
 def aws_mistakes(file: ClusterFile) -> Iterator[str]:
-    """What is wrong with a cluster on AWS."""
-    yield from _place(file)
+    """Yield the mistakes of a cluster on AWS."""
+    yield from _region(file)
     if not file.types:
         yield "available_node_types: missing, and Ray's default is one m5.large; describe the head and the workers"
         return
@@ -49,12 +65,12 @@ def aws_mistakes(file: ClusterFile) -> Iterator[str]:
     if len(set(map(str, images.values()))) > 1 and all(images.values()):
         yield "available_node_types: the ImageIds differ, and so may Python; name one image everywhere"
     yield from _profiles(file)
-    spot = [name for name, kind in file.types.items() if at(kind, "node_config", "InstanceMarketOptions") is not None]
+    spot = aws_spot_types(file)
     if spot and at(file.config, "provider", "cache_stopped_nodes") is not False:
         yield f"provider.cache_stopped_nodes: must be false, since {spot[0]} is spot, which EC2 ends and never stops"
 
 
-def _place(file: ClusterFile) -> Iterator[str]:
+def _region(file: ClusterFile) -> Iterator[str]:
     region = at(file.config, "provider", "region")
     if not region:
         yield "provider.region: missing; write the region, such as us-west-2"
@@ -149,3 +165,29 @@ def _profiles(file: ClusterFile) -> Iterator[str]:
             yield f"{location}: missing, so the node could not reach S3; {wanted}"
         elif kind is not file.head and profile(kind) == head:
             yield f"{location}: {head} is the head's, which may start instances; give workers a profile of their own"
+
+
+def aws_spot_types(file: ClusterFile) -> list[str]:
+    """Return the node types that run on spot instances."""
+    return [name for name, kind in file.types.items() if at(kind, "node_config", "InstanceMarketOptions") is not None]
+
+
+def aws_summary(file: ClusterFile) -> str:
+    """Describe the most instances that the file may start, and how to start it."""
+    lines = [f"{file.path}: no mistake found. At most, in {at(file.config, 'provider', 'region')}:"]
+    for name, kind in file.types.items():
+        node = kind["node_config"]
+        market = at(node, "InstanceMarketOptions", "MarketType") or "on-demand"
+        count = 1 if name == file.config["head_node_type"] else kind.get("max_workers", file.config.get("max_workers"))
+        gpus = int(at(kind, "resources", "GPU") or 0)
+        lines.append(f"  {count} x {node['InstanceType']}, {market}, {gpus} GPUs each ({name})")
+    return "\n".join([*lines, f"start it: ray up {file.path}"])
+
+
+PROVIDER = Provider(
+    mistakes=aws_mistakes,
+    summary=aws_summary,
+    spot_types=aws_spot_types,
+    schema=SCHEMA,
+    secrets=SECRETS,
+)

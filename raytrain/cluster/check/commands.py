@@ -1,4 +1,4 @@
-"""Rules for what the nodes install and run: versions, storage, Ray, MLflow, the watcher of spot instances."""
+"""Rules for the commands of the nodes: versions, storage, Ray, MLflow, the spot watcher."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from raytrain.cluster.check.common import PLACEHOLDER
-from raytrain.cluster.check.file import ClusterFile, at
+from raytrain.cluster.check.file import ClusterFile
 
 PINNED = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([A-Za-z0-9.!+_-]+)")
 EVERYWHERE = ("setup_commands", "head_setup_commands", "worker_setup_commands")
 
 
-def command_mistakes(file: ClusterFile) -> Iterator[str]:
-    """What is wrong with the commands."""
+def command_mistakes(file: ClusterFile, spot_types: list[str]) -> Iterator[str]:
+    """Yield the mistakes in the commands; ``spot_types`` are node types that the provider may take away."""
     yield from _versions(file)
     yield from _storage(file)
     yield from _ray(file)
     yield from _mlflow(file)
-    spot = [name for name, kind in file.workers.items() if at(kind, "node_config", "InstanceMarketOptions") is not None]
+    spot = [name for name in file.workers if name in spot_types]
     if spot and not any("raytrain.spot" in command for command in file.commands("worker_start_ray_commands")):
         yield (
             f"worker_start_ray_commands: nothing tells Ray when EC2 takes a node of {spot[0]}; "
@@ -79,7 +79,7 @@ def _pins(file: ClusterFile, commands: list[str], mistakes: list[str]) -> dict[s
 
 
 def _requirements(file: ClusterFile, words: str, mistakes: list[str]) -> list[str]:
-    """What the arguments of a ``pip install`` ask for, its files read."""
+    """Return what the arguments of a ``pip install`` ask for, its files read."""
     try:
         arguments = iter(shlex.split(words))
     except ValueError as error:
@@ -150,7 +150,7 @@ def _mlflow(file: ClusterFile) -> Iterator[str]:
 
 
 def is_private(host: str) -> bool:
-    """Whether ``host`` is an address of one private network; what a shell is yet to fill in counts as one."""
+    """Return whether ``host`` is an address of one private network; what a shell is yet to fill in counts as one."""
     host = host.strip("'\"")
     if host.startswith("$") or host == "localhost":
         return True

@@ -1,11 +1,11 @@
-"""Rules for every cluster file: placeholders, secrets, what is shipped, the token, the times."""
+"""Rules for every cluster file: placeholders, secrets, shipped files, the token, the idle time."""
 
 from __future__ import annotations
 
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,8 @@ from raytrain.utils.files import expanded
 
 PLACEHOLDER = "CHANGE-ME"
 TOKEN = "~/.ray/auth_token"
-"""Where Ray looks for the token, on every machine."""
+"""Path at which Ray looks for the token, on every machine."""
 SECRETS = {
-    "an AWS access key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
-    "an AWS secret key": r"(?i)aws_?secret_?access_?key['\"]?\s*[:=]\s*['\"]?[^\s'\"$]",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY",
     "a token, secret or key": r"(?i)(?:token|secret|api_?key)['\"]?\s*[:=]\s*['\"]?[^\s'\"$~/]",
     "a password": r"(?i)\b\w*password['\"]?\s*[:=]\s*['\"]?[^\s'\"$]",
@@ -25,10 +23,10 @@ SECRETS = {
 }
 
 
-def common_mistakes(file: ClusterFile) -> Iterator[str]:
-    """What is wrong in any cluster, whoever provides it."""
+def common_mistakes(file: ClusterFile, secrets: Mapping[str, str]) -> Iterator[str]:
+    """Yield the mistakes of any cluster file; ``secrets`` are the provider's own, as patterns."""
     yield from _placeholders(file.config, "")
-    yield from _secrets(file)
+    yield from _secrets(file, {**SECRETS, **secrets})
     yield from _shipped(file)
     yield from _token(file)
     key = at(file.config, "auth", "ssh_private_key")
@@ -47,12 +45,12 @@ def _placeholders(value: Any, location: str) -> Iterator[str]:
         for number, inner in enumerate(value):
             yield from _placeholders(inner, f"{location}[{number}]")
     elif PLACEHOLDER in str(value):
-        yield f"{location}: {PLACEHOLDER} is still there; write your own in its place"
+        yield f"{location}: {PLACEHOLDER} is still there; replace it by your own value"
 
 
-def _secrets(file: ClusterFile) -> Iterator[str]:
+def _secrets(file: ClusterFile, secrets: dict[str, str]) -> Iterator[str]:
     for number, line in enumerate(file.text.splitlines(), 1):
-        for what, pattern in SECRETS.items():
+        for what, pattern in secrets.items():
             if re.search(pattern, line):
                 # not repeated here: terminals and logs keep what is printed
                 yield (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,24 +15,9 @@ from raytrain.utils.validation import check_nesting
 
 MOST_VALUES = 100_000
 """In a cluster file; one with more refers to itself, or to what does so a few times over."""
-_TEXT, _WHOLE = {"type": "string"}, {"type": "integer"}
-_LISTS = {"properties": {name: {"type": "array"} for name in ("IpRanges", "Ipv6Ranges")}}
-_DISK = {"properties": {"Ebs": {"properties": {"VolumeSize": _WHOLE}}}}
-_NODE = {"InstanceType": _TEXT, "ImageId": _TEXT, "BlockDeviceMappings": {"type": "array", "items": _DISK}}
-OPEN = {
-    "properties": {
-        "min_workers": _WHOLE,
-        "file_mounts": {"additionalProperties": _TEXT},
-        "provider": {
-            "properties": {
-                "worker_ips": {"items": _TEXT},
-                "security_group": {"properties": {"IpPermissions": {"items": _LISTS}}},
-            }
-        },
-        "available_node_types": {"additionalProperties": {"properties": {"node_config": {"properties": _NODE}}}},
-    }
-}
-"""What the rules read of what Ray's schema leaves open, as a schema."""
+TEXT, WHOLE = {"type": "string"}, {"type": "integer"}
+OPEN = {"properties": {"min_workers": WHOLE, "file_mounts": {"additionalProperties": TEXT}}}
+"""JSON schema of the fields that rules for every provider read and Ray's schema leaves open."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +49,7 @@ class ClusterFile:
         return {name: kind for name, kind in self.types.items() if name != self.config.get("head_node_type")}
 
     def commands(self, *sections: str) -> list[str]:
-        """The commands of the sections, in order."""
+        """Return the commands of the sections, in order."""
         return [command for section in sections for command in self.config.get(section) or []]
 
     @property
@@ -73,7 +58,7 @@ class ClusterFile:
         return {str(remote): str(local) for remote, local in (self.config.get("file_mounts") or {}).items()}
 
     def local_path(self, remote: str) -> Path | None:
-        """The file here that stands at ``remote`` on the nodes, if it is shipped."""
+        """Return the file here that stands at ``remote`` on the nodes, if it is shipped."""
         for target, source in self.mounts.items():
             if remote == target or remote.startswith(f"{target.rstrip('/')}/"):
                 return expanded(source) / remote[len(target) :].strip("/")
@@ -81,7 +66,7 @@ class ClusterFile:
 
 
 def at(value: Any, *path: str) -> Any:
-    """What is at ``path`` in nested mappings, ``None`` where nothing is."""
+    """Return what is at ``path`` in nested mappings, ``None`` where nothing is."""
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
     return value
@@ -123,8 +108,15 @@ def read_file(path: Path) -> ClusterFile:
     return ClusterFile(path, text, config)
 
 
-def schema_mistakes(file: ClusterFile) -> Iterator[str]:
-    """What Ray's own schema refuses, and what is of another type than the rules here expect."""
+def schema_mistakes(
+    file: ClusterFile, schema_of_provider: Mapping[str, Any], ignored: tuple[str, ...]
+) -> Iterator[str]:
+    """Yield what Ray's own schema refuses, and values of another type than the rules here expect.
+
+    Args:
+        schema_of_provider: what the provider's rules read of what Ray's schema leaves open.
+        ignored: fields that Ray removes before it checks the file.
+    """
     import jsonschema
 
     spec = importlib.util.find_spec("ray")
@@ -132,12 +124,11 @@ def schema_mistakes(file: ClusterFile) -> Iterator[str]:
         raise UserError("Ray is not installed: pip install 'ray[default]'")
     # found without importing Ray, which takes a second
     schema = json.loads((Path(spec.submodule_search_locations[0]) / "autoscaler" / "ray-schema.json").read_text())
-    config = dict(file.config)
-    if file.provider == "local":
-        config.pop("min_workers", None)  # Ray takes it out before it looks
+    config = {name: value for name, value in file.config.items() if name not in ignored}
     for looked_at, rules, whose in (
         (config, schema, "Ray's schema of cluster files says"),
-        (file.config, OPEN, "EC2 or Ray reads it"),
+        (file.config, OPEN, "Ray reads it"),
+        (file.config, schema_of_provider, "the provider or Ray reads it"),
     ):
         for error in sorted(
             jsonschema.Draft7Validator(rules).iter_errors(looked_at), key=lambda error: list(error.path)

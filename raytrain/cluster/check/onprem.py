@@ -1,4 +1,4 @@
-"""Rules for machines of one's own: ``provider.type: local``."""
+"""Rules for on-premises machines: ``provider.type: local``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Iterator
 
 from raytrain.cluster.check.common import PLACEHOLDER
-from raytrain.cluster.check.file import ClusterFile, at
+from raytrain.cluster.check.file import TEXT, ClusterFile, at
+from raytrain.cluster.check.provider import Provider
 
 
 def onprem_mistakes(file: ClusterFile) -> Iterator[str]:
-    """What is wrong with the list of machines and the way to them."""
+    """Yield the mistakes in the list of machines and the way to them."""
     head, workers = at(file.config, "provider", "head_ip"), at(file.config, "provider", "worker_ips")
     if not head or not workers:
         yield "provider: head_ip and worker_ips are needed; write the machines' private addresses"
@@ -40,3 +41,21 @@ def onprem_mistakes(file: ClusterFile) -> Iterator[str]:
             yield f"setup_commands: HEAD_IP={named}, but provider.head_ip is {head}; write the same"
     if not at(file.config, "auth", "ssh_user"):
         yield "auth.ssh_user: missing; write the user that ssh logs in as on every machine"
+
+
+def onprem_summary(file: ClusterFile) -> str:
+    """Describe the machines that the file starts Ray on, and how to start it."""
+    workers = at(file.config, "provider", "worker_ips")
+    return (
+        f"{file.path}: no mistake found. A head and at most {len(workers)} workers.\n"
+        f"start it: RAY_UP_enable_autoscaler_v2=0 ray up {file.path}"
+    )
+
+
+PROVIDER = Provider(
+    mistakes=onprem_mistakes,
+    summary=onprem_summary,
+    spot_types=lambda file: [],
+    schema={"properties": {"provider": {"properties": {"worker_ips": {"items": TEXT}}}}},
+    ignored=("min_workers",),
+)

@@ -100,14 +100,15 @@ import json, os
 import ray
 from ray._private.worker import global_worker
 from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
-from raytrain.resources import Gang, connect, read_cluster
+from raytrain.cluster.resources import connect, read_cluster
+from raytrain.config.workers import WorkerSpec
 
 ray.init(address="local", num_cpus=0, include_dashboard=False)
 before = read_cluster()
 group = NodeGroupConfig(resources={"CPU": 4, "GPU": 1}, min_count=0, max_count=3, name="gpu")
 global_worker.gcs_client.report_cluster_config(ClusterConfig(node_group_configs=[group]).SerializeToString())
 after = read_cluster()
-print(json.dumps([before.has_gpus, after.has_gpus, after.admit(Gang(1, 1, 1), None, 1e12), after.num_nodes]))
+print(json.dumps([before.has_gpus, after.has_gpus, after.admit(WorkerSpec(1, 1, 1), None, 1e12), after.num_nodes]))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +13,6 @@ from torch import Tensor, nn
 
 from raytrain.data.vocabulary import DROP, PAD, SIZE, STOP
 from raytrain.models import buffers, cpu_lstm
-from raytrain.models import buffers as scratch
 from raytrain.models.cpu_lstm import State, run_lstm
 from raytrain.models.layers import OneHot
 
@@ -93,19 +95,52 @@ def test_coarser_products_come_near(precision: torch.dtype, tolerance: float) ->
         assert (found.double() - wanted).abs().max() < tolerance * wanted.abs().max()
 
 
+@READS
+@pytest.mark.parametrize("has_state", [False, True])
+def test_the_switch_takes_pytorchs_own(
+    monkeypatch: pytest.MonkeyPatch, reads_symbols: bool, reads_dense: bool, has_state: bool
+) -> None:
+    """In float32, as training calls it: both give the same outputs and gradients to rounding."""
+    case = Case(reads_symbols, reads_dense, has_state)
+    case.lstm.float()
+    case.weights = case.weights.float()
+    if case.dense is not None:
+        case.dense = case.dense.detach().float().requires_grad_()
+    if case.state is not None:
+        hidden, cell = (part.detach().float().requires_grad_() for part in case.state)
+        case.state = hidden, cell
+    found = []
+    for enabled in (True, False):
+        monkeypatch.setattr(cpu_lstm, "ENABLED", enabled)
+        outputs = run_lstm(case.lstm, OneHot(), case.symbols, case.dense, case.state)
+        assert ("Recurrence" in type(outputs.grad_fn).__name__) == enabled
+        found.append([outputs, *case.gradients(outputs)])
+    for ours, pytorchs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, pytorchs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("value", "enabled"), [("off", False), ("on", True), (None, True)])
+def test_the_switch_is_read_from_the_environment(value: str | None, enabled: bool) -> None:
+    environment = {name: text for name, text in os.environ.items() if name != "RAYTRAIN_CPU_LSTM"}
+    environment |= {"RAYTRAIN_CPU_LSTM": value} if value else {}
+    code = "from raytrain.models import cpu_lstm; print(cpu_lstm.ENABLED)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{enabled}\n"
+
+
 def test_memory_is_used_again_once_nobody_has_a_view_of_it() -> None:
-    scratch.clear()
-    first = scratch.empty(1000, dtype=torch.float32)
+    buffers.clear()
+    first = buffers.empty(1000, dtype=torch.float32)
     location = first.data_ptr()
     assert location % 64 == 0
     view = first[10:20].view(2, 5)
     del first
-    second = scratch.empty(1000, dtype=torch.float32)
+    second = buffers.empty(1000, dtype=torch.float32)
     assert second.data_ptr() != location
     del view
-    smaller = scratch.empty(40, 10, dtype=torch.bfloat16)
+    smaller = buffers.empty(40, 10, dtype=torch.bfloat16)
     assert (smaller.shape, smaller.data_ptr()) == ((40, 10), location)
-    scratch.clear()
+    buffers.clear()
 
 
 @pytest.mark.parametrize("columns", [32, 49, 80, 97, 130])

@@ -30,7 +30,7 @@ from raytrain.tracking.runs import Experiment
 from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
 from tests.support.mlflow_server import new_store
-from tests.unit.search.test_registry import FIGURES, Candidate, candidate
+from tests.unit.search.test_registry import Logged, candidate
 
 if TYPE_CHECKING:
     from tests.support.s3_server import S3Server
@@ -52,17 +52,16 @@ def home(tmp_path: Path, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture(scope="module")
-def logged(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Candidate:
+def logged(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Logged:
     return candidate(experiment, tmp_path_factory.mktemp("logged"), 0)
 
 
 @pytest.fixture(scope="module")
-def registered(logged: Candidate, corpus: Corpus, experiment: Experiment) -> Candidate:
+def registered(logged: Logged, corpus: Corpus, experiment: Experiment) -> Logged:
     """The model as version 1 of raytrain-hybrid, its champion."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", experiment.uri)
-        standing = Score("d", "m", 2.5)
-        entered = registry.enter(logged.run, logged.model_id, logged.stored, corpus, standing, FIGURES, "")
+        entered = registry.register_and_compete(logged.candidate(corpus, Score("d", "m", 2.5)))
     assert entered == ("raytrain-hybrid", 1, "champion")
     return logged
 
@@ -155,7 +154,7 @@ def test_a_relative_path(experiment: Experiment, home: Path) -> None:
     assert resolve("r/checkpoints/step-00000010").stored.step == 10
 
 
-def test_an_mlflow_run_with_a_model(logged: Candidate) -> None:
+def test_an_mlflow_run_with_a_model(logged: Logged) -> None:
     found = resolve(logged.run.run_id)
     assert found.run == logged.run
     assert found.stored.uri == f"models:/{logged.model_id}"
@@ -170,14 +169,14 @@ def assert_same_weights(first: Any, second: Any) -> None:
 
 def test_an_mlflow_run_that_says_where_its_checkpoints_are(experiment: Experiment, location: Storage) -> None:
     train_to(location, {10: 2.6, 20: 2.4})
-    tags = {"place": location.uri()}
+    tags = {"location": location.uri()}
     run = experiment.open_run(f"placed-{location.uri()}", "r", parameters={}, tags=tags)
     found = resolve(run.run_id)
     assert (found.stored.step, found.run) == (20, run)
 
 
 @pytest.mark.parametrize("form", ["models:/raytrain-hybrid@champion", "models:/raytrain-hybrid/1", "models:/{id}"])
-def test_a_model(registered: Candidate, form: str) -> None:
+def test_a_model(registered: Logged, form: str) -> None:
     found = resolve(form.format(id=registered.model_id))
     assert found.run == registered.run
     assert found.stored.uri == f"models:/{registered.model_id}"
@@ -230,7 +229,7 @@ NO_RUN = "0123456789abcdef" * 2
         ("models:/a/latest", "write models:/NAME@ALIAS"),
     ],
 )
-def test_what_there_is_not_is_one_line(registered: Candidate, reference: str, words: str, home: Path) -> None:
+def test_what_there_is_not_is_one_line(registered: Logged, reference: str, words: str, home: Path) -> None:
     assert words in refusal(reference)
     assert list(home.iterdir()) == []
 
@@ -281,7 +280,7 @@ def test_a_search_with_a_record_without_a_run(home: Path, experiment: Experiment
 
 
 def test_a_store_that_cannot_be_used_is_one_line(
-    home: Path, registered: Candidate, monkeypatch: pytest.MonkeyPatch
+    home: Path, registered: Logged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     references = (registered.run.run_id, "models:/raytrain-hybrid@champion", f"models:/{registered.model_id}")
     for uri, words in {

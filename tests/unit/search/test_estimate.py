@@ -111,7 +111,8 @@ def dry_run(
     monkeypatch.setattr("raytrain.search.setup.connect", lambda address: None)
     monkeypatch.setattr("raytrain.search.setup.head_memory", lambda: 32.0 * 2**30)
     # the clusters of more than one node would need a server
-    monkeypatch.setattr("raytrain.search.setup.check_tracking", lambda *arguments: None)
+    for module in ("raytrain.search.setup", "raytrain.runs.workspace"):
+        monkeypatch.setattr(f"{module}.check_tracking", lambda *arguments: None)
     lines = (f"line {number} of a text that is longer than one window of 64 bytes\n" for number in range(300))
     (tmp_path / "text.txt").write_text("".join(lines))
     (tmp_path / "space.py").write_text("def space(trial):\n    return {'model.latent': trial.suggest_int('z', 2, 9)}\n")

@@ -28,7 +28,16 @@ from raytrain.runs.checkpoint import Checkpoint, Snapshot
 from raytrain.runs.checkpoint_writer import CheckpointWriter
 from raytrain.runs.references import load_logged_model
 from raytrain.search import registry
-from raytrain.search.registry import CHALLENGER, CHAMPION, Score, VerificationError, promote, rollback, versions
+from raytrain.search.registry import (
+    CHALLENGER,
+    CHAMPION,
+    Candidate,
+    Score,
+    VerificationError,
+    promote,
+    rollback,
+    versions,
+)
 from raytrain.storage import open_storage
 from raytrain.tracking import client as tracking_server
 from raytrain.tracking import logged_model
@@ -41,16 +50,23 @@ from tests.support.mlflow_server import MlflowServer, mlflow_server, new_store
 __all__ = ["mlflow_server"]
 
 METRIC = "valid/bits_per_byte, 64 windows of 12"
-FIGURES = {"bits_per_byte": 2.5, "kl": 1.25, "active_units": 2.0}
+METRICS = {"bits_per_byte": 2.5, "kl": 1.25, "active_units": 2.0}
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Logged:
     """A model that a search has logged, and the checkpoint that it was made of."""
 
     run: Run
     model_id: str
     stored: Checkpoint
+
+    def candidate(self, corpus: Corpus, score: Score) -> Candidate:
+        """The same as a candidate with this score, whatever it has reached."""
+        return Candidate(
+            run=self.run, model_id=self.model_id, stored=self.stored, corpus=corpus, score=score, metrics=METRICS,
+            card="# A card",
+        )  # fmt: skip
 
     @property
     def weights(self) -> Path:
@@ -59,7 +75,7 @@ class Candidate:
         return next(Path(location).rglob("model.safetensors"))
 
 
-def candidate(experiment: Experiment, folder: Path, seed: int) -> Candidate:
+def candidate(experiment: Experiment, folder: Path, seed: int) -> Logged:
     """An untrained model of this seed, logged on a run of its own."""
     config = replace(tiny_config("hybrid"), model=HybridConfig((4,), (4,), latent=2, hidden=8), length=12, seed=seed)
     weights = dict(models.build(config).state_dict())
@@ -68,7 +84,7 @@ def candidate(experiment: Experiment, folder: Path, seed: int) -> Candidate:
     stored = checkpoint.load(folder / str(seed) / "step-00000040")
     run = experiment.open_run(f"search-{seed}", f"search-{seed}", parameters={"seed": seed}, tags={})
     exported = checkpoint.export(stored, folder / f"{seed}-exported")
-    return Candidate(run, log_model(run, exported, card="# A card", metrics={}, step=40), stored)
+    return Logged(run, log_model(run, exported, card="# A card", metrics={}, step=40), stored)
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +100,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def candidates(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> list[Candidate]:
+def candidates(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> list[Logged]:
     """Four models; what each is said to have reached is up to the test."""
     folder = tmp_path_factory.mktemp("candidates")
     return [candidate(experiment, folder, seed) for seed in range(4)]
@@ -102,15 +118,12 @@ def name(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def register_and_compete(candidates: list[Candidate], corpus: Corpus, name: str) -> Callable[..., tuple[int, str]]:
+def register_and_compete(candidates: list[Logged], corpus: Corpus, name: str) -> Callable[..., tuple[int, str]]:
     """Enters one of the candidates; returns its version and alias."""
 
     def register_and_compete(number: int, value: float, *, digest: str = "d", metric: str = METRIC) -> tuple[int, str]:
         chosen = candidates[number]
-        read_score = Score(digest, metric, value)
-        entered = registry.register_and_compete(
-            chosen.run, chosen.model_id, chosen.stored, corpus, read_score, FIGURES, "# A card"
-        )
+        entered = registry.register_and_compete(chosen.candidate(corpus, Score(digest, metric, value)))
         assert entered[0] == name
         return entered[1:]
 
@@ -130,7 +143,7 @@ def test_what_models_are_registered_as() -> None:
 
 
 def test_the_first_is_champion_and_then_the_better(
-    register_and_compete: Callable[..., tuple[int, str]], experiment: Experiment, candidates: list[Candidate], name: str
+    register_and_compete: Callable[..., tuple[int, str]], experiment: Experiment, candidates: list[Logged], name: str
 ) -> None:
     uri = experiment.uri
     assert register_and_compete(0, 2.5) == (1, CHAMPION)
@@ -181,7 +194,7 @@ def test_a_challenger_that_wins_after_all_is_no_challenger_any_more(
 
 
 def test_a_version_of_other_means_never_wins_and_is_never_beaten(
-    register_and_compete: Callable[..., tuple[int, str]], experiment: Experiment, candidates: list[Candidate], name: str
+    register_and_compete: Callable[..., tuple[int, str]], experiment: Experiment, candidates: list[Logged], name: str
 ) -> None:
     client = MlflowClient(experiment.uri)
     client.create_registered_model(name)
@@ -211,7 +224,7 @@ def test_an_altered_artifact_gets_no_alias(
     data[-1] ^= 1
     bad.weights.write_bytes(bytes(data))
     with pytest.raises(VerificationError, match=rf"model {bad.model_id}.*model\.safetensors was altered"):
-        registry.register_and_compete(bad.run, bad.model_id, bad.stored, corpus, Score("d", METRIC, 1.0), FIGURES, "")
+        registry.register_and_compete(bad.candidate(corpus, Score("d", METRIC, 1.0)))
     assert aliases(experiment.uri, name) == {CHAMPION: 1}
     # nor does it when others look, or by hand
     assert register_and_compete(1, 2.6) == (3, CHALLENGER)
@@ -221,18 +234,18 @@ def test_an_altered_artifact_gets_no_alias(
     # the artifact mended, the same search enters the same version
     data[-1] ^= 1
     bad.weights.write_bytes(bytes(data))
-    entered = registry.register_and_compete(
-        bad.run, bad.model_id, bad.stored, corpus, Score("d", METRIC, 1.0), FIGURES, ""
-    )
+    entered = registry.register_and_compete(bad.candidate(corpus, Score("d", METRIC, 1.0)))
     assert entered == (name, 2, CHAMPION)
 
 
 def test_other_weights_than_the_checkpoint_s_get_no_alias(
-    candidates: list[Candidate], corpus: Corpus, experiment: Experiment, name: str
+    candidates: list[Logged], corpus: Corpus, experiment: Experiment, name: str
 ) -> None:
     logged, other = candidates[0], candidates[1].stored
-    with pytest.raises(VerificationError, match=r"has bound \d+\.\d+ on 64 validation samples, its checkpoint .* has"):
-        registry.register_and_compete(logged.run, logged.model_id, other, corpus, Score("d", METRIC, 1.0), FIGURES, "")
+    with pytest.raises(
+        VerificationError, match=r"negative ELBO of [\d.]+ nats on 64 validation samples, its checkpoint .* has"
+    ):
+        registry.register_and_compete(replace(logged.candidate(corpus, Score("d", METRIC, 1.0)), stored=other))
     assert aliases(experiment.uri, name) == {}
 
 
@@ -366,7 +379,7 @@ def test_one_that_moves_the_alias_too_late_puts_it_right(
 
 
 @pytest.fixture(scope="module")
-def served(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> list[Candidate]:
+def served(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> list[Logged]:
     """Four models in a tracking server."""
     experiment = Experiment.open(mlflow_server.uri, "registry", "")
     folder = tmp_path_factory.mktemp("served")
@@ -374,7 +387,7 @@ def served(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def fork(served: list[Candidate], corpus: Corpus) -> Iterator[Callable[..., Any]]:
+def fork(served: list[Logged], corpus: Corpus) -> Iterator[Callable[..., Any]]:
     """Starts a function in a process of its own; MLflow is imported already, as it takes seconds."""
     processes = []
     context = multiprocessing.get_context("fork")
@@ -392,7 +405,7 @@ def fork(served: list[Candidate], corpus: Corpus) -> Iterator[Callable[..., Any]
 
 
 def search_ends(
-    chosen: Candidate, corpus: Corpus, name: str, value: float, prepare: Callable[[], None], pause: float = 0.0
+    chosen: Logged, corpus: Corpus, name: str, value: float, prepare: Callable[[], None], pause: float = 0.0
 ) -> None:
     """What a search does at its end, in a process of its own: exits with 0 as champion, with 1 as challenger."""
     tracking_server.connect.cache_clear()
@@ -405,16 +418,13 @@ def search_ends(
 
     registry._mark = slow_mark
     prepare()
-    read_score = Score("d", METRIC, value)
-    _, _, alias = registry.register_and_compete(
-        chosen.run, chosen.model_id, chosen.stored, corpus, read_score, FIGURES, ""
-    )
+    _, _, alias = registry.register_and_compete(chosen.candidate(corpus, Score("d", METRIC, value)))
     os._exit(0 if alias == CHAMPION else 1)
 
 
 @pytest.mark.parametrize(("at_once", "rounds"), [(2, 4), (4, 4)])
 def test_searches_that_end_at_the_same_moment_leave_the_best(
-    served: list[Candidate], corpus: Corpus, fork: Callable[..., Any], at_once: int, rounds: int
+    served: list[Logged], corpus: Corpus, fork: Callable[..., Any], at_once: int, rounds: int
 ) -> None:
     uri = served[0].run.uri
     wrong = []
@@ -451,9 +461,9 @@ def test_searches_that_end_at_the_same_moment_leave_the_best(
     assert not wrong
 
 
-@pytest.mark.parametrize("moment", ["verify", "settle"])
+@pytest.mark.parametrize("moment", ["verify", "update_champion"])
 def test_a_search_that_is_killed_before_the_alias_leaves_the_champion(
-    served: list[Candidate], corpus: Corpus, fork: Callable[..., Any], moment: str
+    served: list[Logged], corpus: Corpus, fork: Callable[..., Any], moment: str
 ) -> None:
     uri, name = served[0].run.uri, f"raytrain-killed-{moment}"
 
@@ -500,7 +510,7 @@ def test_the_command_lists_promotes_and_rolls_back(
     register_and_compete: Callable[..., tuple[int, str]],
     experiment: Experiment,
     name: str,
-    candidates: list[Candidate],
+    candidates: list[Logged],
 ) -> None:
     register_and_compete(0, 2.5)
     register_and_compete(1, 2.6)

@@ -210,7 +210,7 @@ def test_to_wait_for_places_is_no_failure(tmp_path: Path) -> None:
 
 
 def test_a_run_that_dies_without_getting_on_ends_with_the_first_cause(tmp_path: Path) -> None:
-    with pytest.raises(WorkerGroupLostError, match=r"4 gangs in a row.*Worker one died") as lost:
+    with pytest.raises(WorkerGroupLostError, match=r"4 worker groups in a row.*Worker one died") as lost:
         outlive(
             tmp_path, (died("zero"), 10), (died("one"), 20), (dead_controller(), None), (died(), None), (died(), None)
         )
@@ -229,9 +229,9 @@ def test_an_error_that_comes_back_ends_a_run_and_a_certain_one_at_once(tmp_path:
     assert outlive(tmp_path / "once", (reset, None), (None, None)) == {"early_stopped": "as scripted"}
     resets = [(raised(RuntimeError(f"connection reset by 10.0.0.{number}")), None) for number in range(3)]
     assert outlive(tmp_path / "thrice", *resets, (None, None)) == {"early_stopped": "as scripted"}
-    with pytest.raises(WorkerGroupLostError, match=r"2 gangs in a row.*connection reset by peer"):
+    with pytest.raises(WorkerGroupLostError, match=r"2 worker groups in a row.*connection reset by peer"):
         outlive(tmp_path / "again", (reset, None), (reset, None))
-    with pytest.raises(WorkerGroupLostError, match=r"3 gangs in a row.*Worker one died"):
+    with pytest.raises(WorkerGroupLostError, match=r"3 worker groups in a row.*Worker one died"):
         outlive(tmp_path / "meanwhile", (died(), None), (reset, None), (reset, None))
     assert outlive(tmp_path / "later", (reset, None), (reset, 10), (None, None)) == {"early_stopped": "as scripted"}
     with pytest.raises(WorkerGroupError):

@@ -1,0 +1,45 @@
+"""Environment variables that this package sets for Ray in its own process, each with the reason."""
+
+from __future__ import annotations
+
+import os
+
+TUNE_THREAD_TIMEOUT_S = "600"
+"""Time that a stopped trial has to upload its last checkpoint before the next one begins in its process."""
+
+
+def set_up_join() -> None:
+    """Set what must be set before Ray is joined."""
+    # Ray Train's watcher is a process for each worker group; workers ask themselves whether their node is draining
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+
+def set_up_search() -> None:
+    """Set what Ray Tune reads in the driver of a search."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own output; the user sees the live table instead
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would end the search as if it had run to its end
+    # a trial that ends before its first evaluation would end the whole search; and the score that ASHA compares is
+    # made by the scheduler, not by the trial
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+    # nothing is read from the files that Tune writes about a search, and a full disk under them would end it
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "inf"
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+
+
+def set_up_trial() -> None:
+    """Set what Ray Tune reads in the process of a trial."""
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = TUNE_THREAD_TIMEOUT_S
+
+
+def set_up_worker_group(gcs_address: str, start_timeout_s: str) -> None:
+    """Set what Ray Train reads where a worker group is started.
+
+    Args:
+        gcs_address: the cluster that this process has joined.
+        start_timeout_s: longest that the group waits for its resources.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often workers are checked to be alive
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", start_timeout_s)
+    # Ray's cleaner of placement groups asks "the" cluster of its host which nodes are alive; with two clusters on one
+    # host it gives up, unless it is told which one is its own
+    os.environ["RAY_ADDRESS"] = gcs_address
