@@ -156,6 +156,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from tests import scripted  # so that workers find everything under its name
+    from tests.faults import scripted  # so that workers find everything under its name
 
     scripted.main()
