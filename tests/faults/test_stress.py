@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.faults.stress import instance, search
+from tests.faults.stress import search
 
 
-def test_every_trial_is_accounted_for_and_nothing_is_left(tmp_path: Path) -> None:
-    with instance() as address:
-        search(address, tmp_path)
+def test_every_trial_is_accounted_for_and_nothing_is_left(ray_cpu: str, tmp_path: Path) -> None:
+    search(ray_cpu, tmp_path)

@@ -5,12 +5,11 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from mlflow import MlflowClient
 
 from raytrain import evaluate
@@ -24,6 +23,7 @@ from raytrain.training.reporters import PrintReporter
 from raytrain.training.trainer import World
 from raytrain.utils.errors import run_command
 from tests.conftest import TINY_MODELS, tiny_config
+from tests.support.leftovers import assert_nothing_left
 from tests.support.mlflow_server import new_store
 from tests.unit.analysis.test_evaluation import same
 
@@ -245,26 +245,18 @@ def test_a_checkpoint_that_is_none_is_one_line(
 # ------------------------------------------------------------------------------------------ a cluster
 
 
-@pytest.fixture
-def cluster() -> Iterator[str]:
-    """A Ray instance of its own, with two CPUs."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
-
-
+@pytest.mark.slow
 def test_two_workers_of_a_cluster_measure_what_one_process_does(
-    command: Callable[..., str], trained: Callable[[str], Path], cluster: str, home: Path
+    command: Callable[..., str], trained: Callable[[str], Path], ray_cpu: str, home: Path
 ) -> None:
     arguments = [str(trained("hybrid")), *QUICK, "--evaluate-samples", "100"]
     command(*arguments, "--output", "here.json")
     done = subprocess.run(
         [sys.executable, "-m", "raytrain.evaluate", *arguments, "--workers", "2", "--output", "there.json"],
-        cwd=home, capture_output=True, text=True, timeout=240, check=False, env={**os.environ, "RAY_ADDRESS": cluster},
+        cwd=home, capture_output=True, text=True, timeout=240, check=False, env={**os.environ, "RAY_ADDRESS": ray_cpu},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     here, there = (json.loads((home / name).read_text()) for name in ("here.json", "there.json"))
     same(there["metrics"], here["metrics"])
     assert there["texts"] == here["texts"]
-    assert ray.available_resources()["CPU"] == 2.0
+    assert_nothing_left(ray_cpu)

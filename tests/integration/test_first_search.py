@@ -35,7 +35,7 @@ def finished_search(ray_cpu: str, tmp_path_factory: pytest.TempPathFactory) -> F
         ray_cpu, home, "raytrain.tune", "hybrid", *TINY, "--data", "text.txt", "--space", "space.py", "--name", "first",
         "--num-samples", "2", "--workers-per-trial", "1",
     )  # fmt: skip
-    assert_nothing_left()
+    assert_nothing_left(ray_cpu)
     return Finished(home, output)
 
 
