@@ -71,10 +71,13 @@ def undisturbed(ray_cpu: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.mark.long
-def test_killed_at_the_worst_moments(ray_cpu: str, undisturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "moments", [["a trial is running"], pytest.param(list(MOMENTS), marks=pytest.mark.long)], ids=["one", "all"]
+)
+def test_killed_at_the_worst_moments(ray_cpu: str, undisturbed: Path, tmp_path: Path, moments: list[str]) -> None:
     command = ARGUMENTS
-    for moment in MOMENTS.values():
+    for moment in map(MOMENTS.get, moments):
+        assert moment is not None
         end(begin(ray_cpu, tmp_path, "tests.support.killed", moment, *command), tmp_path, -signal.SIGKILL)
         command = ["--resume", "s"]
     end(begin(ray_cpu, tmp_path, "raytrain.tune", *command), tmp_path, 0)
@@ -82,7 +85,8 @@ def test_killed_at_the_worst_moments(ray_cpu: str, undisturbed: Path, tmp_path: 
     assert_nothing_left(ray_cpu)
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 5))])
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(5))
 def test_killed_twice_at_any_moment(ray_cpu: str, undisturbed: Path, tmp_path: Path, seed: int) -> None:
     chance, command = random.Random(seed), ["raytrain.tune", *ARGUMENTS]
     for _ in range(2):
