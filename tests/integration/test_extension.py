@@ -25,8 +25,7 @@ from raytrain.search.algorithms import SAMPLERS
 
 
 class InOrder(optuna.samplers.BaseSampler):
-    """Draws the choices of each parameter one after the other."""
-
+    # draws the choices of each parameter one after the other
     def infer_relative_search_space(self, study, trial):
         return {}
 
