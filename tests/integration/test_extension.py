@@ -68,7 +68,7 @@ def test_what_is_only_registered_is_searched_evaluated_sampled_and_reported(
         ray_cpu, tmp_path, "raytrain.tune", "toy", *SHORT, "--data", "text.txt", "--space", "space.py", "--name", "s",
         "--num-samples", "2", "--algorithm", "first",
     )  # fmt: skip
-    assert_nothing_left()
+    assert_nothing_left(ray_cpu)
     assert "2 trials (space, first)" in output
     assert "model: models:/raytrain-toy@champion" in output
 
