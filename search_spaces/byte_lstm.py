@@ -1,4 +1,4 @@
-"""What is searched for the byte LSTM: layers, width, dropout, step size."""
+"""Search space of the byte LSTM: layers, width, dropout, step size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import optuna
 
 
 def space(trial: optuna.Trial) -> dict[str, Any]:
-    """Fields of one trial."""
+    """Return the fields of a trial."""
     return {
         "model.layers": trial.suggest_int("layers", 1, 2),
         "model.hidden": trial.suggest_categorical("hidden", [128, 192, 256]),

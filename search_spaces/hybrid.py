@@ -1,7 +1,7 @@
-"""What is searched for the hybrid: KL annealing, feature maps, auxiliary loss, code size, dropout, step size.
+"""Search space of the hybrid: KL annealing, feature maps, auxiliary loss, code size, dropout, step size.
 
-A search space is a module with a function ``space(trial)``. It draws values from an Optuna trial, as many
-and as conditionally as it likes, and returns the fields of the run's config that they set.
+A search space is a module with a function ``space(trial)``. The function draws values from an Optuna trial, as many and
+as conditionally as it likes, and returns the fields of the run's config that they set.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAPS = {
 
 
 def space(trial: optuna.Trial) -> dict[str, Any]:
-    """Fields of one trial; annealing ends by half of the steps at the latest."""
+    """Return the fields of a trial; annealing ends by half of the steps at the latest."""
     fields: dict[str, Any] = {
         "objective.annealing": trial.suggest_categorical("annealing", ["constant", "linear", "sigmoid", "cyclical"])
     }

@@ -1,4 +1,4 @@
-"""What is searched for the LSTM VAE: KL annealing, input dropout, width, step size."""
+"""Search space of the LSTM VAE: KL annealing, input dropout, width, step size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import optuna
 
 
 def space(trial: optuna.Trial) -> dict[str, Any]:
-    """Fields of one trial; annealing ends by half of the steps at the latest."""
+    """Return the fields of a trial; annealing ends by half of the steps at the latest."""
     fields: dict[str, Any] = {
         "objective.annealing": trial.suggest_categorical("annealing", ["linear", "sigmoid", "cyclical"]),
         "objective.start": trial.suggest_float("start", 0.0, 0.2),

@@ -20,11 +20,11 @@ NO_HISTORY = {"objective.annealing": "constant", "objective.weight": 0.0, "objec
 
 
 def space(trial: optuna.Trial, budget: str) -> dict[str, Any]:
-    """Every length with both models."""
+    """Return the fields of a trial: every length with both models."""
     fields = {"length": trial.suggest_categorical("length", LENGTHS[budget])}
     fields["model"] = trial.suggest_categorical("model", list(MODELS))
     if fields["model"] == "hybrid":
-        # the reconstruction that counts is that of the whole decoder
+        # the reconstruction of the whole decoder is compared
         fields["objective.alpha"] = 0.0
     if budget == "small":
         fields |= {"model.hidden": 256, "model.latent": 64}

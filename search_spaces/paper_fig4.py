@@ -1,7 +1,8 @@
 """Figure 4 of the paper: bits per character and KL against sample length, for the hybrid and the LSTM VAE.
 
-A plain LSTM language model of the same size runs beside them: where the LSTM VAE's KL is zero and its bound is that of
-the language model, the posterior has collapsed; where its bound is far above, it has only not been trained for long.
+A plain LSTM language model of the same size runs beside them. Where the LSTM VAE's KL is zero and its negative ELBO is
+that of the language model, the posterior has collapsed. Where its negative ELBO is far above, it has only not been
+trained for long.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ LENGTHS = {"paper": [12, 24, 36, 48, 60], "small": [24, 48, 60]}
 
 
 def space(trial: optuna.Trial, budget: str) -> dict[str, Any]:
-    """Every length with every model."""
+    """Return the fields of a trial: every length with every model."""
     fields = {"length": trial.suggest_categorical("length", LENGTHS[budget])}
     fields["model"] = trial.suggest_categorical("model", list(MODELS))
     if budget == "small":

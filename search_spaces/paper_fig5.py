@@ -1,4 +1,4 @@
-"""Figure 5 of the paper: KL and bound of the hybrid against alpha, with and without KL annealing (S = 60)."""
+"""Figure 5 of the paper: KL and negative ELBO of the hybrid against alpha, with and without KL annealing (S = 60)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ALPHAS = {"paper": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], "small": 
 
 
 def space(trial: optuna.Trial, budget: str) -> dict[str, Any]:
-    """Every alpha with linear annealing and with a constant weight of 1."""
+    """Return the fields of a trial: every alpha with linear annealing and with a constant weight of 1."""
     return {
         "objective.alpha": trial.suggest_categorical("alpha", ALPHAS[budget]),
         "objective.annealing": trial.suggest_categorical("annealing", ["linear", "constant"]),

@@ -16,7 +16,10 @@ LAYERS = {"paper": [1, 2, 3, 5, 7, 10], "small": [1, 3, 7]}
 
 
 def space(trial: optuna.Trial, budget: str) -> dict[str, Any]:
-    """Every number of layers with every alpha; a layer adds one character to the receptive field."""
+    """Return the fields of a trial: every number of layers with every alpha.
+
+    A layer adds one character to the receptive field.
+    """
     return {
         "model.decoder": "bytenet",
         "model.hidden": 256,

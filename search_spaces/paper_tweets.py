@@ -16,7 +16,7 @@ DROPOUTS = {"paper": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5], "small": [0.0, 0.2, 0.5]}
 
 
 def space(trial: optuna.Trial, budget: str) -> dict[str, Any]:
-    """Every input dropout with both models."""
+    """Return the fields of a trial: every input dropout with both models."""
     fields = {"objective.input_dropout": trial.suggest_categorical("input_dropout", DROPOUTS[budget])}
     fields["model"] = trial.suggest_categorical("model", list(MODELS))
     if budget == "small":

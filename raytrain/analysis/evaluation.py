@@ -1,7 +1,7 @@
-"""Measures of a trained model on a split of a corpus, as sums over samples that add up over workers.
+"""Evaluation of a trained model on a split of a corpus, as sums over samples that add up over workers.
 
-All noise is drawn by sample group, with the seed of the training loop's own evaluation: what is measured does not
-depend on how the samples are split, and the bound is the one that training reported, in float32.
+All noise is drawn by sample group, with the seed of the training loop's own evaluation. The metrics therefore do not
+depend on how the samples are split over workers. The negative ELBO is the one that training reported, in float32.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from raytrain.models.noise import EVALUATION_SEED, Noise
 from raytrain.training.loss import BoundTotals
 
 MIXTURE_SAMPLES = 8192
-"""Most samples whose posteriors make up the aggregate posterior: its cost grows with their square."""
+"""Most samples whose posteriors make up the aggregate posterior. Its cost grows with the square of their number."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be measured, in plain values, so that it travels to any worker."""
+    """An evaluation to be done, in plain values that travel to any worker."""
 
     config: dict[str, Any]
     corpus: dict[str, str]
-    """What finds the corpus on any node: see ``data.store.address``."""
+    """Address of the corpus for any node: see ``data.cache.address``."""
     split: str
     num_samples: int | None
-    """Samples at most; all that there are if None."""
+    """Most samples; ``None`` takes all of the split."""
     iw_samples: int
-    """Draws of z for the importance-weighted estimate; not used for a model without z."""
+    """Draws of z for the importance-weighted estimate. A model without z ignores it."""
 
     def batches(self) -> EvaluationBatches:
-        """The samples, alike for every worker.
+        """Return the batches of samples, the same for every worker.
 
         Raises:
             UserError: the corpus lacks the split, or the split has no sample of the model's length.
@@ -52,7 +52,7 @@ class Task:
         return EvaluationBatches(split, from_dict(self.config), self.num_samples)
 
     def share(self, tensors: dict[str, Tensor], rank: int, world_size: int, cpus: float, device: str) -> Totals:
-        """What worker ``rank`` of ``world_size`` contributes, for weights ``tensors``; on the CPU."""
+        """Return the totals of worker ``rank`` of ``world_size`` for the weights ``tensors``, on the CPU."""
         torch.set_num_threads(max(1, int(cpus)))
         model = build(from_dict(self.config))
         model.load_state_dict(tensors)
@@ -68,9 +68,11 @@ def evaluate(
     world_size: int = 1,
     advance: Callable[[int], None] | None = None,
 ) -> Totals:
-    """Totals over the samples of ``rank``; ``advance`` is told how many more are done.
+    """Return the totals over the samples of ``rank``, on the CPU.
 
-    ``model`` is in evaluation mode; the totals come back on the CPU.
+    Args:
+        model: in evaluation mode.
+        advance: called after each batch with its number of samples.
     """
     config = batches.config
     device = next(model.parameters()).device
@@ -85,25 +87,25 @@ def evaluate(
 
 @dataclass
 class Totals:
-    """Sums over samples, in float64 on the CPU; ``+`` joins what workers have measured."""
+    """Sums over samples, in float64 on the CPU; ``+`` joins those of several workers."""
 
     config: RunConfig[Any]
     iw_samples: int
     bound: BoundTotals
     weighted: Tensor
-    """[2]: importance-weighted NLL and Monte-Carlo bound, of the same draws."""
+    """[2]: importance-weighted NLL and Monte Carlo negative ELBO, of the same draws."""
     kl: Tensor
     """[latent]: KL by dimension."""
     by_position: Tensor
-    """[2, length]: nats, predictions."""
+    """[2, length]: nats of the reconstruction and number of predictions at each position."""
     by_length: Tensor
-    """[bins, 4]: samples, text bytes, reconstruction, KL; bin i is of [i, i + 1) x BUCKET_WIDTH bytes."""
+    """[bins, 4]: samples, text bytes, reconstruction and KL; bin i holds lengths of [i, i + 1) x BUCKET_WIDTH bytes."""
     mixture: Tensor
-    """[samples, 3 x latent]: mean, log variance and a draw of q(z | x) of samples evenly spaced among all."""
+    """[samples, 3 x latent]: mean, log variance and a draw of q(z | x), of samples that are evenly spaced among all."""
 
     @classmethod
     def empty(cls, latent: int, config: RunConfig[Any], iw_samples: int) -> Totals:
-        """Totals over no samples."""
+        """Return the totals over no samples."""
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64)
@@ -134,15 +136,15 @@ class Totals:
         )
 
     def add_batch(self, model: Model, batch: Batch, mixture_stride: int, device: torch.device) -> None:
-        """Measure a batch; every ``mixture_stride``-th sample enters the aggregate posterior."""
+        """Add a batch; every ``mixture_stride``-th sample enters the aggregate posterior."""
         tokens = batch.tokens.to(device)
         if model.latent == 0:
             nothing = torch.zeros(len(tokens), 0, device=device)
-            self._add_bound(model, batch, tokens, nothing, nothing, nothing)
+            self._add_elbo(model, batch, tokens, nothing, nothing, nothing)
             return
         mean, log_variance = model.encode(tokens)
         z = draw_posterior(mean, log_variance, self._noise(batch, device))
-        self._add_bound(model, batch, tokens, mean, log_variance, z)
+        self._add_elbo(model, batch, tokens, mean, log_variance, z)
         estimates = importance_weighted(
             lambda codes: log_likelihood(model, tokens, codes),
             mean,
@@ -158,10 +160,10 @@ class Totals:
         self.mixture = torch.cat((self.mixture, rows[numbers % mixture_stride == 0]))
 
     def _noise(self, batch: Batch, device: torch.device) -> Noise:
-        """The noise of the training loop's evaluation, from its first draw."""
+        """Return the noise of the training loop's evaluation, from its first draw."""
         return Noise(EVALUATION_SEED, 0, batch.groups, self.config.group_size, count=len(batch.tokens), device=device)
 
-    def _add_bound(
+    def _add_elbo(
         self, model: Model, batch: Batch, tokens: Tensor, mean: Tensor, log_variance: Tensor, z: Tensor
     ) -> None:
         nats = negative_log_likelihood(model.predict(tokens, z), tokens).double().cpu()
@@ -177,10 +179,10 @@ class Totals:
     def metrics(self, model: Model | None = None) -> dict[str, Any]:
         """Return all metrics, ready for JSON, in nats per sample unless the name says bits.
 
-        Those of a latent code (from ``importance_weighted`` on) are there only for a model that has one.
-        ``by_position`` is of the reconstruction: bits per prediction at each position of a sample (the KL
-        belongs to no position), and the number of predictions; bits x predictions sums to the total.
-        ``by_length`` is of the whole bound, in bits per byte of text.
+        The metrics of a latent code (from ``importance_weighted`` on) exist only for a model that has one.
+        ``by_position`` holds the reconstruction: bits per prediction at each position of a sample, and the number of
+        predictions. Bits x predictions sums to the total; the KL belongs to no position.
+        ``by_length`` holds the negative ELBO, in bits per byte of text.
 
         Args:
             model: the model, for the registered metrics that have a function; without it they are left out.
@@ -191,7 +193,8 @@ class Totals:
         metrics: dict[str, Any] = {
             "samples": int(samples),
             "text_bytes": int(text_bytes),
-            **{name: bound[name] for name in ("bound", "bits_per_byte", "reconstruction", "kl")},
+            # no auxiliary loss is computed here; active units are among the metrics of a latent code
+            **{name: value for name, value in bound.items() if name not in ("auxiliary", "active_units")},
             "reconstruction_bits_per_byte": bound["reconstruction"] * bits_per_byte,
         }
         if self.bound.latent:

@@ -1,4 +1,4 @@
-"""The paper's figures from the trials of searches in MLflow, and two tables of what the models write."""
+"""Report of the paper: its figures from the trials of searches in MLflow, and two tables of samples."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WITH_CURVE = "paper_fig3"
 
 
 def find_searches(uri: str, experiment: str, figure: str, names: Sequence[str] = ()) -> list[Child]:
-    """The searches that a figure is drawn from: those called ``names``, or the newest of the figure's space.
+    """Return the searches that a figure is drawn from: those called ``names``, or the newest of the figure's space.
 
     Raises:
         UserError: no such experiment or search.
@@ -42,13 +42,13 @@ def find_searches(uri: str, experiment: str, figure: str, names: Sequence[str] =
             f"experiment {experiment} has no search of {figure}; run it first: "
             f"python -m raytrain.tune --space search_spaces/{figure}.py"
         )
-    # an older one may have what the newest has not: the same figure is searched for one model at a time, too
+    # an older search may have models that the newest lacks: a figure can be searched for one model at a time
     return [search for search in found if search.tags.get(CORPUS) == found[0].tags.get(CORPUS)]
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What a figure is drawn from."""
+    """The records that a figure is drawn from, and their origin."""
 
     records: list[Record]
     runs: dict[str, Run]

@@ -1,4 +1,4 @@
-"""The figures of one run: drawn from its metrics and from what its model does with the validation split."""
+"""Report of one run: figures of its metrics, and of its model on the validation split."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from raytrain.tracking.runs import Run
 
 NUM_SAMPLES = 1024
-"""Most validation samples that are looked at."""
+"""Most validation samples that the figures are made of."""
 PAIRS = 3
 """Interpolations that are shown."""
 STEPS = 7
@@ -41,7 +41,7 @@ _MENTION = re.compile(rb"@\w+")
 
 @dataclass(frozen=True)
 class Portrait:
-    """What a model does with samples of the validation split."""
+    """A model's metrics and codes on samples of the validation split."""
 
     texts: list[bytes]
     """[samples], in the order of ``EvaluationBatches``."""
@@ -52,7 +52,7 @@ class Portrait:
     kl: NDArray[np.float64]
     """[latent]: nats per sample."""
     active: NDArray[np.bool_]
-    """[latent]: whether the posterior mean varies over the samples."""
+    """[latent]: true if the posterior mean varies over the samples."""
     means: NDArray[np.float64]
     """[samples, latent]: means of q(z | x)."""
 
@@ -78,7 +78,7 @@ def portray(model: Model, config: RunConfig[Any], corpus: Corpus) -> Portrait:
 
 @torch.inference_mode()
 def encode(model: Model, batches: EvaluationBatches) -> tuple[list[bytes], NDArray[np.float64]]:
-    """The texts of the samples and the means of their codes [samples, latent], in the same order."""
+    """Return the texts of the samples and the means of their codes [samples, latent], in the same order."""
     device = next(model.parameters()).device
     texts: list[bytes] = []
     means: list[NDArray[np.float64]] = []
@@ -92,9 +92,10 @@ def encode(model: Model, batches: EvaluationBatches) -> tuple[list[bytes], NDArr
 
 
 def properties(texts: Sequence[bytes]) -> dict[str, list[float] | list[bool]]:
-    """What a reader can see of each text: its length, whether it has a mention; only what differs over the texts.
+    """Return the properties of each text that a reader can see: its length, and if it has a mention.
 
-    Windows all have the same length: for them, the number of words that they touch.
+    Only properties that differ over the texts are returned. Windows all have the same length: for them, the number of
+    words that they touch.
     """
     lengths = [float(len(text)) for text in texts]
     mentions = [_MENTION.search(text) is not None for text in texts]
@@ -109,7 +110,7 @@ def properties(texts: Sequence[bytes]) -> dict[str, list[float] | list[bool]]:
 
 
 def interpolation_table(model: Model, texts: Sequence[bytes], means: NDArray[np.float64]) -> str:
-    """Markdown: texts decoded greedily on the straight lines between the codes of pairs of ``texts``.
+    """Return a Markdown table of texts that are decoded greedily on the lines between the codes of pairs of ``texts``.
 
     The first and the last row of a column are the texts themselves. The pairs are the same at every call.
     """
@@ -136,7 +137,7 @@ def interpolation_table(model: Model, texts: Sequence[bytes], means: NDArray[np.
 
 
 def read_histories(run: Run) -> dict[str, Curve]:
-    """The metrics of a run that its figure of losses shows."""
+    """Return the histories of the metrics in a run's figure of losses."""
     names = ("reconstruction", "auxiliary", "bound", "bits_per_byte", "kl", "kl_weight")
     keys = [f"{split}/{name}" for split in ("train", "valid") for name in names]
     known = describe(run).metrics
@@ -150,7 +151,7 @@ def read_histories(run: Run) -> dict[str, Curve]:
 def write_run_report(
     model: Model, config: RunConfig[Any], corpus: Corpus, folder: Path, run: Run | None = None
 ) -> list[Path]:
-    """Write the figures of a run to ``folder`` and log them to ``run``, under ``figures/``; returns the files.
+    """Write the figures of a run to ``folder``, log them to ``run`` under ``figures/``, and return the files.
 
     Without a run there is no history of metrics: the figure of losses is left out.
 
@@ -176,7 +177,7 @@ def write_run_report(
 
 
 def bios_table(model: Model, num: int, seed: int, temperatures: tuple[float, ...] = (1.0, 0.05)) -> str:
-    """Markdown: texts of a byte LSTM at each temperature side by side, with their log-probabilities."""
+    """Return a Markdown table of a model's texts at each temperature, with their log-probabilities."""
     columns = [sample(model, num, temperature=temperature, seed=seed) for temperature in temperatures]
     head = [text for temperature in temperatures for text in (f"T = {temperature:g}", "log p")]
     rows = [

@@ -1,4 +1,4 @@
-"""What a search has found: its figures, each as a PNG, and one HTML page that needs no network."""
+"""Report of a search: its figures as PNG files, and one HTML page that needs no network."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ if TYPE_CHECKING:
 
 TRIALS = "trials.parquet"
 CAPTIONS = {
-    "best_so_far": "Best so far: the bound of each trial when it ended, and the lowest until then.",
-    "bound_against_kl": "Bound against KL: no trial beats one on the front in both a lower bound and a larger KL.",
-    "importance": "Importance of the hyper-parameters: the share of the bound's variance that each explains (fANOVA).",
+    "best_so_far": "Best so far: the negative ELBO of each trial when it ended, and the lowest until then.",
+    "bound_against_kl": "Negative ELBO against KL: no trial beats one on the Pareto front in both.",
+    "importance": "Importance of the hyperparameters: the share of the negative ELBO's variance that each explains "
+    "(fANOVA).",
     "parallel_coordinates": "Parameters: each line is a trial; the thick one is the best.",
-    "annealing": "Annealing: the KL weight over the steps that were taken, best trials against worst.",
+    "annealing": "Annealing: the KL weight over the steps that were trained, best trials against worst.",
     "top_trials": "The best trials.",
 }
 
@@ -44,10 +45,10 @@ CAPTIONS = {
 def search_figures(
     rows: Sequence[TrialRow], objectives: Mapping[str, ObjectiveConfig], study: optuna.Study | None = None
 ) -> dict[str, Figure]:
-    """All figures of a search, by name.
+    """Draw all figures of a search; return them by name.
 
     Args:
-        objectives: the objective of each trial, by run id.
+        objectives: the config of each trial's loss, by run id.
         study: the search's own Optuna study, if at hand; otherwise one is made from ``rows``.
     """
     return {
@@ -61,7 +62,7 @@ def search_figures(
 
 
 def objective_of(parameters: Mapping[str, str]) -> ObjectiveConfig:
-    """The objective among the flattened parameters of an MLflow run; what is not there has its default."""
+    """Read the config of the loss from the flattened parameters of an MLflow run; missing fields have their default."""
     values: dict[str, Any] = dataclasses.asdict(ObjectiveConfig())
     for name, default in values.items():
         if (text := parameters.get(f"objective.{name}")) is not None:
@@ -70,9 +71,10 @@ def objective_of(parameters: Mapping[str, str]) -> ObjectiveConfig:
 
 
 def write_search_report(parent: Run, folder: Path, study: optuna.Study | None = None) -> list[Path]:
-    """Draw what a search has found into ``folder`` and log it to ``parent`` under ``report/``; returns the files.
+    """Draw the report of a search into ``folder``, log it to ``parent`` under ``report/``, and return the files.
 
-    The parent run has ``trials.parquet``; the children have the configs. The last file is ``report.html``.
+    The table is the parent run's ``trials.parquet``, and the configs are those of its children. The last file is
+    ``report.html``.
 
     Raises:
         UserError: the search has no table of trials, or one that cannot be read.
@@ -110,7 +112,7 @@ th, td { padding: 0.25em 0.8em 0.25em 0; text-align: left; border-bottom: 1px so
 
 
 def report_page(search: Child, rows: Sequence[TrialRow], images: Mapping[str, Path]) -> str:
-    """The HTML page: a summary, every image within it, and the tables of trials in words."""
+    """Return the HTML page: a summary, every image embedded, and the tables of trials as text."""
     sections = []
     for name, file in images.items():
         title, _, text = CAPTIONS[name].partition(":")
@@ -141,7 +143,7 @@ def report_page(search: Child, rows: Sequence[TrialRow], images: Mapping[str, Pa
 
 
 def _summary(search: Child, rows: Sequence[TrialRow]) -> list[str]:
-    """What was searched, how it went and what is best, with a warning where the best has collapsed."""
+    """Return the summary: the search, the end of its trials and the best one, with a warning if that has collapsed."""
     counts = ", ".join(f"{count} {status}" for status, count in Counter(row.status for row in rows).items())
     models = ", ".join(sorted({row.model for row in rows if row.model}))
     lines = [f"{models or 'no model'}; {len(rows)} trials" + (f" ({counts})" if counts else "")]
@@ -153,7 +155,7 @@ def _summary(search: Child, rows: Sequence[TrialRow]) -> list[str]:
     search_objective = search_objective_of(
         {name: search.parameters.get(f"search.{name}") for name in ("objective", "min_kl")}
     )
-    lines.append(f"looked for: {search_objective}")
+    lines.append(f"objective: {search_objective}")
     paragraphs = [f"<p class='quiet'>{html.escape('; '.join(lines))}.</p>"]
     if not (best := ranked(rows)[:1]):
         return [*paragraphs, "<p class='warning'>No trial has been evaluated.</p>"]
@@ -165,8 +167,8 @@ def _summary(search: Child, rows: Sequence[TrialRow]) -> list[str]:
         )
     if has_latent(row.model) and row.kl < COLLAPSED_KL:
         paragraphs.append(
-            "<p class='warning'>The best trial's posterior has collapsed: its latent code says nothing. "
-            "The front below shows what a code that is used costs.</p>"
+            "<p class='warning'>The best trial's posterior has collapsed: its latent code carries no information. "
+            "The Pareto front below shows the cost of a code that does.</p>"
         )
     return paragraphs
 

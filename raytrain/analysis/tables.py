@@ -13,12 +13,22 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raytrain.metrics import COLLAPSED_KL, METRICS, SearchObjective, headline, pareto_front, shown_metrics
+from raytrain.metrics import (
+    COLLAPSED_KL,
+    METRICS,
+    REQUIRED_METRICS,
+    SearchObjective,
+    headline,
+    pareto_front,
+    shown_metrics,
+)
 from raytrain.runs.trials import Trial, rank, winner
 from raytrain.utils.text import table as markdown
 
 MAX_ROWS = 12
 """Positions and latent dimensions that the terminal shows. The JSON has all of them."""
+IN_OTHER_TABLES = (*REQUIRED_METRICS, "active_units")
+"""Metrics of an evaluation that have a table of their own."""
 GAP = "&nbsp;&nbsp;&nbsp;"
 """MLflow's page leaves no space between the columns of a Markdown table."""
 
@@ -143,10 +153,10 @@ def evaluation_summary(result: dict[str, Any]) -> str:
     console.print(_likelihood(metrics))
     if "kl_by_dimension" in metrics:
         console.print(_latent(metrics))
-    added = [metric for metric in METRICS.values() if metric.compute is not None and metric.key in metrics]
-    if added:
-        table = _table("registered metrics", "", "value", "unit")
-        for metric in added:
+    further = [metric for metric in METRICS.values() if metric.key in metrics and metric.key not in IN_OTHER_TABLES]
+    if further:
+        table = _table("further metrics", "", "value", "unit")
+        for metric in further:
             table.add_row(metric.label, metric.format(metrics), metric.unit)
         console.print(table)
     console.print(_positions(metrics["by_position"]))

@@ -1,7 +1,7 @@
-"""Measures of generated texts: whether they are text, how alike they are, and what they copy.
+"""Metrics of generated texts: valid UTF-8, diversity, and copies from the corpus.
 
-Words are what lies between white space, invalid bytes counting as white space: distinct n-grams and
-self-BLEU are of words, as in the literature. Copies are of bytes.
+Distinct n-grams and self-BLEU are over words, as in the literature. Words are separated by white space, and invalid
+bytes count as white space. Copies are runs of bytes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from raytrain.utils.text import readable
 
 MAX_ORDER = 4
-"""Longest n-grams that are counted, in words."""
+"""Words of the longest n-grams that are counted."""
 BLEU_EPSILON = 0.1
-"""Counted where a sample shares no n-gram of some order with the others (method 1 of Chen & Cherry 2014)."""
+"""Matches that count where a sample shares no n-gram of some order with the others (method 1 of Chen & Cherry 2014)."""
 BLOCK_BYTES = 1 << 26
-"""Bytes of the corpus that are indexed at once; the index takes five times as much memory."""
+"""Bytes of the corpus that are indexed at once. The index takes five times as much memory."""
 SEARCHED_BYTES = 1 << 29
-"""Bytes of the corpus that are searched at most: of a larger one, blocks evenly spaced over it."""
+"""Most bytes of the corpus that are searched: of a larger corpus, blocks that are evenly spaced over it."""
 QUERIES_AT_ONCE = 1 << 16
 STRIDE = 16
 """Bytes that are compared at once."""
@@ -32,7 +32,7 @@ Integers = NDArray[np.int64]
 
 
 def text_metrics(groups: Mapping[str, Sequence[bytes]], corpus: NDArray[np.uint8]) -> dict[str, dict[str, Any]]:
-    """All metrics of each group of at least one text, ready for JSON; ``corpus`` is what they may copy from."""
+    """Return the metrics of each group of at least one text, ready for JSON; they may copy from ``corpus``."""
     copies = find_copies([text for texts in groups.values() for text in texts], corpus)
     metrics = {}
     first = 0
@@ -57,26 +57,26 @@ def text_metrics(groups: Mapping[str, Sequence[bytes]], corpus: NDArray[np.uint8
 
 
 def valid_utf8(texts: Sequence[bytes]) -> float:
-    """The share of texts that are valid UTF-8."""
+    """Return the share of texts that are valid UTF-8."""
     return sum(text.decode("utf-8", errors="ignore").encode() == text for text in texts) / len(texts)
 
 
 def distinct(texts: Sequence[list[str]], order: int) -> float:
-    """Different word n-grams of all texts over all that there are (Li et al. 2016); 0 where there are none."""
+    """Return the share of distinct n-grams among all word n-grams of the texts (Li et al. 2016); 0 without any."""
     counts = Counter(gram for words in texts for gram in _ngrams(words, order))
     return len(counts) / max(1, counts.total())
 
 
 def self_bleu(texts: Sequence[list[str]]) -> float:
-    """The mean BLEU-4 of every text against all others (Zhu et al. 2018): 1 where all are the same.
+    """Return the mean BLEU-4 of every text against all others (Zhu et al. 2018); 1 if all texts are the same.
 
-    Sentence BLEU with uniform weights, the closest reference length, and method 1 of Chen & Cherry (2014)
-    against precisions of 0. The highest counts are kept once for all texts, so that the time grows with
-    the text and not with the square of the number of texts.
+    This is sentence BLEU with uniform weights and the closest reference length. Method 1 of Chen & Cherry (2014)
+    smooths precisions of 0. The highest counts are kept once for all texts, so the time grows with the length of the
+    texts and not with the square of their number.
     """
     orders = range(1, MAX_ORDER + 1)
     grams = [[Counter(_ngrams(words, order)) for order in orders] for words in texts]
-    # of every n-gram the highest count, whose it is, and the highest count of all others
+    # n-gram -> its highest count in a text, the index of that text, and the highest count in any other text
     highest: dict[tuple[str, ...], tuple[int, int, int]] = {}
     for owner, counters in enumerate(grams):
         for counter in counters:
@@ -118,12 +118,12 @@ def _ngrams(words: list[str], order: int) -> list[tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Copies:
-    """What texts have in common with a corpus."""
+    """The longest copies of texts from a corpus."""
 
     runs: list[bytes]
-    """Of each text, its longest run that the corpus holds too; the first of equals."""
+    """The longest run of each text that also occurs in the corpus; the first of equals."""
     searched_bytes: int
-    """Bytes of the corpus that were searched: all of them, if it is not very large."""
+    """Bytes of the corpus that were searched: all of them, unless it is larger than the limit."""
 
 
 def find_copies(
@@ -133,18 +133,18 @@ def find_copies(
     block_bytes: int = BLOCK_BYTES,
     searched_bytes: int = SEARCHED_BYTES,
 ) -> Copies:
-    """The longest run of bytes that each text has in common with ``corpus`` [bytes], uint8, maybe memory-mapped.
+    """Find the longest run of bytes that each text has in common with ``corpus`` [bytes], uint8, maybe memory-mapped.
 
-    The corpus is indexed by blocks, each with a suffix array, in which all places of all texts are looked up
-    at once: the time grows evenly with the corpus, and the memory with ``block_bytes`` alone. Of a corpus
-    above ``searched_bytes`` only evenly spaced blocks are searched.
+    The corpus is indexed by blocks, each with a suffix array, in which all positions of all texts are looked up at
+    once. The time grows linearly with the corpus, and the memory with ``block_bytes`` alone. Of a corpus above
+    ``searched_bytes`` only evenly spaced blocks are searched.
     """
     lengths = np.array([len(text) for text in texts], dtype=np.int64)
     joined = np.frombuffer(b"".join(texts) + bytes(STRIDE), dtype=np.uint8)
     ends = lengths.cumsum()
     room = np.repeat(ends, lengths) - np.arange(lengths.sum())
     common = np.zeros(len(room), dtype=np.int64)
-    # a run that goes over the end of a block is whole in this block or in the next
+    # a run that crosses the end of a block is whole in this block or in the next
     overlap = int(lengths.max(initial=1)) - 1
     starts = np.arange(0, len(corpus), block_bytes)
     if len(corpus) > searched_bytes:
@@ -164,7 +164,7 @@ def find_copies(
 
 
 class _Index:
-    """A suffix array over a block of the corpus, and the look-up of many places in it."""
+    """A suffix array over a block of the corpus, and the look-up of many positions in it."""
 
     def __init__(self, block: NDArray[np.uint8]) -> None:
         from pydivsufsort import divsufsort  # type: ignore[import-untyped]
@@ -174,10 +174,10 @@ class _Index:
         self.text = np.pad(block, (0, STRIDE))
 
     def longest_matches(self, joined: NDArray[np.uint8], locations: Integers, room: Integers) -> Integers:
-        """The longest match of each of ``places`` in ``joined`` (padded by STRIDE), of ``room`` bytes at most.
+        """Return the longest match of each of ``locations`` in ``joined`` (padded by STRIDE), at most ``room`` bytes.
 
-        A binary search for all places at once. It ends between the two suffixes next to the place's own and
-        has compared it with both, so that the longest of all comparisons is the longest match.
+        This is a binary search for all locations at once. It ends between the two suffixes next to the location's own
+        and has compared it with both, so the longest of all comparisons is the longest match.
         """
         low, high = np.zeros_like(locations), np.full_like(locations, self.size)
         longest = np.zeros_like(locations)
@@ -187,7 +187,7 @@ class _Index:
             positions = self.suffixes[middle].astype(np.int64)
             common = self._common(positions, joined, locations[open_], room[open_])
             longest[open_] = np.maximum(longest[open_], common)
-            # a suffix that ends where the two still agree comes before; a place's text that ends does not
+            # a suffix that ends while the two still agree sorts before; a text that ends there does not
             ends = positions + common == self.size
             smaller = self.text[positions + common] < joined[locations[open_] + common]
             before = (common < room[open_]) & (ends | smaller)
@@ -196,7 +196,7 @@ class _Index:
         return longest
 
     def _common(self, positions: Integers, joined: NDArray[np.uint8], locations: Integers, room: Integers) -> Integers:
-        """Bytes that each position of the block and each place have in common from there on."""
+        """Return the number of bytes that each position of the block and each location have in common from there on."""
         limit = np.minimum(room, self.size - positions)
         common = np.zeros_like(positions)
         active = np.arange(len(positions))

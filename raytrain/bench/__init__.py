@@ -1,1 +1,1 @@
-"""What a model's training costs on this machine, beside what the machine can do: ``python -m raytrain.bench``."""
+"""Benchmarks of a model's training on this machine, compared with the machine's peak rates."""

@@ -1,4 +1,4 @@
-"""The training step as plainly as PyTorch lets one write it: what a user would write instead of raytrain.
+"""Plain PyTorch baseline: the training step that a user would write without raytrain.
 
 The equations are those of ``raytrain.models``, in float32: one-hot inputs, ``nn.LSTM``, ``nn.BatchNorm1d`` over the
 whole batch, Adam. What raytrain adds is left out: noise by sample group, batch statistics without PAD, free bits.
@@ -22,12 +22,12 @@ from raytrain.models.layers import NUM_OUTPUTS, Posterior
 
 
 def one_hot(tokens: Tensor) -> Tensor:
-    """[..., SIZE]; zeros at PAD."""
+    """Return one-hot vectors [..., SIZE]; zeros at PAD."""
     return F.one_hot(tokens, SIZE).float() * (tokens != PAD)[..., None]
 
 
 def decoder_inputs(tokens: Tensor, dropout: float) -> Tensor:
-    """What a decoder has seen before each of ``tokens`` [batch, length], bytes dropped with this probability."""
+    """Return the decoder's input before each of ``tokens`` [batch, length]; bytes are dropped with this probability."""
     inputs = F.pad(tokens[:, :-1], (1, 0), value=STOP)
     if dropout > 0:
         dropped = (torch.rand(inputs.shape, device=inputs.device) < dropout) & (inputs < STOP)
@@ -36,12 +36,12 @@ def decoder_inputs(tokens: Tensor, dropout: float) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Nats of all ``tokens`` together, PAD left out."""
+    """Return the nats of all ``tokens`` together, without PAD."""
     return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=PAD, reduction="sum")
 
 
 def draw(mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
-    """z of N(mean, exp(log_variance)), and the KL of all samples to the standard normal together."""
+    """Draw z from N(mean, exp(log_variance)); return it and the KL of all samples to the standard normal together."""
     z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
     return z, 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum()
 
@@ -56,7 +56,7 @@ class PlainByteLstm(nn.Module):
         self.output = nn.Linear(config.hidden, NUM_OUTPUTS)
 
     def forward(self, tokens: Tensor, weight: float, alpha: float, input_dropout: float) -> Tensor:
-        """The loss of ``tokens`` [batch, length], summed over the batch; there is no KL to weigh."""
+        """Return the loss of ``tokens`` [batch, length], summed over the batch; there is no KL to weigh."""
         hidden, _ = self.lstm(one_hot(decoder_inputs(tokens, input_dropout)))
         return cross_entropy(self.output(hidden), tokens)
 
@@ -73,7 +73,7 @@ class PlainLstmVae(nn.Module):
         self.output = nn.Linear(config.hidden, NUM_OUTPUTS)
 
     def forward(self, tokens: Tensor, weight: float, alpha: float, input_dropout: float) -> Tensor:
-        """The loss of ``tokens`` [batch, length], summed over the batch."""
+        """Return the loss of ``tokens`` [batch, length], summed over the batch."""
         outputs, _ = self.encoder(one_hot(tokens))
         last = (tokens != PAD).sum(1) - 1
         z, kl = draw(*self.posterior(outputs[torch.arange(len(tokens), device=tokens.device), last]))
@@ -111,7 +111,7 @@ class PlainHybrid(nn.Module):
         self.output = nn.Linear(config.hidden, NUM_OUTPUTS)
 
     def forward(self, tokens: Tensor, weight: float, alpha: float, input_dropout: float) -> Tensor:
-        """The loss of ``tokens`` [batch, length], summed over the batch."""
+        """Return the loss of ``tokens`` [batch, length], summed over the batch."""
         padded = F.pad(tokens, (0, self.padded_length - tokens.shape[1]), value=PAD)
         z, kl = draw(*self.posterior(self.convolutions(one_hot(padded).transpose(1, 2)).flatten(1)))
         features = self.deconvolutions(F.relu(self.expand(z)).unflatten(1, self.code))
@@ -132,7 +132,7 @@ class PlainByteNet(nn.Module):
         )
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, None]:
-        """``inputs`` [batch, length, inputs] to [batch, length, hidden], and no state, in the manner of ``nn.LSTM``."""
+        """Map ``inputs`` [batch, length, inputs] to [batch, length, hidden] and no state, as ``nn.LSTM`` would."""
         candidate, gate = self.resize(inputs.transpose(1, 2)).chunk(2, dim=1)
         features = torch.tanh(candidate) * torch.sigmoid(gate)
         for block in self.blocks:
@@ -171,7 +171,7 @@ class PlainTrainer:
         )
 
     def train_step(self, tokens: Tensor, step: int) -> Tensor:
-        """One optimiser step on ``tokens`` [batch, length]; returns the loss in nats per sample."""
+        """Do an optimiser step on ``tokens`` [batch, length]; return the loss in nats per sample."""
         objective = self.config.objective
         self.optimizer.zero_grad()
         weight = kl_weight(objective, step, self.config.steps)

@@ -1,4 +1,4 @@
-"""What a checkpoint costs the training step, and what texts cost."""
+"""Cost of checkpoints during training, and of sampling."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from raytrain.storage.base import Storage
 from raytrain.training.trainer import Trainer, World
 
 STEPS_BETWEEN = 100
-"""Steps between two checkpoints for which the stall is given."""
+"""Steps between two checkpoints, for which the stall is reported."""
 
 
 class Saving:
-    """A checkpoint that is saved while training goes on."""
+    """A checkpoint that is saved while training continues."""
 
     def __init__(
         self, config: RunConfig[Any], corpus: Corpus, device: torch.device, storage: Storage, seconds: float
@@ -39,11 +39,11 @@ class Saving:
         self.committed = time.perf_counter()
 
     def contenders(self) -> list[Contender]:
-        """The one."""
+        """Return the only contender."""
         return [Contender("checkpoint", self._block)]
 
     def _block(self, number: int) -> dict[str, float]:
-        """Save, train while it is written, train as long after."""
+        """Save a checkpoint, train while it is written, then train as long again."""
         synchronise(self.device)
         began = time.perf_counter()
         tensors = self.trainer.tensors()
@@ -63,32 +63,32 @@ class Saving:
         }
 
     def _train(self, number: int) -> float:
-        """Seconds of a step."""
+        """Train for a while and return the seconds of a step."""
         calls, seconds = repeat(lambda _: self.trainer.train_step(number), self.seconds / 2, self.device)
         return seconds / calls
 
     def result(self, measured: Measured) -> dict[str, Any]:
-        """Seconds of a save, and their share of the time of training at a checkpoint every ``STEPS_BETWEEN`` steps."""
-        figures = measured["checkpoint"]
+        """Return the seconds of a save, and their share of training with a checkpoint every ``STEPS_BETWEEN`` steps."""
+        values = measured["checkpoint"]
         # the copy is made in the training thread too; a save that is not over when the next begins is not waited for
-        pairs = zip(figures["copy"].values, figures["save"].values, strict=True)
+        pairs = zip(values["copy"].values, values["save"].values, strict=True)
         stall = Series([copy + save for copy, save in pairs])
-        between = Series([STEPS_BETWEEN * step for step in figures["step_alone"].values])
+        between = Series([STEPS_BETWEEN * step for step in values["step_alone"].values])
         checkpoint = {
-            "bytes": int(figures["bytes"].median),
+            "bytes": int(values["bytes"].median),
             "steps_between": STEPS_BETWEEN,
-            "copy_seconds": figures["copy"].json(),
-            "save_seconds": figures["save"].json(),
-            "commit_seconds": figures["commit"].json(),
-            "share_inside_save": ratio(figures["save"], between).json(),
+            "copy_seconds": values["copy"].json(),
+            "save_seconds": values["save"].json(),
+            "commit_seconds": values["commit"].json(),
+            "share_inside_save": ratio(values["save"], between).json(),
             "share_of_stall": ratio(stall, between).json(),
-            "step_beside_over_alone": ratio(figures["step_beside"], figures["step_alone"]).json(),
+            "step_beside_over_alone": ratio(values["step_beside"], values["step_alone"]).json(),
         }
         return {"checkpoint": checkpoint}
 
 
 class Sampling:
-    """Texts from the untrained model: in batches, and one at a time."""
+    """Sampling of texts from the untrained model: in batches, and one at a time."""
 
     def __init__(self, config: RunConfig[Any], device: torch.device, num: int, seconds: float) -> None:
         self.model = build(config).to(device).eval()
@@ -97,7 +97,7 @@ class Sampling:
         self.seconds = seconds
 
     def contenders(self) -> list[Contender]:
-        """The two ways."""
+        """Return both contenders."""
         return [
             Contender("sampling batched", lambda number: self._block(self.num, number, 0.0)),
             Contender("sampling one at a time", lambda number: self._block(1, number, self.seconds)),
@@ -114,7 +114,7 @@ class Sampling:
         return {"bytes": sum(lengths[-calls:]) / passed, "texts": num * calls / passed}
 
     def result(self, measured: Measured) -> dict[str, Any]:
-        """Bytes and texts a second of both, and their ratio."""
+        """Return bytes and texts per second of both, and their ratio."""
         batched, single = measured["sampling batched"], measured["sampling one at a time"]
         sampling = {
             "num": self.num,

@@ -1,4 +1,4 @@
-"""How many floating-point operations the matrix products of a training step take."""
+"""Floating-point operations of a training step's matrix products."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class Operations:
     """Additions and multiplications of a step's matrix products, forward and backward."""
 
     all: int
-    """As the equations have them, one-hot vectors multiplied like any other."""
+    """All operations of the equations: products with one-hot vectors count like any other."""
     necessary: int
     """Without the products with one-hot vectors, which could be look-ups."""
 
 
 def count_operations(config: RunConfig[Any], batch_size: int, length: int) -> Operations:
-    """The operations of a step on tokens [batch_size, length], whatever the step's implementation does.
+    """Count the operations of a step on tokens [batch_size, length], whatever the step's implementation does.
 
     ``config`` is of a model that ``has_plain``.
 
-    They are those of the plain model, counted by PyTorch's own counter. On the CPU that knows no LSTM, so that the
-    model is run on the meta device, where an LSTM is its matrix products.
+    They are those of the plain model, counted by PyTorch's own counter. On the CPU that counter does not know LSTMs, so
+    the model runs on the meta device, where an LSTM consists of its matrix products.
     """
-    # every product is as large as the batch and, convolutions of the padded length aside, as the length: two short
-    # lengths say all, where a long LSTM would be thousands of small products to count
+    # every product is linear in the batch and, convolutions of the padded length aside, in the length: two short
+    # lengths are enough, where a long LSTM would be thousands of small products to count
     short, longer = (_counted(replace(config, batch_size=config.group_size), size) for size in (2, 3))
     total = (short + (longer - short) * (length - 2)) * batch_size // 2
     return Operations(total, total - _look_ups(config, batch_size, length))
@@ -44,7 +44,7 @@ def count_operations(config: RunConfig[Any], batch_size: int, length: int) -> Op
 
 @cache
 def _counted(config: RunConfig[Any], length: int) -> int:
-    """Operations of a step on two samples."""
+    """Return the operations of a step on two samples."""
     with torch.device("meta"):
         model = build_plain(config)
         tokens = torch.zeros(2, length, dtype=torch.int64)
@@ -54,7 +54,7 @@ def _counted(config: RunConfig[Any], length: int) -> int:
 
 
 def _look_ups(config: RunConfig[Any], batch_size: int, length: int) -> int:
-    """Operations of the products with one-hot vectors."""
+    """Return the operations of the products with one-hot vectors."""
     model, symbols = config.model, batch_size * length
     once = 2 * SIZE * symbols  # by a column of a weight matrix
     if isinstance(model, ByteLstmConfig):
@@ -69,7 +69,7 @@ def _look_ups(config: RunConfig[Any], batch_size: int, length: int) -> int:
 
 
 def model_products(config: RunConfig[Any], batch_size: int) -> dict[str, tuple[int, int, int]]:
-    """The shapes (m, k, n) of the model's largest products [m, k] x [k, n], by what they are for.
+    """Return the shapes (m, k, n) of the model's largest products [m, k] x [k, n], by their purpose.
 
     Empty for a model without a plain version.
     """

@@ -1,4 +1,4 @@
-"""The machine: what it is, which of its cores are used, whether it is quiet, and what memory a process takes."""
+"""Machine of a benchmark: its description, its cores, its noise, and the memory that a process takes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,35 @@ import torch
 from raytrain.bench.rounds import Series
 
 QUIET_SPREAD = 0.1
-"""Most that the rate of one matrix product may vary, largest against smallest, on a machine that counts as quiet."""
+"""Largest spread of the rate of one matrix product, as a share of its median, on a machine that counts as quiet."""
 QUIET_LOAD = 0.5
-"""Most processes that may have wanted to run before the bench began."""
+"""Most processes that may have waited to run before the benchmark began (load average)."""
 QUIET_SWITCHES = 50.0
-"""Most times a second that this process may have been put aside for another."""
+"""Most involuntary context switches per second of this process."""
 QUIET_STEAL = 0.02
-"""Largest share of the cores that the host may have given to other machines."""
+"""Largest share of the cores' time that the host may have given to other machines (steal)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The part of this machine that a benchmark uses."""
+
+    threads: int
+    """Threads of all workers together."""
+    cores: list[int]
+    """Cores that the processes are pinned to."""
+    device: torch.device
+
+    def threads_of(self, workers: int) -> int:
+        """Return the threads of each of ``workers``. A GPU belongs to one worker: there, threads are not shared."""
+        return self.threads if self.device.type == "cuda" else max(1, self.threads // workers)
 
 
 @contextmanager
 def pinned(threads: int, cores: list[int]) -> Iterator[None]:
-    """Compute with this many threads, on these cores."""
+    """Compute with ``threads`` threads on ``cores``."""
     before, threads_before = os.sched_getaffinity(0), torch.get_num_threads()
-    os.sched_setaffinity(0, cores)  # the threads that are started from now on stay there too
+    os.sched_setaffinity(0, cores)  # threads that start from now on are pinned there too
     torch.set_num_threads(threads)
     try:
         yield
@@ -39,7 +55,7 @@ def pinned(threads: int, cores: list[int]) -> Iterator[None]:
 
 
 def describe(device: torch.device, threads: int) -> dict[str, Any]:
-    """What the figures were measured on, and with."""
+    """Return the hardware and the software of a measurement."""
     named = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     features = [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if _capability(name)]
     machine: dict[str, Any] = {
@@ -63,7 +79,7 @@ def _capability(name: str) -> bool:
 
 
 class NoiseWatch:
-    """Notes what else the machine did, from its making to ``report``."""
+    """Watches what else the machine does, from its construction to ``report``."""
 
     def __init__(self) -> None:
         self.load = os.getloadavg()[0]
@@ -72,7 +88,7 @@ class NoiseWatch:
         self.ticks = _cpu_ticks()
 
     def report(self, ceilings: dict[str, Series]) -> dict[str, Any]:
-        """What was seen, and in words why the machine was not quiet: no words if it was.
+        """Return the observations, and as text the reasons why the machine counts as noisy; none if it was quiet.
 
         Args:
             ceilings: rates of the best matrix products, by type.
@@ -88,9 +104,9 @@ class NoiseWatch:
             if spread > QUIET_SPREAD
         ]
         if self.load > QUIET_LOAD:
-            reasons.append(f"{self.load:.1f} other processes wanted to run before it began (load average)")
+            reasons.append(f"{self.load:.1f} other processes were running before it began (load average)")
         if switches > QUIET_SWITCHES:
-            reasons.append(f"this process was put aside for others {switches:.0f} times a second")
+            reasons.append(f"this process was preempted {switches:.0f} times a second")
         if steal > QUIET_STEAL:
             reasons.append(f"the host gave {steal:.0%} of the cores to other machines")
         return {
@@ -103,12 +119,12 @@ class NoiseWatch:
 
 
 def _cpu_ticks() -> list[int]:
-    """Time of all cores by kind, as the first line of /proc/stat has it; the eighth is stolen."""
+    """Return the time of all cores by kind, from the first line of /proc/stat; the eighth is steal."""
     return [int(value) for value in _lines("/proc/stat")[0].split()[1:9]]
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """Bytes that this process has taken at most: all, and without what it reads from files; and on its GPU."""
+    """Return the peak memory of this process in bytes: resident, without mapped files, and on its GPU."""
     status = dict(line.split(":", 1) for line in _lines("/proc/self/status"))
     peak, file, shared = (int(status[name].split()[0]) * 1024 for name in ("VmHWM", "RssFile", "RssShmem"))
     memory = {"resident": peak, "anonymous": peak - file - shared}

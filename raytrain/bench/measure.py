@@ -1,4 +1,4 @@
-"""All that is measured, in turns, put together."""
+"""All parts of a benchmark, measured in turns and put together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from raytrain.bench import ray_train as on_ray
 from raytrain.bench.checkpointing import Sampling, Saving
-from raytrain.bench.machine import NoiseWatch, describe, pinned
+from raytrain.bench.machine import Machine, NoiseWatch, describe, pinned
 from raytrain.bench.options import BenchOptions
 from raytrain.bench.peak import Ceiling, ceilings
 from raytrain.bench.rounds import Contender, Measured, take_turns
@@ -32,10 +32,10 @@ class Part(Protocol):
     """Something that takes part in the rounds."""
 
     def contenders(self) -> list[Contender]:
-        """What takes turns with all others."""
+        """Return the contenders, which take turns with all others."""
 
     def result(self, measured: Measured) -> dict[str, Any]:
-        """Sections of the result, from the figures of all contenders."""
+        """Return sections of the result, from the measurements of all contenders."""
 
 
 def measure_all(options: BenchOptions, show: Callable[[str], None]) -> dict[str, Any]:
@@ -48,25 +48,26 @@ def measure_all(options: BenchOptions, show: Callable[[str], None]) -> dict[str,
     corpus = prepare(config.data, path=config.data_path, field=config.data_field)
     check_samples(config, corpus, max(options.workers))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with pinned(options.threads, options.cores):
-        return measure(options, corpus, device, show)
+    machine = Machine(threads=options.threads, cores=options.cores, device=device)
+    with pinned(machine.threads, machine.cores):
+        return measure(options, corpus, machine, show)
 
 
-def measure(options: BenchOptions, corpus: Corpus, device: torch.device, show: Callable[[str], None]) -> dict[str, Any]:
-    """The figures of all sections that were asked for, JSON-ready; ``show`` is told where it stands."""
+def measure(options: BenchOptions, corpus: Corpus, machine: Machine, show: Callable[[str], None]) -> dict[str, Any]:
+    """Measure all chosen sections and return them as JSON; ``show`` is called with the progress as text."""
     watch = NoiseWatch()
     result: dict[str, Any] = {
         "model": options.config.model_name,
         "config": to_dict(options.config),
         "command": " ".join(sys.argv[1:]),
-        "machine": describe(device, options.threads),
+        "machine": describe(machine.device, machine.threads),
         "rounds": options.rounds,
         "seconds": options.seconds,
     }
     with ExitStack() as stack:
         parts: list[Part] = [
-            *in_this_process(options, corpus, device, stack),
-            *in_others(options, corpus, device, stack, show),
+            *in_this_process(options, corpus, machine.device, stack),
+            *in_others(options, corpus, machine, stack, show),
         ]
         contenders = [contender for part in parts for contender in part.contenders()]
         measured = take_turns(contenders, options.rounds, show)
@@ -82,14 +83,14 @@ def measure(options: BenchOptions, corpus: Corpus, device: torch.device, show: C
             for size in options.batch_sizes
             for name in options.precisions
         ]
-        result["memory"] = measure_memory(configs, corpus, options.threads, options.cores)
+        result["memory"] = measure_memory(configs, corpus, machine)
     if "step" in options.sections:
         result["run"] = estimate_run(options, result)
     return result
 
 
 def in_this_process(options: BenchOptions, corpus: Corpus, device: torch.device, stack: ExitStack) -> list[Part]:
-    """The parts that need no other process; what they leave behind is cleared away by ``stack``."""
+    """Return the parts that need no other process; ``stack`` removes what they leave behind."""
     config, chosen, seconds = options.config, set(options.sections), options.seconds
     parts: list[Part] = []
     if "ceiling" in chosen:
@@ -114,22 +115,22 @@ def in_this_process(options: BenchOptions, corpus: Corpus, device: torch.device,
 
 
 def in_others(
-    options: BenchOptions, corpus: Corpus, device: torch.device, stack: ExitStack, show: Callable[[str], None]
+    options: BenchOptions, corpus: Corpus, machine: Machine, stack: ExitStack, show: Callable[[str], None]
 ) -> list[Part]:
-    """The parts that have workers in other processes, which ``stack`` ends."""
-    config, threads, cores = options.config, options.threads, options.cores
+    """Return the parts that have workers in other processes, which ``stack`` ends."""
+    config, seconds = options.config, options.seconds
     parts: list[Part] = []
     if "ddp" in options.sections:
-        show("workers start")
-        parts.append(Scaling(config, corpus, options.workers, threads, cores, options.seconds, stack, device))
+        show("starting workers")
+        parts.append(Scaling(config, corpus, options.workers, machine, seconds, stack))
     if "ray" in options.sections and on_ray.missing() is None:
-        show("Ray starts")
-        parts.append(on_ray.OnRay(config, corpus, max(options.workers), threads, cores, options.seconds, stack, device))
+        show("starting Ray")
+        parts.append(on_ray.OnRay(config, corpus, max(options.workers), machine, seconds, stack))
     return parts
 
 
 def estimate_run(options: BenchOptions, result: dict[str, Any]) -> dict[str, Any]:
-    """What the whole run of the config would take here."""
+    """Estimate the time of the config's whole run on this machine."""
     config = options.config
     (step,) = (
         row["step_seconds"]["median"]

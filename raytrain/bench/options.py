@@ -1,4 +1,4 @@
-"""The command line of ``python -m raytrain.bench``, and what of it cannot be."""
+"""Options of ``python -m raytrain.bench``, parsed and checked."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ FULL = {"rounds": 5, "seconds": 2.0, "samples": 1024}
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What is to be measured."""
+    """A benchmark to be run."""
 
     config: RunConfig[Any]
-    """Its batch size is the first of those to be measured, its precision one of them."""
+    """Config with the first of the measured batch sizes, and one of the measured precisions."""
     batch_sizes: list[int]
     precisions: list[str]
-    """Compute types; none is left open."""
+    """Compute types, none of them ``auto``."""
     workers: list[int]
     """Numbers of DDP workers."""
     threads: int
     """Threads of all workers together."""
     cores: list[int]
-    """What they are pinned to."""
+    """Cores that the processes are pinned to."""
     rounds: int
     seconds: float
-    """Length of a block."""
+    """Seconds of a block."""
     samples: int
     """Texts that are drawn together."""
     sections: list[str]
     quick: bool
     storage: str | None
     output: str | None
-    """File or s3:// address."""
+    """Path or s3:// address."""
     experiment: str | None
 
 
 def parse_command(arguments: list[str]) -> BenchOptions:
-    """The options of a command line.
+    """Parse a command line.
 
     Raises:
-        UserError: an unknown model, preset, option or section, or a number that cannot be.
+        UserError: an unknown model, preset, option or section, or a number out of range.
     """
     choice, rest = parse_choice("raytrain.bench", arguments)
     values, fields = _parser(choice).parse_known_args(rest)
@@ -72,7 +72,7 @@ def parse_command(arguments: list[str]) -> BenchOptions:
     batch_sizes = values.batch_size or [config.batch_size, 4 * config.batch_size]
     config = override(config, {"batch_size": batch_sizes[0]})
     for size in batch_sizes[1:]:
-        override(config, {"batch_size": size})  # refuses one that cannot be
+        override(config, {"batch_size": size})  # refuses an impossible one
     device = torch.device("cuda" if cuda else "cpu")
     precisions = values.precision or ["float32", resolve_precision("auto", device)]
     chosen = resolve_precision(config.precision, device)
@@ -103,7 +103,7 @@ def parse_command(arguments: list[str]) -> BenchOptions:
 def _parser(choice: Choice) -> OneLineParser:
     parser = OneLineParser(
         prog=f"python -m raytrain.bench {choice.model}",
-        description="Measure what training a model costs on this machine, beside what the machine can do.",
+        description="Measure the cost of training a model on this machine, beside the machine's peak rates.",
         epilog="--preset, --config and every field of the config are options too, as those of python -m raytrain.train "
         f"{choice.model}: --data ptb --length 60 --model.hidden 500.",
         allow_abbrev=False,
@@ -115,7 +115,7 @@ def _parser(choice: Choice) -> OneLineParser:
         type=count,
         nargs="+",
         metavar="N",
-        help="samples of a step; default: the preset's, and 4 x that",
+        help="batch sizes; default: the preset's, and 4 x that",
     )
     add(
         "--precision", choices=PRECISIONS, nargs="+", help="compute types; default: float32, and bfloat16 if it is fast"
@@ -128,13 +128,18 @@ def _parser(choice: Choice) -> OneLineParser:
         help="DDP workers; default: 1, 2, 4 ... up to the threads (GPUs)",
     )
     add("--threads", type=count, metavar="N", help="threads of all workers together; default: the cores")
-    add("--rounds", type=count, metavar="N", help=f"times that everything takes its turn; default {FULL['rounds']}")
-    add("--seconds", type=length, metavar="S", help=f"about how long a turn is; default {FULL['seconds']:g}")
-    add("--samples", type=count, metavar="N", help=f"texts that are drawn together; default {FULL['samples']}")
-    add("--only", choices=SECTIONS, nargs="+", help="what to measure; default: all")
-    add("--quick", action="store_true", help="short turns, two of each: to see that it works")
+    add(
+        "--rounds",
+        type=count,
+        metavar="N",
+        help=f"rounds that measure everything; default: {FULL['rounds']}",
+    )
+    add("--seconds", type=length, metavar="S", help=f"seconds of a measurement; default: {FULL['seconds']:g}")
+    add("--samples", type=count, metavar="N", help=f"texts that are drawn together; default: {FULL['samples']}")
+    add("--only", choices=SECTIONS, nargs="+", help="sections to measure; default: all")
+    add("--quick", action="store_true", help="two short rounds, to test that everything works")
     add("--storage", metavar="URI", help="folder or s3:// address where checkpoints are written; default: a new folder")
-    add("--output", metavar="FILE", help="JSON file, or s3:// address, for all figures")
+    add("--output", metavar="FILE", help="JSON file or s3:// address for all results; default: none")
     add("--experiment", metavar="NAME", help="MLflow experiment to log to; default: none")
     return parser
 
@@ -153,20 +158,20 @@ def _number(kind: type[int] | type[float], least: float) -> Any:
 
 
 def _powers_of_two(most: int, config: RunConfig[Any]) -> list[int]:
-    """1, 2, 4 ... up to ``most`` workers, and as many as share a batch."""
+    """Return 1, 2, 4 ... up to ``most`` workers, and up to as many as can share a batch."""
     most = max(1, min(most, config.batch_size // config.group_size))
     return [2**power for power in range(most.bit_length())]
 
 
 def _checked(storage: str | None) -> str | None:
-    """``storage``, in which something has been written for a trial."""
+    """Return ``storage`` after a test that it can be written."""
     if storage is not None:
         check_writable(open_storage_root(storage))
     return storage
 
 
 def _writable(output: str | None) -> str | None:
-    """``output``, which nothing keeps from being written when all is measured."""
+    """Return ``output`` after a test that it can be written, before anything is measured."""
     if output is not None:
         location, _ = open_file(output)
         if location.folder is None:

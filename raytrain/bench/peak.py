@@ -1,4 +1,4 @@
-"""What the machine can do at best: matrix products and copies."""
+"""Peak rates of the machine: matrix products and copies."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from raytrain.bench.rounds import Contender, Measured, Series, repeat
 from raytrain.config.schema import RunConfig
 
 SQUARES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}
-"""Sides of the square matrices, by device; of the smallest only in a quick run."""
+"""Sides of the square matrices, by device; a quick run has only the smallest."""
 COPIED = {"cpu": 128 * 2**20, "cuda": 2**30}
 """Bytes that a copy reads: more than a cache holds."""
 
 
 class Ceiling:
-    """The rates of matrix products of several shapes in each compute type, and of a copy."""
+    """Rates of matrix products of several shapes in each compute type, and of a copy."""
 
     def __init__(
         self, config: RunConfig[Any], precisions: list[str], device: torch.device, seconds: float, quick: bool
@@ -33,14 +33,14 @@ class Ceiling:
         self.copied = COPIED[device.type] // (16 if quick else 1)
 
     def contenders(self) -> list[Contender]:
-        """One for each compute type, and the copy."""
+        """Return a contender for each compute type, and one for the copy."""
         return [
             *(Contender(f"products {name}", partial(self._products, name)) for name in self.precisions),
             Contender("copy", lambda _: self._copy()),
         ]
 
     def _products(self, precision: str, number: int) -> dict[str, float]:
-        """Operations a second by shape."""
+        """Return operations per second by shape."""
         rates = {}
         for name, (m, k, n) in self.shapes.items():
             kind = getattr(torch, precision)
@@ -59,7 +59,7 @@ class Ceiling:
         return {"bytes": 2 * self.copied * calls / seconds}
 
     def result(self, measured: Measured) -> dict[str, Any]:
-        """Operations a second of all shapes and of the best, by compute type; bytes read and written by a copy."""
+        """Return operations per second of all shapes and of the best, by compute type; and the bytes of a copy."""
         best = ceilings(measured)
         ceiling = {
             "best": {name: series.json() for name, series in best.items()},
@@ -80,9 +80,9 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, number: int) -> None:
 
 
 def ceilings(measured: Measured) -> dict[str, Series]:
-    """By compute type, operations a second of the product with the best median; empty if none was measured."""
+    """Return the best product's operations per second, by its median, for each compute type; empty if not measured."""
     return {
-        name.removeprefix("products "): max(figures.values(), key=lambda series: series.median)
-        for name, figures in measured.items()
+        name.removeprefix("products "): max(values.values(), key=lambda series: series.median)
+        for name, values in measured.items()
         if name.startswith("products ")
     }

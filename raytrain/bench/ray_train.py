@@ -1,4 +1,7 @@
-"""The loop under Ray Train beside the same loop under ``torchrun``. Ray is imported here and nowhere else."""
+"""The training loop under Ray Train, compared with the same loop under ``torchrun``.
+
+Ray is imported here and nowhere else in this package.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from typing import Any
 
 import torch
 
+from raytrain.bench.machine import Machine
 from raytrain.bench.rounds import Contender, Measured, confidence, ratio
 from raytrain.bench.timed import timed_config, timed_train
 from raytrain.bench.torchrun import TorchrunGroup
@@ -24,28 +28,26 @@ from raytrain.data.corpus import Corpus
 
 NEEDED = ("ray", "mlflow")
 IDLE_S = 5.0
-"""How long Ray's processes are watched while they have nothing to do."""
+"""Seconds for which Ray's idle processes are watched."""
 
 
 def missing() -> str | None:
-    """Why this part cannot be run here, in words."""
+    """Return as text why this part cannot run here; ``None`` if it can."""
     lacking = [name for name in NEEDED if find_spec(name) is None]
     return f"{' and '.join(lacking)} not installed" if lacking else None
 
 
 class OnRay:
-    """Runs of the whole loop by a gang of Ray Train workers, as in ``raytrain.train``, and by a torchrun group."""
+    """Runs of the whole loop by a worker group of Ray Train, as in ``raytrain.train``, and by a torchrun group."""
 
     def __init__(
         self,
         config: RunConfig[Any],
         corpus: Corpus,
         workers: int,
-        threads: int,
-        cores: list[int],
+        machine: Machine,
         seconds: float,
         stack: ExitStack,
-        device: torch.device,
     ) -> None:
         import psutil
         import ray
@@ -57,9 +59,9 @@ class OnRay:
 
         self.corpus = corpus
         self.workers = workers
-        self.threads = threads if device.type == "cuda" else max(1, threads // workers)
-        self.cores = cores
-        self.group = stack.enter_context(TorchrunGroup(workers, self.threads, cores))
+        self.threads = machine.threads_of(workers)
+        self.cores = machine.cores
+        self.group = stack.enter_context(TorchrunGroup(workers, self.threads, machine.cores))
         command = {"do": "steps", "config": to_dict(config), "corpus": str(corpus.path), "first": 0, "count": 1}
         self.asked = config
         self.config = timed_config(config, round(seconds / self.group.ask(command)[0]["seconds"]))
@@ -72,17 +74,15 @@ class OnRay:
         before = {process.pid for process in psutil.Process().children(recursive=True)}
         connect("local")
         stack.callback(ray.shutdown)
-        worker_spec = (
-            WorkerSpec(workers, float(self.threads), 0.0) if device.type == "cpu" else WorkerSpec(workers, 1.0, 1.0)
-        )
-        self.held = WorkerGroup(serve, worker_spec, "bench", str(self.scratch))
+        cpus, gpus = (float(self.threads), 0.0) if machine.device.type == "cpu" else (1.0, 1.0)
+        self.held = WorkerGroup(serve, WorkerSpec(workers, cpus, gpus), "bench", str(self.scratch))
         stack.callback(self.held.dismiss)
         self.number = 0
-        self._ray()  # starts the gang
+        self._ray()  # starts the worker group
         self.idle = idle_cpu([p for p in psutil.Process().children(recursive=True) if p.pid not in before])
 
     def contenders(self) -> list[Contender]:
-        """The two."""
+        """Return both."""
         command = {"do": "loop", "config": to_dict(self.config), "corpus": str(self.corpus.path)}
         return [
             Contender("torchrun", lambda _: next(filter(None, self.group.ask(command)))),
@@ -90,7 +90,7 @@ class OnRay:
         ]
 
     def _ray(self) -> dict[str, float]:
-        """A run by the gang, in an MLflow run of its own."""
+        """Run the loop on the worker group, in an MLflow run of its own."""
         from raytrain.training.worker import Job
 
         self.number += 1
@@ -106,10 +106,10 @@ class OnRay:
             progress="raytrain/progress/bench",
         )
         self.held.train({"job": asdict(job), "cores": self.cores}, lambda metrics: None)
-        return dict(json.loads((location / "figures.json").read_text()))
+        return dict(json.loads((location / "times.json").read_text()))
 
     def result(self, measured: Measured) -> dict[str, Any]:
-        """Rates of both, their ratio with its confidence interval, and the time inside report calls."""
+        """Return the rates of both, their ratio with its confidence interval, and the time inside report calls."""
         torchrun, ray = measured["torchrun"], measured["ray"]
         ratios = ratio(torchrun["seconds"], ray["seconds"])
         step = ray["seconds"].median
@@ -133,7 +133,7 @@ class OnRay:
 
 
 def idle_cpu(processes: list[Any]) -> float:
-    """Cores that these processes keep busy while nothing is asked of them."""
+    """Return the number of cores that these processes keep busy while they are idle."""
     import psutil
 
     def used() -> float:
@@ -152,7 +152,7 @@ def idle_cpu(processes: list[Any]) -> float:
 
 
 def serve(values: dict[str, Any]) -> None:
-    """What each worker of the gang does: one timed run after the other, reporting as ``raytrain.train`` does."""
+    """Run one timed run after the other on a worker of the group, with the reports of ``raytrain.train``."""
     import ray
     from ray import train as ray_train
     from ray.train.torch import get_device
@@ -176,9 +176,9 @@ def serve(values: dict[str, Any]) -> None:
             ray.get(coordinator.evaluated.remote(number, world.rank, metrics))
 
         report = RayReporter(job, config, world.rank, node, send)
-        figures = timed_train(config, Corpus.open(job.corpus["path"]), world, storage.child("checkpoints"), report)
+        times = timed_train(config, Corpus.open(job.corpus["path"]), world, storage.child("checkpoints"), report)
         report.close(storage)
         if world.rank == 0:
-            storage.write("figures.json", json.dumps(figures).encode())
+            storage.write("times.json", json.dumps(times).encode())
         ray.get(coordinator.ended.remote(world.size))
         number += 1

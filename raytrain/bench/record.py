@@ -16,7 +16,6 @@ from raytrain.tracking.runs import Experiment
 
 def log_result(result: dict[str, Any], experiment: str, storage: str | None) -> str:
     """Log medians as metrics of a new MLflow run, and the whole result as its artifact; return how to view it."""
-
     payload = json.dumps(result, sort_keys=True).encode()
     run = Experiment.open(tracking_uri(), experiment, open_storage_root(storage).uri(ARTIFACTS)).open_run(
         f"bench-{hashlib.sha256(payload).hexdigest()[:16]}",
@@ -38,10 +37,10 @@ def medians(part: Any, name: str = "") -> dict[str, float]:
     if isinstance(part, dict):
         items = [(key, value) for key, value in part.items() if key not in ("config", "machine", "rounds", "seconds")]
         found = [medians(value, f"{name}/{key}".lstrip("/").replace(",", "")) for key, value in items]
-        return {key: value for figures in found for key, value in figures.items()}
+        return {key: value for each in found for key, value in each.items()}
     if isinstance(part, list):
         rows = [row for row in part if isinstance(row, dict)]
         keys = ("batch_size", "precision", "workers")
         found = [medians(row, "/".join([name, *(str(row[key]) for key in keys if key in row)])) for row in rows]
-        return {key: value for figures in found for key, value in figures.items()}
+        return {key: value for each in found for key, value in each.items()}
     return {name: float(part)} if isinstance(part, (int, float)) and not isinstance(part, bool) else {}

@@ -1,4 +1,4 @@
-"""Contenders that take turns: A B A B, so that what the machine does meanwhile falls on all of them."""
+"""Rounds of a benchmark: contenders take turns, A B A B, so that the machine's noise falls on all of them."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from typing import Any
 import torch
 
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
-"""97.5% quantiles of Student's t for 1, 2, ... degrees of freedom; the last is taken for more."""
+"""97.5% quantiles of Student's t for 1, 2, ... degrees of freedom; the last is used for more."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One figure over the rounds."""
+    """A measured quantity, with a value for each round."""
 
     values: list[float]
 
     @property
     def median(self) -> float:
-        """The middle value."""
+        """Median of the values."""
         return statistics.median(self.values)
 
     @property
     def spread(self) -> float:
-        """The range as a share of the median."""
+        """Range of the values, as a share of the median."""
         return (max(self.values) - min(self.values)) / self.median
 
     def json(self) -> dict[str, Any]:
-        """Median, range and all values."""
+        """Return median, range and all values."""
         return {"median": self.median, "min": min(self.values), "max": max(self.values), "values": self.values}
 
 
@@ -42,15 +42,15 @@ class Contender:
 
     name: str
     block: Callable[[int], dict[str, float]]
-    """Measures in round 0, 1, ...; returns its figures."""
+    """Measures in round 0, 1, ...; returns its quantities by name."""
 
 
 Measured = dict[str, dict[str, Series]]
-"""Contender -> figure -> its values, one a round."""
+"""Contender -> quantity -> its values, one per round."""
 
 
 def take_turns(contenders: Sequence[Contender], rounds: int, show: Callable[[str], None]) -> Measured:
-    """Let every contender run one block in each round; ``show`` is told where it stands."""
+    """Let every contender run one block in each round; ``show`` is called with the progress as text."""
     blocks: dict[str, list[dict[str, float]]] = {contender.name: [] for contender in contenders}
     for number in range(rounds):
         began = time.perf_counter()
@@ -58,17 +58,17 @@ def take_turns(contenders: Sequence[Contender], rounds: int, show: Callable[[str
             blocks[contender.name].append(contender.block(number))
         show(f"round {number + 1} of {rounds}: {time.perf_counter() - began:.1f} s")
     return {
-        name: {key: Series([figures[key] for figures in taken]) for key in taken[0]} for name, taken in blocks.items()
+        name: {key: Series([values[key] for values in taken]) for key in taken[0]} for name, taken in blocks.items()
     }
 
 
 def ratio(over: Series, under: Series) -> Series:
-    """The ratio of two figures in each round."""
+    """Return the ratio of two quantities in each round."""
     return Series([a / b for a, b in zip(over.values, under.values, strict=True)])
 
 
 def confidence(ratios: Series) -> tuple[float, float] | None:
-    """95% confidence interval of the mean ratio (of its logarithm, by Student's t); None of a single round."""
+    """Return the 95% confidence interval of the mean ratio (of its log, by Student's t); ``None`` for one round."""
     logs = [math.log(value) for value in ratios.values]
     if len(logs) < 2:
         return None
@@ -78,15 +78,15 @@ def confidence(ratios: Series) -> tuple[float, float] | None:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until ``device`` has done what it was given."""
+    """Wait until ``device`` has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def repeat(body: Callable[[int], object], seconds: float, device: torch.device) -> tuple[int, float]:
-    """Call ``body(0)``, ``body(1)``, ... for about ``seconds``; returns how many calls were timed, and their time.
+    """Call ``body(0)``, ``body(1)``, ... for about ``seconds``; return the number of timed calls, and their time.
 
-    The device is waited for after ever more calls, not after each: that would be timed with them.
+    The host waits for the device after more and more calls, not after each: that wait would be timed with them.
     """
     first, calls = 0, 1
     while True:

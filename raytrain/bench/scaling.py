@@ -1,4 +1,4 @@
-"""DDP over more and more workers; and the memory that one takes."""
+"""Scaling of DDP over the number of workers, and the memory of a training process."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import torch
-
+from raytrain.bench.machine import Machine
 from raytrain.bench.rounds import Contender, Measured, ratio
 from raytrain.bench.torchrun import TorchrunGroup
 from raytrain.config.schema import RunConfig, override, to_dict
@@ -15,10 +14,11 @@ from raytrain.data.corpus import Corpus
 
 
 class Scaling:
-    """The same training by one worker with all threads and by several that share them.
+    """The same training by one worker with all threads, and by several workers that share the threads.
 
-    At a fixed global batch, several workers are held against one with all threads; at a fixed batch per worker, against
-    one with the threads of one of them, as many times.
+    At a fixed global batch (strong scaling), several workers are compared with one worker that has all threads. At a
+    fixed batch per worker (weak scaling), they are compared with as many times one worker that has the threads of one
+    of them.
     """
 
     def __init__(
@@ -26,28 +26,26 @@ class Scaling:
         config: RunConfig[Any],
         corpus: Corpus,
         workers: list[int],
-        threads: int,
-        cores: list[int],
+        machine: Machine,
         seconds: float,
         stack: ExitStack,
-        device: torch.device,
     ) -> None:
         self.config = config
         self.corpus = corpus
         self.workers = workers
-        # a GPU is a worker's own: threads are not what is shared
-        self.threads = {size: threads if device.type == "cuda" else max(1, threads // size) for size in workers}
-        self.oversubscribed = [size for size in workers if device.type != "cuda" and size > len(cores)]
-        wanted = {(1, threads)} | {(size, self.threads[size]) for size in workers}
+        on_gpus = machine.device.type == "cuda"
+        self.threads = {size: machine.threads_of(size) for size in workers}
+        self.oversubscribed = [size for size in workers if not on_gpus and size > len(machine.cores)]
+        wanted = {(1, machine.threads)} | {(size, self.threads[size]) for size in workers}
         wanted |= {(1, self.threads[size]) for size in workers}
-        self.groups = {key: stack.enter_context(TorchrunGroup(key[0], key[1], cores)) for key in sorted(wanted)}
-        self.all = (1, threads)
+        self.groups = {key: stack.enter_context(TorchrunGroup(key[0], key[1], machine.cores)) for key in sorted(wanted)}
+        self.all = (1, machine.threads)
         self.count = 1
         first = self._ask(self.all, config, 0)
         self.count = max(1, round(seconds / first["seconds"]))
 
     def contenders(self) -> list[Contender]:
-        """Every group on the preset's batch, and the larger ones on one of so many times the size."""
+        """Return every group on the preset's batch, and those of several workers also on a batch per worker."""
         contenders = []
         for key in self.groups:
             for factor in sorted({1, key[0]}):
@@ -65,7 +63,7 @@ class Scaling:
         return {"seconds": seconds, "bytes": sum(answer["bytes"] for answer in answers) / seconds}
 
     def result(self, measured: Measured) -> dict[str, Any]:
-        """By number of workers: bytes a second of all together, and efficiencies."""
+        """Return bytes per second of all workers together, and efficiencies, by number of workers."""
         rows = []
         for size in self.workers:
             threads = self.threads[size]
@@ -92,13 +90,11 @@ def _name(key: tuple[int, int], factor: int) -> str:
     return f"ddp {key[0]} x {key[1]} threads, {factor} x the batch"
 
 
-def measure_memory(
-    configs: list[RunConfig[Any]], corpus: Corpus, threads: int, cores: list[int]
-) -> list[dict[str, Any]]:
-    """The most memory that training takes, each config in a process of its own."""
+def measure_memory(configs: list[RunConfig[Any]], corpus: Corpus, machine: Machine) -> list[dict[str, Any]]:
+    """Measure the peak memory of training, each config in a process of its own."""
     rows = []
     for config in configs:
-        with TorchrunGroup(1, threads, cores, torchrun=False) as group:
+        with TorchrunGroup(1, machine.threads, machine.cores, torchrun=False) as group:
             command = {"do": "memory", "config": to_dict(config), "corpus": str(corpus.path)}
             peak = group.ask(command)[0]
         rows.append({"batch_size": config.batch_size, "precision": config.precision, "peak_bytes": peak})

@@ -1,4 +1,4 @@
-"""The training step of raytrain and the plain one, on the same batches; its data alone; an evaluation."""
+"""Training steps of raytrain and of the plain model on the same batches, the data alone, and an evaluation."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from raytrain.data.corpus import Corpus
 from raytrain.training.trainer import Trainer, World
 
 MOST_STEPS = 200
-"""Steps of a block at most."""
+"""Most steps of a block."""
 
 
 @dataclass
 class Work:
-    """What the steps of a block did."""
+    """Totals over the steps of a block."""
 
     steps: int = 0
     text_bytes: int = 0
@@ -34,7 +34,7 @@ class Work:
     """Operations without the products with one-hot vectors."""
 
     def count(self, batch: Batch, config: RunConfig[Any]) -> None:
-        """Add a step."""
+        """Count a step."""
         self.steps += 1
         self.text_bytes += batch.text_bytes
         if not has_plain(config):
@@ -45,7 +45,7 @@ class Work:
 
 
 class Stepper:
-    """One way to do the steps: raytrain's in one precision, or the plain one."""
+    """Training steps of raytrain in one precision, or of the plain model."""
 
     def __init__(self, config: RunConfig[Any], corpus: Corpus, device: torch.device, plain: bool) -> None:
         self.config = config
@@ -60,10 +60,10 @@ class Stepper:
         self.step(1)
         synchronise(device)
         self.seconds = time.perf_counter() - began
-        """Of the second step: the first makes what the others use."""
+        """Seconds of the second step: the first allocates what the others use."""
 
     def step(self, number: int) -> Batch:
-        """Do a step; returns its batch."""
+        """Do a step and return its batch."""
         if self.trainer is not None:
             return self.trainer.train_step(number)[0]
         assert self.plain is not None
@@ -72,7 +72,7 @@ class Stepper:
         return batch
 
     def block(self, steps: int, number: int) -> dict[str, float]:
-        """Rates of the ``number``-th ``steps`` steps: the same samples for all who do the same batch size."""
+        """Return the rates of the ``number``-th ``steps`` steps: the same samples for all steppers of a batch size."""
         synchronise(self.device)
         began = time.perf_counter()
         batches = [self.step(number * steps + offset) for offset in range(steps)]
@@ -90,7 +90,7 @@ class Stepper:
 
 
 class Steps:
-    """Every batch size in every precision, and plain."""
+    """Steps of every batch size, in every precision and of the plain model."""
 
     def __init__(
         self,
@@ -119,46 +119,46 @@ class Steps:
             self.steppers += contenders
 
     def contenders(self) -> list[Contender]:
-        """The ways to do the steps."""
+        """Return a contender for each stepper."""
         return [
             Contender(stepper.name, partial(stepper.block, self.steps_of_block[stepper.config.batch_size]))
             for stepper in self.steppers
         ]
 
     def result(self, measured: Measured) -> dict[str, Any]:
-        """Of raytrain's steps and of the plain ones: rates, and the share of the measured matrix products' rate."""
+        """Return the rates of raytrain's and of the plain steps, and their share of the measured peak rate."""
         best = ceilings(measured)
         rows: dict[str, list[dict[str, Any]]] = {}
         for stepper in self.steppers:
             size, precision = stepper.config.batch_size, stepper.config.precision
-            figures = measured[stepper.name]
+            values = measured[stepper.name]
             row: dict[str, Any] = {
                 "batch_size": size,
                 "precision": "float32" if stepper.plain else precision,
                 "steps_per_block": self.steps_of_block[size],
-                "step_seconds": figures["seconds"].json(),
-                "bytes_per_second": figures["bytes"].json(),
+                "step_seconds": values["seconds"].json(),
+                "bytes_per_second": values["bytes"].json(),
             }
             if counted := has_plain(stepper.config):
-                row["operations_per_second"] = figures["operations"].json()
+                row["operations_per_second"] = values["operations"].json()
             if counted and (ceiling := best.get(row["precision"])) is not None:
-                row["share_of_ceiling"] = figures["operations"].median / ceiling.median
-                row["share_without_look_ups"] = figures["necessary"].median / ceiling.median
+                row["share_of_ceiling"] = values["operations"].median / ceiling.median
+                row["share_without_look_ups"] = values["necessary"].median / ceiling.median
             if not stepper.plain and f"plain {size}" in measured:
-                row["times_plain"] = ratio(figures["bytes"], measured[f"plain {size}"]["bytes"]).json()
+                row["times_plain"] = ratio(values["bytes"], measured[f"plain {size}"]["bytes"]).json()
             rows.setdefault("plain" if stepper.plain else "step", []).append(row)
         return rows
 
 
 class Data:
-    """The batches of the training step, made and thrown away."""
+    """Batches of the training step, made and thrown away."""
 
     def __init__(self, config: RunConfig[Any], corpus: Corpus, seconds: float) -> None:
         self.batches = TrainingBatches(corpus, config)
         self.seconds = seconds
 
     def contenders(self) -> list[Contender]:
-        """The one."""
+        """Return the only contender."""
         return [Contender("data", lambda _: self._block())]
 
     def _block(self) -> dict[str, float]:
@@ -169,9 +169,9 @@ class Data:
         return {"bytes": sum(made[-calls:]) / seconds}
 
     def result(self, measured: Measured) -> dict[str, Any]:
-        """Bytes of text a second, and how often that is what the fastest step consumes."""
+        """Return bytes of text per second, and their ratio to what the fastest step consumes."""
         data = measured["data"]["bytes"]
-        steps = [figures["bytes"] for name, figures in measured.items() if name.startswith("step ")]
+        steps = [values["bytes"] for name, values in measured.items() if name.startswith("step ")]
         fastest = max(steps, key=lambda series: series.median, default=None)
         part = {"bytes_per_second": data.json()}
         if fastest is not None:
@@ -190,7 +190,7 @@ class Evaluation:
         self.trainer.evaluate()
 
     def contenders(self) -> list[Contender]:
-        """The one."""
+        """Return the only contender."""
         return [Contender("evaluation", lambda _: self._block())]
 
     def _block(self) -> dict[str, float]:
@@ -198,6 +198,6 @@ class Evaluation:
         return {"seconds_per_sample": seconds / self.trainer.valid_batches.num_samples}
 
     def result(self, measured: Measured) -> dict[str, Any]:
-        """Samples of an evaluation of the run, and seconds of each."""
+        """Return the samples of an evaluation of the run, and the seconds of each."""
         seconds = measured["evaluation"]["seconds_per_sample"]
         return {"evaluation": {"samples": self.samples, "seconds_per_sample": seconds.json()}}

@@ -1,4 +1,4 @@
-"""What ``python -m raytrain.bench`` says on the terminal."""
+"""Tables of a benchmark for the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """Tables of a result: a row for all that was measured, median (least-most); then the run, then the noise."""
+    """Return the tables of a result with medians and ranges, then the estimate of a run, then the noise."""
     from rich.console import Console
 
     console = Console(record=True, width=120, file=StringIO(), highlight=False)
@@ -41,8 +41,8 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _figure(series: dict[str, Any] | None, form: str = ",.0f", scale: float = 1.0, unit: str = "") -> str:
-    """Median (least-most)."""
+def _series(series: dict[str, Any] | None, form: str = ",.0f", scale: float = 1.0, unit: str = "") -> str:
+    """Return a series as median (least-most)."""
     if series is None:
         return ""
     middle, least, most = (format(series[key] / scale, form) for key in ("median", "min", "max"))
@@ -54,13 +54,13 @@ def _share(value: float | None) -> str:
 
 
 def _ceiling(part: dict[str, Any]) -> Table:
-    table = _table("what the machine can do", "", "shape", "GFLOP/s or GB/s")
+    table = _table("peak rates of the machine", "", "shape", "GFLOP/s or GB/s")
     for precision, shapes in part["products"].items():
         for name, row in sorted(shapes.items(), key=lambda item: -item[1]["operations_per_second"]["median"]):
             shape = " x ".join(map(str, row["shape"]))
-            table.add_row(f"{precision} product, {name}", shape, _figure(row["operations_per_second"], ",.1f", 1e9))
+            table.add_row(f"{precision} product, {name}", shape, _series(row["operations_per_second"], ",.1f", 1e9))
     copied = f"{part['copy']['bytes'] / 2**20:.0f} MiB"
-    table.add_row("copy, read and written", copied, _figure(part["copy"]["bytes_per_second"], ",.1f", 1e9))
+    table.add_row("copy, read and written", copied, _series(part["copy"]["bytes_per_second"], ",.1f", 1e9))
     return table
 
 
@@ -72,11 +72,11 @@ def _steps(part: list[dict[str, Any]], title: str) -> Table:
         table.add_row(
             str(row["batch_size"]),
             row["precision"],
-            _figure(row["bytes_per_second"]),
-            _figure(row["step_seconds"], ".3g"),
+            _series(row["bytes_per_second"]),
+            _series(row["step_seconds"], ".3g"),
             _share(row.get("share_of_ceiling")),
             _share(row.get("share_without_look_ups")),
-            *([_figure(row.get("times_plain"), ".2f")] if beside else []),
+            *([_series(row.get("times_plain"), ".2f")] if beside else []),
         )
     return table
 
@@ -89,9 +89,9 @@ def _scaling(part: dict[str, Any]) -> Table:
         table.add_row(
             f"{row['workers']}{mark}",
             str(row["threads"]),
-            _figure(row["fixed_batch_bytes_per_second"]),
+            _series(row["fixed_batch_bytes_per_second"]),
             _share(row["fixed_batch_efficiency"]["median"]),
-            _figure(row["fixed_share_bytes_per_second"]),
+            _series(row["fixed_share_bytes_per_second"]),
             _share(row["fixed_share_efficiency"]["median"]),
         )
     return table
@@ -104,8 +104,8 @@ def _ray(part: dict[str, Any]) -> Table:
     interval = part["ray_over_torchrun"]["confidence_95"]
     between = "" if interval is None else f" (95% confidence {interval[0]:.3f}-{interval[1]:.3f})"
     table.add_row("Ray Train over torchrun", f"{part['ray_over_torchrun']['median']:.3f}{between}")
-    table.add_row("a call of log", _figure(part["call_seconds"]["log"], ".3f", 1e-3, " ms"))
-    table.add_row("a call of evaluated", _figure(part["call_seconds"]["evaluated"], ".1f", 1e-3, " ms"))
+    table.add_row("a call of log", _series(part["call_seconds"]["log"], ".3f", 1e-3, " ms"))
+    table.add_row("a call of evaluated", _series(part["call_seconds"]["evaluated"], ".1f", 1e-3, " ms"))
     table.add_row("share of a step inside report calls", f"{part['share_inside_reports']:.3%}")
     table.add_row("Ray's processes while idle, cores", f"{part['idle_cores']:.3f}")
     return table
@@ -113,12 +113,12 @@ def _ray(part: dict[str, Any]) -> Table:
 
 def _checkpoint(part: dict[str, Any]) -> Table:
     table = _table(f"checkpoint of {part['bytes'] / 1e6:.1f} MB every {part['steps_between']} steps", "", "")
-    table.add_row("copying the state", _figure(part["copy_seconds"], ".2f", 1e-3, " ms"))
-    table.add_row("inside save", _figure(part["save_seconds"], ".2f", 1e-3, " ms"))
-    table.add_row("until it is written", _figure(part["commit_seconds"], ".0f", 1e-3, " ms"))
+    table.add_row("copying the state", _series(part["copy_seconds"], ".2f", 1e-3, " ms"))
+    table.add_row("inside save", _series(part["save_seconds"], ".2f", 1e-3, " ms"))
+    table.add_row("until it is written", _series(part["commit_seconds"], ".0f", 1e-3, " ms"))
     table.add_row("share of the time inside save", f"{part['share_inside_save']['median']:.4%}")
     table.add_row("share of the time, copy and waiting included", f"{part['share_of_stall']['median']:.3%}")
-    table.add_row("a step beside the writing, over one alone", _figure(part["step_beside_over_alone"], ".2f"))
+    table.add_row("a step beside the writing, over one alone", _series(part["step_beside_over_alone"], ".2f"))
     return table
 
 
@@ -126,16 +126,16 @@ def _sampling(part: dict[str, Any]) -> Table:
     table = _table("sampling (untrained weights)", "", "bytes/s", "texts/s")
     for title, key in ((f"{part['num']} together", "batched"), ("one at a time", "one_at_a_time")):
         rates = part[key]
-        table.add_row(title, _figure(rates["bytes_per_second"]), _figure(rates["texts_per_second"], ",.1f"))
-    table.add_row("together over one at a time", _figure(part["times_one_at_a_time"], ".1f"), "")
+        table.add_row(title, _series(rates["bytes_per_second"]), _series(rates["texts_per_second"], ",.1f"))
+    table.add_row("together over one at a time", _series(part["times_one_at_a_time"], ".1f"), "")
     return table
 
 
 def _data(part: dict[str, Any]) -> Table:
     table = _table("data alone", "", "")
-    table.add_row("bytes/s", _figure(part["bytes_per_second"]))
+    table.add_row("bytes/s", _series(part["bytes_per_second"]))
     if "times_fastest_step" in part:
-        table.add_row("times what the fastest step consumes", _figure(part["times_fastest_step"], ",.0f"))
+        table.add_row("times what the fastest step consumes", _series(part["times_fastest_step"], ",.0f"))
     return table
 
 
@@ -162,7 +162,7 @@ def _run(run: dict[str, Any] | None) -> list[str]:
 def _noise(noise: dict[str, Any]) -> list[str]:
     if not noise["noisy"]:
         return ["the machine was quiet"]
-    return [f"noisy machine, take these figures with care: {'; '.join(noise['noisy'])}"]
+    return [f"noisy machine, take these numbers with care: {'; '.join(noise['noisy'])}"]
 
 
 _TABLES: dict[str, Any] = {

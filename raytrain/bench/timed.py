@@ -1,4 +1,4 @@
-"""The whole loop, timed from inside: how fast its steps are, and how long it is held up by what it reports to."""
+"""The training loop, timed from inside: its steps, and the calls of its reporter."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ RECORDS = 10
 
 
 class TimedReporter:
-    """Passes everything on, and takes the time that it takes."""
+    """Passes every call on to another reporter, and times it."""
 
     def __init__(self, report: Reporter) -> None:
         self.report = report
         self.moments: list[float] = []
-        """When each record came."""
+        """Time of each record."""
         self.logging: list[float] = []
         """Seconds of each call of ``log``."""
         self.evaluating: list[float] = []
@@ -51,7 +51,7 @@ class TimedReporter:
 def timed_train(
     config: RunConfig[Any], corpus: Corpus, world: World, storage: Storage, report: Reporter
 ) -> dict[str, float]:
-    """Run the loop; returns what rank 0 saw, and nothing on the others.
+    """Run the loop; return the times of rank 0, and an empty dict on the other ranks.
 
     ``seconds`` is the time of a step from the first record to the last but one, since an evaluation comes before the
     last. ``config`` makes ``RECORDS`` records.
@@ -69,7 +69,7 @@ def timed_train(
 
 
 def timed_config(config: RunConfig[Any], steps: int) -> RunConfig[Any]:
-    """``config`` for a run of about ``steps`` steps with ``RECORDS`` records and one evaluation, at its end."""
+    """Return ``config`` for a run of about ``steps`` steps with ``RECORDS`` records and one evaluation, at its end."""
     every = max(1, steps // RECORDS)
     total = RECORDS * every
     return override(

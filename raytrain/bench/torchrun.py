@@ -1,4 +1,4 @@
-"""Groups of workers under ``torchrun`` that wait between blocks, so that several groups can take turns."""
+"""Worker groups under ``torchrun`` that wait between blocks, so that several groups can take turns."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from types import TracebackType
 from typing import Any
 
 START_S = 300.0
-"""Longest that workers may take to start."""
+"""Longest start of the workers, in seconds."""
 
 
 class TorchrunGroup:
     """Processes of ``raytrain.bench.worker``, each with its own cores."""
 
     def __init__(self, workers: int, threads: int, cores: list[int], torchrun: bool = True) -> None:
-        """``workers`` of ``threads`` threads each share ``cores``; one without ``torchrun`` is a process like any."""
+        """Start ``workers`` of ``threads`` threads each, which share ``cores``.
+
+        One worker without ``torchrun`` is an ordinary process.
+        """
         self.workers = workers
         self.threads = threads
         self._folder = tempfile.TemporaryDirectory(prefix="raytrain-bench-")
@@ -69,7 +72,7 @@ class TorchrunGroup:
         self._folder.cleanup()
 
     def ask(self, command: dict[str, Any]) -> list[dict[str, Any]]:
-        """Let every worker do ``command``; returns their answers, by no order of rank."""
+        """Let every worker do ``command``; return their answers, in no order of rank."""
         for stream in self._streams:
             stream.write(json.dumps(command) + "\n")
             stream.flush()
@@ -80,11 +83,11 @@ class TorchrunGroup:
 
     def _dead(self) -> RuntimeError:
         log = self._log.read_text(errors="replace") if self._log.exists() else ""
-        return RuntimeError(f"a worker of the bench has died:\n{log[-4000:]}")
+        return RuntimeError(f"a worker of the benchmark has died:\n{log[-4000:]}")
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """Return a port that no process listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""A worker of the bench: does what it is told over a socket, alone or as one of a group under ``torchrun``.
+"""Worker of a benchmark: obeys commands from a socket, alone or as one of a group under ``torchrun``.
 
 torchrun ... -m raytrain.bench.worker SOCKET CORES
 """
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from raytrain.training.trainer import Trainer, World
 
 WARM_UP = 2
-"""Steps before any are timed."""
+"""Steps before the first timed one."""
 
 
 def share_of(cores: list[int], rank: int, size: int) -> list[int]:
-    """The cores of worker ``rank`` of ``size``: an even share of its own or, where there are too few, one of them."""
+    """Return the cores of worker ``rank`` of ``size``: an even share, or one of them where there are too few."""
     if size > len(cores):
         return [cores[rank % len(cores)]]
     return cores[len(cores) * rank // size : len(cores) * (rank + 1) // size]
 
 
 class Worker:
-    """What it can do, by name."""
+    """Commands of a worker, by name."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.trainers: dict[str, Trainer] = {}
 
     def steps(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Do ``count`` training steps from ``first``; returns seconds and bytes of text."""
+        """Do ``count`` training steps from ``first``; return seconds and bytes of text."""
         from raytrain.bench.rounds import synchronise
 
         trainer = self._trainer(command)
@@ -50,7 +50,7 @@ class Worker:
         return {"seconds": time.perf_counter() - began, "bytes": text_bytes}
 
     def loop(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Run the whole loop; returns what ``timed_train`` does."""
+        """Run the whole loop; return the times of ``timed_train``."""
         from raytrain.bench.timed import timed_train
         from raytrain.config.schema import from_dict
         from raytrain.data.corpus import Corpus
@@ -64,7 +64,7 @@ class Worker:
             )
 
     def memory(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Do a few steps; returns the most memory that this process has taken, in bytes."""
+        """Do a few steps; return the peak memory of this process in bytes."""
         from raytrain.bench.machine import peak_memory
 
         self._trainer(command)
@@ -92,7 +92,7 @@ class Worker:
 
 
 def main() -> None:
-    """Take the cores, then connect, then obey until the socket is closed."""
+    """Pin the process to its cores, connect, and obey commands until the socket is closed."""
     address, cores = sys.argv[1], [int(core) for core in sys.argv[2].split(",")]
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     os.sched_setaffinity(0, share_of(cores, rank, size))  # before torch makes its threads

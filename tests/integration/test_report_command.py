@@ -182,7 +182,7 @@ def test_the_report_of_a_search_is_one_page_that_needs_no_network(
     for data in images:
         low, high = Image.open(io.BytesIO(data)).convert("L").getextrema()
         assert low != high
-    assert "Best: trial 009 with 2.050 bits per byte" in page
+    assert "Best: trial 009 with negative ELBO 2.050 bits/byte" in page
     assert "11 trials (10 finished, 1 failed)" in page
     assert "&lt;the worker died&gt;" in page
     assert "collapsed:" not in page

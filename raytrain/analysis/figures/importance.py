@@ -1,4 +1,4 @@
-"""How much each hyper-parameter of a search matters: Optuna's fANOVA over the trials, drawn."""
+"""Figure of the hyperparameters' importance: Optuna's fANOVA over the trials of a search."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
     import optuna
 
 MIN_TRIALS = 8
-"""Evaluated trials below which a share of the variance would be noise."""
+"""Fewest evaluated trials. With less, a share of the variance would be noise."""
 
 
 @dataclass(frozen=True)
 class Importance:
-    """The share of the variance of the bound that a parameter explains."""
+    """The share of the variance of the negative ELBO that a parameter explains."""
 
     name: str
     share: float
     num_trials: int
     """Evaluated trials that have the parameter."""
     conditional: bool
-    """Whether some trials do not have it: its share is then among those that do."""
+    """True if some trials do not have it. Its share is then computed among those that do."""
 
 
 def importances(study: optuna.Study) -> list[Importance]:
-    """The importance of every parameter of a study (its first objective), the largest first.
+    """Return the importance of every parameter for the first objective of a study, the largest first.
 
-    Empty where there are fewer than ``MIN_TRIALS`` evaluated trials or nothing varies. A parameter that
-    only some trials have is assessed among those, if they are enough.
+    Empty if there are fewer than ``MIN_TRIALS`` evaluated trials, or if nothing varies. A parameter that only some
+    trials have is assessed among those, if they are enough.
     """
-    # one that was started from a config outside the space has no parameters
+    # a warm start from outside the space has no parameters
     trials = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if trial.params]
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     having = {name: [trial for trial in trials if name in trial.params] for name in names}
@@ -64,7 +64,7 @@ def importances(study: optuna.Study) -> list[Importance]:
 
 
 def rebuild_study(rows: Sequence[TrialRow]) -> optuna.Study:
-    """A study with the parameters and bits per byte of all evaluated trials."""
+    """Make a study with the parameters and bits per byte of all evaluated trials."""
 
     def kinds(values: list[Any]) -> BaseDistribution:
         if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
@@ -91,20 +91,20 @@ def rebuild_study(rows: Sequence[TrialRow]) -> optuna.Study:
 
 
 def importance(rows: Sequence[TrialRow], study: optuna.Study | None = None) -> Figure:
-    """Bars of the importance of each hyper-parameter; in words where there are too few trials to tell.
+    """Draw bars of the importance of each hyperparameter, or a sentence where there are too few trials.
 
     ``study`` is the search's own, if at hand: it knows the scale of each parameter.
     """
     scored = [row for row in ranked(rows) if row.status != "failed" and row.parameters]
     if len(scored) < MIN_TRIALS:
         return message(
-            f"The importance of hyper-parameters needs at least {MIN_TRIALS} evaluated trials; there are {len(scored)}."
+            f"The importance of hyperparameters needs at least {MIN_TRIALS} evaluated trials; there are {len(scored)}."
         )
     found = importances(rebuild_study(scored) if study is None else study)
     if not found:
-        return message("Nothing varies over the evaluated trials: no parameter can matter.")
+        return message("Nothing varies over the evaluated trials: no parameter has an importance.")
     figure = new_figure(7.0, 1.2 + 0.36 * len(found))
-    axes = dress(figure.add_subplot(), f"share of the variance of the bound (fANOVA, {len(scored)} trials)", "")
+    axes = dress(figure.add_subplot(), f"share of the variance of the negative ELBO (fANOVA, {len(scored)} trials)", "")
     colours = [SKY if entry.conditional else BLUE for entry in found]
     bars = axes.barh([plain(short(entry.name, 24)) for entry in found], [entry.share for entry in found], color=colours)
     axes.bar_label(bars, [f"{entry.share:.2f}" for entry in found], padding=3, fontsize=8.5)
@@ -112,6 +112,6 @@ def importance(rows: Sequence[TrialRow], study: optuna.Study | None = None) -> F
     axes.grid(False, axis="y")
     axes.set_xlim(0, 1.12 * max(max(entry.share for entry in found), 0.05))
     if any(entry.conditional for entry in found):
-        handles = [Patch(color=BLUE, label="in all trials"), Patch(color=SKY, label="among those that have it")]
+        handles = [Patch(color=BLUE, label="in all trials"), Patch(color=SKY, label="among trials that have it")]
         explain(axes, handles)
     return figure

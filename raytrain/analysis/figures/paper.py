@@ -1,4 +1,4 @@
-"""The figures of Semeniuta et al. (2017) again, in the paper's own axes."""
+"""Figures of Semeniuta et al. (2017), reproduced with the paper's own axes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NOTHING = "No run of this figure has been evaluated."
 
 
 def fig3(records: Sequence[Record]) -> Figure:
-    """No history: the reconstruction of convolutional and LSTM autoencoders over the steps, a line a length."""
+    """Draw the reconstruction of decoders without history over the steps: convolutional and LSTM, a line per length."""
     curves = [record for record in records if record.curve]
     if not curves:
         return message(NOTHING)
@@ -62,10 +62,10 @@ def fig3(records: Sequence[Record]) -> Figure:
 
 
 def fig4(records: Sequence[Record]) -> Figure:
-    """Bits per character, KL, and KL over reconstruction against the length of the samples.
+    """Draw bits per character, KL, and KL over reconstruction against the length of the samples.
 
-    The plain LSTM language model stands beside the bound of the others: where an LSTM VAE costs the same
-    as it and has no KL, the code is not used; where both cost more than later, they are trained too little.
+    The plain LSTM language model stands beside the negative ELBO of the VAEs. An LSTM VAE that costs the same and has
+    no KL does not use its code. Where both cost more than later, they are trained too little.
     """
     if not records:
         return message(NOTHING)
@@ -88,7 +88,7 @@ def fig4(records: Sequence[Record]) -> Figure:
 
 
 def fig5(records: Sequence[Record]) -> Figure:
-    """KL and the bound against alpha, with and without annealing of the KL weight."""
+    """Draw KL and negative ELBO against alpha, with and without annealing of the KL weight."""
     if not records:
         return message(NOTHING)
     figure = new_figure(8.4, 3.8)
@@ -99,7 +99,7 @@ def fig5(records: Sequence[Record]) -> Figure:
     }
     for axes, name, value in (
         (panels[0], KL, lambda record: record.kl),
-        (panels[1], f"bound ({BITS})", lambda record: record.bits_per_byte),
+        (panels[1], f"negative ELBO ({BITS})", lambda record: record.bits_per_byte),
     ):
         dress(axes, "alpha, weight of the auxiliary loss", name)
         for annealed, look in looks.items():
@@ -111,7 +111,7 @@ def fig5(records: Sequence[Record]) -> Figure:
 
 
 def fig6(records: Sequence[Record]) -> Figure:
-    """KL against the receptive field of a convolutional top net, a line for each alpha."""
+    """Draw the KL against the receptive field of a convolutional top net, a line for each alpha."""
     usable = [record for record in records if record.receptive_field is not None]
     if not usable:
         return message("No run with a convolutional top net has been evaluated.")
@@ -135,7 +135,7 @@ def fig6(records: Sequence[Record]) -> Figure:
 
 
 def tweets(records: Sequence[Record]) -> Figure:
-    """Reconstruction, KL and bound of both models against the share of input bytes dropped."""
+    """Draw reconstruction, KL and negative ELBO of both models against the share of input bytes that are dropped."""
     usable = [record for record in records if has_latent(record.model)]
     if not usable:
         return message(NOTHING)
@@ -144,7 +144,7 @@ def tweets(records: Sequence[Record]) -> Figure:
     values: list[tuple[str, Value]] = [
         ("reconstruction (nats per sample)", lambda record: record.reconstruction),
         (KL, lambda record: record.kl),
-        ("bound (nats per sample)", lambda record: record.bound),
+        ("negative ELBO (nats per sample)", lambda record: record.bound),
     ]
     for axes, (name, value) in zip(panels, values, strict=True):
         dress(axes, "input dropout", name)
@@ -180,7 +180,7 @@ def _order(model: str) -> tuple[int, str]:
 
 
 def _line(axes: Axes, records: Iterable[Record], x: Value, y: Value, look: tuple[str, str, str, str]) -> None:
-    """A line through the mean at each x; every run is a point, hollow if it did not reach its last step."""
+    """Draw a line through the mean at each x; every run is a point, hollow if it did not reach its last step."""
     label, colour, marker, line = look
     points: dict[float, list[float]] = defaultdict(list)
     for record in records:
@@ -192,7 +192,7 @@ def _line(axes: Axes, records: Iterable[Record], x: Value, y: Value, look: tuple
         positions = sorted(points)
         means = [float(np.mean(points[position])) for position in positions]
         axes.plot(positions, means, color=colour, linestyle=line, linewidth=1.6)
-        # the legend shows line and marker together; the points have no marker on their line, since some are hollow
+        # the legend shows line and marker together; the line itself has none, since some points are hollow
         axes.plot([], [], color=colour, linestyle=line, linewidth=1.6, marker=marker, markersize=5, label=label)
 
 
@@ -203,6 +203,6 @@ def _from_zero(axes: Axes) -> None:
 
 
 def _explain_below(figure: Figure, axes: Axes) -> None:
-    """One legend for all panels, under them."""
+    """Add a legend for all panels, below them."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, frameon=False)

@@ -1,4 +1,4 @@
-"""The parameters of a search's trials as parallel coordinates."""
+"""Figure of a search's parameters as parallel coordinates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raytrain.analysis.figures.style import GREY, INK, SEQUENCE, message, new_fi
 
 
 def parallel_coordinates(rows: Sequence[TrialRow]) -> Figure:
-    """Every trial as a line through its parameters to its bound; the better, the darker and the nearer."""
+    """Draw every trial as a line through its parameters to its negative ELBO; better ones are darker, and in front."""
     scored = ranked(rows)
     names = list(dict.fromkeys(name for row in scored for name in row.parameters))
     if not scored or not names:
@@ -67,10 +67,10 @@ def parallel_coordinates(rows: Sequence[TrialRow]) -> Figure:
 
 
 class _Column:
-    """One axis of parallel coordinates: the place in [0, 1] of each value, and labelled ticks."""
+    """An axis of parallel coordinates: the position in [0, 1] of each value, and labelled ticks."""
 
     ABSENT = -0.12
-    """Place of a parameter that was not drawn."""
+    """Position of a parameter that was not drawn."""
 
     def __init__(self, values: Sequence[Any]) -> None:
         present = [value for value in values if value is not None]

@@ -1,4 +1,4 @@
-"""What figures are drawn from: a row for each trial of a search, a record for each run of a figure of the paper."""
+"""Data of figures: a row for each trial of a search, a record for each run of a figure of the paper."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Curve = list[tuple[int, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRow:
-    """One trial as ``trials.parquet`` has it."""
+    """A trial as ``trials.parquet`` has it."""
 
     number: int
     name: str = ""
     run_id: str = ""
     status: str = "finished"
-    """finished, stopped, failed or hopeless; or, while the search goes on, waiting, running or interrupted."""
+    """finished, stopped, failed or early_stopped; while the search runs also waiting, running or interrupted."""
     reason: str = ""
     step: int = 0
     steps: int = 0
@@ -32,21 +32,21 @@ class TrialRow:
     """Seconds since 1970, as ``ended_at``."""
     ended_at: float = math.nan
     metrics: dict[str, float] = field(default_factory=dict)
-    """Of its best evaluation; those that are finite."""
+    """The finite metrics of its best evaluation."""
     parameters: dict[str, Any] = field(default_factory=dict)
-    """What the search space has drawn, by its own names; a parameter that was not drawn is left out."""
+    """Parameters that the search space has drawn, by its own names; without those that were not drawn."""
     fields: dict[str, Any] = field(default_factory=dict)
     """The fields of the config that the space has set."""
     model: str = ""
     length: int = 0
     rank: int = 0
-    """Where it stands among all by what the search looks for, from 1; 0 if the table does not say."""
+    """Rank among all trials by the search objective, from 1; 0 if the table has none."""
     origin: str = ""
-    """What its config was called, where the search was started from it."""
+    """Reference of its config, if it was a warm start."""
 
     @property
     def label(self) -> str:
-        """What figures and tables call it."""
+        """Name in figures and tables."""
         return self.name or f"{self.number:03}"
 
     @property
@@ -61,7 +61,7 @@ class TrialRow:
 
     @property
     def scored(self) -> bool:
-        """Whether it was ever evaluated to something finite."""
+        """True if it was ever evaluated to a finite value."""
         return math.isfinite(self.bits_per_byte)
 
     def point(self) -> tuple[float, float]:
@@ -70,13 +70,15 @@ class TrialRow:
 
 
 def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """The trials that have a bound, best first by what the search looks for: where the table does not say, by byte,
-    since a search may vary the length of samples."""
+    """Return the trials that have a negative ELBO, best first by the search objective.
+
+    Where the table has no ranks: by bits per byte, since a search may vary the length of samples.
+    """
     return sorted((row for row in rows if row.scored), key=lambda row: (row.rank, row.bits_per_byte, row.number))
 
 
 def read_trials(file: Path) -> list[TrialRow]:
-    """The rows of a ``trials.parquet``, by number.
+    """Read the rows of a ``trials.parquet``, by number.
 
     Raises:
         UserError: the file is no Parquet table, or has no column ``number``.
@@ -131,7 +133,7 @@ def _metrics(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def _under(entry: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """The columns of a row that start with ``prefix`` and hold something."""
+    """Return the columns of a row that start with ``prefix`` and hold a value."""
     return {
         key.removeprefix(prefix): value
         for key, value in entry.items()
@@ -141,7 +143,7 @@ def _under(entry: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One run of a figure of the paper, at its last evaluation."""
+    """A run of a figure of the paper, at its last evaluation."""
 
     model: str
     length: int
@@ -154,12 +156,12 @@ class Record:
     annealing: str = "linear"
     input_dropout: float = 0.0
     receptive_field: int | None = None
-    """Characters that the top net sees; None for a recurrent one."""
+    """Characters that the top net sees; ``None`` for a recurrent one."""
     step: int = 0
     steps: int = 0
     seed: int = 0
     curve: Curve = field(default_factory=list)
-    """Reconstruction over training steps, nats per sample, seen with the run's own input dropout."""
+    """Reconstruction over training steps in nats per sample, with the run's own input dropout."""
     run_id: str = ""
 
     @property
@@ -168,5 +170,5 @@ class Record:
         return self.reconstruction + self.kl
 
     def bits(self, nats: float) -> float:
-        """Nats per sample as bits per byte of text."""
+        """Convert nats per sample to bits per byte of text."""
         return nats * self.bits_per_byte / self.bound if self.bound else math.nan

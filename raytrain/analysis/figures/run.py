@@ -1,4 +1,4 @@
-"""One run: its loss over the steps, and what its model does with the validation split."""
+"""Figures of one run: its losses over the steps, and its model on the validation split."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ VALID_LOOK = {"linewidth": 1.6, "marker": "o", "markersize": 3.5}
 
 
 def losses(histories: Mapping[str, Curve]) -> Figure:
-    """The parts of the loss and the KL weight over the steps, in panels under each other.
+    """Draw the parts of the loss and the KL weight over the steps, in panels below each other.
 
-    The parts are drawn per byte: documents of a batch are of similar length, and nats per sample would
-    show the lengths more than the learning.
+    The parts are drawn per byte. The documents of a batch are of similar length, so nats per sample would show the
+    lengths more than the learning.
 
     Args:
         histories: (step, value) of ``train/...`` and ``valid/...`` by metric; what is missing is left out.
@@ -47,14 +47,17 @@ def losses(histories: Mapping[str, Curve]) -> Figure:
     panels = figure.subplots(
         3 if has_code else 1, 1, sharex=True, squeeze=False, height_ratios=(2, 1.3, 0.8) if has_code else (1,)
     )[:, 0]
-    top = dress(panels[0], "", "bits per byte", "reconstruction and bound" if has_code else "negative log-likelihood")
-    lines = [("reconstruction", BLUE), *([("auxiliary", GREEN), ("bound", INK)] if has_code else [])]
-    for name, colour in lines:
+    title = "reconstruction and negative ELBO" if has_code else "negative log-likelihood"
+    top = dress(panels[0], "", "bits per byte", title)
+    lines = [("reconstruction", "reconstruction", BLUE)]
+    if has_code:
+        lines += [("auxiliary", "auxiliary", GREEN), ("bound", "negative ELBO", INK)]
+    for name, label, colour in lines:
         for split, look in (("train", TRAIN_LOOK), ("valid", VALID_LOOK)):
             curve = _per_byte(histories, split, name)
-            # a model without an auxiliary head reports zeros; the training bound is the sum of what is drawn
+            # a model without an auxiliary head reports zeros; the training ELBO is the sum of what is drawn
             if any(value > 0 for _, value in curve) and (name, split) != ("bound", "train"):
-                top.plot(*_xy(curve), color=colour, label=f"{name}, {split}", **look)
+                top.plot(*_xy(curve), color=colour, label=f"{label}, {split}", **look)
     explain(top)
     if has_code:
         middle = dress(panels[1], "", "KL (nats per sample)")
@@ -73,7 +76,7 @@ def losses(histories: Mapping[str, Curve]) -> Figure:
 
 
 def _per_byte(histories: Mapping[str, Curve], split: str, name: str) -> Curve:
-    """A part of the loss in bits per byte, at the steps where the bound is known both ways."""
+    """Return a part of the loss in bits per byte, at the steps where the ELBO is known in nats and in bits."""
     nats, bits = (dict(histories.get(f"{split}/{key}", [])) for key in ("bound", "bits_per_byte"))
     return [
         (step, value * bits[step] / nats[step])
@@ -87,11 +90,11 @@ def _xy(curve: Curve) -> tuple[list[int], list[float]]:
 
 
 def bits_by_position(bits: Numbers, counts: Numbers) -> Figure:
-    """Bits per byte at each position of the samples, with how many samples reach it.
+    """Draw bits per byte at each position of the samples, and the share of samples that reach it.
 
     Args:
         bits: [length], the mean of -log2 p over the samples that reach the position, STOP included.
-        counts: [length], how many do.
+        counts: [length], the number of samples that do.
     """
     reached = counts > 0
     positions = np.arange(1, len(bits) + 1)[reached]
@@ -116,11 +119,11 @@ def bits_by_position(bits: Numbers, counts: Numbers) -> Figure:
 
 
 def kl_by_dimension(kl: Numbers, active: NDArray[np.bool_]) -> Figure:
-    """KL of each latent dimension, the largest first; dimensions that are not active are grey.
+    """Draw the KL of each latent dimension, the largest first; inactive dimensions are grey.
 
     Args:
         kl: [latent], nats per sample.
-        active: [latent], whether the posterior mean varies over samples.
+        active: [latent], true if the posterior mean varies over samples.
     """
     if len(kl) == 0:
         return message("A language model has no latent code.")
@@ -131,7 +134,7 @@ def kl_by_dimension(kl: Numbers, active: NDArray[np.bool_]) -> Figure:
     axes.bar(np.arange(1, len(kl) + 1), kl[order], color=colours, width=0.85)
     axes.set_xlim(0.3, len(kl) + 0.7)
     axes.set_title(
-        f"{kl.sum():.2f} nats in all, {int(active.sum())} of {len(kl)} dimensions active",
+        f"{kl.sum():.2f} nats in total, {int(active.sum())} of {len(kl)} dimensions active",
         fontsize=10.5,
         loc="left",
         color=INK,
@@ -145,9 +148,9 @@ def kl_by_dimension(kl: Numbers, active: NDArray[np.bool_]) -> Figure:
 
 
 def project(means: Numbers) -> tuple[Numbers, tuple[str, str]]:
-    """Posterior means [samples, latent] in 2-D, and the names of the two axes.
+    """Project posterior means [samples, latent] to 2-D; return the points and the names of the two axes.
 
-    The first two principal components (by SVD); the code itself where it has at most two dimensions.
+    These are the first two principal components (by SVD), or the code itself if it has at most two dimensions.
     """
     if means.shape[1] <= 2:
         points = np.pad(means, ((0, 0), (0, 2 - means.shape[1])))
@@ -163,11 +166,11 @@ def project(means: Numbers) -> tuple[Numbers, tuple[str, str]]:
 
 
 def latent_space(means: Numbers, properties: Mapping[str, Sequence[float] | Sequence[bool]]) -> Figure:
-    """The validation samples' codes in 2-D, once for each property, coloured by it.
+    """Draw the codes of the validation samples in 2-D, once for each property, coloured by it.
 
     Args:
         means: [samples, latent], the means of q(z | x).
-        properties: name -> one value a sample; booleans become two colours, numbers a scale.
+        properties: name -> one value per sample; booleans become two colours, numbers a scale.
     """
     if means.shape[1] == 0 or len(means) == 0:
         return message("A language model has no latent code.")

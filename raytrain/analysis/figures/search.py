@@ -1,4 +1,4 @@
-"""What a search has found: figures over the rows of its trials."""
+"""Figures of a search, over the rows of its trials."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from raytrain.config.schedules import kl_weight
 from raytrain.config.schema import ObjectiveConfig
 from raytrain.metrics import COLLAPSED_KL, pareto_front
 
-BITS = "bound (bits per byte)"
+BITS = "negative ELBO (bits per byte)"
 NOTHING = "No trial has been evaluated."
 STATUS_LOOK = {
     "finished": (BLUE, "o"),
@@ -44,11 +44,11 @@ STATUS_LOOK = {
     "interrupted": (PURPLE, "D"),
     "running": (SKY, "P"),
 }
-"""Colour and marker of each status that a trial with a bound can have."""
+"""Colour and marker of each status that an evaluated trial can have."""
 
 
 def best_so_far(rows: Sequence[TrialRow]) -> Figure:
-    """Each trial's bound when it ended, and the best one known by then."""
+    """Draw the negative ELBO of each trial when it ended, and the best one known by then."""
     ended = sorted((row for row in rows if math.isfinite(row.ended_at)), key=lambda row: row.ended_at)
     if not any(row.scored for row in ended):
         return message(NOTHING)
@@ -96,7 +96,7 @@ def best_so_far(rows: Sequence[TrialRow]) -> Figure:
 
 
 def _limit(axes: Axes, values: Sequence[float]) -> None:
-    """Leave out of the y axis what is far worse than the rest, and say so."""
+    """Leave values far worse than the rest out of the y axis, and note how many."""
     high = upper_limit(values)
     room = 0.06 * (high - min(values)) or 0.06 * max(abs(high), 1.0)
     axes.set_ylim(min(values) - room, high + room)
@@ -106,7 +106,7 @@ def _limit(axes: Axes, values: Sequence[float]) -> None:
 
 
 def bound_against_kl(rows: Sequence[TrialRow]) -> Figure:
-    """What the latent code says against what it costs, with the front of trials that nobody beats in both."""
+    """Draw the negative ELBO against the KL, with the Pareto front of trials that no other beats in both."""
     usable = [row for row in ranked(rows) if math.isfinite(row.kl)]
     if not usable:
         return message(NOTHING)
@@ -159,10 +159,10 @@ def _name_points(axes: Axes, rows: Sequence[TrialRow]) -> None:
 
 
 def annealing_curves(rows: Sequence[TrialRow], objectives: dict[str, ObjectiveConfig], num: int = 5) -> Figure:
-    """KL weight over the steps that were taken, of the best ``num`` trials and of the worst ``num``.
+    """Draw the KL weight over the steps that were trained, of the best ``num`` trials and the worst ``num``.
 
     Args:
-        objectives: the objective of each trial, by run id; a trial without one is left out.
+        objectives: the config of each trial's loss, by run id; a trial without one is left out.
     """
     usable = [row for row in ranked(rows) if row.run_id in objectives and row.steps > 0 and has_latent(row.model)]
     if not usable:
@@ -191,7 +191,7 @@ def annealing_curves(rows: Sequence[TrialRow], objectives: dict[str, ObjectiveCo
 
 
 def _explain_groups(axes: Axes, handles: Sequence[Line2D], num: int) -> None:
-    """A legend in two parts: the best trials, then the worst."""
+    """Add a legend in two parts: the best trials, then the worst."""
     heading = [Line2D([], [], linestyle="", label=name) for name in (f"best {num}", f"worst {len(handles) - num}")]
     entries = [heading[0], *handles[:num]]
     if len(handles) > num:

@@ -1,4 +1,4 @@
-"""One look for all figures: colours that a colour-blind reader and a grey print keep apart, axes with units."""
+"""Style of all figures: colours that a colour-blind reader and a grey print can tell apart, and axes with units."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def model_look(model: str) -> tuple[str, str, str, str]:
 
 
 def new_figure(width: float = 7.0, height: float = 4.2) -> Figure:
-    """An empty figure of ``width`` x ``height`` inches whose parts make room for each other."""
+    """Return an empty figure of ``width`` x ``height`` inches whose parts make room for each other."""
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     return figure
 
 
 def dress(axes: Axes, x: str, y: str, title: str = "") -> Axes:
-    """Name the axes and take away what carries no data; returns ``axes``."""
+    """Label the axes, remove what carries no data, and return ``axes``."""
     axes.set_xlabel(x, fontsize=9.5, color=INK)
     axes.set_ylabel(y, fontsize=9.5, color=INK)
     if title:
@@ -79,7 +79,7 @@ def explain(axes: Axes, handles: Sequence[object] | None = None, *, title: str =
 
 
 def message(text: str, width: float = 7.0, height: float = 4.2) -> Figure:
-    """A figure that says in words why there is nothing to draw."""
+    """Return a figure with a sentence that says why there is nothing to draw."""
     figure = new_figure(width, height)
     say(figure.add_subplot(), text)
     return figure
@@ -94,12 +94,12 @@ def say(axes: Axes, text: str) -> None:
 
 
 def plain(text: object) -> str:
-    """``text`` as a label: matplotlib would take what is between two dollar signs for a formula."""
+    """Return ``text`` as a label: matplotlib would take the text between two dollar signs for a formula."""
     return str(text).replace("$", r"\$")
 
 
 def short(value: object, length: int = 16) -> str:
-    """A value of a config as a short label."""
+    """Return a value of a config as a short label."""
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, (list, tuple)):
@@ -109,7 +109,7 @@ def short(value: object, length: int = 16) -> str:
 
 
 def upper_limit(values: Iterable[float]) -> float:
-    """Where an axis of values that are better when lower should end: outliers must not squeeze the others."""
+    """Return the end of an axis whose values are better when lower, so that outliers do not squeeze the others."""
     ordered = sorted(value for value in values if math.isfinite(value))
     if not ordered:
         return 1.0
@@ -118,14 +118,14 @@ def upper_limit(values: Iterable[float]) -> float:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
+    """Return the figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
 def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Write the figure to ``folder`` as ``name`` in each of ``formats``; returns the files."""
+    """Write the figure to ``folder`` as ``name`` in each of ``formats``, and return the files."""
     paths = [folder / f"{name}.{form}" for form in formats]
     for path, form in zip(paths, formats, strict=True):
         # without a date the same data gives the same file

@@ -1,4 +1,4 @@
-"""Tables: of the best trials, as a figure and in words."""
+"""Tables of the best trials, as a figure and as text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOP = 10
 
 
 def trial_cells(rows: Sequence[TrialRow]) -> tuple[list[str], list[list[str]]]:
-    """Column names and one list of cells for each of ``rows``: metrics first, then what the space has drawn."""
+    """Return column names, and a list of cells for each of ``rows``: metrics first, then the drawn parameters."""
     names = list(dict.fromkeys(name for row in rows for name in row.parameters))
     metrics = shown_metrics(row.metrics for row in rows)
     head = ["trial", "status", *(metric.label for metric in metrics), "step", "time", *names]
@@ -35,7 +35,7 @@ def trial_cells(rows: Sequence[TrialRow]) -> tuple[list[str], list[list[str]]]:
 
 
 def top_trials(rows: Sequence[TrialRow], num: int = TOP) -> Figure:
-    """The ``num`` best trials as a table."""
+    """Draw the ``num`` best trials as a table."""
     best = ranked(rows)[:num]
     if not best:
         return message("No trial has been evaluated.")

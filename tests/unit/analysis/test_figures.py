@@ -108,7 +108,7 @@ def test_best_so_far_falls_at_the_time_a_better_trial_ended() -> None:
     times, best = lines(figure)["best so far"]
     assert (times, best) == ([10, 20, 30, 40], [2.5, 2.5, 2.1, 2.1])
     assert axes.get_xlabel() == "time since the first trial began (seconds)"
-    assert axes.get_ylabel() == "bound (bits per byte)"
+    assert axes.get_ylabel() == "negative ELBO (bits per byte)"
     assert lines(figure)["never evaluated"][0] == [40]
 
 
@@ -133,7 +133,7 @@ def test_bound_against_kl_shows_every_trial_and_the_front() -> None:
     points = {tuple(point) for dots in axes.collections for point in dots.get_offsets().tolist()}  # type: ignore[union-attr]
     assert {(1.0, 2.0), (6.0, 2.2), (3.0, 2.3)} <= points
     assert lines(figure)["Pareto front"] == ([1.0, 6.0], [2.0, 2.2])
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("KL (nats per sample)", "bound (bits per byte)")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("KL (nats per sample)", "negative ELBO (bits per byte)")
     assert words(figure) == "000 001"
 
 
@@ -342,7 +342,7 @@ HISTORIES = {
 def test_losses_show_their_parts_over_the_steps() -> None:
     figure = run.losses(HISTORIES)
     assert lines(figure)["reconstruction, train"] == ([20, 40], [9, 4])
-    assert lines(figure)["bound, valid"] == ([40], [2.1])
+    assert lines(figure)["negative ELBO, valid"] == ([40], [2.1])
     assert lines(figure)["auxiliary, train"][1] == pytest.approx([9.5, 4.5])
     assert lines(figure, 1)["KL, train"] == ([20, 40], [1, 3])
     (weights,) = figure.axes[2].get_lines()
@@ -374,7 +374,7 @@ def test_kl_by_dimension_is_in_order() -> None:
     bars = figure.axes[0].patches
     assert [bar.get_height() for bar in bars] == [2, 1, 0]  # type: ignore[attr-defined]
     assert bars[0].get_facecolor() == bars[1].get_facecolor() != bars[2].get_facecolor()
-    assert figure.axes[0].get_title("left") == "3.00 nats in all, 2 of 3 dimensions active"
+    assert figure.axes[0].get_title("left") == "3.00 nats in total, 2 of 3 dimensions active"
 
 
 def test_latent_space_is_projected_on_its_widest_directions() -> None:

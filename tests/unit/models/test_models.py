@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
 
+from raytrain import models
 from raytrain.config.models import ByteLstmConfig, HybridConfig, LstmVaeConfig
 from raytrain.config.schema import RunConfig
 from raytrain.data.vocabulary import PAD, STOP
@@ -55,6 +58,19 @@ def test_the_tweet_models_have_the_papers_sizes() -> None:
     assert num_parameters(hybrid) - num_parameters(hybrid.output) == 10_827_913  # 10.8M in the paper
     lstm_vae = build_empty(RunConfig(model=LstmVaeConfig(latent=100, hidden=1000), length=128))
     assert num_parameters(lstm_vae) - num_parameters(lstm_vae.output) == 10_490_200  # 10.5M in the paper
+
+
+def test_a_models_module_is_never_imported_on_the_meta_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A constant tensor of a module that was first imported for ``build_empty`` would have no value ever after."""
+    find, devices = models._import, []
+
+    def note_device(name: str) -> Any:
+        devices.append(torch.get_default_device().type)
+        return find(name)
+
+    monkeypatch.setattr(models, "_import", note_device)
+    build_empty(tiny_config("hybrid"))
+    assert devices == ["cpu"]
 
 
 def test_the_byte_lstm_has_the_posts_size() -> None:
@@ -207,3 +223,19 @@ def test_sampling_is_seeded_and_bounded(name: str) -> None:
         sample(model, 1, temperature=-1)
     with pytest.raises(ValueError, match="max_length"):
         sample(model, 1, max_length=25)
+
+
+def test_a_model_that_is_first_built_empty_trains_afterwards() -> None:
+    """Its module is imported then, and what it keeps must not lie on the meta device."""
+    code = (
+        "import torch\n"
+        "from raytrain.models import build, build_empty\n"
+        "from raytrain.models.noise import Noise\n"
+        "from tests.conftest import tiny_config\n"
+        "config = tiny_config('hybrid')\n"
+        "build_empty(config)\n"
+        "terms = build(config)(torch.full((16, 24), 97), Noise(0, 0, [0], 16))\n"
+        "assert terms.reconstruction.isfinite().all()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

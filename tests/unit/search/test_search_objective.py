@@ -90,14 +90,14 @@ CONSTANT = ObjectiveConfig(annealing="constant")
     ("objective", "step", "bits", "kl", "judged"),
     [
         (CONSTANT, 499, 9.0, 0.0, None),  # too early, however bad
-        (CONSTANT, 500, 9.0, 0.0, "bound of 9.000"),
+        (CONSTANT, 500, 9.0, 0.0, "negative ELBO of 9.000"),
         (CONSTANT, 500, 4.0, 0.0, None),
         (LATE, 500, 9.0, 0.0, "reconstruction of 9.000"),
         (LATE, 500, 9.0, 250.0, None),  # the code costs 6.25 of 9 bits, while it is free
         (LATE, 2000, 9.0, 250.0, None),  # its price has just become what it is
         (LATE, 2499, 9.0, 250.0, None),
-        (LATE, 2500, 9.0, 250.0, "bound of 9.000"),
-        (LATE, 2500, 4.1, 100.0, "bound of 4.100"),
+        (LATE, 2500, 9.0, 250.0, "negative ELBO of 9.000"),
+        (LATE, 2500, 4.1, 100.0, "negative ELBO of 4.100"),
         (LATE, 2500, 4.0, 100.0, None),
     ],
 )
