@@ -249,15 +249,18 @@ def manifest_of(step: int, score: float | None, files: dict[str, bytes]) -> dict
 
 
 def commit(location: Storage, step: int, files: dict[str, bytes], manifest: dict[str, Any]) -> None:
-    """Write the files, then the manifest that makes them count."""
+    """Write the files, then the manifest that makes them count.
+
+    Over a checkpoint with the same manifest the files are written in place: each write replaces a file at once, so a
+    whole checkpoint never stops counting, and a damaged one is repaired.
+    """
     try:
         present = read_manifest(location, step)
-        if present["files"] == manifest["files"] and present["score"] == manifest["score"]:
-            read(location, step)
-            return  # the very same checkpoint, whole: it never stops counting
+        same = present["files"] == manifest["files"] and present["score"] == manifest["score"]
     except Refused:
-        pass
-    location.delete(MANIFEST)
+        same = False
+    if not same:
+        location.delete(MANIFEST)
     for name, data in files.items():
         location.write(name, data)
     location.write(MANIFEST, to_json(manifest))

@@ -21,7 +21,7 @@ from raytrain.metrics import REQUIRED_METRICS, Objective, SearchObjective
 from raytrain.storage import ARTIFACTS, open_storage
 from raytrain.storage.base import NotFoundError, Storage, StorageError, retry_storage
 from raytrain.utils.errors import UserError, check_text
-from raytrain.utils.validation import parse_json, validate_fields, validate_type
+from raytrain.utils.validation import parse_json, validate_object, validate_type
 
 if TYPE_CHECKING:
     from raytrain.tracking.runs import Run
@@ -126,16 +126,12 @@ def _read_owner(location: Storage) -> Claim:
     data = location.read(RUN)
     try:
         values = validate_type(parse_json(data), dict[str, Any], "it")
-        options = validate_fields(WorkerOptions, values.get("worker_options", {}), "worker_options.")
         made = {
             "experiment": values.get("experiment", EXPERIMENT),
-            "worker_options": WorkerOptions(**options),
+            "worker_options": validate_object(WorkerOptions, values.get("worker_options", {}), "worker_options."),
             "config": from_dict(values.get("config", {})),
         }
-        known = validate_fields(Claim, {**values, **made})
-        if missing := {"identity", "corpus", "corpus_path"} - known.keys():
-            raise ValueError(f"it has no {min(missing)}")
-        claim = Claim(**known)
+        claim = validate_object(Claim, {**values, **made})
         if not re.fullmatch(_DIGEST, claim.corpus):
             raise ValueError("it names no corpus")
         os.fsencode(claim.corpus_path)

@@ -15,7 +15,7 @@ from raytrain.runs.records import CHECKPOINTS
 from raytrain.storage import open_storage
 from raytrain.storage.base import Storage, StorageError, checked_key, retry_storage
 from raytrain.utils.errors import UserError
-from raytrain.utils.validation import parse_json, validate_fields, validate_type
+from raytrain.utils.validation import parse_json, validate_object, validate_type
 
 Status = Literal["waiting", "running", "interrupted", "finished", "stopped", "early_stopped", "failed"]
 ENDED: tuple[Status, ...] = ("finished", "stopped", "early_stopped", "failed")
@@ -80,10 +80,14 @@ class Trial:
         """Return the trial of a record.
 
         Raises:
-            UserError, ValueError, TypeError, KeyError, AttributeError: not a record.
+            ValueError: not a record.
         """
-        values = _decoded(parse_json(text))
-        trial = cls(**validate_fields(cls, {**values, "config": from_dict(values["config"])}))
+        values = validate_type(_decoded(parse_json(text)), dict[str, Any], "it")
+        try:
+            config = from_dict(values.get("config", {}))
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        trial = validate_object(cls, {**values, "config": config})
         _check(trial)
         return trial
 
@@ -107,7 +111,7 @@ def _check(trial: Trial) -> None:
         raise ValueError(f"best has no {min(missing)}")
     validate_type(trial.run.get("run_id", ""), str, "run.run_id")
     for entry in trial.history:
-        validate_type(entry["step"], int, "history.step")
+        validate_type(entry.get("step"), int, "history.step")
         validate_type(entry, dict[str, float], "history")
 
 
@@ -157,7 +161,7 @@ def read_record(storage: Storage, key: str) -> Trial:
     """
     try:
         return Trial.from_json(storage.read(key))
-    except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except ValueError as error:
         raise UserError(f"{storage.uri(key)} is not the record of a trial: {error}") from None
 
 

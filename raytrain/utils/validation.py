@@ -8,8 +8,9 @@ import math
 import types
 import typing
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+T = TypeVar("T")
 DEEPEST = 100
 """What is nested deeper than that may be read, and then neither copied nor written."""
 
@@ -63,6 +64,20 @@ def validate_fields(kind: type[Any], values: Any, prefix: str = "") -> dict[str,
         if name not in known:
             raise ValueError(f"unknown field {prefix}{name}; known: {', '.join(known)}")
     return {name: validate_type(value, hints[name], prefix + name) for name, value in values.items()}
+
+
+def validate_object(kind: type[T], values: Any, prefix: str = "") -> T:
+    """Return the dataclass ``kind`` made of the object ``values``.
+
+    Raises:
+        ValueError: as ``validate_fields``, or a field without a default is missing; the line names it.
+    """
+    fields = validate_fields(kind, values, prefix)
+    for item in dataclasses.fields(kind):  # type: ignore[arg-type]
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and item.name not in fields:
+            raise ValueError(f"{prefix.rstrip('.') or 'it'} has no {item.name}")
+    return kind(**fields)
 
 
 def validate_type(value: Any, hint: Any, name: str) -> Any:

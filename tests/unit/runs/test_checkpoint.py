@@ -17,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raytrain.runs.checkpoint import Checkpoint, Snapshot, best, latest, load, manifest_of
+from raytrain.runs.checkpoint import Checkpoint, Snapshot, best, commit, latest, load, manifest_of
 from raytrain.runs.checkpoint_writer import CheckpointWriter
 from raytrain.storage import open_storage
 from raytrain.storage.base import NotFoundError, Storage, StorageError
@@ -150,6 +150,69 @@ def test_the_same_step_again_is_harmless(storage: Storage) -> None:
     with CheckpointWriter(storage) as writer:
         writer.save(changed)
     assert_same(latest(storage), changed)
+
+
+class Watched(FolderStorage):
+    """Notes what is read and deleted, and looks for the newest checkpoint after every write."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.read_keys, self.deleted, self.newest = list[str](), list[str](), list[int | None]()
+
+    def read(self, key: str) -> bytes:
+        self.read_keys.append(key)
+        return super().read(key)
+
+    def delete(self, key: str) -> None:
+        self.deleted.append(key)
+        super().delete(key)
+
+    def write(self, key: str, data: bytes) -> None:
+        super().write(key, data)
+        found = latest(FolderStorage(self._root.parent))
+        self.newest.append(None if found is None else found.step)
+
+
+def written_again(tmp_path: Path, score: float) -> Watched:
+    """Commit the checkpoint of step 7 once more, with this score."""
+    location = tmp_path / "step-00000007"
+    files = {path.name: path.read_bytes() for path in location.iterdir() if path.name != "manifest.json"}
+    watched = Watched(location)
+    commit(watched, 7, files, manifest_of(7, score, files))
+    return watched
+
+
+def test_a_checkpoint_that_is_written_again_counts_throughout_and_is_not_read(tmp_path: Path) -> None:
+    save(FolderStorage(tmp_path), 7)  # its score is 7 % 7
+    watched = written_again(tmp_path, 0.0)
+    assert watched.read_keys == ["manifest.json"]
+    assert watched.deleted == []
+    assert set(watched.newest) == {7}
+
+
+def test_a_checkpoint_of_another_score_or_with_a_damaged_manifest_does_not_count_until_it_is_whole(
+    tmp_path: Path,
+) -> None:
+    save(FolderStorage(tmp_path), 7)
+    watched = written_again(tmp_path, 1.0)
+    assert watched.deleted == ["manifest.json"]
+    assert watched.newest == [None] * 4 + [7]
+    (tmp_path / "step-00000007" / "manifest.json").write_bytes(b"{}")
+    watched = written_again(tmp_path, 1.0)
+    assert watched.deleted == ["manifest.json"]
+    assert watched.newest == [None] * 4 + [7]
+
+
+def test_a_damaged_file_is_repaired_when_its_checkpoint_is_written_again(tmp_path: Path) -> None:
+    save(FolderStorage(tmp_path), 7)
+    file = tmp_path / "step-00000007" / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert latest(FolderStorage(tmp_path)) is None
+    with CheckpointWriter(FolderStorage(tmp_path)) as writer:
+        writer.save(snapshot(7), score=0.0)
+    assert_same(latest(FolderStorage(tmp_path)), snapshot(7))
+    assert file.read_bytes() == whole
 
 
 # ----------------------------------------------------------------------------------- faults of a store

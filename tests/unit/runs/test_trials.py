@@ -109,6 +109,9 @@ def test_records_are_read_in_the_order_of_their_numbers(storage: FolderStorage) 
         lambda text: text.replace(b'"config"', b'"konfig"'),
         lambda text: text.replace(b'"length": 24', b'"length": "24"'),
         lambda text: text.replace(b'"length": 24', b'"length": 24, "unheard": 1'),
+        lambda text: text.replace(b'"history": []', b'"history": [{}]'),
+        lambda text: text.replace(b'"history": []', b'"history": [1]'),
+        lambda text: text.replace(b'"history": []', b'"unheard": 1'),
     ],
 )
 def test_a_damaged_record_is_one_line_that_names_it(storage: FolderStorage, damage: Any) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
 
-from raytrain.utils.validation import DEEPEST, parse_json, validate_type
+from raytrain.utils.validation import DEEPEST, parse_json, validate_object, validate_type
 
 
 def test_json_that_could_be_read_but_not_copied_is_refused() -> None:
@@ -48,3 +49,27 @@ def test_values_are_made_what_their_types_say() -> None:
     assert [type(value) for value in found["a"]] == [float, float]
     assert validate_type(None, int | None, "x") is None
     assert validate_type({"a": [None, "x"]}, dict[str, Any], "x") == {"a": [None, "x"]}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A record with one field that must be there."""
+
+    x: float
+    tags: list[str] = field(default_factory=list)
+    name: str = ""
+
+
+def test_an_object_becomes_a_dataclass_or_is_refused_by_a_line_that_names_the_field() -> None:
+    assert validate_object(Point, {"x": 1}) == Point(1.0)
+    assert validate_object(Point, {"x": 2.5, "tags": ["a"]}) == Point(2.5, ["a"])
+    for values, line in (
+        ({}, "it has no x"),
+        ({"x": "1"}, "x is '1': must be a number"),
+        ({"x": 1, "y": 2}, "unknown field y; known: x, tags, name"),
+        ([], "it must be an object, got list"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            validate_object(Point, values)
+    with pytest.raises(ValueError, match="point has no x"):
+        validate_object(Point, {}, "point.")
