@@ -70,7 +70,7 @@ def _by_onednn(left: Tensor) -> bool:
 
 _UNIT = 16
 """Rows for symbols are a multiple of this: the library prepares itself once for each shape of a product."""
-_MINUS_ONE = torch.tensor(-1.0)
+_MINUS_ONE = torch.tensor(-1.0, device="cpu")
 _SIGMOID = torch.ops.aten.sigmoid_backward.grad_input
 _TANH = torch.ops.aten.tanh_backward.grad_input
 
