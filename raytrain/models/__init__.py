@@ -32,6 +32,7 @@ def build(config: RunConfig[Any]) -> Model:
 
 def build_empty(config: RunConfig[Any]) -> Model:
     """Build the model without memory for its weights: to count parameters, or to check that it can be built."""
+    _import(config.model_name)  # before: the constants of its module must not be made without memory, too
     with torch.device("meta"):
         return build(config)
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -207,3 +209,15 @@ def test_sampling_is_seeded_and_bounded(name: str) -> None:
         sample(model, 1, temperature=-1)
     with pytest.raises(ValueError, match="max_length"):
         sample(model, 1, max_length=25)
+
+
+@pytest.mark.parametrize("name", ["hybrid", "lstm_vae", "byte_lstm"])
+def test_a_model_that_is_first_built_without_memory_can_be_run(name: str) -> None:
+    """In a fresh process, where the first use of a model imports its module."""
+    code = (
+        "import torch; from raytrain.config.presets import preset; from raytrain.models import build, build_empty; "
+        f"from raytrain.models.sampling import sample; config = preset('laptop', '{name}'); build_empty(config); "
+        "from raytrain.models import cpu_lstm; assert cpu_lstm._MINUS_ONE.device.type == 'cpu'; "
+        "assert len(sample(build(config).eval(), 2, seed=0)) == 2"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
