@@ -1,8 +1,10 @@
-"""What the tests share: a small corpus, tiny configs."""
+"""Fixtures and rules of all tests: a small corpus, tiny configs, markers, and a limit of time for the default suite."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from raytrain.storage import base as storage
 # a test whose storage fails for good need not wait as long as a run does
 storage.DEFAULT_PATIENCE_S = 2.0
 
+pytest.register_assert_rewrite("tests.support")
 pytest_plugins = [
     "tests.support.browser",
     "tests.support.machine",
@@ -27,8 +30,47 @@ pytest_plugins = [
     "tests.support.mlflow_server",
     "tests.support.postgres_server",
     "tests.support.s3_server",
+    "tests.support.tiny",
 ]
 """Servers and machines that tests ask for by a fixture's name."""
+
+FOLDER = Path(__file__).parent
+SERVERS = {"machines", "mlflow_server", "page", "postgres_server", "s3", "s3_server"}
+"""Fixtures that start a real server or a browser: what asks for one is not in the default suite."""
+FAST_FAULTS = ("test_malformed_records.py", "test_malformed_checkpoints.py", "test_storage_faults.py")
+"""Files of tests/faults that kill nothing and take seconds."""
+MOST_SECONDS = 20.0
+"""A test of the default suite that takes longer fails. RAYTRAIN_TESTS_SLOWNESS multiplies it on slow machines."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that start Ray, servers or a browser, or that kill something, as ``slow``."""
+    for item in items:
+        if item.get_closest_marker("long") or item.get_closest_marker("campaign"):
+            continue
+        folder, name = item.path.relative_to(FOLDER).parts[0], item.path.name
+        values = getattr(getattr(item, "callspec", None), "params", {}).values()
+        if SERVERS & set(getattr(item, "fixturenames", ())) or any(str(value).startswith("s3") for value in values):
+            item.add_marker("server")
+            item.add_marker("slow")
+        elif folder == "cluster" or (folder == "faults" and name not in FAST_FAULTS):
+            item.add_marker("slow")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Fail a test of the default suite that takes too long."""
+    report = yield
+    most = MOST_SECONDS * float(os.environ.get("RAYTRAIN_TESTS_SLOWNESS", "1"))
+    slow = any(item.get_closest_marker(name) for name in ("slow", "long", "campaign"))
+    if call.when == "call" and report.passed and call.duration > most and not slow:
+        report.outcome = "failed"
+        report.longrepr = (
+            f"{item.nodeid} took {call.duration:.1f} s, and the default suite allows {most:g} s a test: make it "
+            "faster, or mark it slow"
+        )
+    return report
+
 
 TINY_MODELS = {
     "hybrid": HybridConfig((16, 32), (32, 16), latent=8, hidden=32),

@@ -23,18 +23,22 @@ def build(config: RunConfig[Any]) -> Model:
     Raises:
         UserError: the implementation that the model's spec names cannot be imported.
     """
-    implementation = _import(config.model_name)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model: Model = implementation.from_config(config)
-    return model
+    return _build(_import(config.model_name), config)
 
 
 def build_empty(config: RunConfig[Any]) -> Model:
     """Build the model without memory for its weights: to count parameters, or to check that it can be built."""
-    _import(config.model_name)  # before: the constants of its module must not be made without memory, too
+    # imported outside: a constant tensor of the module must not be made on the meta device
+    implementation = _import(config.model_name)
     with torch.device("meta"):
-        return build(config)
+        return _build(implementation, config)
+
+
+def _build(implementation: Any, config: RunConfig[Any]) -> Model:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model: Model = implementation.from_config(config)
+    return model
 
 
 def _import(name: str) -> Any:

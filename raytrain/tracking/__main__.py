@@ -4,7 +4,7 @@
     python -m raytrain.tracking serve --host 10.0.0.5 --storage s3://bucket/prefix
 
 For ``send``, the store is ``MLFLOW_TRACKING_URI`` or, without it, ``mlflow.db`` in the working directory. What it
-already has is not sent twice. ``serve`` runs until SIGTERM: docs/cluster.md.
+already has is not sent twice. ``serve`` runs until SIGTERM: docs/guides/cluster.md.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ class MetricWriter:
 
     def _send_until_closed(self) -> None:
         # Trials that start together, or that one failure has stopped together, must not stay in step: an
-        # mlflow server that gets many requests at one moment can hang (docs/tracking.md). Not the global
+        # mlflow server that gets many requests at one moment can hang (docs/guides/mlflow.md). Not the global
         # generator, which may be seeded.
         chance = random.Random()
         pause = self._interval_s

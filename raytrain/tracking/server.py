@@ -109,7 +109,7 @@ def command(host: str, port: int, storage: Storage) -> list[str]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Return the server's variables: docs/tracking.md says why."""
+    """Return the server's variables: docs/guides/mlflow.md says why."""
     settings = {
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder.resolve() / 'mlflow.db'}",
         "MLFLOW_DISABLE_TELEMETRY": "true",

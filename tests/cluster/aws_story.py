@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.integration.test_search import TINY
 from tests.support import lab
 from tests.support.aws_box import (
     BUCKET,
@@ -31,6 +30,7 @@ from tests.support.aws_box import (
 from tests.support.lab import wait_until
 from tests.support.site import ROOT
 from tests.support.story import LOOK, PATIENCE_S, WORKER, Parts, objects, runs, trained
+from tests.support.tiny import TINY
 
 TRIALS = 3
 TRIES = 5

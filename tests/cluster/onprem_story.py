@@ -16,12 +16,12 @@ from pathlib import Path
 
 import psutil
 
-from tests.integration.test_search import TINY
 from tests.support import lab
 from tests.support.lab import wait_until
 from tests.support.onprem import BUCKET, FILE, HOSTS, OnPrem
 from tests.support.site import PROJECT, ROOT
 from tests.support.story import LOOK, PATIENCE_S, WORKER, Parts, line, objects, raylet, runs, trained
+from tests.support.tiny import TINY
 
 TRIALS = 4
 STAYS = "ray/_private/log_monitor.py"
@@ -37,7 +37,7 @@ class Story(Parts):
 
     check: str = ""
     worker_spec: dict[str, int] = field(default_factory=dict)
-    """Workers of the gang on each host."""
+    """Workers of the worker group on each host."""
     listening: dict[str, list[tuple[str, str, int]]] = field(default_factory=dict)
     """(command line, address, port) on each host, while a trial is trained."""
     answering: dict[str, dict[str, list[int]]] = field(default_factory=dict)

@@ -176,6 +176,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from tests import simulated  # so that actors find the trainable under its name
+    from tests.cluster import simulated  # so that actors find the trainable under its name
 
     simulated.main()

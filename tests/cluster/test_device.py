@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from tests.integration.test_search import SPACE, TINY, mlflow_runs, write_text
 from tests.support.leftovers import assert_nothing_left
+from tests.support.tiny import SPACE, TINY, mlflow_runs, write_text
 
 # one evaluation, at the end: the search has no step at which to stop a trial
 TINY = [*TINY, "--steps", "10", "--evaluate-every", "10", "--device", "cpu", "--data", "text.txt"]

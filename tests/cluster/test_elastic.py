@@ -16,9 +16,9 @@ from raytrain.runs import checkpoint
 from raytrain.storage import open_storage
 from raytrain.storage.base import Storage
 from raytrain.tracking.client import connect
-from tests.integration.test_search import TINY, write_text
 from tests.support.machine import wait_for
 from tests.support.mlflow_server import MlflowServer
+from tests.support.tiny import TINY, write_text
 
 STEPS = 12_000
 ROOT = Path(__file__).parents[2]
@@ -89,7 +89,7 @@ def passes(location: Storage, step: int, process: subprocess.Popen[str]) -> Call
 
 
 def workers_now(cluster: Cluster) -> int:
-    """Workers of the gang that are alive, as the cluster knows."""
+    """Workers of the worker group that are alive, as the cluster knows."""
     from ray.util.state import list_actors
 
     actors = list_actors(cluster.address, filters=[("state", "=", "ALIVE"), ("class_name", "=", "RayTrainWorker")])

@@ -12,7 +12,7 @@ from tests.support.lab import NETWORK
 from tests.support.onprem import HOSTS
 from tests.support.story import played
 
-DOCS = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
+DOCS = (Path(__file__).parents[2] / "docs" / "guides" / "cluster.md").read_text()
 pytestmark = pytest.mark.long
 LOOPBACK = ("127.0.0.1", "::1")
 

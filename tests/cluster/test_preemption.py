@@ -18,11 +18,11 @@ from raytrain.storage import open_storage
 from raytrain.tracking.client import connect
 from raytrain.training.loop import train
 from raytrain.training.trainer import World
-from tests.integration.test_search import SPACE, write_text
 from tests.support.machine import Machine, wait_for
 from tests.support.metadata_server import ACTION, MetadataServer
 from tests.support.mlflow_server import MlflowServer
 from tests.support.nodes import Nodes
+from tests.support.tiny import SPACE, write_text
 from tests.unit.cluster.test_spot import assert_same
 from tests.unit.training.test_loop import Recorder, on_workers
 
@@ -135,11 +135,11 @@ def test_a_run_on_two_nodes_goes_on_where_one_was_taken_away(
 
 
 WITHOUT_RETRIES = """
-import raytrain.search
-from raytrain.errors import run_command
+import raytrain.search.runner
+from raytrain.utils.errors import run_command
 from raytrain.tune import main
 
-raytrain.search.RETRIES = 0
+raytrain.search.runner.RETRIES = 0
 run_command(main)
 """
 

@@ -1,7 +1,7 @@
-"""Trials whose figures and failures follow a script, in real gangs of real Ray Train workers.
+"""Trials whose metrics and failures follow a script, in real worker groups of Ray Train.
 
-The search is told to use ``run_gang`` of this module. Everything is the product's own but what an
-evaluation says, and what goes wrong.
+The search uses ``run_worker_group`` of this module. Everything is the product's own but the metrics of an
+evaluation and the failures.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from raytrain.config.workers import WorkerSpec
 from raytrain.search import runner as search
 from raytrain.search import trainables
-from raytrain.training import supervisor, worker
+from raytrain.training import supervisor, worker, worker_group
 from raytrain.training import trainer as loop
-from raytrain.training import worker_group as gangs
 from raytrain.training.worker import Job
 
 STEPS = 16
@@ -61,36 +60,38 @@ def number_of(config: dict[str, Any]) -> int:
 
 
 def run_worker_group(values: dict[str, Any]) -> None:
-    """In place of ``trainables.run_gang``, in the process of the trial's driver."""
+    """Replacement of ``trainables.run_worker_group``, in the process of the trial's driver."""
     kind = SCRIPT[number_of(values["job"]["config"])]
     if "killed" in kind:
-        # a gang of its own, so that it is killed while it starts
-        send_home()
+        # a worker group of its own, which is killed while it starts
+        dismiss_workers()
         os.makedirs(values["scratch"], exist_ok=True)
         callbacks = [Killer(kind, values["scratch"])]
         supervisor.RETRIES = 1
         trainables._HELD.append(
-            gangs.WorkerGroup(worker_loop, WorkerSpec(**values["worker_spec"]), kind, values["scratch"], callbacks)
+            worker_group.WorkerGroup(
+                worker_loop, WorkerSpec(**values["worker_spec"]), kind, values["scratch"], callbacks
+            )
         )
     trainables.worker_loop = worker_loop
     try:
-        _REAL_GANG(values)
+        _REAL_GROUP(values)
     finally:
         if "killed" in kind:
-            send_home()
+            dismiss_workers()
 
 
-_REAL_GANG = trainables.run_worker_group
+_REAL_GROUP = trainables.run_worker_group
 
 
-def send_home() -> None:
-    """Let this driver's next trial start with new workers."""
+def dismiss_workers() -> None:
+    """Dismiss the workers, so that this driver's next trial starts with new ones."""
     while trainables._HELD:
         trainables._HELD.pop().dismiss()
 
 
 class Killer(WorkerGroupCallback):
-    """Kills the second worker of a gang while the gang is starting."""
+    """Kills the second worker of a group while the group is starting."""
 
     def __init__(self, kind: str, scratch: str) -> None:
         self.kind = kind
@@ -111,16 +112,16 @@ class Killer(WorkerGroupCallback):
 
 
 def worker_loop(values: dict[str, Any]) -> None:
-    """In place of ``worker.serve``, in each worker."""
+    """Replacement of ``worker.worker_loop``, in each worker."""
     worker.run = run
-    _REAL_SERVE(values)
+    _REAL_LOOP(values)
 
 
-_REAL_SERVE = worker.worker_loop
+_REAL_LOOP = worker.worker_loop
 
 
 def run(job: Job, world: Any, send: Any, node: int | None) -> None:
-    """In place of ``worker.run``."""
+    """Replacement of ``worker.run``."""
     number = number_of(job.config)
     kind = SCRIPT[number]
 
@@ -156,6 +157,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from tests import scripted  # so that workers find everything under its name
+    from tests.faults import scripted  # so that workers find everything under its name
 
     scripted.main()

@@ -16,18 +16,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tests.integration.test_search import SPACE, TINY, write_text
 from tests.support.holdings import Holding, holdings
 from tests.support.machine import Machine, kill
 from tests.support.mlflow_server import MlflowServer
 from tests.support.nodes import Nodes
+from tests.support.tiny import SPACE, TINY, write_text
 
 TRIALS, SETTLED = 60, 20
 """Trials of a search, and those after which nothing may grow any more."""
 LIMIT_S = 4 * 3600
 """A search that takes longer hangs; alone on the machine it takes two minutes."""
 INTERVAL_S = 1.0
-ENDED = re.compile(r"^trial \d+ (?:finished|stopped|hopeless|failed)", re.MULTILINE)
+ENDED = re.compile(r"^trial \d+ (?:finished|stopped|early_stopped|failed)", re.MULTILINE)
 Figure = Callable[[Holding], float]
 
 

@@ -223,7 +223,7 @@ class Pretended:
     def ended(self) -> int | None:
         return self.status
 
-    def desks(self) -> list[Any]:
+    def coordinators(self) -> list[Any]:
         return []
 
     def train(self) -> None:
@@ -242,7 +242,7 @@ class Pretended:
 
 
 class Killed(Kind):
-    name, what, another_gang = "worker", "ends the pretended worker", True
+    name, what, another_group = "worker", "ends the pretended worker", True
 
     def inject(self, cluster: Any, chance: random.Random) -> None:
         if cluster.reached < 160:  # later than all that may be lost

@@ -13,20 +13,20 @@ from raytrain.runs import checkpoint
 from raytrain.search.registry import CHAMPION
 from raytrain.storage import open_storage
 from raytrain.tracking.client import connect
-from tests.integration.test_search import SPACE, TINY, write_text
 from tests.support.machine import Machine, wait_for
 from tests.support.mlflow_server import MlflowServer, new_store
 from tests.support.s3_server import S3Server
+from tests.support.tiny import SPACE, TINY, write_text
 
 AWAY_S = 60
 AT_PROMOTION = """
 import pathlib, sys, time
-import raytrain.results as results, raytrain.tracking.server as server
-from raytrain.errors import run_command
+import raytrain.search.finish as finish, raytrain.tracking.client as client
+from raytrain.utils.errors import run_command
 from raytrain.tune import main
 
-server.PATIENCE_S = 5
-promote = getattr(results, sys.argv[1])
+client.PATIENCE_S = 5
+promote = getattr(finish, sys.argv[1])
 
 def wait_then_promote(*arguments, **options):
     flag = pathlib.Path("at-promotion")
@@ -35,7 +35,7 @@ def wait_then_promote(*arguments, **options):
         time.sleep(0.1)
     return promote(*arguments, **options)
 
-setattr(results, sys.argv.pop(1), wait_then_promote)
+setattr(finish, sys.argv.pop(1), wait_then_promote)
 run_command(main)
 """
 """The command, which stops and asks to be let on where the step of promotion begins that its argument names."""
@@ -78,7 +78,7 @@ def test_a_run_outlives_a_minute_without_its_storage(
     assert sorted(point.step for point in history) == list(range(10, 3001, 10))
 
 
-@pytest.mark.parametrize("step", [pytest.param("log_model", marks=pytest.mark.long), "enter"])
+@pytest.mark.parametrize("step", [pytest.param("log_model", marks=pytest.mark.long), "register_and_compete"])
 def test_a_champion_is_there_and_loads_when_the_storage_goes_for_good_during_a_promotion(
     machines: Callable[..., Machine], s3: S3Server, tmp_path: Path, step: str
 ) -> None:

@@ -27,7 +27,7 @@ from tests.conftest import TINY_MODELS, tiny_config
 from tests.support.mlflow_server import new_store
 from tests.unit.analysis.test_evaluation import same
 
-QUICK = ["--num-samples", "48", "--iw-samples", "3", "--samples", "8"]
+QUICK = ["--evaluate-samples", "48", "--iw-draws", "3", "--num-texts", "8"]
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def over_long(corpus: Corpus, length: int) -> int:
 def test_files_are_not_written_over_unless_they_are_named(
     command: Callable[..., str], trained: Callable[[str], Path], home: Path
 ) -> None:
-    few = ["--num-samples", "16", "--samples", "0"]
+    few = ["--evaluate-samples", "16", "--num-texts", "0"]
     assert "written: evaluation-train.json" in command(trained("byte_lstm"), "--split", "train", *few)
     first = (home / "evaluation-train.json").read_bytes()
     assert "written: evaluation-train-2.json" in command(trained("byte_lstm"), "--split", "train", *few)
@@ -140,7 +140,9 @@ def test_another_corpus_can_be_measured(
         for split in ("train", "valid", "test"):
             for number in range(200):
                 writer.add(split, f"{split} document {number * 37 % 200}".encode())  # type: ignore[arg-type]
-    command(trained("byte_lstm"), "--data", home / "other", "--split", "test", "--num-samples", "0", "--samples", "4")
+    command(
+        trained("byte_lstm"), "--data", home / "other", "--split", "test", "--evaluate-samples", "0", "--num-texts", "4"
+    )
     result = json.loads((home / "evaluation-test.json").read_text())
     assert result["corpus"]["name"] == "other"
     assert result["metrics"]["samples"] == 200
@@ -177,7 +179,7 @@ def test_results_go_to_the_models_own_run(
     assert json.loads(Path(file).read_text())["metrics"] == result["metrics"]
 
     # a second time, with more draws: the newest is the value
-    command(location, *QUICK, "--num-samples", "32")
+    command(location, *QUICK, "--evaluate-samples", "32")
     newest = json.loads((home / "evaluation-valid-2.json").read_text())["metrics"]["bound"]
     assert client.get_run(run.run_id).data.metrics["evaluation/valid/bound"] == pytest.approx(newest)
 
@@ -205,10 +207,10 @@ def test_the_test_split_has_its_own_name() -> None:
     [
         (["--split", "test"], "corpus synthetic has no split 'test'; it has train, valid"),
         (["--split", "dev"], "--split is 'dev': must be one of train, valid, test"),
-        (["--iw-samples", "0"], "--iw-samples is 0: must be at least 1"),
-        (["--num-samples", "-1"], "--num-samples is -1: must be at least 0"),
-        (["--samples", "-2"], "--samples is -2: must be at least 0"),
-        (["--samples", "1"], "--samples is 1: texts are measured against each other"),
+        (["--iw-draws", "0"], "--iw-draws is 0: must be at least 1"),
+        (["--evaluate-samples", "-1"], "--evaluate-samples is -1: must be at least 0"),
+        (["--num-texts", "-2"], "--num-texts is -2: must be at least 0"),
+        (["--num-texts", "1"], "--num-texts is 1: texts are measured against each other"),
         (["--workers", "0"], "--workers is 0: must be at least 1"),
         (["--workers", "many"], "--workers: invalid literal"),
         (["--output", "nowhere/file.json"], "--output nowhere/file.json cannot be written: No such file"),
@@ -255,7 +257,7 @@ def cluster() -> Iterator[str]:
 def test_two_workers_of_a_cluster_measure_what_one_process_does(
     command: Callable[..., str], trained: Callable[[str], Path], cluster: str, home: Path
 ) -> None:
-    arguments = [str(trained("hybrid")), *QUICK, "--num-samples", "100"]
+    arguments = [str(trained("hybrid")), *QUICK, "--evaluate-samples", "100"]
     command(*arguments, "--output", "here.json")
     done = subprocess.run(
         [sys.executable, "-m", "raytrain.evaluate", *arguments, "--workers", "2", "--output", "there.json"],

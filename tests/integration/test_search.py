@@ -6,79 +6,26 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from raytrain.runs import checkpoint
 from raytrain.storage import open_storage
 from tests.support.leftovers import assert_nothing_left
+from tests.support.tiny import TINY, mlflow_runs, run
 
-TINY = (
-    "--model.feature-maps 8 16 --model.decoder-maps 16 8 --model.latent 4 --model.hidden 16 --length 16 "
-    "--batch-size 32 --steps 40 --log-every 10 --evaluate-every 5 --evaluate-samples 32 --checkpoint-every 20 "
-    "--precision float32"
-).split()
-SPACE = """
-def space(trial):
-    return {"objective.alpha": trial.suggest_float("alpha", 0.0, 1.0), "objective.end": 0.1}
-"""
+pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """A Ray instance of its own, with two CPUs and the dashboard that the cleaner asks who is alive."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
-    ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A working directory with a text and a search space."""
-    write_text(tmp_path / "text.txt")
-    (tmp_path / "space.py").write_text(SPACE)
-    return tmp_path
-
-
-def write_text(file: Path) -> None:
-    """A text that is not the same everywhere."""
-    lines = (f"line {number} of a text that says {number * 7919 % 1000} in words\n" for number in range(2000))
-    file.write_text("".join(lines))
-
-
-def run(cluster: str, home: Path, *arguments: str, timeout: int = 240) -> str:
-    """Run a command as a user would, and kill it when it hangs."""
-    environment = {**os.environ, "RAY_ADDRESS": cluster}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    done = subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=home, capture_output=True, text=True, timeout=timeout, check=False, env=environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
-
-
-def mlflow_runs(home: Path) -> list[Any]:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{home}/mlflow.db")
-    experiment = client.get_experiment_by_name("raytrain")
-    assert experiment is not None
-    return list(client.search_runs([experiment.experiment_id]))
-
-
-def test_a_search_of_two_worker_trials_on_two_cpus_ends_and_leaves_nothing(cluster: str, home: Path) -> None:
+def test_a_search_of_two_worker_trials_on_two_cpus_ends_and_leaves_nothing(ray_cpu: str, home: Path) -> None:
     output = run(
-        cluster, home, "raytrain.tune", "hybrid", *TINY, "--data", "text.txt", "--space", "space.py", "--name", "s",
+        ray_cpu, home, "raytrain.tune", "hybrid", *TINY, "--data", "text.txt", "--space", "space.py", "--name", "s",
         "--num-samples", "4", "--workers-per-trial", "2", "--max-concurrent", "2", "--log-every", "5",
     )  # fmt: skip
-    assert "4 trials (space, tpe), 1 at a time, each 2 x (1 CPU)" in output
+    assert "4 trials (space, tpe), each 2 x (1 CPU)" in output
+    assert "concurrency: 1 trials, 2 of 2 CPUs (2 CPUs online)" in output
     assert_nothing_left()
 
     runs = mlflow_runs(home)
@@ -125,18 +72,18 @@ def assert_best_is_logged(home: Path, output: str, parent: Any) -> None:
     assert checkpoint.load(uri).score == pytest.approx(min(scores))
 
 
-def test_a_run_started_again_goes_on_and_an_ended_one_is_not_repeated(cluster: str, home: Path) -> None:
+def test_a_run_started_again_goes_on_and_an_ended_one_is_not_repeated(ray_cpu: str, home: Path) -> None:
     arguments = ["raytrain.train", "hybrid", *TINY, "--data", "text.txt", "--name", "r", "--workers", "2"]
-    first = run(cluster, home, *arguments, "--cpus-per-worker", "1")
+    first = run(ray_cpu, home, *arguments, "--cpus-per-worker", "1")
     assert "step 40/40" in first
-    again = run(cluster, home, *arguments, "--cpus-per-worker", "1")
+    again = run(ray_cpu, home, *arguments, "--cpus-per-worker", "1")
     assert "has ended already" in again
     # the run as it was after step 20: goes on from there, in the same MLflow run, with the same result
     whole = checkpoint.load(home / "runs/r/checkpoints/step-00000040")
     for step in (35, 40):
         open_storage(home / "runs/r/checkpoints").delete_prefix(f"step-{step:08}")
     (home / "runs/r/outcome.json").unlink()
-    run(cluster, home, *arguments, "--cpus-per-worker", "1")
+    run(ray_cpu, home, *arguments, "--cpus-per-worker", "1")
     resumed = checkpoint.load(home / "runs/r/checkpoints/step-00000040")
     assert all((resumed.tensors("model")[name] == tensor).all() for name, tensor in whole.tensors("model").items())
     assert_nothing_left()
@@ -149,20 +96,20 @@ def test_a_run_started_again_goes_on_and_an_ended_one_is_not_repeated(cluster: s
 
     refused = subprocess.run(
         [sys.executable, "-m", *arguments, "--objective.alpha", "0.9"],
-        cwd=home, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "RAY_ADDRESS": cluster},
+        cwd=home, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "RAY_ADDRESS": ray_cpu},
     )  # fmt: skip
     assert refused.returncode == 2
     assert "--name r belongs to a run with another config (objective.alpha was 0.2, is 0.9)" in refused.stderr
 
 
-def test_trials_that_diverge_are_counted_and_the_others_go_on(cluster: str, home: Path) -> None:
+def test_trials_that_diverge_are_counted_and_the_others_go_on(ray_cpu: str, home: Path) -> None:
     (home / "space.py").write_text(
         "def space(trial):\n"
         "    rate = 1e39 if trial.number == 0 else 1e-3\n"
         "    return {'optimizer.learning_rate': rate, 'objective.annealing': 'constant'}\n"
     )
     output = run(
-        cluster, home, "raytrain.tune", "hybrid", *TINY, "--data", "text.txt", "--space", "space.py",
+        ray_cpu, home, "raytrain.tune", "hybrid", *TINY, "--data", "text.txt", "--space", "space.py",
         "--num-samples", "2",
     )  # fmt: skip
     assert "early_stopped" in output
@@ -173,12 +120,12 @@ def test_trials_that_diverge_are_counted_and_the_others_go_on(cluster: str, home
     assert "not finite" in failed.data.tags["raytrain.reason"]
 
 
-def test_a_search_that_cannot_fit_says_so_at_once(cluster: str, home: Path) -> None:
+def test_a_search_that_cannot_fit_says_so_at_once(ray_cpu: str, home: Path) -> None:
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "raytrain.tune", "hybrid", *TINY, "--data", "text.txt", "--space", "space.py",
          "--workers-per-trial", "2", "--cpus-per-worker", "2"],
-        cwd=home, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "RAY_ADDRESS": cluster},
+        cwd=home, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "RAY_ADDRESS": ray_cpu},
     )  # fmt: skip
     assert done.returncode == 2
     assert "a run needs 2 x (2 CPU), but only 1 of these workers fit" in done.stderr

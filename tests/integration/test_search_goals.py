@@ -11,23 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
+import pytest
 
 from raytrain.config.schema import ObjectiveConfig, OptimizerConfig, to_dict
 from raytrain.runs.trials import TrialStore
 from raytrain.storage import open_storage
 from tests.conftest import tiny_config
-from tests.integration.test_search import TINY, assert_nothing_left, cluster, home, mlflow_runs, run
+from tests.support.leftovers import assert_nothing_left
+from tests.support.tiny import TINY, mlflow_runs, run
 
-__all__ = ["cluster", "home"]
+pytestmark = pytest.mark.slow
 
 LONGER = [*TINY, "--steps", "240", "--evaluate-every", "40", "--optimizer.learning-rate", "0.01"]
 """Long enough for a trial to be judged."""
 
 
-def refused(cluster: str, home: Path, *arguments: str) -> str:
+def refused(ray_cpu: str, home: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", *arguments],
-        cwd=home, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "RAY_ADDRESS": cluster},
+        cwd=home, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "RAY_ADDRESS": ray_cpu},
     )  # fmt: skip
     assert done.returncode == 2, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stderr
@@ -45,11 +47,11 @@ def table(home: Path, search: Any) -> dict[str, list[Any]]:
     return dict(pyarrow.parquet.read_table(client.download_artifacts(search.info.run_id, "trials.parquet")).to_pydict())
 
 
-def test_a_front_with_hopeless_trials_and_starts_and_what_is_built_upon_it(cluster: str, home: Path) -> None:
+def test_a_front_with_hopeless_trials_and_starts_and_what_is_built_upon_it(ray_cpu: str, home: Path) -> None:
     write_config(home / "asleep.json", 1e-9)
     write_config(home / "wild.json", 1e38)
     output = run(
-        cluster, home, "raytrain.tune", "hybrid", *LONGER, "--data", "text.txt", "--space", "space.py", "--name", "f",
+        ray_cpu, home, "raytrain.tune", "hybrid", *LONGER, "--data", "text.txt", "--space", "space.py", "--name", "f",
         "--search-objective", "pareto", "--objective.end", "0.2", "--num-samples", "4",
         "--warm-start", "asleep.json", "wild.json",
     )  # fmt: skip
@@ -80,7 +82,7 @@ def test_a_front_with_hopeless_trials_and_starts_and_what_is_built_upon_it(clust
 
     best = parent.data.tags["raytrain.best_trial"]
     longer = run(
-        cluster, home, "raytrain.train", "--best-of", "f", "--steps", "20", "--seed", "5", "--cpus-per-worker", "1",
+        ray_cpu, home, "raytrain.train", "--best-of", "f", "--steps", "20", "--seed", "5", "--cpus-per-worker", "1",
         "--name", "longer",
     )  # fmt: skip
     assert f"config of trial {best} of the search f" in longer
@@ -89,17 +91,17 @@ def test_a_front_with_hopeless_trials_and_starts_and_what_is_built_upon_it(clust
     assert (built.data.params["steps"], built.data.params["seed"]) == ("20", "5")
     assert float(built.data.params["objective.alpha"]) == trials[int(best)].config.objective.alpha
     assert "--resume f takes no --search-objective" in refused(
-        cluster, home, "raytrain.tune", "--resume", "f", "--search-objective", "nll"
+        ray_cpu, home, "raytrain.tune", "--resume", "f", "--search-objective", "nll"
     )
     assert_nothing_left()
 
 
-def test_a_search_without_a_winner_says_so_and_registers_nothing(cluster: str, home: Path) -> None:
+def test_a_search_without_a_winner_says_so_and_registers_nothing(ray_cpu: str, home: Path) -> None:
     arguments = (
         "raytrain.tune", "hybrid", *TINY, "--data", "text.txt", "--space", "space.py", "--name", "n", "--num-samples",
         "2", "--search-objective", "nll",
     )  # fmt: skip
-    output = run(cluster, home, *arguments, "--min-kl", "1000")
+    output = run(ray_cpu, home, *arguments, "--min-kl", "1000")
     assert "NLL" in output
     assert "cannot win, since their KL is below 1000 nats: " in output
     assert "no trial has a KL of at least 1000 nats" in output
@@ -117,5 +119,5 @@ def test_a_search_without_a_winner_says_so_and_registers_nothing(cluster: str, h
     assert finished.data.metrics["best/nll"] <= finished.data.metrics["best/bound"]
     assert all(value is not None for value in table(home, parent)["nll_bits_per_byte"])
     assert_nothing_left()
-    changed = refused(cluster, home, *arguments, "--min-kl", "1")
+    changed = refused(ray_cpu, home, *arguments, "--min-kl", "1")
     assert "min_kl was 1000.0, is 1.0" in changed

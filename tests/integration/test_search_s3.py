@@ -14,10 +14,10 @@ import pytest
 from raytrain.runs import checkpoint
 from raytrain.storage import open_storage
 from raytrain.tracking.client import connect
-from tests.integration.test_search import SPACE, TINY, write_text
 from tests.support.machine import Machine, kill, wait_for
 from tests.support.mlflow_server import MlflowServer
 from tests.support.s3_server import S3Server
+from tests.support.tiny import SPACE, TINY, write_text
 
 
 def children(uri: str, search: str) -> list[Any]:
@@ -70,7 +70,7 @@ def test_a_killed_search_goes_on_elsewhere_and_its_champion_speaks_anywhere(
     told = third.run("-m", "raytrain.registry", "list")
     assert "champion" in told
     figures = third.run(
-        "-m", "raytrain.evaluate", "models:/raytrain-hybrid@champion", "--iw-samples", "5", "--samples", "8"
+        "-m", "raytrain.evaluate", "models:/raytrain-hybrid@champion", "--iw-draws", "5", "--num-texts", "8"
     )
     assert "bound" in figures
     assert_no_secret_in_files(

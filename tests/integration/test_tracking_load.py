@@ -1,4 +1,4 @@
-"""Many trials at once, and the servers that docs/tracking.md says how to start."""
+"""Many trials at once, and the servers that docs/guides/mlflow.md says how to start."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.integration.tracking_load import Load, measure
 from tests.support.mlflow_server import MlflowServer
 from tests.support.postgres_server import PostgresServer
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "tracking.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "guides" / "mlflow.md"
 
 
 def test_64_trials_on_sqlite_lose_nothing(mlflow_server: MlflowServer) -> None:

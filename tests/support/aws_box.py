@@ -1,7 +1,7 @@
 """A region of AWS and a laptop outside it, in a lab without a way out: what cluster.yaml is for.
 
-The laptop has a checkout and does what docs/cluster.md says. The image of the instances has what the set-up commands
-would install, since nothing can be fetched, and a file that says where this AWS is.
+The laptop has a checkout and does what docs/guides/cluster.md says. The image of the instances has what the set-up
+commands would install, since nothing can be fetched, and a file that says where this AWS is.
 """
 
 from __future__ import annotations
@@ -122,15 +122,17 @@ def fewer_spot_workers() -> str:
 
 
 def account_commands() -> str:
-    """What docs/cluster.md has done once for an account, with the user's bucket."""
-    section = (ROOT / "docs/cluster.md").read_text().partition("### Once for an account")[2].partition("\n### ")[0]
+    """What docs/guides/cluster.md has done once for an account, with the user's bucket."""
+    section = (
+        (ROOT / "docs/guides/cluster.md").read_text().partition("### Once for an account")[2].partition("\n### ")[0]
+    )
     blocks = re.findall(r"```bash\n(.*?)```", section, re.S)
     return changed("\n".join(["set -eu", *blocks]), {"BUCKET=my-raytrain": f"BUCKET={BUCKET}"})
 
 
 def left_command() -> str:
-    """What docs/cluster.md gives to see whether anything runs."""
-    text = (ROOT / "docs/cluster.md").read_text()
+    """What docs/guides/cluster.md gives to see whether anything runs."""
+    text = (ROOT / "docs/guides/cluster.md").read_text()
     (command,) = re.findall(r"```bash\n(aws ec2 describe-instances.*?)```", text, re.S)
     return f"REGION={NAME}\n{command}"
 

@@ -1,4 +1,4 @@
-"""As much of the ``aws`` command as docs/cluster.md uses: ``aws SERVICE OPERATION --NAME VALUE ...``, over boto3."""
+"""The part of the ``aws`` command that docs/guides/cluster.md uses: ``aws SERVICE OPERATION --NAME VALUE ...``."""
 
 from __future__ import annotations
 

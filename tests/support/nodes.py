@@ -12,7 +12,7 @@ from pathlib import Path
 CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
-from raytrain.drain import alive_nodes
+from raytrain.cluster.draining import alive_nodes
 
 cluster = Cluster(initialize_head=True, head_node_args={
     "num_cpus": 0, "object_store_memory": 80 * 2**20, "dashboard_port": int(sys.argv[1]), "include_dashboard": True,

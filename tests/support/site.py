@@ -12,8 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.integration.test_search import SPACE
 from tests.support.lab import USER, Host, Lab
+from tests.support.tiny import SPACE
 
 ROOT = Path(__file__).parents[2]
 HOME = Path("/home") / USER

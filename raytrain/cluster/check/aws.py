@@ -161,7 +161,7 @@ def _profiles(file: ClusterFile) -> Iterator[str]:
     for name, kind in file.types.items():
         location = f"available_node_types.{name}.node_config.IamInstanceProfile"
         if not profile(kind):
-            wanted = "write {Name: ...}, as docs/cluster.md makes it"
+            wanted = "write {Name: ...}, as docs/guides/cluster.md makes it"
             yield f"{location}: missing, so the node could not reach S3; {wanted}"
         elif kind is not file.head and profile(kind) == head:
             yield f"{location}: {head} is the head's, which may start instances; give workers a profile of their own"

@@ -197,7 +197,7 @@ class Cluster:
         return host.processes(f"-m {WATCHER}")
 
     def train_workers(self) -> list[psutil.Process]:
-        """The workers of the gang, and trials that train in their own process."""
+        """Workers of the worker group, and trials that train in their own process."""
         return [process for host in self.workers for process in host.processes("ray::RayTrainWorker")]
 
     def controllers(self) -> list[psutil.Process]:
@@ -205,9 +205,9 @@ class Cluster:
         hosts = self.lab.hosts.values()
         return [process for host in hosts for process in host.processes("ray::TrainController")]
 
-    def desks(self) -> list[psutil.Process]:
-        """Where drivers and their gangs meet: one for a gang."""
-        return [process for host in self.lab.hosts.values() for process in host.processes("ray::Desk")]
+    def coordinators(self) -> list[psutil.Process]:
+        """Coordinators, which connect drivers with their worker groups: one a group."""
+        return [process for host in self.lab.hosts.values() for process in host.processes("ray::Coordinator")]
 
     def busy(self) -> list[str]:
         """What works on something on the hosts: all that Ray does not keep while it is idle."""

@@ -107,14 +107,18 @@ class Episode:
             for step in read_steps(self.cluster.steps):
                 new = step.number > reached.get(step.run, 0)
                 reached[step.run] = max(reached.get(step.run, 0), step.number)
-                anew = step.trainer not in before if fault.another_gang else step.at > healed
+                anew = step.trainer not in before if fault.another_group else step.at > healed
                 if new and anew and step.at > at:
                     found.append(step.at)
                     return True
             return self.cluster.ended() is not None
 
         self.wait(moved, BACK_S, f"a new step after {fault.name}")
-        self.wait(lambda: len(self.cluster.desks()) <= 1, BACK_S, f"end of what gangs have left after {fault.name}")
+        self.wait(
+            lambda: len(self.cluster.coordinators()) <= 1,
+            BACK_S,
+            f"end of what worker groups have left after {fault.name}",
+        )
         return found[0] if found else time.time()
 
     def wait(self, condition: Callable[[], object], seconds: float, what: str) -> None:

@@ -34,7 +34,7 @@ class Kind:
     """How often it is to be injected in a campaign."""
     hold_s: ClassVar[tuple[float, float]] = (0.0, 0.0)
     """Shortest and longest time from ``inject`` to ``heal``."""
-    another_gang: ClassVar[bool] = False
+    another_group: ClassVar[bool] = False
     """Whether other processes must go on with the run."""
     retried: ClassVar[bool] = False
     """Whether it spends one of the retries that a command has between two checkpoints."""
@@ -75,7 +75,7 @@ def kill(processes: list[psutil.Process], chance: random.Random) -> None:
 
 class WorkerKilled(Kind):
     name, what = "worker", "SIGKILL to a worker"
-    another_gang = retried = True
+    another_group = retried = True
 
     def inject(self, cluster: Cluster, chance: random.Random) -> None:
         kill(cluster.train_workers(), chance)
@@ -83,7 +83,7 @@ class WorkerKilled(Kind):
 
 class RayletKilled(Kind):
     name, what = "raylet", "SIGKILL to a node's raylet, the node joins again"
-    another_gang = retried = True
+    another_group = retried = True
     hold_s = (2.0, 8.0)
 
     def inject(self, cluster: Cluster, chance: random.Random) -> None:
@@ -98,7 +98,7 @@ class RayletKilled(Kind):
 
 class ControllerKilled(Kind):
     name, what = "controller", "SIGKILL to the Train controller"
-    another_gang = retried = True
+    another_group = retried = True
 
     def inject(self, cluster: Cluster, chance: random.Random) -> None:
         kill(cluster.controllers(), chance)
@@ -106,7 +106,7 @@ class ControllerKilled(Kind):
 
 class DriverKilled(Kind):
     name, what = "driver", "SIGKILL to the command, then `--resume`"
-    another_gang = True
+    another_group = True
     hold_s = (0.0, 5.0)
 
     def inject(self, cluster: Cluster, chance: random.Random) -> None:
@@ -118,7 +118,7 @@ class DriverKilled(Kind):
 
 class HeadLost(Kind):
     name, what, quota = "head", "SIGKILL to all on the head, the cluster started again, `--resume`", 3
-    another_gang = True
+    another_group = True
     hold_s = (1.0, 5.0)
 
     def inject(self, cluster: Cluster, chance: random.Random) -> None:
@@ -155,7 +155,7 @@ class LinkCut(Kind):
 
 class HostPreempted(Kind):
     name, what = "preempted", "notice that a worker's host is taken, which ends once the run has left or after 25 s"
-    another_gang = True
+    another_group = True
     intervals = 0
 
     def inject(self, cluster: Cluster, chance: random.Random) -> None:
@@ -224,7 +224,7 @@ class StorageDelays(StorageProxied):
 
 class StorageCorrupts(StorageProxied):
     name, what, mode = "S3 corrupts", "two uploads and the next read of a checkpoint are altered on the way", "corrupt"
-    another_gang = retried = True
+    another_group = retried = True
     intervals = 2
     hold_s = (0.0, 0.0)
 
@@ -232,7 +232,7 @@ class StorageCorrupts(StorageProxied):
         cluster.s3_proxy.budget = 2
         super().inject(cluster, chance)
         time.sleep(chance.uniform(3, 6))
-        # checkpoints are read when another gang starts
+        # checkpoints are read when another worker group starts
         kill(cluster.train_workers(), chance)
         cluster.s3_proxy.budget = 1
 
@@ -245,7 +245,7 @@ class StorageCorrupts(StorageProxied):
 
 class CheckpointAltered(Kind):
     name, what = "altered checkpoint", "the newest checkpoint is cut short in the store, and a worker killed"
-    another_gang = retried = True
+    another_group = retried = True
     intervals = 2
 
     def inject(self, cluster: Cluster, chance: random.Random) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.campaign.cluster import ROOT
-from tests.integration.test_search import TINY
+from tests.support.tiny import TINY
 
 LOG_EVERY = 10
 SPACE = """
@@ -55,7 +55,7 @@ class Scenario:
 
     def prepare(self, folder: Path) -> None:
         """Write the text and the search space that the command reads."""
-        from tests.integration.test_search import write_text
+        from tests.support.tiny import write_text
 
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "text.txt")

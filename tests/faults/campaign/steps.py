@@ -13,7 +13,7 @@ _RECORD = struct.Struct("<dq")
 
 @dataclass(frozen=True)
 class Step:
-    """One step that rank 0 of a gang has done."""
+    """One step that rank 0 of a worker group has done."""
 
     at: float
     """Unix time."""

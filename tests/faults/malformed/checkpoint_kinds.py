@@ -78,9 +78,9 @@ def resealed(stock: Stock, given: Path, random: Random) -> Act:
         (
             ("sample", "--num", "2"),
             ("sample", "--interpolate", "a", "b", "--format", "jsonl"),
-            ("evaluate", "--samples", "0", "--iw-samples", "1", "--num-samples", "16", "--output", "out.json"),
+            ("evaluate", "--num-texts", "0", "--iw-draws", "1", "--evaluate-samples", "16", "--output", "out.json"),
             ("bios", "--num", "2", "--output", "out"),
-            ("evaluate", "--data", str(stock.corpus), "--samples", "2", "--iw-samples", "1", "--num-samples", "2"),
+            ("evaluate", "--data", str(stock.corpus), "--num-texts", "2", "--iw-draws", "1", "--evaluate-samples", "2"),
         )
     )
     mains = {"sample": sample.main, "evaluate": evaluate.main, "bios": report.main}

@@ -71,13 +71,15 @@ def models(stock: Stock, given: Path, random: Random) -> Act:
     """sample, evaluate and the figures of one model."""
     options = (
         "--num", "--temperature", "--top-p", "--max-length", "--seed", "--prefix", "--interpolate", "--steps",
-        "--reconstruct", "--format", "--split", "--data", "--data-path", "--num-samples", "--iw-samples", "--samples",
-        "--storage", "--workers", "--output", "--no-log-to-mlflow",
+        "--reconstruct", "--format", "--split", "--data", "--data-path", "--evaluate-samples", "--iw-draws",
+        "--num-texts", "--storage", "--workers", "--output", "--no-log-to-mlflow",
     )  # fmt: skip
     main = random.choice((sample.main, sample.main, evaluate.main))
     location = random.choice((str(stock.checkpoint), str(stock.checkpoint), random.choice(JUNK)))
     # few samples of each kind, unless the option says otherwise
-    small = ("--num", "2") if main is sample.main else ("--samples", "0", "--num-samples", "4", "--iw-samples", "1")
+    small = (
+        ("--num", "2") if main is sample.main else ("--num-texts", "0", "--evaluate-samples", "4", "--iw-draws", "1")
+    )
     return command(main, location, *small, *_options(options, random))
 
 

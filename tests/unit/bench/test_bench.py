@@ -16,13 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from raytrain.bench import __main__ as bench
+from raytrain.bench import baseline, record
 from raytrain.bench import ray_train as on_ray
-from raytrain.bench import record
 from raytrain.bench.baseline import PlainTrainer
 from raytrain.bench.flops import count_operations
 from raytrain.bench.machine import NoiseWatch
 from raytrain.bench.options import parse_command
+from raytrain.bench.peak import Ceiling
 from raytrain.bench.rounds import Contender, Series, confidence, ratio, take_turns
+from raytrain.bench.steps import Steps
 from raytrain.bench.table import summary
 from raytrain.bench.worker import share_of
 from raytrain.config.models import ByteLstmConfig, HybridConfig, LstmVaeConfig
@@ -337,3 +339,21 @@ def test_the_options_of_a_preset() -> None:
     assert options.config.precision in options.precisions
     assert options.sections == ["step", "plain"]
     assert summary({"model": "x", "machine": {"cpu": "c", "cpu_features": [], "threads": 1}, "noise": {"noisy": []}})
+
+
+def test_a_model_without_a_plain_version_is_measured_without_it(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config("byte_lstm")
+    monkeypatch.delitem(baseline.PLAIN, type(config.model))
+    cpu = torch.device("cpu")
+    steps = Steps(config, corpus, cpu, [64], ["float32"], 0.01, plain=True)
+    peak = Ceiling(config, ["float32"], cpu, 0.01, quick=True)
+    contenders = [*steps.contenders(), *peak.contenders()]
+    measured = take_turns(contenders, 2, lambda _: None)
+    rows = steps.result(measured)
+    assert set(rows) == {"step"}
+    assert rows["step"][0]["bytes_per_second"]["median"] > 0
+    assert not {"operations_per_second", "share_of_ceiling", "times_plain"} & set(rows["step"][0])
+    assert set(peak.shapes) == {"square 512"}
+    assert Steps(config, corpus, cpu, [64], [], 0.01, plain=True).contenders() == []

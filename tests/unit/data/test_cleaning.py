@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raytrain.data.cleaning import Seen, clean, valid_utf8
+from tests.support.examples import examples
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 
@@ -96,7 +97,7 @@ PIECES = st.sampled_from(
 @example(b"&am&#112;;amp;lt;")
 @example(b"http:@bob")
 @example(b"@http://x@y")
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=examples(500))
 def test_cleaning_cleaned_text_changes_nothing(raw: bytes) -> None:
     once = clean(raw)
     assert clean(once) == once

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from raytrain.data.corpus import Corpus, CorpusWriter
 from raytrain.utils.errors import UserError
+from tests.support.examples import examples
 
 TEXTS = [b"one", b"", b"a longer text", b"two", b"\n\n", b"\x00\xff", b"one"]
 
@@ -23,7 +24,7 @@ def write(folder: Path, splits: dict[str, list[bytes]]) -> Corpus:
 
 
 @given(train=st.lists(st.binary(max_size=40), max_size=30), valid=st.lists(st.binary(max_size=40), max_size=5))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 def test_any_bytes_in_the_same_bytes_out(
     tmp_path_factory: pytest.TempPathFactory, train: list[bytes], valid: list[bytes]
 ) -> None:

@@ -13,6 +13,7 @@ from raytrain.data import synthetic
 from raytrain.data.corpus import Corpus
 from raytrain.data.prepare import prepare, split_of
 from raytrain.utils.errors import UserError
+from tests.support.examples import examples
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the real text in ../shared/data")
@@ -34,7 +35,7 @@ NUMBERED = [b"line number %d" % number for number in range(500)]
 
 # The hash of a text alone decides, so a list needs some text that falls into either split.
 @given(st.lists(st.binary(max_size=12).filter(lambda text: b"\n" not in text and b"\0" not in text), max_size=40))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 def test_the_same_text_is_never_in_two_splits(tmp_path_factory: pytest.TempPathFactory, texts: list[bytes]) -> None:
     folder = tmp_path_factory.mktemp("split")
     written = [*NUMBERED, *texts, *texts]

@@ -24,6 +24,7 @@ from raytrain.storage.base import NotFoundError, Storage, StorageError
 from raytrain.storage.local import FolderStorage
 from raytrain.utils.errors import UserError
 from tests.support.away import Away
+from tests.support.examples import examples
 
 if TYPE_CHECKING:
     from tests.support.s3_server import S3Server
@@ -262,7 +263,7 @@ def away(tmp_path: Path) -> Away:
 SCORES = st.lists(st.one_of(st.none(), st.integers(0, 5).map(float)), min_size=1, max_size=12)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(scores=SCORES, keep_best=st.integers(0, 2))
 def test_what_waits_for_the_store_is_the_newest_and_the_best(
     tmp_path_factory: pytest.TempPathFactory, scores: list[float | None], keep_best: int
@@ -627,7 +628,7 @@ def refusal(files: dict[str, bytes]) -> tuple[Checkpoint | None, str]:
     return None, line
 
 
-@settings(max_examples=400, deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(400), deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_damage_is_refused_or_harmless(whole: dict[str, bytes], data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(whole)))
@@ -653,7 +654,7 @@ def test_random_damage_is_refused_or_harmless(whole: dict[str, bytes], data: st.
         assert "/in-memory" in line
 
 
-@settings(max_examples=300, deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(300), deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_tensor_files_with_the_right_sums_never_crash(whole: dict[str, bytes], data: st.DataObject) -> None:
     content = bytearray(whole["model.safetensors"])

@@ -25,6 +25,7 @@ from raytrain.storage.local import FolderStorage
 from raytrain.utils import retry as retry_module
 from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
+from tests.support.examples import examples
 
 CONFIG = tiny_config("hybrid")
 
@@ -69,7 +70,7 @@ DRAWN = st.dictionaries(NAMES, st.floats(), max_size=4)
     status=st.sampled_from(["waiting", "running", "interrupted", "finished", "stopped", "failed"]),
     reason=st.text(max_size=10),
 )
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 def test_a_record_reads_back_as_it_was(**values: Any) -> None:
     trial = a_trial(3, step=7, run={"run_id": "r", "created_ms": 5}, **values)
     text = trial.to_json()

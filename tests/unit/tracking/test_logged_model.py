@@ -93,7 +93,7 @@ def test_it_holds_safetensors_json_and_text_only(files: Path) -> None:
     own = {str(path.relative_to(files)) for path in paths if "code" not in path.relative_to(files).parts}
     assert own >= {"MLmodel", "README.md", "requirements.txt", "pyfunc_model.py"}
     assert {path.name for path in paths if path.suffix == ".safetensors"} == {"model.safetensors"}
-    assert {path.suffix for path in paths} == {"", ".md", ".txt", ".py", ".yaml", ".json", ".safetensors"}
+    assert {path.suffix for path in paths} == {"", ".md", ".txt", ".py", ".typed", ".yaml", ".json", ".safetensors"}
     for path in paths:
         assert not zipfile.is_zipfile(path), f"{path}: torch.save writes zip files that hold pickles"
         assert not is_pickle(path.read_bytes()), path

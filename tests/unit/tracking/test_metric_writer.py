@@ -131,7 +131,7 @@ def test_logging_costs_microseconds_while_the_store_is_away() -> None:
 LOOP = """
 import json, os, signal, sys
 from pathlib import Path
-from raytrain.tracking import MetricWriter
+from raytrain.tracking.metric_writer import MetricWriter
 
 uri, run_id, checkpoint, interval_s, die_at = sys.argv[1], sys.argv[2], Path(sys.argv[3]), *map(float, sys.argv[4:])
 state = json.loads(checkpoint.read_text()) if checkpoint.exists() else {"step": 0, "pending": []}

@@ -95,7 +95,8 @@ def test_a_run_survives_pickling(experiment: Experiment) -> None:
 
 RACE = """
 import sys, time
-from raytrain.tracking import Experiment, check_tracking
+from raytrain.tracking.client import check_tracking
+from raytrain.tracking.runs import Experiment
 
 def wait_for_start():
     print("ready", flush=True)
