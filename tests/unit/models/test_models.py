@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from raytrain import models
 from raytrain.config import models as registry
 from raytrain.config.models import ByteLstmConfig, HybridConfig, LstmVaeConfig
 from raytrain.config.schema import RunConfig
