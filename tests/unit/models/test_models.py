@@ -102,13 +102,13 @@ def test_the_tweet_models_have_the_papers_sizes() -> None:
 
 def test_a_models_module_is_never_imported_on_the_meta_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A constant tensor of a module that was first imported for ``build_empty`` would have no value ever after."""
-    find, devices = models._import, []
+    find, devices = models._implementation, []
 
-    def note_device(name: str) -> Any:
+    def note_device(config: Any) -> Any:
         devices.append(torch.get_default_device().type)
-        return find(name)
+        return find(config)
 
-    monkeypatch.setattr(models, "_import", note_device)
+    monkeypatch.setattr(models, "_implementation", note_device)
     build_empty(tiny_config("hybrid"))
     assert devices == ["cpu"]
 
