@@ -21,7 +21,7 @@ from raytrain.models.sampling import sample_text
 from raytrain.runs import checkpoint
 from raytrain.runs.checkpoint import Checkpoint
 from raytrain.runs.records import CHECKPOINTS, read_outcome
-from raytrain.runs.references import from_checkpoint
+from raytrain.runs.trained_model import from_checkpoint
 from raytrain.runs.trials import Trial, rank, trial_location
 from raytrain.search.registry import Candidate, Score, VerificationError, register_and_compete
 from raytrain.search.searcher import Search

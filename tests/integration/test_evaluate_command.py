@@ -13,6 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from raytrain import evaluate
+from raytrain.analysis import measure
 from raytrain.config.schema import flatten, to_dict
 from raytrain.data.corpus import Corpus, CorpusWriter
 from raytrain.runs.records import write_run_address
@@ -148,6 +149,7 @@ def test_another_corpus_can_be_measured(
     assert result["metrics"]["samples"] == 200
 
 
+@pytest.mark.slow
 def test_results_go_to_the_models_own_run(
     command: Callable[..., str],
     trained: Callable[[str], Path],
@@ -199,7 +201,7 @@ def test_results_go_to_the_models_own_run(
 
 def test_the_test_split_has_its_own_name() -> None:
     result: dict[str, Any] = {"split": "test", "metrics": {"bound": 1.0, "by_length": []}, "texts": None}
-    assert evaluate.metric_values(result, "") == {"test/bound": 1.0}
+    assert measure.metric_values(result, "") == {"test/bound": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -237,6 +237,7 @@ def test_the_bench_of_one_process(command: Callable[..., tuple[dict[str, Any], s
     assert not list((home / "kept").glob("*"))  # the checkpoints that it wrote
 
 
+@pytest.mark.slow
 def test_the_bench_of_several_processes(command: Callable[..., tuple[dict[str, Any], str]]) -> None:
     result, output = command("--only", "ddp", "memory", "--workers", "1", "2", "--threads", "1")
     assert positive(result)
