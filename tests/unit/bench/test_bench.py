@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from raytrain.bench import __main__ as bench
-from raytrain.bench import baseline, record
-from raytrain.bench import ray_train as on_ray
+from raytrain.bench import baseline, measure, record
 from raytrain.bench.baseline import PlainTrainer
 from raytrain.bench.flops import count_operations
 from raytrain.bench.machine import NoiseWatch
@@ -254,7 +253,7 @@ def test_the_bench_of_several_processes(command: Callable[..., tuple[dict[str, A
 def test_without_ray_its_part_is_left_out(
     command: Callable[..., tuple[dict[str, Any], str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(on_ray, "find_spec", lambda name: None if name == "ray" else object())
+    monkeypatch.setattr(measure, "find_spec", lambda name: None if name == "ray" else object())
     result, output = command("--only", "ray", "data")
     assert result["ray"] == {"skipped": "ray not installed"}
     assert "ray: left out, ray not installed" in output
