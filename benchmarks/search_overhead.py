@@ -73,7 +73,7 @@ def train_once(values: dict[str, Any]) -> None:
     from raytrain.training.worker import Job, run
 
     context = ray_train.get_context()
-    world = World(context.get_world_rank(), context.get_world_size(), get_device())
+    world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=get_device())
     run(Job(**values), world, ray_train.report, context.get_node_rank() if context.get_local_rank() == 0 else None)
 
 
@@ -103,7 +103,14 @@ def plain_pattern(workers: int, trials: int) -> None:
             parameters=flatten(config), tags={},
         )  # fmt: skip
         place = workspace.storage.uri(f"{number:03}")
-        jobs.append(asdict(Job(to_dict(config), workspace.corpus_address(), place, asdict(run), CPUS_PER_WORKER)))
+        job = Job(
+            config=to_dict(config),
+            corpus=workspace.corpus_address(),
+            storage=place,
+            tracking=asdict(run),
+            cpus=CPUS_PER_WORKER,
+        )
+        jobs.append(asdict(job))
     admitted: list[float] = []
     storage = str(Path("ray").resolve())
 

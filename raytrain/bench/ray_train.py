@@ -93,11 +93,11 @@ class OnRay:
         location.mkdir()
         run = self.experiment.open_run(str(self.number), str(self.number), parameters={}, tags={})
         job = Job(
-            to_dict(self.config),
-            {"digest": self.corpus.digest, "path": str(self.corpus.path), "storage": str(location)},
-            str(location),
-            asdict(run),
-            float(self.threads),
+            config=to_dict(self.config),
+            corpus={"digest": self.corpus.digest, "path": str(self.corpus.path), "storage": str(location)},
+            storage=str(location),
+            tracking=asdict(run),
+            cpus=float(self.threads),
             progress="raytrain/progress/bench",
         )
         self.held.train({"job": asdict(job), "cores": self.cores}, lambda metrics: None)
@@ -149,7 +149,7 @@ def serve(values: dict[str, Any]) -> None:
     """Run one timed run after the other on a worker of the group, with the reports of ``raytrain.train``."""
 
     coordinator, context = values["coordinator"], ray_train.get_context()
-    world = World(context.get_world_rank(), context.get_world_size(), get_device())
+    world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=get_device())
     node = context.get_node_rank() if context.get_local_rank() == 0 else None
     number = 0
     while (order := ray.get(coordinator.job.remote(number))) is not None:
@@ -162,7 +162,7 @@ def serve(values: dict[str, Any]) -> None:
         def send(metrics: dict[str, Any], number: int = number) -> None:
             ray.get(coordinator.evaluated.remote(number, world.rank, metrics))
 
-        report = RayReporter(job, config, world.rank, node, send)
+        report = RayReporter(job, config, rank=world.rank, node=node, send=send)
         times = timed_train(config, Corpus.open(job.corpus["path"]), world, storage.child("checkpoints"), report)
         report.close(storage)
         if world.rank == 0:

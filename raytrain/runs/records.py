@@ -60,7 +60,7 @@ def check_name(name: str) -> None:
 # ------------------------------------------------------------------------------------- owner of a name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """The owner of a run's name, and everything that the run is resumed from beside its checkpoints."""
 
@@ -76,7 +76,13 @@ class Claim:
 
 
 def claim_name(
-    storage: Storage, name: str, config: RunConfig[Any], corpus: Corpus, experiment: str, worker_options: WorkerOptions
+    storage: Storage,
+    name: str,
+    config: RunConfig[Any],
+    corpus: Corpus,
+    *,
+    experiment: str,
+    worker_options: WorkerOptions,
 ) -> Claim:
     """Return the claim of the run that owns ``name``; a free name is claimed for this config.
 
@@ -84,7 +90,14 @@ def claim_name(
         UserError: the name belongs to a run with another config.
     """
     check_name(name)
-    own = Claim(identity(config, corpus.digest), config, corpus.digest, str(corpus.path), experiment, worker_options)
+    own = Claim(
+        identity=identity(config, corpus.digest),
+        config=config,
+        corpus=corpus.digest,
+        corpus_path=str(corpus.path),
+        experiment=experiment,
+        worker_options=worker_options,
+    )
     location = storage.child(name)
     if not location.exists(RUN):
         values = {each.name: getattr(own, each.name) for each in fields(own)}

@@ -26,7 +26,7 @@ RECORD = "trial.json"
 _log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Trial:
     """One trial of a search: its config and what has come of it so far."""
 

@@ -120,11 +120,11 @@ class OptunaSearcher(Searcher):
         search.workspace.log_corpus(run)
         write_run_address(location, run)
         job = Job(
-            to_dict(trial.config),
-            search.workspace.corpus_address(),
-            location.uri(),
-            asdict(run),
-            search.worker_spec.cpus,
+            config=to_dict(trial.config),
+            corpus=search.workspace.corpus_address(),
+            storage=location.uri(),
+            tracking=asdict(run),
+            cpus=search.worker_spec.cpus,
             draws=search.plan.search_objective.draws,
             unigram=self._unigram_limit(trial.config.sampling),
         )
@@ -169,12 +169,12 @@ class OptunaSearcher(Searcher):
         before, after = flatten(plan.bases[config.model_name]), flatten(config)
         kinds = {} if point is None else point.distributions
         trial = Trial(
-            len(self.trials),
-            own,
-            config,
-            {} if point is None else dict(point.params),
-            {name: optuna.distributions.distribution_to_json(kind) for name, kind in kinds.items()},
-            {name: value for name, value in after.items() if value != before[name]},
+            number=len(self.trials),
+            identity=own,
+            config=config,
+            params={} if point is None else dict(point.params),
+            distributions={name: optuna.distributions.distribution_to_json(kind) for name, kind in kinds.items()},
+            fields={name: value for name, value in after.items() if value != before[name]},
             origin=origin,
         )
         self.trials.append(trial)

@@ -72,7 +72,14 @@ def train(
     cluster.admit(spec, 1, head_memory=float("inf"))
 
     name = options.name or f"{config.model_name}-{identity(config, workspace.corpus.digest)[:8]}"
-    claim = claim_name(workspace.storage, name, config, workspace.corpus, options.experiment, options.worker_options())
+    claim = claim_name(
+        workspace.storage,
+        name,
+        config,
+        workspace.corpus,
+        experiment=options.experiment,
+        worker_options=options.worker_options(),
+    )
     location = workspace.storage.uri(name)
     outcome = read_outcome(location)
     experiment = Experiment.open(workspace.tracking_uri, claim.experiment, workspace.artifact_root())
@@ -115,11 +122,11 @@ def follow(name: str, config: RunConfig[Any], workspace: Workspace, spec: Worker
     """
     progress = f"raytrain/progress/{name}"
     job = Job(
-        to_dict(config),
-        workspace.corpus_address(),
-        workspace.storage.uri(name),
-        asdict(run),
-        spec.cpus,
+        config=to_dict(config),
+        corpus=workspace.corpus_address(),
+        storage=workspace.storage.uri(name),
+        tracking=asdict(run),
+        cpus=spec.cpus,
         progress=progress,
     )
     try:

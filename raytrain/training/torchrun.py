@@ -38,7 +38,7 @@ def torchrun_world() -> Iterator[World]:
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield World(rank, size, device)
+        yield World(rank=rank, size=size, device=device)
         if dist.is_initialized():
             dist.barrier()  # rank 0 may still be saving: no rank leaves before all are done
     finally:

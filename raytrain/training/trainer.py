@@ -26,7 +26,7 @@ from raytrain.training.divergence import SkippedSteps
 from raytrain.training.loss import BoundTotals, loss
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class World:
     """Rank of a worker, number of workers, and the device that it computes on."""
 

@@ -64,7 +64,7 @@ PERMANENT_ERRORS = (
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """Everything that a worker needs to know of a run, in plain values that travel to any process."""
 
@@ -92,7 +92,7 @@ def worker_loop(values: dict[str, Any]) -> None:
     """
     coordinator, context = values["coordinator"], ray_train.get_context()
     device = get_device() if values["on_gpus"] else torch.device("cpu")
-    world = World(context.get_world_rank(), context.get_world_size(), device)
+    world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=device)
     node = context.get_node_rank() if context.get_local_rank() == 0 else None
 
     for number in itertools.count(ray.get(coordinator.begin.remote())):
@@ -134,7 +134,7 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
     torch.set_num_threads(max(1, int(job.cpus)))
     config = from_dict(job.config)
     storage = open_storage(job.storage)
-    report = RayReporter(job, config, world.rank, node, send)
+    report = RayReporter(job, config, rank=world.rank, node=node, send=send)
     try:
         trained = train(config, open_anywhere(job.corpus), world, storage.child(CHECKPOINTS), report, job.draws)
         outcome: dict[str, Any] = asdict(trained)
@@ -186,6 +186,7 @@ class RayReporter:
         self,
         job: Job,
         config: RunConfig[Any],
+        *,
         rank: int,
         node: int | None,
         send: Callable[[dict[str, Any]], None],

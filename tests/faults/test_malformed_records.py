@@ -68,7 +68,11 @@ def test_a_model_that_cannot_be_built_is_one_line(corpus: Corpus) -> None:
     ],
 )
 def test_a_record_with_a_value_that_cannot_be_is_one_line(tmp_path: Path, change: dict[str, Any]) -> None:
-    values = json.loads(Trial(0, "0" * 16, tiny_config("hybrid"), {}, {}, {}).to_json())
+    values = json.loads(
+        Trial(
+            number=0, identity="0" * 16, config=tiny_config("hybrid"), params={}, distributions={}, fields={}
+        ).to_json()
+    )
     file = tmp_path / "trials" / "0" / "trial.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(values | change))
@@ -78,7 +82,15 @@ def test_a_record_with_a_value_that_cannot_be_is_one_line(tmp_path: Path, change
 
 def test_a_record_with_a_point_that_no_space_has_is_one_line() -> None:
     kind = '{"name": "FloatDistribution", "attributes": {"step": null, "low": 0.0, "high": 1.0, "log": false}}'
-    trial = Trial(0, "0" * 16, tiny_config("hybrid"), {"a": 0.5}, {"a": kind}, {}, status="finished")
+    trial = Trial(
+        number=0,
+        identity="0" * 16,
+        config=tiny_config("hybrid"),
+        params={"a": 0.5},
+        distributions={"a": kind},
+        fields={},
+        status="finished",
+    )
     add_to_study(optuna.create_study(), trial, SearchObjective())
     for params, kinds in (({"a": 7.0}, {"a": kind}), ({"a": 0.5}, {}), ({"a": 0.5}, {"a": "{}"})):
         trial.params, trial.distributions = params, kinds

@@ -349,7 +349,7 @@ def trained(experiment: Experiment, corpus: Corpus, folder: Path, model: str) ->
     location = open_storage(folder)
     write_run_address(location, run)
     reporting = Reporting(run)
-    train(config, corpus, World(0, 1, torch.device("cpu")), location.child("checkpoints"), reporting)
+    train(config, corpus, World(), location.child("checkpoints"), reporting)
     assert reporting.writer.close() == 0
     return run, folder / "checkpoints" / "step-00000020"
 

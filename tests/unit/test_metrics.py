@@ -66,7 +66,16 @@ def share() -> Iterator[Metric]:
 
 
 def a_trial(number: int, best: dict[str, float]) -> Trial:
-    return Trial(number, f"id{number}", tiny_config("hybrid"), {}, {}, {}, best=best, status="finished")
+    return Trial(
+        number=number,
+        identity=f"id{number}",
+        config=tiny_config("hybrid"),
+        params={},
+        distributions={},
+        fields={},
+        best=best,
+        status="finished",
+    )
 
 
 def test_a_registered_metric_is_in_every_evaluation_record_and_table(

@@ -28,7 +28,9 @@ JSON = st.recursive(
     max_leaves=12,
 )
 WHOLE = to_dict(config())
-RECORD = json.loads(Trial(0, "0" * 16, config(), {}, {}, {}).to_json())
+RECORD = json.loads(
+    Trial(number=0, identity="0" * 16, config=config(), params={}, distributions={}, fields={}).to_json()
+)
 PATHS = st.sampled_from(list(WHOLE) + [f"{part}.{name}" for part in ("model", "objective", "optimizer")
                                                     for name in WHOLE[part]])  # fmt: skip
 LINE = {"run_id": "0" * 32, "step": 1, "timestamp_ms": 1, "metrics": {"a": 1.0}}

@@ -86,7 +86,7 @@ def make_stock(folder: Path) -> Stock:
     given = config(data=str(stock.corpus))
     storage = open_storage(stock.runs)
 
-    own = claim_name(storage, "run", given, corpus, "raytrain", WorkerOptions()).identity
+    own = claim_name(storage, "run", given, corpus, experiment="raytrain", worker_options=WorkerOptions()).identity
     run = experiment.open_run(own, "run", config=to_dict(given), parameters={}, tags={"location": storage.uri("run")})
     write_run_address(storage.child("run"), run)
     _train(stock, given, corpus, "run")
@@ -107,7 +107,8 @@ def make_stock(folder: Path) -> Stock:
         child = experiment.open_run(name, name, parent=parent.run_id, parameters={}, tags={"kind": "trial"})
         figures = {"bound": 30.0 + number, METRIC: 3.0 + number, "reconstruction": 29.0, "kl": 1.0, "active_units": 1.0}
         trial = Trial(
-            number, name, given, {"alpha": 0.2, "z": 2}, {}, {"objective.alpha": 0.2}, child.address(), "finished",
+            number=number, identity=name, config=given, params={"alpha": 0.2, "z": 2}, distributions={},
+            fields={"objective.alpha": 0.2}, run=child.address(), status="finished",
             step=20, best=figures, history=[{"step": 20, METRIC: 3.0, "kl": 1.0}], seconds=1.5, started_at=1.0,
         )  # fmt: skip
         records.add(trial)

@@ -87,7 +87,16 @@ def search_at(location: Storage, experiment: Experiment) -> list[Trial]:
     for number, value in enumerate([2.5, 2.4, 2.3]):
         run = experiment.open_run(f"{location.uri()}-{number}", f"trial {number}", parameters={}, tags={})
         best = {**dict.fromkeys(REQUIRED_METRICS, 1.0), METRIC: value}
-        trial = Trial(number, f"t{number}", config, {}, {}, {}, run.address(), best=best)
+        trial = Trial(
+            number=number,
+            identity=f"t{number}",
+            config=config,
+            params={},
+            distributions={},
+            fields={},
+            run=run.address(),
+            best=best,
+        )
         records.add(trial)
         write_run_address(records.location(trial.identity), run)
         if number < 2:

@@ -32,7 +32,7 @@ CONFIG = tiny_config("hybrid")
 
 def a_trial(number: int = 0, **changes: Any) -> Trial:
     values: dict[str, Any] = {"params": {}, "distributions": {}, "fields": {}}
-    return Trial(number, f"identity-{number}", CONFIG, **{**values, **changes})
+    return Trial(number=number, identity=f"identity-{number}", config=CONFIG, **{**values, **changes})
 
 
 def reached(value: float) -> dict[str, float]:

@@ -18,16 +18,18 @@ GANG = WorkerOptions("2:3", 0.5, 0, "cpu")
 
 def test_a_name_keeps_its_run_and_the_experiment_that_it_was_begun_in(corpus: Corpus, tmp_path: Path) -> None:
     storage = FolderStorage(tmp_path)
-    first = claim_name(storage, "mine", tiny_config("hybrid"), corpus, "tweets", GANG)
-    again = claim_name(storage, "mine", tiny_config("hybrid"), corpus, "raytrain", WorkerOptions())
+    first = claim_name(storage, "mine", tiny_config("hybrid"), corpus, experiment="tweets", worker_options=GANG)
+    again = claim_name(
+        storage, "mine", tiny_config("hybrid"), corpus, experiment="raytrain", worker_options=WorkerOptions()
+    )
     assert again == first == read_claim(storage, "mine")
     assert (first.experiment, first.worker_options) == ("tweets", GANG)
     with pytest.raises(UserError, match="belongs to a run with another config"):
-        claim_name(storage, "mine", tiny_config("hybrid", steps=7), corpus, "tweets", GANG)
+        claim_name(storage, "mine", tiny_config("hybrid", steps=7), corpus, experiment="tweets", worker_options=GANG)
 
 
 def test_a_read_resumption_asks_for_the_workers_that_it_was_begun_with(corpus: Corpus, tmp_path: Path) -> None:
-    claim_name(FolderStorage(tmp_path), "mine", tiny_config("hybrid"), corpus, "tweets", GANG)
+    claim_name(FolderStorage(tmp_path), "mine", tiny_config("hybrid"), corpus, experiment="tweets", worker_options=GANG)
     arguments = ["--resume", "mine", "--storage", str(tmp_path)]
     options, claim = read_resumption("mine", str(tmp_path), arguments)
     assert (options.workers, options.cpus_per_worker, options.gpus_per_worker) == ("2:3", 0.5, 0)
@@ -49,7 +51,7 @@ def test_a_read_resumption_asks_for_the_workers_that_it_was_begun_with(corpus: C
 )  # fmt: skip
 def test_a_claim_that_cannot_be_read_is_one_line(corpus: Corpus, tmp_path: Path, change: dict[str, object]) -> None:
     storage = FolderStorage(tmp_path)
-    claim_name(storage, "mine", tiny_config("hybrid"), corpus, "raytrain", WorkerOptions())
+    claim_name(storage, "mine", tiny_config("hybrid"), corpus, experiment="raytrain", worker_options=WorkerOptions())
     values = json.loads(storage.read(f"mine/{RUN}"))
     storage.write(f"mine/{RUN}", json.dumps(values | change).encode())
     with pytest.raises(UserError, match="does not say whose the name is"):
@@ -60,7 +62,7 @@ def test_a_run_that_was_begun_before_experiments_were_and_workers_were_noted_is_
     corpus: Corpus, tmp_path: Path
 ) -> None:
     storage = FolderStorage(tmp_path)
-    claim_name(storage, "mine", tiny_config("hybrid"), corpus, "tweets", GANG)
+    claim_name(storage, "mine", tiny_config("hybrid"), corpus, experiment="tweets", worker_options=GANG)
     values = json.loads(storage.read(f"mine/{RUN}"))
     del values["experiment"], values["worker_options"]
     storage.write(f"mine/{RUN}", json.dumps(values).encode())

@@ -243,7 +243,8 @@ def test_a_dry_run_of_a_search_that_is_known_counts_what_is_left(
     location.write(PLAN, known.to_json())
     records = TrialStore(location)
     for number, status in enumerate(("finished", "stopped", "interrupted")):
-        records.add(Trial(number, f"{number}", config, {}, {}, {}, status=status))  # type: ignore[arg-type]
+        trial = Trial(number=number, identity=f"{number}", config=config, params={}, distributions={}, fields={})
+        records.add(replace(trial, status=status))  # type: ignore[arg-type]
     before = location.list()
     status, output = dry_run(8, "--resume", "mine", "--dry-run", command=[])
     assert status == 0, output

@@ -127,19 +127,19 @@ class Sent:
 
 
 def a_job(config: RunConfig[Any], **changes: Any) -> Job:
-    return Job(to_dict(config), {}, "", {}, 1.0, **changes)
+    return Job(config=to_dict(config), corpus={}, storage="", tracking={}, cpus=1.0, **changes)
 
 
 def test_the_report_ends_a_hopeless_trial_after_it_was_heard_and_out_of_reach_of_asha() -> None:
     config, sent = tiny_config("hybrid", steps=1000, objective=CONSTANT), Sent()
     # rank 1 has no writer: what it does, every rank does
-    report = RayReporter(a_job(config, unigram=4.0), config, 1, None, sent)
+    report = RayReporter(a_job(config, unigram=4.0), config, rank=1, node=None, send=sent)
     report.evaluated(100, figures(6.0))
     report.evaluated(250, figures(4.1))  # as good as knowing the bytes' frequencies: it may go on
     with pytest.raises(EarlyStoppedError, match=r"early-stopped at step 500: its negative ELBO of 4\.500"):
         report.evaluated(500, figures(4.5))
     assert [(result["step"], RUNG in result) for result in sent.results] == [(100, True), (250, True), (500, False)]
-    alone = RayReporter(a_job(config), config, 1, None, sent)
+    alone = RayReporter(a_job(config), config, rank=1, node=None, send=sent)
     alone.evaluated(500, figures(4.5))  # a run that is no trial
 
 
@@ -238,7 +238,12 @@ def test_the_best_checkpoint_is_chosen_by_what_is_looked_for(
 
 def a_trial(number: int, best: dict[str, float] | None = None, **changes: Any) -> Trial:
     values: dict[str, Any] = {"params": {}, "distributions": {}, "fields": {}, "status": "finished"}
-    return Trial(number, f"identity-{number}", tiny_config("hybrid"), **{**values, "best": best or {}, **changes})
+    return Trial(
+        number=number,
+        identity=f"identity-{number}",
+        config=tiny_config("hybrid"),
+        **{**values, "best": best or {}, **changes},
+    )
 
 
 SOME = [

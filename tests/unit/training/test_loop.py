@@ -85,7 +85,7 @@ def on_workers(size: int, body: Callable[..., None], *arguments: Any) -> None:
 def _worker(rank: int, size: int, port: int, body: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
-    body(World(rank, size), *arguments)
+    body(World(rank=rank, size=size), *arguments)
     dist.barrier()
     dist.destroy_process_group()
     # a thread of gloo's can outlive the group and abort the process in the destructors that run at exit

@@ -8,7 +8,7 @@ from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 
-from raytrain.config.schema import ObjectiveConfig, to_dict
+from raytrain.config.schema import ObjectiveConfig, RunConfig, to_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.metrics import RUNG, SearchObjective
 from raytrain.runs.records import OUTCOME
@@ -29,6 +29,10 @@ from tests.conftest import tiny_config
 from tests.unit.storage.test_storage import Away
 
 
+def a_job(config: RunConfig[Any], location: Path | str = "") -> Job:
+    return Job(config=to_dict(config), corpus={}, storage=str(location), tracking={}, cpus=1.0)
+
+
 @pytest.mark.parametrize(
     ("objective", "comparable"),
     [
@@ -42,7 +46,7 @@ def test_a_trial_can_be_stopped_only_between_its_annealing_and_its_last_step(
 ) -> None:
     config = tiny_config("hybrid", steps=100, evaluate_every=25, objective=objective)
     reported: list[dict[str, Any]] = []
-    report = RayReporter(Job(to_dict(config), {}, "", {}, 1.0), config, rank=1, node=None, send=reported.append)
+    report = RayReporter(a_job(config), config, rank=1, node=None, send=reported.append)
     for step in (25, 50, 75, 100):
         report.evaluated(step, {"bound": 1.0})
     assert [result["step"] for result in reported if RUNG in result] == comparable
@@ -68,7 +72,7 @@ class Silent:
 
     closed = 0
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         pass
 
     def close(self, storage: Any) -> int:
@@ -82,7 +86,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setattr(worker, "RayReporter", Silent)
     monkeypatch.setattr("raytrain.training.worker.open_anywhere", lambda address: None)
     monkeypatch.setattr(Silent, "closed", 0)
-    job = Job(to_dict(tiny_config("hybrid")), {}, str(tmp_path), {}, 1.0)
+    job = a_job(tiny_config("hybrid"), tmp_path)
 
     def fail(error: BaseException, world: World | None = None) -> Any:
         def train(*arguments: Any) -> None:
@@ -173,7 +177,7 @@ def raised(error: Exception) -> Exception:
 
 def outlive(location: Path, *ends: tuple[Exception | None, int | None]) -> dict[str, Any]:
     worker_spec: Any = Dying(location, *ends)
-    outcome = run_with_retries(Job(to_dict(tiny_config("hybrid")), {}, str(location), {}, 1.0), worker_spec, print)
+    outcome = run_with_retries(a_job(tiny_config("hybrid"), location), worker_spec, print)
     assert not worker_spec.ends
     return outcome
 
@@ -197,7 +201,7 @@ def test_a_gang_that_dies_while_the_storage_is_away_is_followed_by_another(
             super().train(job, send)
 
     worker_spec: Any = Unreachable(tmp_path, (raised(StorageError("nobody answers")), None), (None, None))
-    job = Job(to_dict(tiny_config("hybrid")), {}, str(tmp_path), {}, 1.0)
+    job = a_job(tiny_config("hybrid"), tmp_path)
     assert run_with_retries(job, worker_spec, print) == {"early_stopped": "as scripted"}
     assert worker_spec.ends == []
 
