@@ -1,4 +1,4 @@
-"""A search: Ray Tune draws configs from a space, runs each as a gang of workers, and stops the poor ones early."""
+"""Running a search: Ray Tune set up with our searcher, scheduler and recorder, run, and finished."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run_and_finish(search: Search) -> list[Trial]:
 
 
 def run_search(search: Search, show: Any) -> list[Trial]:
-    """Run all trials that have not ended; returns every trial. ``show(trial)`` is called whenever one has changed.
+    """Run all trials that have not ended; return every trial. ``show(trial)`` is called whenever one has changed.
 
     Raises:
         KeyboardInterrupt: the user stopped it; trials under way are recorded as interrupted.
@@ -79,9 +79,9 @@ def run_search(search: Search, show: Any) -> list[Trial]:
 def make_tuner(
     search: Search, searcher: OptunaSearcher, recorder: TrialRecorder, scheduler: TrialScheduler, num_left: int
 ) -> tune.Tuner:
-    """Ray Tune, set to run what is left of the search."""
+    """Return Ray Tune, set to run what is left of the search."""
     alone = search.worker_spec.workers == 1
-    # the driver of a gang takes no CPU from its workers; on the head it outlives every worker node
+    # the driver of a worker group takes no CPU from its workers; on the head it outlives every worker node
     resources = search.worker_spec.per_worker if alone else {"CPU": 0, "node:__internal_head__": 0.001}
     return tune.Tuner(
         tune.with_resources(run_alone if alone else run_worker_group, resources),
@@ -100,7 +100,7 @@ def make_tuner(
             callbacks=[recorder],
             stop=TimeBudget(recorder, search.time_budget) if search.time_budget is not None else None,
             verbose=0,
-            # a gang is started again by its driver
+            # a worker group is restarted by its driver
             failure_config=tune.FailureConfig(max_failures=RETRIES if alone else 0),
         ),
     )
