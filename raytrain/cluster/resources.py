@@ -66,7 +66,7 @@ class Cluster:
         return max(up, sum(_slots(node, worker_spec) * count for node, count in self.possible))
 
     def admit(self, worker_spec: WorkerSpec, wanted: int | None, head_memory: float) -> int:
-        """Return how many runs of ``worker_spec`` may be under way at once: at most ``wanted``, and all that fit if None.
+        """Return how many runs of ``worker_spec`` may be under way at once: at most ``wanted``; ``None`` means all.
 
         A run of one worker has no process on the head, so that ``head_memory`` (bytes) bounds such runs only where
         the head is the one node there is.
