@@ -14,7 +14,7 @@ import raytrain
 from raytrain.config import plugins
 from raytrain.config.models import MODELS, ModelSpec, known_models
 from raytrain.data.corpus import Corpus
-from raytrain.runs.references import load
+from raytrain.runs.trained_model import load
 from raytrain.utils.errors import UserError
 
 LIGHT = """
