@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raytrain.api import SearchResult, train, tune
     from raytrain.config.schema import RunConfig
-    from raytrain.runs.trained_model import TextScore, TrainedModel, load_model
+    from raytrain.runs.references import load_model
+    from raytrain.runs.trained_model import TextScore, TrainedModel
     from raytrain.training.launch import TrainedRun
     from raytrain.utils.errors import UserError
 
@@ -43,7 +44,7 @@ _HOMES = {
     "TrainedModel": "raytrain.runs.trained_model",
     "TrainedRun": "raytrain.training.launch",
     "UserError": "raytrain.utils.errors",
-    "load_model": "raytrain.runs.trained_model",
+    "load_model": "raytrain.runs.references",
     "train": "raytrain.api",
     "tune": "raytrain.api",
 }

@@ -64,7 +64,7 @@ def main() -> None:
     check(options)
     texts = [] if options.reconstruct is None else read_texts(options.reconstruct)
 
-    from raytrain.runs.trained_model import load_model
+    from raytrain.runs.references import load_model
 
     line = as_json if options.format == "jsonl" else as_line
     for item in draw(load_model(options.checkpoint), options, texts):

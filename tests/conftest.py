@@ -29,6 +29,7 @@ pytest_plugins = [
     "tests.support.metadata_server",
     "tests.support.mlflow_server",
     "tests.support.postgres_server",
+    "tests.support.ray_instance",
     "tests.support.s3_server",
     "tests.support.tiny",
 ]

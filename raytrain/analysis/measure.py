@@ -25,7 +25,8 @@ from raytrain.data.corpus import Corpus
 from raytrain.data.vocabulary import STOP
 from raytrain.models import Model
 from raytrain.models.sampling import sample
-from raytrain.runs.references import ResolvedModel, from_checkpoint, resolve
+from raytrain.runs.references import ResolvedModel, resolve
+from raytrain.runs.trained_model import from_checkpoint
 from raytrain.runs.workspace import corpus_of
 from raytrain.storage import open_storage_root
 from raytrain.tracking.client import connect as connect_tracking

@@ -10,7 +10,8 @@ from raytrain.analysis.paper_report import collect, find_searches, write_paper_f
 from raytrain.analysis.run_report import bios_table, write_run_report
 from raytrain.analysis.search_report import write_search_report
 from raytrain.config.schema import from_dict
-from raytrain.runs.references import ResolvedModel, from_checkpoint, resolve
+from raytrain.runs.references import ResolvedModel, resolve
+from raytrain.runs.trained_model import from_checkpoint
 from raytrain.runs.workspace import corpus_of
 from raytrain.storage import open_storage_root
 from raytrain.tracking.client import check_tracking, tracking_uri

@@ -7,12 +7,12 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from raytrain.bench import ray_train as on_ray
 from raytrain.bench.checkpointing import Sampling, Saving
 from raytrain.bench.machine import Machine, NoiseWatch, describe, pinned
 from raytrain.bench.options import BenchOptions
@@ -27,6 +27,8 @@ from raytrain.search.estimate import run_seconds
 from raytrain.storage import open_storage_root
 from raytrain.training.checks import check_samples
 
+NEEDED = ("ray", "mlflow")
+
 
 class Part(Protocol):
     """Something that takes part in the rounds."""
@@ -36,6 +38,12 @@ class Part(Protocol):
 
     def result(self, measured: Measured) -> dict[str, Any]:
         """Return sections of the result, from the measurements of all contenders."""
+
+
+def missing() -> str | None:
+    """Return as text why this part cannot run here; ``None`` if it can."""
+    lacking = [name for name in NEEDED if find_spec(name) is None]
+    return f"{' and '.join(lacking)} not installed" if lacking else None
 
 
 def measure_all(options: BenchOptions, show: Callable[[str], None]) -> dict[str, Any]:
@@ -74,7 +82,7 @@ def measure(options: BenchOptions, corpus: Corpus, machine: Machine, show: Calla
         for part in parts:
             result |= part.result(measured)
     result["noise"] = watch.report(ceilings(measured))
-    if "ray" in options.sections and (reason := on_ray.missing()) is not None:
+    if "ray" in options.sections and (reason := missing()) is not None:
         result["ray"] = {"skipped": reason}
     if "memory" in options.sections:
         show("memory")
@@ -123,9 +131,11 @@ def in_others(
     if "ddp" in options.sections:
         show("starting workers")
         parts.append(Scaling(config, corpus, options.workers, machine, seconds, stack))
-    if "ray" in options.sections and on_ray.missing() is None:
+    if "ray" in options.sections and missing() is None:
+        from raytrain.bench.ray_train import OnRay  # needs Ray and MLflow
+
         show("starting Ray")
-        parts.append(on_ray.OnRay(config, corpus, max(options.workers), machine, seconds, stack))
+        parts.append(OnRay(config, corpus, max(options.workers), machine, seconds, stack))
     return parts
 
 

@@ -11,30 +11,33 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
+import ray
 import torch
+from ray import train as ray_train
+from ray.train.torch import get_device
 
 from raytrain.bench.machine import Machine
 from raytrain.bench.rounds import Contender, Measured, confidence, ratio
 from raytrain.bench.timed import timed_config, timed_train
 from raytrain.bench.torchrun import TorchrunGroup
 from raytrain.bench.worker import share_of
+from raytrain.cluster.resources import connect
 from raytrain.config.schema import RunConfig, from_dict, to_dict
+from raytrain.config.workers import WorkerSpec
 from raytrain.data.batches import TrainingBatches
 from raytrain.data.corpus import Corpus
+from raytrain.storage import open_storage
+from raytrain.tracking.runs import Experiment
+from raytrain.training.trainer import World
+from raytrain.training.worker import Job, RayReporter
+from raytrain.training.worker_group import WorkerGroup
 
-NEEDED = ("ray", "mlflow")
 IDLE_S = 5.0
 """Seconds for which Ray's idle processes are watched."""
-
-
-def missing() -> str | None:
-    """Return as text why this part cannot run here; ``None`` if it can."""
-    lacking = [name for name in NEEDED if find_spec(name) is None]
-    return f"{' and '.join(lacking)} not installed" if lacking else None
 
 
 class OnRay:
@@ -49,13 +52,6 @@ class OnRay:
         seconds: float,
         stack: ExitStack,
     ) -> None:
-        import psutil
-        import ray
-
-        from raytrain.cluster.resources import connect
-        from raytrain.config.workers import WorkerSpec
-        from raytrain.tracking.runs import Experiment
-        from raytrain.training.worker_group import WorkerGroup
 
         self.corpus = corpus
         self.workers = workers
@@ -91,7 +87,6 @@ class OnRay:
 
     def _ray(self) -> dict[str, float]:
         """Run the loop on the worker group, in an MLflow run of its own."""
-        from raytrain.training.worker import Job
 
         self.number += 1
         location = self.scratch / str(self.number)
@@ -134,7 +129,6 @@ class OnRay:
 
 def idle_cpu(processes: list[Any]) -> float:
     """Return the number of cores that these processes keep busy while they are idle."""
-    import psutil
 
     def used() -> float:
         total = 0.0
@@ -153,13 +147,6 @@ def idle_cpu(processes: list[Any]) -> float:
 
 def serve(values: dict[str, Any]) -> None:
     """Run one timed run after the other on a worker of the group, with the reports of ``raytrain.train``."""
-    import ray
-    from ray import train as ray_train
-    from ray.train.torch import get_device
-
-    from raytrain.storage import open_storage
-    from raytrain.training.trainer import World
-    from raytrain.training.worker import Job, RayReporter
 
     coordinator, context = values["coordinator"], ray_train.get_context()
     world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=get_device())

@@ -1,4 +1,4 @@
-"""Command lines derived from dataclasses: model, preset and config file first, every field after."""
+"""Command lines made from dataclasses: model, preset and config file come first, then every field."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OptionsT = TypeVar("OptionsT")
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Reports a mistake as a UserError instead of a usage text."""
+    """Argument parser that raises a UserError instead of printing a usage text."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
@@ -28,7 +28,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What decides the defaults of everything else."""
+    """The arguments that decide the defaults of all others."""
 
     model: ModelName
     preset: PresetName | None
@@ -37,9 +37,9 @@ class Choice:
 
 
 def parse_choice(command: str, arguments: list[str], implied: ModelName | None = None) -> tuple[Choice, list[str]]:
-    """The model, preset, source and config file named on the command line, and what is left for the fields.
+    """Read model, preset, source and config file from the command line; return them and the remaining arguments.
 
-    ``implied`` is the model where the command line names none.
+    ``implied`` is the model if the command line names none.
 
     Raises:
         UserError: no such model or preset, or both a preset and a config file.
@@ -65,7 +65,7 @@ def parse_choice(command: str, arguments: list[str], implied: ModelName | None =
     if known.preset is not None and known.preset not in PRESET_NAMES:
         raise UserError(f"unknown preset {known.preset!r}: --preset takes {', '.join(PRESET_NAMES)}")
     if known.preset is not None and known.config is not None:
-        raise UserError("--preset and --config both say where to start from: give one of them")
+        raise UserError("--preset and --config both choose the config to start from: give one of them")
     sources = OneLineParser(prog=parser.prog, add_help=False, allow_abbrev=False)
     sources.add_argument("--data")
     source = sources.parse_known_args(rest)[0].data
@@ -73,9 +73,9 @@ def parse_choice(command: str, arguments: list[str], implied: ModelName | None =
 
 
 def default_config(choice: Choice, fallback: PresetName) -> RunConfig[Any]:
-    """The config that the command line's fields change: of a file, of a preset, or of ``fallback``.
+    """Return the config that the command line's fields change: that of a file, of a preset, or of ``fallback``.
 
-    ``fallback`` gives the sizes; the text is then the embedded corpus unless ``--data`` names another.
+    ``fallback`` gives the sizes only: the text is then the embedded corpus unless ``--data`` names another.
 
     Raises:
         UserError: the file cannot be read, is not a config, or is of another model.
@@ -107,7 +107,7 @@ def read_config(file: Path) -> RunConfig[Any]:
 def parse_fields(
     command: str, options: OptionsT, config: RunConfig[Any], arguments: list[str]
 ) -> tuple[OptionsT, RunConfig[Any]]:
-    """Options of the command and fields of the config, changed by the rest of the command line.
+    """Return the command's options and the config, both changed by the rest of the command line.
 
     Raises:
         UserError: an unknown option or a bad value.
@@ -127,17 +127,17 @@ def parse_fields(
     parsed: Any = parse_options(
         f"{command} {config.model_name}", dataclasses.make_dataclass("Command", fields), arguments
     )
-    return parsed.options, from_dict(to_dict(parsed.config))  # which also refuses numbers that are not finite
+    return parsed.options, from_dict(to_dict(parsed.config))  # from_dict also refuses numbers that are not finite
 
 
 METAVARS = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
-"""Value of an option in the help, by its type."""
+"""Type of an option -> its metavar in the help."""
 
 
 def show_plainly(options: type) -> None:
-    """Let the help show ``INT`` for an option that may be left out, not ``{None}|INT ... (default: None)``.
+    """Let the help show ``INT`` for an optional field, not ``{None}|INT ... (default: None)``.
 
-    The field's docstring states its default.
+    The field's docstring states the default.
     """
     import tyro
 
@@ -158,7 +158,7 @@ def show_plainly(options: type) -> None:
 def parse_options(
     command: str, options: type[OptionsT], arguments: list[str], default: OptionsT | None = None
 ) -> OptionsT:
-    """The dataclass ``options`` from a command line; ``tyro.conf.Positional`` fields are its arguments.
+    """Read the dataclass ``options`` from a command line; its ``tyro.conf.Positional`` fields are positional arguments.
 
     Raises:
         UserError: an unknown option or a bad value.
@@ -189,7 +189,7 @@ def parse_options(
 
 
 def _one_line(event: Any) -> str:
-    """tyro's events as one line each; those of a later version by their own name."""
+    """Return one line for a tyro event. An event that only a later version has is given by its class name."""
     argument = getattr(event, "argument", None)
     name = ""
     if argument is not None:

@@ -34,18 +34,18 @@ def require(condition: bool, name: str, value: object, rule: str) -> None:
 
 @dataclass(frozen=True)
 class HybridConfig:
-    """The convolutional VAE with an LSTM or causal convolutions on top (Semeniuta et al. 2017, section 3)."""
+    """Convolutional VAE with an LSTM or causal convolutions on top (Semeniuta et al. 2017, section 3)."""
 
     feature_maps: tuple[int, ...] = (128, 256)
-    """Feature maps of each encoder convolution; every one halves the length."""
+    """Feature maps of each encoder convolution; each halves the length."""
     decoder_maps: tuple[int, ...] = (128, 200)
-    """Feature maps of each deconvolution; as many as in the encoder, each doubles the length."""
+    """Feature maps of each deconvolution, as many as in the encoder; each doubles the length."""
     latent: int = 50
     """Dimensions of the latent code z."""
     hidden: int = 500
-    """Units of the net on top."""
+    """Units of the network on top."""
     decoder: Literal["lstm", "bytenet"] = "lstm"
-    """The net on top: an LSTM, or causal convolutions in highway blocks (the paper's figure 6, with 256 units)."""
+    """Network on top: an LSTM, or causal convolutions in highway blocks (the paper's figure 6, with 256 units)."""
     decoder_layers: int = 1
     """Blocks of the causal convolutions, which see decoder_layers + 1 characters; an LSTM has one layer."""
 
@@ -78,7 +78,7 @@ class HybridConfig:
 
 @dataclass(frozen=True)
 class LstmVaeConfig:
-    """The baseline: an LSTM encoder and an LSTM decoder (Bowman et al. 2016)."""
+    """Baseline with an LSTM encoder and an LSTM decoder (Bowman et al. 2016)."""
 
     latent: int = 100
     """Dimensions of the latent code z."""
@@ -92,7 +92,7 @@ class LstmVaeConfig:
 
 @dataclass(frozen=True)
 class ByteLstmConfig:
-    """A stacked LSTM language model over bytes."""
+    """Stacked LSTM language model over bytes."""
 
     layers: int = 4
     """Stacked LSTM layers."""
@@ -204,7 +204,10 @@ def model_name(config: object) -> ModelName:
     for name, spec in known_models().items():
         if type(config) is spec.config:
             return name
-    raise UserError(f"no model has the config class {type(config).__name__}: register it, see RAYTRAIN_PLUGINS")
+    raise UserError(
+        f"no model has the config class {type(config).__name__}: "
+        "it must be registered by a module that RAYTRAIN_PLUGINS names"
+    )
 
 
 def has_latent(name: ModelName) -> bool:

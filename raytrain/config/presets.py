@@ -1,4 +1,4 @@
-"""Settings that are known to work, by name."""
+"""Presets: configs that are known to work, by name."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ SMALL_BUDGET: dict[str, Any] = {
     "optimizer.decay_start": 0.3,
     "optimizer.clip": 10.0,
 }
-"""Fields that make a grid of the paper a matter of minutes a trial: ``--budget small`` of search_spaces/paper_*.py."""
+"""Fields with which a trial of the paper's grids takes minutes: ``--budget small`` of search_spaces/paper_*.py."""
 
 
 def paper_ptb(model: Any) -> RunConfig[Any]:
-    """Windows of 60 characters of Penn Treebank (Semeniuta et al. 2017, section 5.1, and their code)."""
+    """Return a config for windows of 60 characters of Penn Treebank.
+
+    As in Semeniuta et al. 2017, section 5.1, and their code.
+    """
     return RunConfig(
         model=model,
         data="ptb",
@@ -42,7 +45,10 @@ def paper_ptb(model: Any) -> RunConfig[Any]:
 
 
 def paper_tweets(model: Any) -> RunConfig[Any]:
-    """Whole tweets of at most 127 bytes (Semeniuta et al. 2017, section 5.4, and their code)."""
+    """Return a config for whole tweets of at most 127 bytes.
+
+    As in Semeniuta et al. 2017, section 5.4, and their code.
+    """
     return RunConfig(
         model=model,
         objective=ObjectiveConfig(start=0.5, end=0.6),
@@ -60,7 +66,11 @@ def paper_tweets(model: Any) -> RunConfig[Any]:
 
 
 def lstm_vae(config: RunConfig[Any], start: float, end: float) -> RunConfig[Any]:
-    """What the paper sets otherwise for the baseline: later annealing, input dropout, clipping, no auxiliary loss."""
+    """Return ``config`` as the paper changes it for its baseline.
+
+    Annealing is from ``start`` to ``end``, later than the hybrid's. There are input dropout and clipping, and no
+    auxiliary loss.
+    """
     return replace(
         config,
         objective=replace(config.objective, start=start, end=end, alpha=0.0, input_dropout=0.2),
@@ -69,7 +79,10 @@ def lstm_vae(config: RunConfig[Any], start: float, end: float) -> RunConfig[Any]
 
 
 def laptop(model: Any, learning_rate: float = 4e-3) -> RunConfig[Any]:
-    """A minute or two on one CPU core: small batches, since what counts in so short a run is the number of steps."""
+    """Return a config that trains in a minute or two on one CPU core.
+
+    Batches are small: in so short a run, the number of steps matters most.
+    """
     return RunConfig(
         model=model,
         objective=ObjectiveConfig(start=0.05, end=0.3),
@@ -91,7 +104,7 @@ PRESETS: dict[tuple[PresetName, ModelName], RunConfig[Any]] = {
     ("laptop", "byte_lstm"): laptop(ByteLstmConfig(layers=1, hidden=256, dropout=0.0), 8e-3),
     ("paper-ptb", "hybrid"): paper_ptb(HybridConfig()),
     ("paper-ptb", "lstm_vae"): lstm_vae(paper_ptb(LstmVaeConfig()), 0.1, 0.17),
-    # the plain language model beside the paper's two: the decoder of its baseline alone
+    # a plain language model beside the paper's two models: the decoder of its baseline alone
     ("paper-ptb", "byte_lstm"): paper_ptb(ByteLstmConfig(layers=1, hidden=500, dropout=0.0)),
     ("paper-tweets", "byte_lstm"): paper_tweets(ByteLstmConfig(layers=1, hidden=1000, dropout=0.0)),
     ("paper-tweets", "hybrid"): paper_tweets(
@@ -129,12 +142,12 @@ def preset(name: PresetName, model: ModelName) -> RunConfig[Any]:
 
 
 def full_size(model: ModelName) -> PresetName:
-    """The preset with the sizes of the literature, for machines with GPUs."""
+    """Return the preset with the sizes of the literature, for machines with GPUs."""
     return find_model(model).full_size
 
 
 def for_source(config: RunConfig[Any], source: str) -> RunConfig[Any]:
-    """``config`` on ``source``, drawn as that source is meant to be: tweets and bios as whole documents."""
+    """Return ``config`` with another source of text, sampled as suits it: tweets and bios as whole documents."""
     if source == config.data:
         return config
     documents = {"tweets": 128, "bios": 201}

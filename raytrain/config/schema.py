@@ -1,8 +1,7 @@
-"""Everything that can be set: validated, and written to and read from JSON.
+"""Config of a training run: validation, JSON, dotted overrides and identity.
 
-A run is a pure function of (``RunConfig``, corpus, seed). Whatever is given as a fraction here is a
-fraction of ``RunConfig.steps``, so that a longer run keeps its shape; ``ObjectiveConfig`` and
-``OptimizerConfig`` say which.
+A run is a pure function of (``RunConfig``, corpus, seed). Schedules start and end at fractions of ``RunConfig.steps``,
+so that a longer run keeps its shape; ``ObjectiveConfig`` and ``OptimizerConfig`` say which fields are such fractions.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ __all__ = [
 ]
 
 LOCATION = ("data", "data_path", "data_field")
-"""Where the text of a run lies: the digest of its corpus says what it is."""
+"""Fields that locate the text of a run. They do not identify it: the digest of its corpus does."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +44,17 @@ class RunConfig(Generic[ModelT]):
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: str = "synthetic"
-    """Source of text: synthetic, ptb, tweets, bios, a file, a folder, s3://..., or a prepared corpus."""
+    """Source of text: synthetic, ptb, tweets, bios, a file, a folder, an s3:// address, or a prepared corpus."""
     data_path: str | None = None
-    """File or folder that holds the source named by --data, where it is not to be downloaded."""
+    """File or folder that holds the source named by --data, if it is not to be downloaded; default: none."""
     data_field: str | None = None
-    """Field or column that holds the text in .jsonl and .parquet sources."""
+    """Field or column that holds the text in .jsonl and .parquet sources; default: none."""
     sampling: Literal["windows", "documents"] = "windows"
     """Windows of ``length`` bytes from random positions, or whole documents of at most that many symbols."""
     length: int = 60
-    """Bytes of a window; or symbols of the longest document, STOP included."""
+    """Bytes of a window, or symbols of the longest document, STOP included."""
     batch_size: int = 64
-    """Samples of a step over all workers together."""
+    """Samples of a step, over all workers together."""
     group_size: int = 16
     """Samples that share batch statistics and noise; batch_size is a multiple of it."""
     steps: int = 1000
@@ -65,11 +64,11 @@ class RunConfig(Generic[ModelT]):
     evaluate_every: int = 250
     """Steps between two evaluations on the validation split."""
     evaluate_samples: int = 1024
-    """Validation samples of an evaluation; the same ones for every run on the corpus."""
+    """Validation samples of an evaluation; the same for every run on the corpus."""
     checkpoint_every: int = 250
     """Steps between two checkpoints."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute type; auto takes bfloat16 where the hardware has it. Master weights are float32."""
+    """Compute type; auto is bfloat16 where the hardware has it. Master weights are float32."""
     seed: int = 0
     """Seed of the weights, the samples and all noise."""
 
@@ -121,17 +120,17 @@ class RunConfig(Generic[ModelT]):
 
 
 def to_dict(config: RunConfig[Any]) -> dict[str, Any]:
-    """A JSON-ready dictionary that ``from_dict`` reads back to an equal config."""
+    """Return a JSON-ready dictionary, from which ``from_dict`` makes an equal config."""
     values = dataclasses.asdict(config)
     values["model"] = {"name": config.model_name, **values["model"]}
     return json.loads(json.dumps(values))
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig[Any]:
-    """Read what ``to_dict`` wrote.
+    """Return the config that ``to_dict`` wrote.
 
     Raises:
-        UserError: an unknown field, a value of the wrong type, or one that a config refuses.
+        UserError: an unknown field or model, a value of the wrong type, or one that a config refuses.
     """
     if not isinstance(values, dict):
         raise UserError(f"config: expected an object, got {type(values).__name__}")
@@ -154,7 +153,7 @@ def from_dict(values: dict[str, Any]) -> RunConfig[Any]:
 
 
 def flatten(config: RunConfig[Any]) -> dict[str, Any]:
-    """The config as one level of dotted names, as MLflow parameters and search spaces name its fields."""
+    """Return the config as one level of dotted names, as MLflow parameters and search spaces name its fields."""
     flat: dict[str, Any] = {}
     for name, value in to_dict(config).items():
         if isinstance(value, dict):
@@ -165,10 +164,10 @@ def flatten(config: RunConfig[Any]) -> dict[str, Any]:
 
 
 def override(config: RunConfig[Any], changes: dict[str, Any]) -> RunConfig[Any]:
-    """``config`` with the dotted fields of ``changes`` replaced, as a search space gives them.
+    """Return ``config`` with the dotted fields of ``changes`` replaced, as a search space gives them.
 
     Raises:
-        UserError: a field that the config does not have, or a value that it refuses.
+        UserError: the config does not have such a field, or refuses its value.
     """
     values = to_dict(config)
     for name, value in changes.items():
@@ -183,9 +182,9 @@ def override(config: RunConfig[Any], changes: dict[str, Any]) -> RunConfig[Any]:
 
 
 def identity(config: RunConfig[Any], corpus_digest: str, repeat: int = 0) -> str:
-    """What names a run: a hash of its resolved config (seed included), its corpus and its repeat index.
+    """Return the identity of a run: a hash of its resolved config (seed included), its corpus and its repeat index.
 
-    Where the text lies on this machine is left out: the digest says what it is.
+    The location of the text on this machine is left out: the digest identifies it.
     """
     values = to_dict(config)
     for name in LOCATION:
@@ -195,7 +194,7 @@ def identity(config: RunConfig[Any], corpus_digest: str, repeat: int = 0) -> str
 
 
 def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
-    """The fields that differ between two configs, in words."""
+    """Return one text for each field that differs between two configs."""
     parts = []
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key), after.get(key)

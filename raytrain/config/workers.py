@@ -1,4 +1,4 @@
-"""What a cluster has, what its autoscaler may add, and how many gangs of workers fit."""
+"""Worker options of the command line, and the workers that one run asks for."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from typing import Literal
 from raytrain.utils.errors import UserError
 
 Device = Literal["auto", "cpu", "cuda"]
-"""What workers compute on; ``auto``: on the GPUs that they reserve, if any."""
+"""Device that workers compute on; ``auto``: the GPUs that they reserve, if any, otherwise CPUs."""
 
 
 @dataclass
 class WorkerOptions:
-    """What the command line says about the workers of one run."""
+    """Options about the workers of one run."""
 
     workers: str = "1"
-    """DDP workers; 2:8 goes on with as few as 2 and grows to 8 where there are places."""
+    """DDP workers. 2:8 is elastic: the run continues with as few as 2, and grows to 8 as resources allow."""
     cpus_per_worker: float | None = None
-    """CPUs of each worker; default: an equal share of a machine's (CPU runs), or 1 beside its GPU."""
+    """CPUs of each worker; default: an equal share of a machine's CPUs (CPU runs), or 1 beside its GPU."""
     gpus_per_worker: float | None = None
-    """GPUs of each worker; default 1 if the cluster has any, otherwise 0."""
+    """GPUs of each worker; default: 1 if the cluster has any, otherwise 0."""
     device: Device = "auto"
-    """What workers compute on: cpu leaves the GPUs that they reserve unused."""
+    """Device that workers compute on. auto: the GPUs that they reserve, if any; cpu leaves those GPUs unused."""
 
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What one run asks for: workers that start together or wait together."""
+    """Workers that one run asks for. They start together, or wait together."""
 
     workers: int
-    """Workers, of an elastic run the fewest."""
+    """Number of workers; of an elastic run, the minimum."""
     cpus: float
     """CPUs of each worker."""
     gpus: float
     """GPUs that each worker reserves."""
     most: int | None = None
-    """The most workers of an elastic run, which goes on with as many as there are places for."""
+    """Maximum of an elastic run, which continues with as many workers as fit; None for a run that is not elastic."""
     device: Device = "auto"
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UserError(f"{self.workers} workers: a run needs at least one")
         if self.most is not None and self.most < self.workers:
-            raise UserError(f"--workers {self.workers}:{self.most}: the most must not be less than the fewest")
+            raise UserError(f"--workers {self.workers}:{self.most}: the maximum must not be below the minimum")
         if self.cpus < 0 or self.gpus < 0 or self.cpus + self.gpus == 0:
             raise UserError(f"a worker of {self.cpus:g} CPUs and {self.gpus:g} GPUs has nothing to compute on")
         if self.device == "cuda" and self.gpus == 0:
@@ -59,17 +59,17 @@ class WorkerSpec:
 
     @property
     def limit(self) -> int:
-        """The most workers that there may be."""
+        """Maximum number of workers."""
         return self.most or self.workers
 
     @property
     def on_gpus(self) -> bool:
-        """Whether the workers compute on GPUs, rather than only reserving them."""
+        """True if the workers compute on GPUs, rather than only reserving them."""
         return self.gpus > 0 and self.device != "cpu"
 
     @property
     def per_worker(self) -> dict[str, float]:
-        """The resources of one worker, as Ray names them."""
+        """Resources of one worker, as Ray names them."""
         return {name: amount for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount > 0}
 
     def __str__(self) -> str:
@@ -78,10 +78,10 @@ class WorkerSpec:
 
 
 def parse_workers(text: str) -> tuple[int, int | None]:
-    """The fewest workers, and the most where a run is elastic: of "2" or "2:8".
+    """Return the minimum and, for an elastic run, the maximum of ``--workers``: "2" or "2:8".
 
     Raises:
-        UserError: it is neither.
+        UserError: the text is neither.
     """
     match = re.fullmatch(r"(\d{1,6})(?::(\d{1,6}))?", text)
     if match is None:

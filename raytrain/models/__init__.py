@@ -23,13 +23,16 @@ def build(config: RunConfig[Any]) -> Model:
     Raises:
         UserError: the implementation that the model's spec names cannot be imported.
     """
-    return _build(_import(config.model_name), config)
+    return _build(_implementation(config), config)
 
 
 def build_empty(config: RunConfig[Any]) -> Model:
-    """Build the model without memory for its weights: to count parameters, or to check that it can be built."""
-    # imported outside: a constant tensor of the module must not be made on the meta device
-    implementation = _import(config.model_name)
+    """Build the model without memory for its weights: to count parameters, or to check that it can be built.
+
+    Raises:
+        UserError: see ``build``.
+    """
+    implementation = _implementation(config)
     with torch.device("meta"):
         return _build(implementation, config)
 
@@ -41,11 +44,17 @@ def _build(implementation: Any, config: RunConfig[Any]) -> Model:
     return model
 
 
-def _import(name: str) -> Any:
-    """Return the class that implements the model ``name``."""
-    implementation = find_model(name).implementation
-    module, _, attribute = implementation.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"model {name}: cannot import its implementation {implementation!r}: {error}") from None
+def _implementation(config: RunConfig[Any]) -> Any:
+    """Import the class that implements the model of ``config``.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    with torch.device("cpu"):  # the module may make constants: not on the device that the caller builds on
+        name = config.model_name
+        implementation = find_model(name).implementation
+        module, _, attribute = implementation.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"model {name}: cannot import its implementation {implementation!r}: {error}") from None

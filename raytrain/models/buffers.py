@@ -1,4 +1,4 @@
-"""Memory that is used again: on CPUs a page that is touched for the first time costs as much as 4,000 products."""
+"""Pool of CPU memory for tensors. The first touch of a page costs as much as 4,000 products, so memory is reused."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _free: list[np.ndarray] = []
 
 
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor on the CPU, in memory that was a dead tensor's if there is any.
+    """Return an uninitialised tensor on the CPU, in the memory of a dead tensor if there is any.
 
-    The memory comes back when the last view of the tensor is gone, whoever held it. As much is kept as was ever in
-    use at the same time.
+    The memory returns to the pool when the last view of the tensor is gone, whoever held it. The pool keeps as much as
+    was ever in use at the same time.
     """
     size = math.prod(shape) * dtype.itemsize
     block = _take(size + _ALIGNMENT)
@@ -28,12 +28,12 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def clear() -> None:
-    """Give up the memory that nothing uses."""
+    """Release the memory that no tensor uses."""
     _free.clear()
 
 
 def _take(size: int) -> np.ndarray:
-    """The smallest free block that is large enough, or a new one, for which the largest free one is given up."""
+    """Return the smallest free block that is large enough, or a new one in exchange for the largest free one."""
     _free.sort(key=len)
     for number, block in enumerate(_free):
         if len(block) >= size:

@@ -1,4 +1,4 @@
-"""The stacked byte-level LSTM language model that writes Twitter bios."""
+"""Stacked byte-level LSTM language model, the one that writes Twitter bios."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from raytrain.models.noise import Noise
 
 
 class ByteLstm(nn.Module):
-    """One-layer LSTMs with dropout between them, then a linear classifier over the next byte.
+    """Stack of one-layer LSTMs with dropout between them, then a linear classifier over the next byte.
 
-    Dropout is drawn from the step's own noise: the fused dropout of a deep ``nn.LSTM`` would depend on
-    the rank, and re-seeding it at every step is slow on GPUs.
+    Dropout is drawn from the step's noise. The fused dropout of a deep ``nn.LSTM`` would depend on the rank, and
+    re-seeding it at every step is slow on GPUs.
     """
 
     latent = 0
-    """A language model has no latent code: its bound is its likelihood."""
+    """A language model has no latent code: its negative ELBO is its negative log-likelihood."""
 
     def __init__(
         self,
@@ -51,21 +51,21 @@ class ByteLstm(nn.Module):
         return cls(config.model, config.length, documents=config.sampling == "documents")
 
     def forward(self, tokens: Tensor, noise: Noise, input_dropout: float = 0.0) -> Terms:
-        """Terms for ``tokens`` [batch, length], PAD after each STOP: a reconstruction and nothing else."""
+        """Return the terms for ``tokens`` [batch, length], PAD after each STOP: a reconstruction and nothing else."""
         logits = self._decode(drop_input(shift_right(tokens), noise, input_dropout), noise)
         reconstruction = negative_log_likelihood(logits, tokens).sum(1)
         nothing = reconstruction.new_zeros(len(tokens), 0)
         return Terms(reconstruction, kl=nothing, auxiliary=reconstruction.new_zeros(len(tokens)), mean=nothing)
 
     def predict(self, tokens: Tensor, z: Tensor) -> Tensor:
-        """Logits [batch, length, NUM_OUTPUTS] of each of ``tokens`` [batch, length] given those before it.
+        """Return logits [batch, length, NUM_OUTPUTS] of each of ``tokens`` [batch, length] given those before it.
 
-        For a model in evaluation mode; ``z`` [batch, 0] is not read.
+        The model is in evaluation mode; ``z`` [batch, 0] is not read.
         """
         return self._decode(shift_right(tokens), None)
 
     def _decode(self, inputs: Tensor, noise: Noise | None) -> Tensor:
-        """Logits [batch, length, NUM_OUTPUTS] after ``inputs`` [batch, length]; without noise, without dropout."""
+        """Return logits [batch, length, NUM_OUTPUTS] after ``inputs`` [batch, length]; no dropout without noise."""
         first, *others = self._lstms()
         features = run_lstm(first, self.one_hot, inputs)
         for lstm in others:
@@ -77,7 +77,7 @@ class ByteLstm(nn.Module):
         return logits
 
     def begin(self, z: Tensor) -> LstmState:
-        """The state before the first byte, zeros; ``z`` [batch, 0] only says how many samples."""
+        """Return the state before the first byte: zeros. ``z`` [batch, 0] gives only the number of samples."""
         zeros = z.new_zeros(len(z), self.output.in_features)
         symbols = self.one_hot.identity.shape[1]
         steps = [LstmStep(lstm, symbols if layer == 0 else 0) for layer, lstm in enumerate(self._lstms())]
@@ -88,6 +88,6 @@ class ByteLstm(nn.Module):
 
     @torch.no_grad()
     def advance(self, previous: Tensor, state: LstmState) -> tuple[Tensor, LstmState]:
-        """Logits [batch, NUM_OUTPUTS] of the next byte after ``previous`` [batch], and the state after it."""
+        """Return logits [batch, NUM_OUTPUTS] of the byte after ``previous`` [batch], and the state after it."""
         output, state = state.advance(previous)
         return self.output(output), state

@@ -1,4 +1,4 @@
-"""The causal convolutions that can stand in for the hybrid's LSTM (Semeniuta et al. 2017, figure 6)."""
+"""Causal convolutions that can replace the hybrid's LSTM (Semeniuta et al. 2017, figure 6)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from raytrain.models.layers import GroupBatchNorm
 
 
 class ByteNet(nn.Module):
-    """Highway blocks of causal convolutions: a decoder that sees a fixed number of characters.
+    """Decoder with a fixed receptive field: highway blocks of causal convolutions.
 
-    As in the authors' code: a convolution of width 1 with gated tanh units, then blocks in which a
-    convolution gives a carry gate, an input gate and a candidate; batch normalisation after each. Their
-    convolutions have width 3 with the tap on the future masked, which is width 2: every block adds one
-    character. The paper's 1, 2, 3, 5, 7, 10 layers see 2, 3, 4, 6, 8, 11 characters.
+    As in the authors' code, a convolution of width 1 with gated tanh units comes first. In each block that follows, a
+    convolution gives a carry gate, an input gate and a candidate. Batch normalisation follows each convolution. Their
+    convolutions have width 3 with the tap on the future masked, which is width 2: every block adds one character. The
+    paper's 1, 2, 3, 5, 7, 10 layers see 2, 3, 4, 6, 8, 11 characters.
     """
 
     def __init__(self, inputs: int, hidden: int, layers: int, group_size: int) -> None:
@@ -29,13 +29,13 @@ class ByteNet(nn.Module):
 
     @property
     def receptive_field(self) -> int:
-        """How many of the characters before a position its output depends on."""
+        """Number of characters before a position that its output depends on."""
         return 1 + len(self.convolutions)
 
     def forward(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """``inputs`` [batch, length, inputs] to [batch, length, hidden].
+        """Map ``inputs`` [batch, length, inputs] to [batch, length, hidden].
 
-        ``mask`` [batch, 1, length] says what batch statistics are taken over, as in ``GroupBatchNorm``.
+        Batch statistics are taken over ``mask`` [batch, 1, length], as in ``GroupBatchNorm``.
         """
         features = _gate(self.resize_norm(self.resize(inputs.transpose(1, 2)), mask))
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
@@ -43,7 +43,7 @@ class ByteNet(nn.Module):
         return features.transpose(1, 2)
 
     def begin(self, num: int, symbols: int) -> ByteNetState:
-        """The state before the first symbol, of ``num`` texts; the last ``symbols`` inputs are a one-hot vector."""
+        """Return the state of ``num`` texts before the first symbol; the last ``symbols`` inputs are one-hot."""
         weight, bias = _folded(self.resize, self.resize_norm)
         dense = weight.shape[1] - symbols
         blocks = [_folded(*block) for block in zip(self.convolutions, self.norms, strict=True)]
@@ -58,18 +58,18 @@ class ByteNet(nn.Module):
 
 @dataclass(frozen=True)
 class ByteNetState:
-    """Where the net stands: its weights, normalisation folded into them, and the last input of every block."""
+    """State of generation: the weights, with the normalisation folded in, and the last input of every block."""
 
     weight: Tensor
     table: Tensor
-    """[symbols, 2 hidden]: what a symbol adds at the first convolution."""
+    """[symbols, 2 hidden]: contribution of a symbol to the first convolution."""
     blocks: list[tuple[Tensor, Tensor]]
-    """Weight [2 hidden, 3 hidden] and bias of each."""
+    """Weight [2 hidden, 3 hidden] and bias of each block."""
     last: list[Tensor]
     """[batch, hidden] of each block."""
 
     def advance(self, symbol: Tensor, dense: Tensor) -> tuple[Tensor, ByteNetState]:
-        """The output [batch, hidden] after ``symbol`` [batch] beside ``dense`` [batch, inputs], and the state."""
+        """Return the output [batch, hidden] after ``symbol`` [batch] and ``dense`` [batch, inputs], and the state."""
         features = _gate(torch.addmm(self.table[symbol], dense, self.weight))
         inputs = []
         for (weight, bias), before in zip(self.blocks, self.last, strict=True):
@@ -78,24 +78,27 @@ class ByteNetState:
         return features, replace(self, last=inputs)
 
     def keep(self, rows: Tensor) -> ByteNetState:
-        """The state of these rows of the batch only."""
+        """Return the state of these rows of the batch only."""
         return replace(self, last=[before[rows] for before in self.last])
 
 
 def _gate(values: Tensor) -> Tensor:
-    """Gated tanh units over the second axis, which it halves."""
+    """Apply gated tanh units over the second axis, which halves it."""
     candidate, gate = values.chunk(2, dim=1)
     return torch.tanh(candidate) * torch.sigmoid(gate)
 
 
 def _highway(values: Tensor, features: Tensor) -> Tensor:
-    """What a block makes of its input ``features`` and its convolution's ``values``, three times as wide."""
+    """Return a block's output from its input ``features`` and its convolution's ``values``, three times as wide."""
     update, carry, candidate = values.chunk(3, dim=1)
     return torch.sigmoid(carry) * features + torch.sigmoid(update) * torch.tanh(candidate)
 
 
 def _folded(convolution: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """A convolution and its normalisation (by running statistics) as one matrix [outputs, taps x inputs] and bias."""
+    """Fold the normalisation (by running statistics) into a convolution.
+
+    Returns one matrix [outputs, taps x inputs] and the bias.
+    """
     assert isinstance(convolution, nn.Conv1d)
     assert isinstance(norm, GroupBatchNorm)
     assert convolution.bias is not None

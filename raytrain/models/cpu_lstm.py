@@ -1,4 +1,4 @@
-"""LSTMs as the models use them: over symbols and features, on CPUs by an implementation of our own."""
+"""LSTMs over symbols and dense features, with an implementation of their own for CPUs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ ENABLED = os.environ.get("RAYTRAIN_CPU_LSTM", "on") != "off"
 def run_lstm(
     lstm: nn.LSTM, one_hot: OneHot, symbols: Tensor | None, dense: Tensor | None = None, state: State | None = None
 ) -> Tensor:
-    """The outputs [batch, length, hidden] of a one-layer ``lstm`` that reads ``dense`` and, after it, one-hot vectors.
+    """Return the outputs [batch, length, hidden] of a one-layer ``lstm``, which reads ``dense``, then one-hot vectors.
 
     Args:
-        symbols: [batch, length], or None where the LSTM reads no symbols.
-        dense: [batch, length, features], or None where it reads nothing else.
-        state: zeros if None.
+        symbols: [batch, length], or None if the LSTM reads no symbols.
+        dense: [batch, length, features], or None if it reads nothing else.
+        state: state before the first step; None for zeros.
     """
     if ENABLED and lstm.weight_hh_l0.device.type == "cpu":
         autocast = torch.is_autocast_enabled("cpu")
@@ -44,14 +44,14 @@ def run_lstm(
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-    """``left`` [m, k] x ``right`` [k, n] in ``out`` [m, n], on the CPU and without gradients."""
+    """Write ``left`` [m, k] x ``right`` [k, n] to ``out`` [m, n], on the CPU and without gradients; return ``out``."""
     if not _by_onednn(left):
         return torch.mm(left, right, out=out)
     return out.copy_(torch.ops.mkldnn._linear_pointwise(left, right.t(), None, "none", [], ""))
 
 
 def affine(inputs: Tensor, weight: Tensor, added: Tensor) -> Tensor:
-    """``inputs`` [batch, m] x ``weight`` [n, m] transposed + ``added`` [n] or [batch, n], without gradients."""
+    """Return ``inputs`` [batch, m] x ``weight`` [n, m] transposed + ``added`` [n] or [batch, n], without gradients."""
     if not _by_onednn(inputs):
         return torch.addmm(added, inputs, weight.t())
     product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, None, "none", [], "")
@@ -59,9 +59,9 @@ def affine(inputs: Tensor, weight: Tensor, added: Tensor) -> Tensor:
 
 
 def _by_onednn(left: Tensor) -> bool:
-    """Whether oneDNN is to be asked for a product of float32 on the CPU, as it is for bfloat16 anyway.
+    """Return whether oneDNN computes the product: on the CPU and in float32, as PyTorch lets it do in bfloat16 anyway.
 
-    MKL, PyTorch's choice, is slow on AMD's CPUs.
+    PyTorch's choice for float32, MKL, is slow on AMD's CPUs.
     """
     return left.device.type == "cpu" and left.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
@@ -69,22 +69,22 @@ def _by_onednn(left: Tensor) -> bool:
 # ------------------------------------------------------------------------------ an implementation for CPUs
 
 _UNIT = 16
-"""Rows for symbols are a multiple of this: the library prepares itself once for every shape of product."""
+"""Rows for symbols are a multiple of this: the library prepares itself once for each shape of a product."""
 _MINUS_ONE = torch.tensor(-1.0, device="cpu")
 _SIGMOID = torch.ops.aten.sigmoid_backward.grad_input
 _TANH = torch.ops.aten.tanh_backward.grad_input
 
 
 class Recurrence(torch.autograd.Function):
-    """A one-layer LSTM: one matrix product a step in each direction, and one for the gradients of all weights.
+    """One-layer LSTM with one matrix product a step in each direction, and one for the gradients of all weights.
 
-    What a step reads is one matrix [rows, batch]: one-hot vectors, with a row for each symbol that occurs in the batch;
-    a row of ones for the biases; the dense features; the hidden state, which is the step before's output. The batch
-    is the last axis, so that the weights are the left operand as they lie, and the library rearranges the small one
-    instead: 1.5 times as fast.
+    The inputs of a step are one matrix [rows, batch]: one-hot vectors, with a row for each symbol that occurs in the
+    batch; a row of ones for the biases; the dense features; the hidden state, which is the output of the step before.
+    The batch is the last axis. So the weights are the left operand as they lie in memory, and the library rearranges
+    the small operand instead: 1.5 times as fast.
 
-    The equations are those of ``nn.LSTM``, and so is the order of its gates: input, forget, cell, output. Whatever the
-    type of the products, gates, cells and their gradients are float32.
+    The equations and the order of the gates are those of ``nn.LSTM``: input, forget, cell, output. Whatever the type of
+    the products, gates, cells and their gradients are float32.
     """
 
     @staticmethod
@@ -97,7 +97,7 @@ class Recurrence(torch.autograd.Function):
         cell: Tensor | None,
         *parameters: Tensor,
     ) -> Tensor:
-        """The outputs [batch, length, hidden] in ``dtype``, the type of the products."""
+        """Return the outputs [batch, length, hidden] in ``dtype``, the type of the products."""
         width = parameters[1].shape[1]
         num_dense = 0 if dense is None else dense.shape[2]
         reads, used = _reads(dtype, symbols, dense, width)
@@ -120,7 +120,7 @@ class Recurrence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of what ``forward`` was given."""
+        """Return the gradients of the arguments of ``forward``."""
         used, weight, reads, gates, cells, squashed = ctx.saved_tensors
         length, _, width, batch = gates.shape
         rows, num_dense, wide = reads.shape[1], ctx.num_dense, gates.dtype
@@ -142,7 +142,7 @@ class Recurrence(torch.autograd.Function):
 
 
 def _reads(dtype: torch.dtype, symbols: Tensor | None, dense: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
-    """What each step reads [length + 1, rows, batch], the hidden states still to come; the symbols that have rows."""
+    """Return each step's inputs [length + 1, rows, batch], hidden states still to come, and the symbols with rows."""
     like = dense if symbols is None else symbols
     assert like is not None
     batch, length = like.shape[:2]
@@ -155,7 +155,7 @@ def _reads(dtype: torch.dtype, symbols: Tensor | None, dense: Tensor | None, wid
     reads[:, :dense_rows] = 0
     reads[:, dense_rows - 1] = 1
     if symbols is not None and row is not None:
-        # PAD says nothing, as in OneHot
+        # PAD is all zeros, as in OneHot
         reads[:-1].scatter_(1, row[:, None], (symbols.t() != PAD)[:, None].to(dtype))
     if dense is not None:
         reads[:-1, dense_rows:-width] = dense.permute(1, 2, 0)
@@ -165,7 +165,7 @@ def _reads(dtype: torch.dtype, symbols: Tensor | None, dense: Tensor | None, wid
 def _joined(
     dtype: torch.dtype, parameters: tuple[Tensor, ...], used: Tensor, dense_rows: int, num_dense: int
 ) -> Tensor:
-    """The weights [4 hidden, rows] of all that a step reads."""
+    """Return the weights [4 hidden, rows] of all inputs of a step."""
     inputs, hidden, *biases = parameters
     width = hidden.shape[1]
     weight = _matrix(len(hidden), dense_rows + num_dense + width, dtype)
@@ -179,10 +179,10 @@ def _joined(
 
 
 def _go_forward(weight: Tensor, reads: Tensor, gates: Tensor, cells: Tensor, squashed: Tensor) -> None:
-    """All steps: fills in the hidden states, which are the last rows of ``reads``, and all of the others.
+    """Run all steps. Fill in the hidden states, which are the last rows of ``reads``, and all of the other arguments.
 
-    ``gates`` [length, 4, hidden, batch], ``cells`` [length + 1, hidden, batch] and ``squashed`` [length, hidden,
-    batch], their tanh. Of ``reads`` and ``cells`` the first state is there.
+    These are ``gates`` [length, 4, hidden, batch], ``cells`` [length + 1, hidden, batch] and ``squashed`` [length,
+    hidden, batch], the tanh of the cells. ``reads`` and ``cells`` hold the first state already.
     """
     length, _, width, batch = gates.shape
     product = torch.empty(4 * width, batch, dtype=reads.dtype)
@@ -204,10 +204,10 @@ def _go_forward(weight: Tensor, reads: Tensor, gates: Tensor, cells: Tensor, squ
 def _go_back(
     gradient: Tensor, weight: Tensor, gates: Tensor, cells: Tensor, squashed: Tensor, of_gates: Tensor, of_reads: Tensor
 ) -> Tensor:
-    """All steps, last to first: fills in ``of_gates`` [length, 4 hidden, batch] and ``of_reads`` [length, rows, batch].
+    """Run all steps backwards. Fill in ``of_gates`` [length, 4 hidden, batch] and ``of_reads`` [length, rows, batch].
 
-    ``gradient`` [batch, length, hidden] is that of the outputs, ``weight`` [4 hidden, rows] that of the rows that take
-    a gradient. Returns the gradient of the first cell state [hidden, batch].
+    ``gradient`` [batch, length, hidden] is that of the outputs; ``weight`` [4 hidden, rows] has the rows that take a
+    gradient. Return the gradient of the first cell state [hidden, batch].
     """
     length, _, width, batch = gates.shape
     back = _matrix(weight.shape[1], 4 * width, weight.dtype).copy_(weight.t())
@@ -239,7 +239,7 @@ def _go_back(
 
 
 def _to_tanh(half: Tensor) -> None:
-    """From sigmoid(2x) to tanh(x), in place: five times as fast as PyTorch's tanh."""
+    """Turn sigmoid(2x) into tanh(x), in place: five times as fast as PyTorch's tanh."""
     torch.add(_MINUS_ONE, half, alpha=2, out=half)
 
 
@@ -256,6 +256,6 @@ def _matrix(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
 
 
 def _steps_last(values: Tensor) -> Tensor:
-    """[length, rows, batch] as a matrix [rows, length x batch]."""
+    """Return [length, rows, batch] as a matrix [rows, length x batch]."""
     length, rows, batch = values.shape
     return buffers.empty(rows, length, batch, dtype=values.dtype).copy_(values.transpose(0, 1)).flatten(1)

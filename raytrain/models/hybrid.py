@@ -1,4 +1,4 @@
-"""The hybrid convolutional VAE (Semeniuta et al. 2017, section 3)."""
+"""Hybrid convolutional VAE (Semeniuta et al. 2017, section 3)."""
 
 from __future__ import annotations
 
@@ -34,23 +34,22 @@ from raytrain.models.noise import Noise
 
 @dataclass(frozen=True)
 class HybridState:
-    """Where a decoder stands: deconvolved features [batch, length, maps], position, and the top net's state."""
+    """State of the decoder: deconvolved features [batch, length, maps], position, and state of the network on top."""
 
     features: Tensor
     position: int
     top: LstmState | ByteNetState
 
     def keep(self, rows: Tensor) -> HybridState:
-        """The state of these rows of the batch only."""
+        """Return the state of these rows of the batch only."""
         return HybridState(self.features[rows], self.position, self.top.keep(rows))
 
 
 class Hybrid(nn.Module):
     """Convolutional encoder, Gaussian latent code, deconvolutional decoder, LSTM or causal convolutions on top.
 
-    Every convolution halves the length and every deconvolution doubles it, so samples are padded
-    inside to ``padded_length``, a multiple of 2^depth, and masked: what a document's loss is does not
-    depend on the batch it stands in.
+    Every convolution halves the length and every deconvolution doubles it. So the model pads samples to
+    ``padded_length``, a multiple of 2^depth, and masks them: the loss of a document does not depend on its batch.
     """
 
     def __init__(self, config: HybridConfig, length: int, group_size: int, documents: bool = True) -> None:
@@ -107,7 +106,7 @@ class Hybrid(nn.Module):
         return cls(config.model, config.length, config.group_size, documents=config.sampling == "documents")
 
     def forward(self, tokens: Tensor, noise: Noise, input_dropout: float = 0.0) -> Terms:
-        """Terms of the bound for ``tokens`` [batch, length at most self.length], PAD after each STOP."""
+        """Return the terms of the ELBO for ``tokens`` [batch, length at most self.length], PAD after each STOP."""
         masks = self._masks(tokens)
         mean, log_variance = self.encode(tokens, masks)
         z = draw_posterior(mean, log_variance, noise)
@@ -121,14 +120,14 @@ class Hybrid(nn.Module):
         )
 
     def predict(self, tokens: Tensor, z: Tensor) -> Tensor:
-        """Logits [batch, length, NUM_OUTPUTS] of each of ``tokens`` [batch, length] given z and those before it.
+        """Return logits [batch, length, NUM_OUTPUTS] of each of ``tokens`` [batch, length] given z and those before it.
 
-        For a model in evaluation mode: batch statistics would need to know the whole sample's length.
+        The model is in evaluation mode: batch statistics would need the length of the whole sample.
         """
         return self._decode(shift_right(tokens), self.deconvolve(z)[:, : tokens.shape[1]], self._masks(tokens)[0])
 
     def _decode(self, inputs: Tensor, features: Tensor, mask: Tensor) -> Tensor:
-        """Logits [batch, length, NUM_OUTPUTS] after ``inputs`` [batch, length], beside deconvolved features."""
+        """Return logits [batch, length, NUM_OUTPUTS] after ``inputs`` [batch, length] and the deconvolved features."""
         if self.bytenet is not None:
             joined = torch.cat((features, self.one_hot(inputs).to(features.dtype)), dim=-1)
             hidden = self.bytenet(joined, mask[..., : inputs.shape[1]])
@@ -139,7 +138,7 @@ class Hybrid(nn.Module):
         return logits
 
     def encode(self, tokens: Tensor, masks: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of q(z | x), [batch, latent] each."""
+        """Return mean and log variance of q(z | x), [batch, latent] each."""
         masks = self._masks(tokens) if masks is None else masks
         features = self.one_hot(self._pad(tokens)).transpose(1, 2)
         for convolution, norm, mask in zip(self.convolutions, self.encoder_norms, masks[1:], strict=True):
@@ -147,9 +146,9 @@ class Hybrid(nn.Module):
         return self.posterior(features.flatten(1))
 
     def deconvolve(self, z: Tensor, masks: list[Tensor] | None = None) -> Tensor:
-        """Features [batch, padded_length, maps] of z [batch, latent]; masks are for batch statistics only.
+        """Return features [batch, padded_length, maps] of z [batch, latent]; masks are for batch statistics only.
 
-        The features themselves are never masked: at generation time the length is not known.
+        The features themselves are never masked: the length is unknown at generation time.
         """
         features = F.relu(self.expand(z)).unflatten(1, (self.code_maps, self.code_length))
         levels = [z.new_ones(())] * len(self.deconvolutions) if masks is None else masks[-2::-1]
@@ -161,7 +160,7 @@ class Hybrid(nn.Module):
 
     @torch.no_grad()
     def begin(self, z: Tensor) -> HybridState:
-        """The decoder's state before the first byte, for codes z [batch, latent]."""
+        """Return the decoder's state before the first byte, for codes z [batch, latent]."""
         if self.bytenet is not None:
             return HybridState(self.deconvolve(z), 0, self.bytenet.begin(len(z), SIZE))
         assert self.lstm is not None
@@ -170,7 +169,7 @@ class Hybrid(nn.Module):
 
     @torch.no_grad()
     def advance(self, previous: Tensor, state: HybridState) -> tuple[Tensor, HybridState]:
-        """Logits [batch, NUM_OUTPUTS] of the next byte after ``previous`` [batch], and the state after it."""
+        """Return logits [batch, NUM_OUTPUTS] of the byte after ``previous`` [batch], and the state after it."""
         output, top = state.top.advance(previous, state.features[:, state.position])
         return self.output(output), HybridState(state.features, state.position + 1, top)
 
@@ -180,6 +179,6 @@ class Hybrid(nn.Module):
         return F.pad(tokens, (0, self.padded_length - tokens.shape[1]), value=PAD)
 
     def _masks(self, tokens: Tensor) -> list[Tensor]:
-        """[batch, 1, padded_length / 2^level] for levels 0 to depth: 1 where a position covers the sample."""
+        """Return masks [batch, 1, padded_length / 2^level] of levels 0 to depth: 1 where a position covers the text."""
         mask = (self._pad(tokens) != PAD).float()[:, None]
         return [mask[..., :: 2**level] for level in range(len(self.convolutions) + 1)]

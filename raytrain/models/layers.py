@@ -1,4 +1,4 @@
-"""What the three models share: seeded noise, one-hot inputs, batch statistics by group, likelihoods."""
+"""Parts that models share: loss terms, one-hot inputs, batch statistics by group, posterior, likelihoods."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from raytrain.data.vocabulary import DROP, PAD, SIZE, STOP
 from raytrain.models.noise import Noise
 
 NUM_OUTPUTS = STOP + 1
-"""Symbols that can be predicted: the bytes and STOP; PAD and DROP never are."""
+"""Number of symbols that can be predicted: the bytes and STOP. PAD and DROP are never predicted."""
 
 
 @dataclass
 class Terms:
-    """What a model says of a batch, in nats per sample and float32."""
+    """Terms of the negative ELBO of a batch, in nats per sample and float32."""
 
     reconstruction: Tensor
     """[batch]: -log p(x | z), summed over the sample's bytes and its STOP."""
     kl: Tensor
-    """[batch, latent]: KL(q(z | x) || p(z)) by dimension; no dimensions for a language model."""
+    """[batch, latent]: KL(q(z | x) || p(z)) by dimension; no dimensions without a latent code."""
     auxiliary: Tensor
-    """[batch]: reconstruction by the auxiliary head; zeros for models without one."""
+    """[batch]: reconstruction loss of the auxiliary head; zeros for models without one."""
     mean: Tensor
     """[batch, latent]: mean of q(z | x)."""
 
 
 class OneHot(nn.Module):
-    """Tokens [...] to one-hot vectors [..., SIZE]; PAD is all zeros, so that it says nothing.
+    """Map tokens [...] to one-hot vectors [..., SIZE]; PAD is all zeros, so that it carries no information.
 
-    A look-up in the identity matrix: the recurrent nets and the first convolution see the one-hot
-    vectors of the paper, with no embedding in between.
+    It is a look-up in the identity matrix. The recurrent networks and the first convolution see the one-hot vectors of
+    the paper, with no embedding in between.
     """
 
     identity: Tensor
@@ -54,9 +54,9 @@ class OneHot(nn.Module):
 class GroupBatchNorm(nn.Module):
     """Batch normalisation over [batch, channels, length] with statistics of groups of samples.
 
-    In training the statistics are those of each group of ``group_size`` samples, so that they do not
-    depend on how a batch is cut over workers; positions outside the mask are left out. In evaluation
-    the running statistics are used. ``synchronise`` updates them once a step, alike on all ranks.
+    In training, statistics are those of each group of ``group_size`` samples, without positions outside the mask. So
+    they do not depend on how workers share a batch. In evaluation the running statistics are used;
+    ``synchronise_statistics`` updates them once a step, alike on all ranks.
     """
 
     running_mean: Tensor
@@ -72,10 +72,10 @@ class GroupBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.batch_statistics: Tensor | None = None
-        """[2, channels]: sums over this rank's groups, waiting for ``synchronise``."""
+        """[2, channels]: sums over this rank's groups, until ``synchronise_statistics`` takes them."""
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """``features`` [batch, channels, length], ``mask`` [batch, 1, length] of 0 and 1."""
+        """Normalise ``features`` [batch, channels, length]; ``mask`` [batch, 1, length] is of 0 and 1."""
         features = features.float()
         if not self.training:
             scale, shift = self.running_scale_and_shift()
@@ -91,7 +91,7 @@ class GroupBatchNorm(nn.Module):
         return (normalised * self.weight[:, None] + self.bias[:, None]).flatten(0, 1)
 
     def running_scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """What evaluation multiplies each channel by and then adds, [channels] each."""
+        """Return the factor and the summand of each channel in evaluation, [channels] each."""
         scale = self.weight * torch.rsqrt(self.running_var + self.epsilon)
         return scale, self.bias - self.running_mean * scale
 
@@ -99,12 +99,12 @@ class GroupBatchNorm(nn.Module):
 def synchronise_statistics(model: nn.Module, num_groups: int, good: Tensor) -> Tensor:
     """Move the running statistics of every ``GroupBatchNorm`` by the mean over all ranks' groups.
 
-    Called once after each training forward; ``num_groups`` counts the groups of all ranks. One small
-    all-reduce keeps the statistics identical on all ranks at every step, so that evaluation needs no
-    reduction and a checkpoint at any step is the same whoever writes it.
+    Call it once after each training forward; ``num_groups`` counts the groups of all ranks. One small all-reduce keeps
+    the statistics identical on all ranks at every step. So evaluation needs no reduction, and a checkpoint at any step
+    is the same whichever rank writes it.
 
-    Nothing is moved where ``good``, a bool without dimensions and the same on all ranks, is false or a statistic is not
-    finite. Returns whether all was good.
+    ``good`` is a bool without dimensions, the same on all ranks. If it is false or a statistic is not finite, nothing
+    moves and the result is false; otherwise it is true.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GroupBatchNorm)]
     if not layers:
@@ -128,7 +128,7 @@ def synchronise_statistics(model: nn.Module, num_groups: int, good: Tensor) -> T
 
 
 def shift_right(tokens: Tensor) -> Tensor:
-    """What a decoder has seen before each position: START, then the tokens [batch, length] but the last."""
+    """Return a decoder's inputs: START (which is STOP), then the tokens [batch, length] without the last."""
     return F.pad(tokens[:, :-1], (1, 0), value=STOP)
 
 
@@ -141,21 +141,21 @@ def drop_input(inputs: Tensor, noise: Noise, probability: float) -> Tensor:
 
 
 def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
-    """Nats of every target: ``logits`` [batch, length, NUM_OUTPUTS], ``targets`` [batch, length]; 0 at PAD."""
+    """Return the nats [batch, length] of ``targets`` under ``logits`` [batch, length, NUM_OUTPUTS]; 0 at PAD."""
     losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="none")
     return losses.view(targets.shape)
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_variance)) || N(0, 1)) by dimension, in nats; shapes [batch, latent]."""
+    """Return KL(N(mean, exp(log_variance)) || N(0, 1)) by dimension, in nats; shapes [batch, latent]."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
 
 
 class Posterior(nn.Module):
-    """q(z | x) = N(mean, diag(exp(log variance))) from features [batch, inputs], in float32.
+    """Head for q(z | x) = N(mean, diag(exp(log variance))) on features [batch, inputs], in float32.
 
-    The log variance is bounded softly: while the KL weight is near 0 nothing else holds it, and with
-    thousands of inputs a few steps of Adam take it to where its exponential overflows.
+    The log variance is bounded softly. While the KL weight is near 0 nothing else holds it, and with thousands of
+    inputs a few steps of Adam take it to where its exponential overflows.
     """
 
     LOG_VARIANCE_BOUND = 10.0
@@ -170,12 +170,15 @@ class Posterior(nn.Module):
 
 
 def draw_posterior(mean: Tensor, log_variance: Tensor, noise: Noise) -> Tensor:
-    """z = mean + sigma * noise (reparametrisation), [batch, latent]."""
+    """Draw z = mean + sigma * noise (reparametrisation), [batch, latent]."""
     return mean + (0.5 * log_variance).exp() * noise.normal(mean.shape[-1])
 
 
 def initialise_uniform(module: nn.Module, bound: float = 0.1) -> None:
-    """uniform(-bound, bound) for all weights and biases, as the paper's code; normalisation starts at identity."""
+    """Draw all weights and biases from uniform(-bound, bound), as the paper's code does.
+
+    Normalisation keeps its initial identity.
+    """
     for layer in module.modules():
         if not isinstance(layer, GroupBatchNorm):
             for parameter in layer.parameters(recurse=False):

@@ -1,7 +1,7 @@
-"""Measures of a trained model on a split of a corpus, as sums over samples that add up over workers.
+"""Likelihood estimates of models with a latent code, and the decomposition of their KL.
 
-All noise is drawn by sample group, with the seed of the training loop's own evaluation: what is measured does not
-depend on how the samples are split, and the bound is the one that training reported, in float32.
+All noise is drawn by sample group, with the seed of the training loop's own evaluation. So estimates do not depend on
+how workers share the samples, and the ELBO is the one that training reported, in float32.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from raytrain.models.layers import gaussian_kl, negative_log_likelihood
 from raytrain.models.noise import EVALUATION_SEED, Noise
 
 SYMBOLS_AT_ONCE = 1 << 15
-"""Symbols, over samples and draws, that are predicted at once: what bounds the memory of many draws."""
+"""Symbols, over samples and draws, that are predicted at once. It bounds the memory of many draws."""
 ROWS_AT_ONCE = 512
-"""Codes whose density under the whole mixture is computed at once."""
+"""Number of codes whose density under the whole mixture is computed at once."""
 
 
 # ------------------------------------------------------------------------------------------ estimates
@@ -29,10 +29,10 @@ ROWS_AT_ONCE = 512
 
 @torch.no_grad()
 def estimate_likelihood(model: Model, batches: Iterable[Batch], group_size: int, num_draws: int) -> Tensor:
-    """[2] in float64, on the model's device: the importance-weighted negative log-likelihood in nats, and samples.
+    """Return [2] in float64, on the model's device: importance-weighted negative log-likelihood in nats, and samples.
 
-    The estimate alone, for those who want it at every evaluation; ``evaluate`` gives it with all else. ``model`` is in
-    evaluation mode and has a latent code.
+    Both are sums, which add up over workers. ``model`` is in evaluation mode and has a latent code. For this estimate
+    together with all other measures, see ``analysis.evaluation.evaluate``.
     """
     device = next(model.parameters()).device
     sums = torch.zeros(2, dtype=torch.float64, device=device)
@@ -52,7 +52,7 @@ def estimate_likelihood(model: Model, batches: Iterable[Batch], group_size: int,
 
 
 def log_likelihood(model: Model, tokens: Tensor, z: Tensor) -> Tensor:
-    """log p(x | z) [draws, batch] of ``tokens`` [batch, length] at codes ``z`` [draws, batch, latent]."""
+    """Return log p(x | z) [draws, batch] of ``tokens`` [batch, length] at codes ``z`` [draws, batch, latent]."""
     repeated = tokens.repeat(len(z), 1)
     nats = negative_log_likelihood(model.predict(repeated, z.flatten(0, 1)), repeated)
     return -nats.sum(1).view(len(z), len(tokens))
@@ -66,14 +66,14 @@ def importance_weighted(
     num_draws: int,
     draws_at_once: int,
 ) -> tuple[Tensor, Tensor]:
-    """An estimate of -log p(x) and the Monte-Carlo bound, [batch] each in float64 nats, of the same draws.
+    """Return an estimate of -log p(x) and the Monte-Carlo negative ELBO of its draws, [batch] each in float64 nats.
 
-    -log of the mean and the mean of -log of the weights p(x, z) / q(z | x), z ~ q (Burda et al. 2016). The
-    weights are summed as they come, in the log domain: memory grows with ``draws_at_once`` alone, and the
-    first draws are the same for any ``num_draws``.
+    They are -log of the mean, and the mean of -log, of the weights p(x, z) / q(z | x), z ~ q (Burda et al. 2016). The
+    weights are summed as they come, in the log domain. So memory grows with ``draws_at_once`` alone, and the first
+    draws are the same for any ``num_draws``.
 
     Args:
-        log_likelihood: log p(x | z) [draws, batch] of codes [draws, batch, latent].
+        log_likelihood: maps codes [draws, batch, latent] to log p(x | z) [draws, batch].
         mean, log_variance: of q(z | x), [batch, latent] each.
     """
     log_sum = torch.full_like(mean[:, 0], -torch.inf, dtype=torch.float64)
@@ -93,12 +93,12 @@ def importance_weighted(
 
 
 def aggregate_posterior(mean: Tensor, log_variance: Tensor, z: Tensor) -> dict[str, float]:
-    """``mutual_information`` I_q(x; z) and ``marginal_kl`` KL(q(z) || p(z)), in nats; they sum to the mean KL.
+    """Return ``mutual_information`` I_q(x; z) and ``marginal_kl`` KL(q(z) || p(z)), in nats; they sum to the mean KL.
 
-    I_q = mean KL(q(z | x) || p(z)) - KL(q(z) || p(z)) (Hoffman & Johnson 2016), where q(z) is the mixture of
-    the posteriors of these samples and the expectation of log q(z) is taken over one draw of each, as in
-    He et al. 2019; the rest is in closed form. N samples cannot show more than about ln N of information: near
-    that, the marginal KL is only an upper bound.
+    I_q = mean KL(q(z | x) || p(z)) - KL(q(z) || p(z)) (Hoffman & Johnson 2016). Here q(z) is the mixture of the
+    posteriors of these samples. The expectation of log q(z) is taken over one draw of each, as in He et al. 2019; the
+    rest is in closed form. N samples cannot show more than about ln N of information: near that, the marginal KL is
+    only an upper bound.
 
     Args:
         mean, log_variance, z: of q(z | x) and drawn from it, [samples, latent] each.

@@ -1,4 +1,4 @@
-"""The LSTM VAE, the hybrid's baseline (Bowman et al. 2016, as in Semeniuta et al. 2017, section 4)."""
+"""LSTM VAE, the hybrid's baseline (Bowman et al. 2016, as in Semeniuta et al. 2017, section 4)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from raytrain.models.noise import Noise
 
 
 class LstmVae(nn.Module):
-    """LSTM encoder, Gaussian latent code, LSTM decoder that sees z only as its first state."""
+    """LSTM encoder, Gaussian latent code, and an LSTM decoder that sees z only as its first state."""
 
     def __init__(self, config: LstmVaeConfig, length: int, documents: bool = True) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class LstmVae(nn.Module):
         return cls(config.model, config.length, documents=config.sampling == "documents")
 
     def forward(self, tokens: Tensor, noise: Noise, input_dropout: float = 0.0) -> Terms:
-        """Terms of the bound for ``tokens`` [batch, length], PAD after each STOP."""
+        """Return the terms of the ELBO for ``tokens`` [batch, length], PAD after each STOP."""
         mean, log_variance = self.encode(tokens)
         z = draw_posterior(mean, log_variance, noise)
         logits = self._decode(drop_input(shift_right(tokens), noise, input_dropout), z)
@@ -61,33 +61,33 @@ class LstmVae(nn.Module):
         )
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of q(z | x), [batch, latent] each, from the output at the last symbol."""
+        """Return mean and log variance of q(z | x), [batch, latent] each, from the output at the last symbol."""
         outputs = run_lstm(self.encoder, self.one_hot, tokens)
         last = (tokens != PAD).sum(1) - 1
         return self.posterior(outputs[torch.arange(len(tokens), device=tokens.device), last])
 
     def predict(self, tokens: Tensor, z: Tensor) -> Tensor:
-        """Logits [batch, length, NUM_OUTPUTS] of each of ``tokens`` [batch, length] given z and those before it."""
+        """Return logits [batch, length, NUM_OUTPUTS] of each of ``tokens`` [batch, length] given z and those before."""
         return self._decode(shift_right(tokens), z)
 
     def _decode(self, inputs: Tensor, z: Tensor) -> Tensor:
-        """Logits [batch, length, NUM_OUTPUTS] after ``inputs`` [batch, length], for codes z [batch, latent]."""
+        """Return logits [batch, length, NUM_OUTPUTS] after ``inputs`` [batch, length], for codes z [batch, latent]."""
         outputs = run_lstm(self.decoder, self.one_hot, inputs, state=self._first_state(z))
         logits: Tensor = self.output(outputs)
         return logits
 
     def _first_state(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The decoder's first state, (h0, c0) = tanh(linear z), [batch, hidden] each."""
+        """Return the decoder's first state, (h0, c0) = tanh(linear z), [batch, hidden] each."""
         hidden, cell = torch.tanh(self.first_state(z)).chunk(2, dim=-1)
         return hidden, cell
 
     @torch.no_grad()
     def begin(self, z: Tensor) -> LstmState:
-        """The decoder's state before the first byte, for codes z [batch, latent]."""
+        """Return the decoder's state before the first byte, for codes z [batch, latent]."""
         return LstmState([LstmStep(self.decoder, SIZE)], [list(self._first_state(z))])
 
     @torch.no_grad()
     def advance(self, previous: Tensor, state: LstmState) -> tuple[Tensor, LstmState]:
-        """Logits [batch, NUM_OUTPUTS] of the next byte after ``previous`` [batch], and the state after it."""
+        """Return logits [batch, NUM_OUTPUTS] of the byte after ``previous`` [batch], and the state after it."""
         output, state = state.advance(previous)
         return self.output(output), state

@@ -1,4 +1,4 @@
-"""Text from a model: one byte at a time, in batches; and what a model thinks of a text."""
+"""Sampling, reconstruction, interpolation and scoring of texts, in batches."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from raytrain.utils.errors import UserError
 from raytrain.utils.text import readable
 
 ROWS = 256
-"""Texts that are computed at once: their features and gates stay small."""
+"""Texts that are computed at once, so that their features and gates stay small."""
 CHECK_EVERY = 8
-"""Bytes between two looks at which texts have ended: looking makes the host wait for the device."""
+"""Bytes between two checks of which texts have ended: a check makes the host wait for the device."""
 
 
 class RequestError(UserError, ValueError):
-    """A model was asked for what it cannot do, or with values that make no sense."""
+    """The model cannot do what was requested, or a value of the request is invalid."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One generated text and what its model thinks of it."""
+    """Generated text with its model's log-probability and entropy."""
 
     text: bytes
     """The bytes, without STOP; they start with the prefix, if one was given."""
@@ -38,7 +38,7 @@ class Sample:
     entropy: float
     """Mean entropy of the model's predictions along the sample, in nats at temperature 1."""
     truncated: bool
-    """True if the length ran out before the model said STOP."""
+    """True if the maximum length was reached before the model predicted STOP."""
 
     def __str__(self) -> str:
         """Return the text, readable: invalid UTF-8 sequences become spaces."""
@@ -56,20 +56,18 @@ def sample(
     seed: int = 0,
     z: Tensor | None = None,
 ) -> list[Sample]:
-    """Draw ``num`` texts, of codes from the prior (``prior_codes``) or of ``z`` [num, latent].
+    """Draw ``num`` texts, for codes from the prior (``prior_codes``) or for ``z`` [num, latent].
 
-    Sample i follows from ``seed``, i and its code alone, however many others are drawn.
+    Sample i depends only on ``seed``, i and its code, however many others are drawn.
 
     Args:
         temperature: divides the logits; 0 takes the most likely byte each time.
-        top_p: bytes are drawn from the fewest most likely ones that have this probability together,
-            at ``temperature``.
+        top_p: bytes are drawn from the smallest set of most likely ones that has this probability, at ``temperature``.
         max_length: in symbols, STOP included; at most (and by default) the length the model was trained for.
         prefix: bytes that each text starts with.
 
     Raises:
-        RequestError: a value outside its range, a length that the model does not have, or predictions that are no
-            numbers.
+        RequestError: a value is out of range, the length exceeds the model's, or predictions are not finite.
     """
     length = _check(model, temperature, top_p, max_length, prefix)
     if z is None:
@@ -90,12 +88,12 @@ def sample(
 
 
 def prior_codes(model: Model, num: int, seed: int = 0) -> Tensor:
-    """The codes [num, latent] that ``sample`` draws from the prior with ``seed``."""
+    """Return the codes [num, latent] that ``sample`` draws from the prior with ``seed``."""
     return Noise(seed, 0, range(num), 1).normal(model.latent).to(_device(model))
 
 
 def posterior_means(model: Model, texts: Sequence[bytes]) -> Tensor:
-    """The mean of q(z | x) of each text, [len(texts), latent].
+    """Return the mean of q(z | x) of each text, [len(texts), latent].
 
     Raises:
         RequestError: the model has no latent code, or a text does not fit.
@@ -117,7 +115,7 @@ def reconstruct(
     max_length: int | None = None,
     seed: int = 0,
 ) -> list[Sample]:
-    """What the model writes, greedily by default, for the posterior mean of each text.
+    """Decode the posterior mean of each text, greedily by default.
 
     Raises:
         RequestError: as ``posterior_means`` and ``sample``.
@@ -137,7 +135,7 @@ def interpolate(
     max_length: int | None = None,
     seed: int = 0,
 ) -> list[Sample]:
-    """Texts of ``steps`` codes evenly spaced from the posterior mean of ``a`` to that of ``b``, both included.
+    """Decode ``steps`` codes, evenly spaced from the posterior mean of ``a`` to that of ``b``, both included.
 
     Raises:
         RequestError: fewer than two steps, or as ``posterior_means`` and ``sample``.
@@ -151,10 +149,10 @@ def interpolate(
 
 
 def score(model: Model, texts: Sequence[bytes], z: Tensor, truncated: Sequence[bool] | None = None) -> Tensor:
-    """log p(text | z) in nats, [len(texts)], for codes z [len(texts), latent].
+    """Return log p(text | z) in nats, [len(texts)], for codes z [len(texts), latent].
 
-    STOP is included except where ``truncated`` says so, as ``Sample.truncated`` does; ``tokenise`` gives
-    the default.
+    STOP is included unless ``truncated`` is true for the text, as in ``Sample.truncated``; for the default see
+    ``tokenise``.
 
     Raises:
         RequestError: a text does not fit.
@@ -166,10 +164,10 @@ def score(model: Model, texts: Sequence[bytes], z: Tensor, truncated: Sequence[b
 
 
 def tokenise(model: Model, texts: Sequence[bytes], truncated: Sequence[bool] | None = None) -> Tensor:
-    """Tokens [len(texts), longest] of texts as the model learnt them, PAD after each.
+    """Return tokens [len(texts), longest] of texts as the model has learnt them, PAD after each.
 
-    STOP ends a text unless ``truncated``: by default one that fills the model's length, and every text
-    for a model of windows, which has never seen STOP.
+    STOP ends a text unless it is ``truncated``. By default a text that fills the model's length is, and so is every
+    text for a model of windows, which has never seen STOP.
 
     Raises:
         RequestError: there is no text, or one that is empty or longer than the model's length.
@@ -185,18 +183,18 @@ def tokenise(model: Model, texts: Sequence[bytes], truncated: Sequence[bool] | N
                 f"the text {readable(text[:20])!r}... has {len(text)} bytes: the model takes {model.length} symbols"
             )
         if not row:
-            raise RequestError("an empty text says nothing to a model of windows: give at least one byte")
+            raise RequestError("an empty text has no symbols for a model of windows: give at least one byte")
     tokens = torch.full((len(symbols), max(map(len, symbols))), PAD)
     for number, row in enumerate(symbols):
         tokens[number, : len(row)] = torch.tensor(row)
     return tokens
 
 
-# ------------------------------------------------------------------------------------------- inside
+# ------------------------------------------------------------------------------------------ internals
 
 
 def _check(model: Model, temperature: float, top_p: float, max_length: int | None, prefix: bytes) -> int:
-    """The length to generate.
+    """Check the arguments of ``sample`` and return the length to generate.
 
     Raises:
         RequestError: see ``sample``.
@@ -231,10 +229,10 @@ def _device(model: Model) -> torch.device:
 def _generate(
     model: Model, z: Tensor, noise: Tensor, prefix: bytes, temperature: float, top_p: float
 ) -> tuple[Tensor, Tensor]:
-    """Tokens [num, length], and their log-probabilities and the entropies [2, num, length].
+    """Return tokens [num, length], and their log-probabilities and the entropies [2, num, length].
 
-    ``noise`` [num, length] is uniform in [0, 1). What follows a text's STOP is to be ignored: a text
-    that has ended leaves the batch at the next look.
+    ``noise`` [num, length] is uniform in [0, 1). Ignore everything after a text's STOP: a text that has ended leaves
+    the batch at the next check.
     """
     tokens = torch.full(noise.shape, STOP, device=z.device)
     statistics = torch.zeros(2, *noise.shape, device=z.device)
@@ -263,7 +261,7 @@ def _generate(
 
 
 def _choose(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
-    """The next symbol [batch] by ``logits`` [batch, symbols] and ``uniform`` [batch] in [0, 1)."""
+    """Choose the next symbol [batch] by ``logits`` [batch, symbols] and ``uniform`` [batch] in [0, 1)."""
     if temperature == 0:
         return logits.argmax(-1)
     # float64: a symbol of probability 0 is never chosen, and float32 noise cannot reach past the last one
@@ -272,12 +270,12 @@ def _choose(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -
         weights = _nucleus(weights, top_p)
     cumulative = weights.cumsum(-1)
     threshold = uniform.double()[:, None] * cumulative[:, -1:]
-    # where the weights are no numbers nothing is found
+    # if the weights are NaN the search ends behind the last symbol
     return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=weights.shape[-1] - 1)
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """``probabilities`` [batch, symbols] with all 0 but the fewest most likely that make ``top_p`` together."""
+    """Set all ``probabilities`` [batch, symbols] to 0 but the fewest most likely ones that sum to ``top_p``."""
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     likelier = ordered.cumsum(-1) - ordered
     kept = torch.zeros_like(probabilities, dtype=torch.bool).scatter(-1, order, likelier < top_p)
@@ -285,7 +283,7 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
 
 
 def _samples(tokens: Tensor, statistics: Tensor) -> Iterator[Sample]:
-    """What ``_generate`` has made as samples."""
+    """Yield the samples of what ``_generate`` returned."""
     length = tokens.shape[1]
     counts = (tokens != STOP).long().cumprod(1).sum(1)
     for row, count in enumerate(counts.tolist()):
@@ -301,6 +299,6 @@ def _samples(tokens: Tensor, statistics: Tensor) -> Iterator[Sample]:
 def sample_text(
     model: Model, num: int, *, temperature: float = 1.0, max_length: int | None = None, seed: int = 0
 ) -> list[str]:
-    """``num`` texts drawn from the model, readable: invalid byte sequences become spaces."""
+    """Draw ``num`` texts from the model as readable strings: invalid byte sequences become spaces."""
     drawn = sample(model, num, temperature=temperature, max_length=max_length, seed=seed)
     return [readable(item.text) for item in drawn]

@@ -30,9 +30,10 @@ class TextGenerator(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Build the model from the checkpoint in the artifact."""
-        from raytrain.runs.trained_model import load_model
+        from raytrain.runs.checkpoint import load
+        from raytrain.runs.trained_model import TrainedModel
 
-        self._model = load_model(context.artifacts["checkpoint"])
+        self._model = TrainedModel(load(context.artifacts["checkpoint"]))
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None

@@ -18,11 +18,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from raytrain.config.schema import from_dict
 from raytrain.metrics import SearchObjective
-from raytrain.models import Model, build, build_empty
 from raytrain.runs import checkpoint
 from raytrain.runs.records import ADDRESS, CHECKPOINTS, PLAN, read_values, search_objective_of
+from raytrain.runs.trained_model import TrainedModel
 from raytrain.runs.trials import TrialStore, rank
 from raytrain.storage import open_storage
 from raytrain.storage.base import Storage, StorageError
@@ -206,27 +205,14 @@ def _parts(reference: str) -> tuple[str, str, str]:
     return match[1], match[2] or "", match[3] or ""
 
 
-def load(location: str | Path) -> Model:
-    """Return the trained model of a checkpoint folder or ``s3://`` address, in evaluation mode.
+def load_model(reference: str) -> TrainedModel:
+    """Load a trained model.
+
+    Args:
+        reference: folder or ``s3://`` address of a checkpoint, a run or a search (its best checkpoint), an MLflow run
+            id, or ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``models:/ID``.
 
     Raises:
-        UserError: not a checkpoint, or a damaged one.
+        UserError: there is no such model, or its checkpoint is damaged.
     """
-    return from_checkpoint(checkpoint.load(location))
-
-
-def from_checkpoint(stored: checkpoint.Checkpoint) -> Model:
-    """Return the trained model of an open checkpoint, in evaluation mode.
-
-    Raises:
-        UserError: its weights are not those of the model that its config describes.
-    """
-    try:
-        config = from_dict(stored.config)
-        expected = build_empty(config).state_dict()  # first: a config may describe a model larger than the memory
-    except (UserError, RuntimeError, OverflowError, MemoryError) as error:
-        raise UserError(f"checkpoint {stored.uri}: its config is not that of a model: {error}") from None
-    weights = stored.matching("model", expected)
-    model = build(config)
-    model.load_state_dict(weights)
-    return model.eval()
+    return TrainedModel(resolve(reference).stored)

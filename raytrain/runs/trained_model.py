@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from raytrain.config.schema import RunConfig, from_dict
-from raytrain.models import Model, sampling
+from raytrain.models import Model, build, build_empty, sampling
 from raytrain.models.noise import Noise
 from raytrain.models.sampling import Sample
+from raytrain.runs import checkpoint as checkpoints
 from raytrain.runs.checkpoint import Checkpoint
-from raytrain.runs.references import from_checkpoint, resolve
+from raytrain.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -172,17 +174,30 @@ class TrainedModel:
         return scores
 
 
-def load_model(reference: str) -> TrainedModel:
-    """Load a trained model.
-
-    Args:
-        reference: folder or ``s3://`` address of a checkpoint, a run or a search (its best checkpoint), an MLflow run
-            id, or ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``models:/ID``.
+def load(location: str | Path) -> Model:
+    """Return the trained model of a checkpoint folder or ``s3://`` address, in evaluation mode.
 
     Raises:
-        UserError: there is no such model, or its checkpoint is damaged.
+        UserError: not a checkpoint, or a damaged one.
     """
-    return TrainedModel(resolve(reference).stored)
+    return from_checkpoint(checkpoints.load(location))
+
+
+def from_checkpoint(stored: Checkpoint) -> Model:
+    """Return the trained model of an open checkpoint, in evaluation mode.
+
+    Raises:
+        UserError: its weights are not those of the model that its config describes.
+    """
+    try:
+        config = from_dict(stored.config)
+        expected = build_empty(config).state_dict()  # first: a config may describe a model larger than the memory
+    except (UserError, RuntimeError, OverflowError, MemoryError) as error:
+        raise UserError(f"checkpoint {stored.uri}: its config is not that of a model: {error}") from None
+    weights = stored.matching("model", expected)
+    model = build(config)
+    model.load_state_dict(weights)
+    return model.eval()
 
 
 def _bytes(text: str | bytes) -> bytes:

@@ -21,7 +21,7 @@ from raytrain.models.sampling import sample_text
 from raytrain.runs import checkpoint
 from raytrain.runs.checkpoint import Checkpoint
 from raytrain.runs.records import CHECKPOINTS, read_outcome
-from raytrain.runs.references import from_checkpoint
+from raytrain.runs.trained_model import from_checkpoint
 from raytrain.runs.trials import Trial, rank, trial_location
 from raytrain.search.registry import Candidate, Score, VerificationError, register_and_compete
 from raytrain.search.searcher import Search
@@ -33,6 +33,8 @@ from raytrain.tracking.views import share_view
 from raytrain.utils.errors import UserError
 from raytrain.utils.text import duration, one_line
 
+WIDTH = 100
+"""Columns of the lines that print the best trial's fields."""
 CARD_SAMPLES = 10
 """Texts that the best model writes, for the terminal, MLflow and the model card."""
 
@@ -117,9 +119,14 @@ def end(search: Search, trials: list[Trial]) -> None:
 def print_best(search: Search, best: Trial, stored: Checkpoint) -> list[str]:
     """Print the fields, metrics and samples of the best trial; return the samples."""
     samples = sample_text(from_checkpoint(stored), CARD_SAMPLES, seed=search.plan.seed)
-    if best.fields:
-        print("  " + "   ".join(f"{name} = {short(value)}" for name, value in best.fields.items()))
-    print(headline(best.best))
+    line = ""
+    for name, value in best.fields.items():
+        setting = f"{name} = {short(value)}"
+        if line and len(line) + len(setting) > WIDTH:
+            print(line)
+            line = ""
+        line += ("   " if line else "  ") + setting
+    print("\n".join(filter(None, (line, headline(best.best)))))
     print("\n".join(f"  {sample!r}" for sample in samples))
     return samples
 

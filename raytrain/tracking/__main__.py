@@ -12,16 +12,11 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import re
 import sys
 from pathlib import Path
-from typing import Any
 
 from raytrain.config.cli import OneLineParser
-from raytrain.tracking.client import check_tracking, connect, explain, retry_tracking, shown, tracking_uri
-from raytrain.tracking.metric_writer import MetricWriter
 from raytrain.utils.errors import UserError, run_command
-from raytrain.utils.validation import parse_json
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,50 +54,11 @@ def _serve(options: argparse.Namespace) -> None:
 def _send_file(options: argparse.Namespace) -> None:
     if not 0 <= options.timeout < math.inf:
         raise UserError(f"--timeout is {options.timeout}: give seconds of at least 0")
-    records = _read(options.file)
-    uri = tracking_uri()
-    check_tracking(uri)
-    for run_id, entries in records.items():
-        _send(uri, run_id, entries, options.timeout)
-        print(f"sent {len(entries)} records of run {run_id} to {shown(uri)}")
 
+    from raytrain.tracking.unsent import send_file
 
-def _read(path: Path) -> dict[str, list[list[Any]]]:
-    """Records by run id, in the file's order."""
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    records: dict[str, list[list[Any]]] = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = parse_json(line)
-            metrics = {str(key): float(value) for key, value in entry["metrics"].items()}
-            record = [entry["step"], entry["timestamp_ms"], metrics]
-            if not all(type(value) is int and 0 <= value < 2**63 for value in record[:2]):
-                raise ValueError("no step or time that a store can hold")
-            if not re.fullmatch("[0-9a-f]{32}", entry["run_id"]):
-                raise ValueError("no run")
-            records.setdefault(entry["run_id"], []).append(record)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-            raise UserError(f"{path}, line {number}: not a metric record that raytrain wrote") from None
-    return records
-
-
-def _send(uri: str, run_id: str, records: list[list[Any]], timeout_s: float) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        retry_tracking(lambda: connect(uri).get_run(run_id), timeout_s)
-    except MlflowException as error:  # the writer would retry for ever
-        raise UserError(f"no records of run {run_id} were sent to {shown(uri)}: {explain(error)}") from None
-    writer = MetricWriter(uri, run_id)
-    try:
-        writer.replay(records)
-    except ValueError as error:
-        raise UserError(f"run {run_id}: {error}") from None
-    if num_unsent := writer.close(timeout_s):
-        raise UserError(f"{num_unsent} records of run {run_id} were not sent to {shown(uri)}: {writer.error}")
+    for line in send_file(options.file, options.timeout):
+        print(line)
 
 
 if __name__ == "__main__":

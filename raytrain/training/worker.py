@@ -31,7 +31,7 @@ from raytrain.models import buffers
 from raytrain.models.sampling import sample_text
 from raytrain.runs import checkpoint
 from raytrain.runs.records import CHECKPOINTS, OUTCOME, UNSENT, read_outcome
-from raytrain.runs.references import from_checkpoint
+from raytrain.runs.trained_model import from_checkpoint
 from raytrain.storage import open_storage
 from raytrain.storage.base import retry_storage
 from raytrain.tracking.client import connect

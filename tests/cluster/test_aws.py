@@ -73,8 +73,9 @@ def test_the_workers_gpus_are_counted(story: Story) -> None:
 def test_nothing_starts_before_it_is_needed(story: Story) -> None:
     """By the file of the autoscaler on the head: Ray publishes nowhere what may come."""
     most = sum(WORKERS.values())
-    assert f"2 of {most} GPUs that the cluster may have; 0 CPUs and 0 GPUs are up" in story.dry_run
-    assert "3 trials (quick, tpe), 1 at a time, each 2 x (1 CPU and 1 GPU) on CPUs" in story.dry_run
+    assert "3 trials (quick, tpe), each 2 x (1 CPU and 1 GPU) on CPUs" in story.dry_run
+    assert "concurrency: 1 trials, " in story.dry_run
+    assert f"2 of {most} GPUs (0 CPUs and 0 GPUs online)" in story.dry_run
 
 
 def test_a_worker_that_is_given_notice_is_left_and_replaced_by_a_spot_instance(story: Story) -> None:

@@ -6,11 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
-import ray
 
 from tests.support.leftovers import assert_nothing_left
 from tests.support.tiny import SPACE, TINY, mlflow_runs, write_text
@@ -19,21 +15,10 @@ from tests.support.tiny import SPACE, TINY, mlflow_runs, write_text
 TINY = [*TINY, "--steps", "10", "--evaluate-every", "10", "--device", "cpu", "--data", "text.txt"]
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """Two CPUs and two GPUs that no machine has."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(
-        address="local", num_cpus=2, num_gpus=2, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False
-    )
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
-
-
-def run(cluster: str, home: Path, *arguments: str) -> str:
+def run(ray_gpu: str, home: Path, *arguments: str) -> str:
     write_text(home / "text.txt")
     (home / "space.py").write_text(SPACE)
-    environment = {**os.environ, "RAY_ADDRESS": cluster}
+    environment = {**os.environ, "RAY_ADDRESS": ray_gpu}
     environment.pop("MLFLOW_TRACKING_URI", None)
     done = subprocess.run(
         [sys.executable, "-m", *arguments],
@@ -43,21 +28,21 @@ def run(cluster: str, home: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_two_workers_hold_two_gpus_and_meet_over_gloo(cluster: str, tmp_path: Path) -> None:
-    output = run(cluster, tmp_path, "raytrain.train", "hybrid", *TINY, "--workers", "2", "--name", "r")
+def test_two_workers_hold_two_gpus_and_meet_over_gloo(ray_gpu: str, tmp_path: Path) -> None:
+    output = run(ray_gpu, tmp_path, "raytrain.train", "hybrid", *TINY, "--workers", "2", "--name", "r")
     assert "2 x (1 CPU and 1 GPU)" in output
     assert "computed in float32 on cpu" in output
     assert json.loads((tmp_path / "runs/r/run.json").read_text())["worker_options"]["device"] == "cpu"
-    assert_nothing_left()
+    assert_nothing_left(ray_gpu)
 
 
-def test_trials_of_one_worker_hold_their_gpu(cluster: str, tmp_path: Path) -> None:
+def test_trials_of_one_worker_hold_their_gpu(ray_gpu: str, tmp_path: Path) -> None:
     search = [*TINY, "--space", "space.py", "--num-samples", "2", "--name", "s"]
-    output = run(cluster, tmp_path, "raytrain.tune", "hybrid", *search, "--dry-run")
-    assert "2 at a time, each 1 x (1 CPU and 1 GPU) on CPUs" in output
-    assert "2 of 2 CPUs and 2 of 2 GPUs that the cluster may have; 2 CPUs and 2 GPUs are up" in output
+    output = run(ray_gpu, tmp_path, "raytrain.tune", "hybrid", *search, "--dry-run")
+    assert "each 1 x (1 CPU and 1 GPU) on CPUs" in output
+    assert "concurrency: 2 trials, 2 of 2 CPUs and 2 of 2 GPUs (2 CPUs and 2 GPUs online)" in output
     assert not (tmp_path / "runs" / "s").exists()
-    output = run(cluster, tmp_path, "raytrain.tune", "hybrid", *search)
+    output = run(ray_gpu, tmp_path, "raytrain.tune", "hybrid", *search)
     assert "computed in float32 on cpu" in output
-    assert_nothing_left()
+    assert_nothing_left(ray_gpu)
     assert sorted(item.info.status for item in mlflow_runs(tmp_path)) == ["FINISHED"] * 3

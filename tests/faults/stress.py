@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import ray
 
 from raytrain.runs.trials import Trial, TrialStore
 from raytrain.storage.local import FolderStorage
 from tests.faults.scripted import ENDS, SCRIPT, SPACE, STEPS
 from tests.support.leftovers import assert_nothing_left
+from tests.support.ray_instance import ray_instance
 
 LIMIT_S = 1800
 """A search that takes longer hangs; alone on the machine it takes a tenth of that."""
@@ -34,17 +34,6 @@ ARGUMENTS = (
     f"--name s --num-samples {len(SCRIPT)} --workers-per-trial 2 --cpus-per-worker 0.5"
 ).split()  # fmt: skip
 SECOND = "import ray, time; ray.init(address='local', num_cpus=1, include_dashboard=True); print('up', flush=True)"
-
-
-@contextmanager
-def instance() -> Iterator[str]:
-    """A Ray instance of two CPUs, with the dashboard that Ray's cleaner asks who is alive; gives its address."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
-    try:
-        yield ray.get_runtime_context().gcs_address
-    finally:
-        ray.shutdown()
 
 
 @contextmanager
@@ -78,13 +67,13 @@ def search(address: str, home: Path) -> float:
     seconds = time.monotonic() - started
     said = done.stdout[-5000:] + done.stderr[-3000:]
     assert done.returncode == 0, said
-    assert "2 at a time" in done.stdout, said
+    assert "concurrency: 2 trials" in done.stdout, said
     trials = TrialStore(FolderStorage(home / "runs" / "s")).read()
     assert len(trials) == len(SCRIPT), said
     wrong = [line for trial in trials if (line := difference(trial))]
     assert not wrong, "\n".join(wrong)
     check_mlflow(home, trials)
-    assert_nothing_left()
+    assert_nothing_left(address)
     assert not processes()
     return seconds
 
@@ -127,7 +116,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--second-instance", action="store_true", help="run another Ray instance meanwhile")
     options = parser.parse_args()
-    with instance() as address, second_instance() if options.second_instance else nullcontext():
+    with ray_instance() as address, second_instance() if options.second_instance else nullcontext():
         for number in range(options.repeat):
             with tempfile.TemporaryDirectory(prefix="raytrain-stress-") as home:
                 seconds = search(address, Path(home))

@@ -17,7 +17,7 @@ from raytrain.models import build
 from raytrain.models.sampling import sample
 from raytrain.runs.checkpoint import Snapshot
 from raytrain.runs.checkpoint_writer import CheckpointWriter
-from raytrain.runs.references import from_checkpoint
+from raytrain.runs.trained_model import from_checkpoint
 from raytrain.storage import open_storage
 from raytrain.training import torchrun as loop
 from raytrain.training.trainer import Trainer, World

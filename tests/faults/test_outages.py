@@ -1,4 +1,4 @@
-"""The S3 server goes away: for a minute during a run, and for good while a search promotes its best model."""
+"""The S3 server goes away: for a while during a run, and for good while a search promotes its best model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from tests.support.mlflow_server import MlflowServer, new_store
 from tests.support.s3_server import S3Server
 from tests.support.tiny import SPACE, TINY, write_text
 
-AWAY_S = 60
 AT_PROMOTION = """
 import pathlib, sys, time
 import raytrain.search.finish as finish, raytrain.tracking.client as client
@@ -41,41 +40,50 @@ run_command(main)
 """The command, which stops and asks to be let on where the step of promotion begins that its argument names."""
 
 
-def test_a_run_outlives_a_minute_without_its_storage(
-    machines: Callable[..., Machine], s3: S3Server, mlflow_server: MlflowServer, tmp_path: Path
+@pytest.mark.parametrize(("away_s", "steps"), [(10, 1000), pytest.param(60, 3000, marks=pytest.mark.long)])
+def test_a_run_outlives_an_outage_of_its_storage(
+    machines: Callable[..., Machine],
+    s3: S3Server,
+    mlflow_server: MlflowServer,
+    ray_cpu: str,
+    tmp_path: Path,
+    away_s: float,
+    steps: int,
 ) -> None:
     here = machines("here")
     write_text(here.folder / "text.txt")
-    often = ["--steps", "3000", "--evaluate-every", "500", "--checkpoint-every", "200", "--data", "text.txt"]
-    process = here.start("-m", "raytrain.train", "hybrid", *TINY, *often, "--name", "outage")
-    location = open_storage("s3://raytrain/home/outage/checkpoints")
+    often = ["--steps", str(steps), "--evaluate-every", "250", "--checkpoint-every", "100", "--data", "text.txt"]
+    often += ["--cpus-per-worker", "1"]
+    name = f"outage-{away_s}"
+    process = here.start("-m", "raytrain.train", "hybrid", *TINY, *often, "--name", name)
+    location = open_storage(f"s3://raytrain/home/{name}/checkpoints")
     try:
         wait_for(
             lambda: checkpoint.newest_step(location) is not None or process.poll() is not None, 120, "a checkpoint"
         )
         s3.kill()
-        time.sleep(AWAY_S)
+        time.sleep(away_s)
         assert process.poll() is None, here.output()[-3000:]
     finally:
         s3.start()
     assert process.wait(240) == 0, here.output()[-3000:]
 
-    undisturbed = machines("undisturbed", RAYTRAIN_STORAGE=str(tmp_path / "runs"))
+    undisturbed = machines("undisturbed", RAYTRAIN_STORAGE=str(tmp_path / "runs"), RAY_ADDRESS=ray_cpu)
     write_text(undisturbed.folder / "text.txt")
-    undisturbed.run("-m", "raytrain.train", "hybrid", *TINY, *often, "--name", "outage-not")
-    whole = checkpoint.latest(open_storage(tmp_path / "runs/outage-not/checkpoints"))
+    undisturbed.run("-m", "raytrain.train", "hybrid", *TINY, *often, "--name", f"{name}-not")
+    whole = checkpoint.latest(open_storage(tmp_path / f"runs/{name}-not/checkpoints"))
     ended = checkpoint.latest(location)
     assert whole is not None
     assert ended is not None
-    assert ended.step == whole.step == 3000
+    assert ended.step == whole.step == steps
     assert all((ended.tensors("model")[name] == tensor).all() for name, tensor in whole.tensors("model").items())
     client = connect(mlflow_server.uri)
     experiment = client.get_experiment_by_name("raytrain")
     assert experiment is not None
-    found = client.search_runs([experiment.experiment_id], "attributes.run_name = 'outage'")
+    found = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
     assert len(found) == 1
     history = client.get_metric_history(found[0].info.run_id, "train/bound")
-    assert sorted(point.step for point in history) == list(range(10, 3001, 10))
+    assert sorted(point.step for point in history) == list(range(10, steps + 1, 10))
 
 
 @pytest.mark.parametrize("step", [pytest.param("log_model", marks=pytest.mark.long), "register_and_compete"])

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import pytest
 from raytrain.metrics import SearchObjective
 from raytrain.runs.trials import Trial, TrialStore, rank
 from raytrain.storage.local import FolderStorage
-from tests.faults.stress import instance
 from tests.support.leftovers import assert_nothing_left
 
 ROOT = Path(__file__).parents[2]
@@ -42,19 +40,13 @@ MOMENTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with instance() as address:
-        yield address
-
-
-def begin(address: str, home: Path, *arguments: str) -> subprocess.Popen[str]:
+def begin(ray_cpu: str, home: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start a command in ``home``, its output in ``output.txt``."""
     home.mkdir(exist_ok=True)
     lines = (f"line {number} of a text that says {number * 7919 % 1000} in words\n" for number in range(2000))
     (home / "text.txt").write_text("".join(lines))
     (home / "space.py").write_text(SPACE)
-    environment = {**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "RAY_ADDRESS": ray_cpu, "PYTHONPATH": str(ROOT)}
     environment.pop("MLFLOW_TRACKING_URI", None)
     with (home / "output.txt").open("a") as output:
         return subprocess.Popen(
@@ -72,37 +64,41 @@ def end(process: subprocess.Popen[str], home: Path, status: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(ray_cpu: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a search ran to its end at once."""
     home = tmp_path_factory.mktemp("undisturbed")
-    end(begin(address, home, "raytrain.tune", *ARGUMENTS), home, 0)
+    end(begin(ray_cpu, home, "raytrain.tune", *ARGUMENTS), home, 0)
     return home
 
 
-@pytest.mark.long
-def test_killed_at_the_worst_moments(address: str, undisturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "moments", [["a trial is running"], pytest.param(list(MOMENTS), marks=pytest.mark.long)], ids=["one", "all"]
+)
+def test_killed_at_the_worst_moments(ray_cpu: str, undisturbed: Path, tmp_path: Path, moments: list[str]) -> None:
     command = ARGUMENTS
-    for moment in MOMENTS.values():
-        end(begin(address, tmp_path, "tests.support.killed", moment, *command), tmp_path, -signal.SIGKILL)
+    for moment in map(MOMENTS.get, moments):
+        assert moment is not None
+        end(begin(ray_cpu, tmp_path, "tests.support.killed", moment, *command), tmp_path, -signal.SIGKILL)
         command = ["--resume", "s"]
-    end(begin(address, tmp_path, "raytrain.tune", *command), tmp_path, 0)
+    end(begin(ray_cpu, tmp_path, "raytrain.tune", *command), tmp_path, 0)
     assert_the_same(tmp_path, undisturbed)
-    assert_nothing_left()
+    assert_nothing_left(ray_cpu)
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 5))])
-def test_killed_twice_at_any_moment(address: str, undisturbed: Path, tmp_path: Path, seed: int) -> None:
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_twice_at_any_moment(ray_cpu: str, undisturbed: Path, tmp_path: Path, seed: int) -> None:
     chance, command = random.Random(seed), ["raytrain.tune", *ARGUMENTS]
     for _ in range(2):
-        process = begin(address, tmp_path, *command)
+        process = begin(ray_cpu, tmp_path, *command)
         wait_for_trials(tmp_path, process)
         time.sleep(chance.uniform(0, 20))
         process.kill()
         process.wait()
         command = ["raytrain.tune", "--resume", "s"]
-    end(begin(address, tmp_path, *command), tmp_path, 0)
+    end(begin(ray_cpu, tmp_path, *command), tmp_path, 0)
     assert_the_same(tmp_path, undisturbed)
-    assert_nothing_left()
+    assert_nothing_left(ray_cpu)
 
 
 def wait_for_trials(home: Path, process: subprocess.Popen[str]) -> None:

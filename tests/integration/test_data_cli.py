@@ -27,6 +27,7 @@ def table_of(output: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows if row}
 
 
+@pytest.mark.slow
 def test_prepare_and_info(tmp_path: Path) -> None:
     prepared = run(tmp_path, "prepare", "synthetic", "--output", tmp_path / "corpus")
     assert (prepared.returncode, prepared.stderr) == (0, "")

@@ -5,15 +5,15 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from mlflow import MlflowClient
 
 from raytrain import evaluate
+from raytrain.analysis import measure
 from raytrain.config.schema import flatten, to_dict
 from raytrain.data.corpus import Corpus, CorpusWriter
 from raytrain.runs.records import write_run_address
@@ -24,6 +24,7 @@ from raytrain.training.reporters import PrintReporter
 from raytrain.training.trainer import World
 from raytrain.utils.errors import run_command
 from tests.conftest import TINY_MODELS, tiny_config
+from tests.support.leftovers import assert_nothing_left
 from tests.support.mlflow_server import new_store
 from tests.unit.analysis.test_evaluation import same
 
@@ -148,6 +149,7 @@ def test_another_corpus_can_be_measured(
     assert result["metrics"]["samples"] == 200
 
 
+@pytest.mark.slow
 def test_results_go_to_the_models_own_run(
     command: Callable[..., str],
     trained: Callable[[str], Path],
@@ -199,7 +201,7 @@ def test_results_go_to_the_models_own_run(
 
 def test_the_test_split_has_its_own_name() -> None:
     result: dict[str, Any] = {"split": "test", "metrics": {"bound": 1.0, "by_length": []}, "texts": None}
-    assert evaluate.metric_values(result, "") == {"test/bound": 1.0}
+    assert measure.metric_values(result, "") == {"test/bound": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -245,26 +247,18 @@ def test_a_checkpoint_that_is_none_is_one_line(
 # ------------------------------------------------------------------------------------------ a cluster
 
 
-@pytest.fixture
-def cluster() -> Iterator[str]:
-    """A Ray instance of its own, with two CPUs."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
-
-
+@pytest.mark.slow
 def test_two_workers_of_a_cluster_measure_what_one_process_does(
-    command: Callable[..., str], trained: Callable[[str], Path], cluster: str, home: Path
+    command: Callable[..., str], trained: Callable[[str], Path], ray_cpu: str, home: Path
 ) -> None:
     arguments = [str(trained("hybrid")), *QUICK, "--evaluate-samples", "100"]
     command(*arguments, "--output", "here.json")
     done = subprocess.run(
         [sys.executable, "-m", "raytrain.evaluate", *arguments, "--workers", "2", "--output", "there.json"],
-        cwd=home, capture_output=True, text=True, timeout=240, check=False, env={**os.environ, "RAY_ADDRESS": cluster},
+        cwd=home, capture_output=True, text=True, timeout=240, check=False, env={**os.environ, "RAY_ADDRESS": ray_cpu},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     here, there = (json.loads((home / name).read_text()) for name in ("here.json", "there.json"))
     same(there["metrics"], here["metrics"])
     assert there["texts"] == here["texts"]
-    assert ray.available_resources()["CPU"] == 2.0
+    assert_nothing_left(ray_cpu)

@@ -35,7 +35,7 @@ def finished_search(ray_cpu: str, tmp_path_factory: pytest.TempPathFactory) -> F
         ray_cpu, home, "raytrain.tune", "hybrid", *TINY, "--data", "text.txt", "--space", "space.py", "--name", "first",
         "--num-samples", "2", "--workers-per-trial", "1",
     )  # fmt: skip
-    assert_nothing_left()
+    assert_nothing_left(ray_cpu)
     return Finished(home, output)
 
 
@@ -46,7 +46,7 @@ def test_the_notebook_runs_on_the_champion(finished_search: Finished, monkeypatc
 
     file = Path(raytrain.__file__).parents[1] / "examples" / "quickstart.ipynb"
     notebook = nbformat.read(file, as_version=4)
-    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # a kernel's own backend puts figures into the outputs
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(finished_search.home)}}).execute()
     text = json.dumps([cell.get("outputs", []) for cell in notebook.cells])
     assert "TrainedModel(hybrid, step " in text
@@ -62,7 +62,7 @@ def test_it_says_what_it_does_and_what_came_of_it(finished_search: Finished) -> 
     assert "objective: lowest negative ELBO" in output
     assert "best trial 00" in output
     assert "model: models:/raytrain-hybrid@champion" in output
-    assert output.count("mlflow ui ") == 2
+    assert output.count("mlflow ui ") == 3  # of the search twice, and of its trials
 
 
 def test_every_trial_leaves_a_record_an_outcome_and_a_checkpoint(finished_search: Finished) -> None:
@@ -113,5 +113,5 @@ def test_the_champion_writes_and_scores_from_python(finished_search: Finished, m
     scores = model.score(texts)
     assert all(score.bound == score.reconstruction + score.kl > 0 for score in scores)
     assert scores[1] == model.score(texts[::-1] + texts[1:])[2] or scores[1].bits_per_byte > 0
-    with pytest.raises(ValueError, match="longer"):
+    with pytest.raises(ValueError, match="has 17 bytes: the model takes 16 symbols"):
         model.score(["x" * (model.length + 1)])

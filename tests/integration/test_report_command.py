@@ -29,7 +29,7 @@ from raytrain.data.corpus import Corpus
 from raytrain.data.vocabulary import STOP
 from raytrain.models import build
 from raytrain.runs.records import write_run_address
-from raytrain.runs.references import load
+from raytrain.runs.trained_model import load
 from raytrain.storage import open_storage
 from raytrain.tracking.metric_writer import MetricWriter
 from raytrain.tracking.queries import children, find_search, history
@@ -354,6 +354,7 @@ def trained(experiment: Experiment, corpus: Corpus, folder: Path, model: str) ->
     return run, folder / "checkpoints" / "step-00000020"
 
 
+@pytest.mark.slow
 def test_the_report_of_a_run_is_written_beside_its_checkpoints(
     experiment: Experiment, corpus: Corpus, tmp_path: Path, command: Callable[..., str]
 ) -> None:
@@ -476,7 +477,7 @@ def test_the_table_of_bios_is_of_a_byte_lstm(
     experiment: Experiment, corpus: Corpus, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     _, checkpoint = trained(experiment, corpus, tmp_path / "mine", "hybrid")
-    assert "is a hybrid: the table of bios is of a byte_lstm" in refused("bios", str(checkpoint))
+    assert "is a hybrid: the table of bios is of a language model" in refused("bios", str(checkpoint))
 
 
 def test_help_needs_nothing(command: Callable[..., str]) -> None:

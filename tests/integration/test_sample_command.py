@@ -17,7 +17,7 @@ from raytrain import models, sample
 from raytrain.config.schema import to_dict
 from raytrain.models import sampling
 from raytrain.models.sampling import Sample
-from raytrain.runs import references
+from raytrain.runs import trained_model
 from raytrain.runs.checkpoint import Snapshot
 from raytrain.runs.checkpoint_writer import CheckpointWriter
 from raytrain.storage import open_storage
@@ -84,7 +84,13 @@ def test_json_lines_have_the_exact_bytes(checkpoints: dict[str, str], command: C
     options = ["--num", "6", "--temperature", "0.9", "--top-p", "0.95", "--max-length", "10", "--seed", "3"]
     written = objects(command(checkpoints[name], *options, "--prefix", "né", "--format", "jsonl"))
     expected = sampling.sample(
-        references.load(checkpoints[name]), 6, temperature=0.9, top_p=0.95, max_length=10, seed=3, prefix="né".encode()
+        trained_model.load(checkpoints[name]),
+        6,
+        temperature=0.9,
+        top_p=0.95,
+        max_length=10,
+        seed=3,
+        prefix="né".encode(),
     )
     assert [base64.b64decode(item["bytes"]) for item in written] == [item.text for item in expected]
     assert any(b"\xff" > item.text[-1:] >= b"\x80" for item in expected), "some bytes are not valid UTF-8"

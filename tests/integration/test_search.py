@@ -26,7 +26,7 @@ def test_a_search_of_two_worker_trials_on_two_cpus_ends_and_leaves_nothing(ray_c
     )  # fmt: skip
     assert "4 trials (space, tpe), each 2 x (1 CPU)" in output
     assert "concurrency: 1 trials, 2 of 2 CPUs (2 CPUs online)" in output
-    assert_nothing_left()
+    assert_nothing_left(ray_cpu)
 
     runs = mlflow_runs(home)
     parents = [item for item in runs if "mlflow.parentRunId" not in item.data.tags]
@@ -86,7 +86,7 @@ def test_a_run_started_again_goes_on_and_an_ended_one_is_not_repeated(ray_cpu: s
     run(ray_cpu, home, *arguments, "--cpus-per-worker", "1")
     resumed = checkpoint.load(home / "runs/r/checkpoints/step-00000040")
     assert all((resumed.tensors("model")[name] == tensor).all() for name, tensor in whole.tensors("model").items())
-    assert_nothing_left()
+    assert_nothing_left(ray_cpu)
     runs = mlflow_runs(home)
     assert len(runs) == 1
     from mlflow import MlflowClient
@@ -113,7 +113,7 @@ def test_trials_that_diverge_are_counted_and_the_others_go_on(ray_cpu: str, home
         "--num-samples", "2",
     )  # fmt: skip
     assert "early_stopped" in output
-    assert_nothing_left()
+    assert_nothing_left(ray_cpu)
     children = [item for item in mlflow_runs(home) if "mlflow.parentRunId" in item.data.tags]
     assert sorted(child.info.status for child in children) == ["FINISHED", "KILLED"]
     failed = next(child for child in children if child.info.status == "KILLED")
@@ -130,4 +130,4 @@ def test_a_search_that_cannot_fit_says_so_at_once(ray_cpu: str, home: Path) -> N
     assert done.returncode == 2
     assert "a run needs 2 x (2 CPU), but only 1 of these workers fit" in done.stderr
     assert time.monotonic() - started < 60
-    assert_nothing_left()
+    assert_nothing_left(ray_cpu)

@@ -58,7 +58,7 @@ def test_a_front_with_hopeless_trials_and_starts_and_what_is_built_upon_it(ray_c
     assert "objective: low negative ELBO and large KL" in output
     assert "Pareto front: no trial beats these in both negative ELBO and KL" in output
     assert "(from asleep.json)" in output
-    assert_nothing_left()
+    assert_nothing_left(ray_cpu)
     trials = TrialStore(open_storage(home / "runs" / "f")).read()
     assert [trial.origin for trial in trials] == ["asleep.json", "wild.json", "", ""]
     # no other trial was stopped for being behind, the two were not evaluated again after they were hopeless
@@ -93,7 +93,7 @@ def test_a_front_with_hopeless_trials_and_starts_and_what_is_built_upon_it(ray_c
     assert "--resume f takes no --search-objective" in refused(
         ray_cpu, home, "raytrain.tune", "--resume", "f", "--search-objective", "nll"
     )
-    assert_nothing_left()
+    assert_nothing_left(ray_cpu)
 
 
 def test_a_search_without_a_winner_says_so_and_registers_nothing(ray_cpu: str, home: Path) -> None:
@@ -118,6 +118,6 @@ def test_a_search_without_a_winner_says_so_and_registers_nothing(ray_cpu: str, h
         assert name in finished.data.metrics
     assert finished.data.metrics["best/nll"] <= finished.data.metrics["best/bound"]
     assert all(value is not None for value in table(home, parent)["nll_bits_per_byte"])
-    assert_nothing_left()
+    assert_nothing_left(ray_cpu)
     changed = refused(ray_cpu, home, *arguments, "--min-kl", "1")
     assert "min_kl was 1000.0, is 1.0" in changed

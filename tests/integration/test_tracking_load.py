@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
@@ -33,6 +34,8 @@ from raytrain.training.trainer import World
 from tests.integration.tracking_load import Load, measure
 from tests.support.mlflow_server import MlflowServer
 from tests.support.postgres_server import PostgresServer
+
+pytestmark = pytest.mark.slow
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "guides" / "mlflow.md"
 

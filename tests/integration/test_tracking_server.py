@@ -18,7 +18,7 @@ from raytrain import models
 from raytrain.config.models import ByteLstmConfig
 from raytrain.config.schema import RunConfig, to_dict
 from raytrain.models import sampling
-from raytrain.runs import references
+from raytrain.runs import trained_model
 from raytrain.runs.checkpoint import Snapshot
 from raytrain.runs.checkpoint_writer import CheckpointWriter
 from raytrain.storage import open_storage
@@ -102,4 +102,4 @@ def test_a_model_travels_through_the_server(run: Run, tmp_path: Path) -> None:
         command, capture_output=True, text=True, env={**os.environ, "MLFLOW_TRACKING_URI": run.uri}, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(sampling.sample_text(references.load(checkpoint), 2))
+    assert done.stdout.strip() == str(sampling.sample_text(trained_model.load(checkpoint), 2))

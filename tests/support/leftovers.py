@@ -6,6 +6,8 @@ import time
 
 import ray
 
+from tests.support.ray_instance import joined
+
 
 def leftovers() -> list[str]:
     """Actors, placement groups, demand, and CPUs that are not free."""
@@ -27,9 +29,10 @@ def leftovers() -> list[str]:
     return left
 
 
-def assert_nothing_left(seconds: float = 60) -> None:
-    """Fail if anything is left after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while left := leftovers():
-        assert time.monotonic() < deadline, left
-        time.sleep(0.5)
+def assert_nothing_left(address: str, seconds: float = 60) -> None:
+    """Fail if anything is left after ``seconds`` on the instance at ``address``, which this process has not joined."""
+    with joined(address):
+        deadline = time.monotonic() + seconds
+        while left := leftovers():
+            assert time.monotonic() < deadline, left
+            time.sleep(0.5)

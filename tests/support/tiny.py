@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 TINY = (
     "--model.feature-maps 8 16 --model.decoder-maps 16 8 --model.latent 4 --model.hidden 16 --length 16 "
@@ -48,18 +46,6 @@ def mlflow_runs(home: Path) -> list[Any]:
     experiment = client.get_experiment_by_name("raytrain")
     assert experiment is not None
     return list(client.search_runs([experiment.experiment_id]))
-
-
-@pytest.fixture(scope="session")
-def ray_cpu() -> Iterator[str]:
-    """The address of a Ray instance with two CPUs, and with the dashboard that Ray's cleaner asks which nodes live."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
-    if ray.is_initialized():  # by a test with an instance of its own
-        ray.shutdown()
-    ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
 from raytrain.models.sampling import sample, score
 from raytrain.runs import checkpoint
-from raytrain.runs.references import load
+from raytrain.runs.trained_model import load
 from raytrain.search.space import check_space, load_space
 from raytrain.storage import open_storage
 from raytrain.training.loop import train
@@ -106,6 +106,7 @@ def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_model_of_the_page_trains_samples_and_is_searched(copy: Path, corpus: Corpus) -> None:
     done = python(copy, "-c", USE, str(corpus.path))
     assert done.returncode == 0, done.stderr

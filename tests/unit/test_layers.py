@@ -24,6 +24,7 @@ LAYERS = (
 """From the bottom to the top; what is not named is a command and may import all of them."""
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 MOST_FILES = 12
+MOST_INSIDE = 80
 
 
 def modules() -> dict[str, Path]:
@@ -78,3 +79,21 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 
     for name in sorted(graph):
         visit(name, ())
+
+
+def test_few_files_stand_beside_the_packages() -> None:
+    files = [path.name for path in ROOT.glob("*.py")]
+    assert len(files) <= MOST_FILES, files
+
+
+def test_few_imports_stand_inside_functions() -> None:
+    """They hide what a module needs: only ``--help`` and optional packages are reasons for one."""
+    found = {
+        (path, node.lineno)
+        for path in modules().values()
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for node in ast.walk(function)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    }
+    assert len(found) <= MOST_INSIDE, f"{len(found)} imports inside functions"

@@ -16,7 +16,7 @@ from raytrain.runs.checkpoint import load
 from raytrain.runs.records import PLAN, read_values
 from raytrain.runs.trials import Trial
 from raytrain.storage import open_storage
-from raytrain.tracking.__main__ import _read
+from raytrain.tracking.unsent import read_file
 from tests.faults.malformed.data_kinds import lines
 from tests.faults.malformed.record_kinds import agrees
 from tests.faults.malformed.stock import config
@@ -90,7 +90,7 @@ def _plan(value: Any, given: Path) -> None:
 
 def _unsent(items: list[dict[str, Any]], given: Path) -> None:
     (given / "unsent.jsonl").write_text("".join(json.dumps({**LINE, **item}) + "\n" for item in items))
-    assert sum(map(len, _read(given / "unsent.jsonl").values())) == len(items)
+    assert sum(map(len, read_file(given / "unsent.jsonl").values())) == len(items)
 
 
 def _manifest(value: Any, given: Path) -> None:

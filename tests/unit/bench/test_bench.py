@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from raytrain.bench import __main__ as bench
-from raytrain.bench import ray_train as on_ray
-from raytrain.bench import record
+from raytrain.bench import baseline, measure, record
 from raytrain.bench.baseline import PlainTrainer
 from raytrain.bench.flops import count_operations
 from raytrain.bench.machine import NoiseWatch
 from raytrain.bench.options import parse_command
+from raytrain.bench.peak import Ceiling
 from raytrain.bench.rounds import Contender, Series, confidence, ratio, take_turns
+from raytrain.bench.steps import Steps
 from raytrain.bench.table import summary
 from raytrain.bench.worker import share_of
 from raytrain.config.models import ByteLstmConfig, HybridConfig, LstmVaeConfig
@@ -235,6 +236,7 @@ def test_the_bench_of_one_process(command: Callable[..., tuple[dict[str, Any], s
     assert not list((home / "kept").glob("*"))  # the checkpoints that it wrote
 
 
+@pytest.mark.slow
 def test_the_bench_of_several_processes(command: Callable[..., tuple[dict[str, Any], str]]) -> None:
     result, output = command("--only", "ddp", "memory", "--workers", "1", "2", "--threads", "1")
     assert positive(result)
@@ -251,7 +253,7 @@ def test_the_bench_of_several_processes(command: Callable[..., tuple[dict[str, A
 def test_without_ray_its_part_is_left_out(
     command: Callable[..., tuple[dict[str, Any], str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(on_ray, "find_spec", lambda name: None if name == "ray" else object())
+    monkeypatch.setattr(measure, "find_spec", lambda name: None if name == "ray" else object())
     result, output = command("--only", "ray", "data")
     assert result["ray"] == {"skipped": "ray not installed"}
     assert "ray: left out, ray not installed" in output
@@ -337,3 +339,21 @@ def test_the_options_of_a_preset() -> None:
     assert options.config.precision in options.precisions
     assert options.sections == ["step", "plain"]
     assert summary({"model": "x", "machine": {"cpu": "c", "cpu_features": [], "threads": 1}, "noise": {"noisy": []}})
+
+
+def test_a_model_without_a_plain_version_is_measured_without_it(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config("byte_lstm")
+    monkeypatch.delitem(baseline.PLAIN, type(config.model))
+    cpu = torch.device("cpu")
+    steps = Steps(config, corpus, cpu, [64], ["float32"], 0.01, plain=True)
+    peak = Ceiling(config, ["float32"], cpu, 0.01, quick=True)
+    contenders = [*steps.contenders(), *peak.contenders()]
+    measured = take_turns(contenders, 2, lambda _: None)
+    rows = steps.result(measured)
+    assert set(rows) == {"step"}
+    assert rows["step"][0]["bytes_per_second"]["median"] > 0
+    assert not {"operations_per_second", "share_of_ceiling", "times_plain"} & set(rows["step"][0])
+    assert set(peak.shapes) == {"square 512"}
+    assert Steps(config, corpus, cpu, [64], [], 0.01, plain=True).contenders() == []

@@ -93,6 +93,7 @@ def test_the_device_is_that_of_the_cluster_not_of_this_machine() -> None:
         assert worker_spec(options.worker_options(), LAPTOP).gpus == 0
 
 
+@pytest.mark.slow
 def test_what_an_autoscaler_publishes_is_read_from_a_real_cluster() -> None:
     """A real head without CPUs, and in its store the node groups as an autoscaler publishes them."""
     code = """

@@ -228,6 +228,7 @@ def assert_same(one: Path, other: Path) -> None:
         assert all((tensors[name] == tensor).all() for name, tensor in first.tensors(stem).items())
 
 
+@pytest.mark.slow
 def test_all_ranks_leave_at_the_same_step_when_one_is_given_notice(corpus: Corpus, tmp_path: Path) -> None:
     on_workers(2, leave_then_go_on, corpus.path, tmp_path)
     assert_same(tmp_path / "whole", tmp_path / "cut")

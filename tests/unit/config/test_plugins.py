@@ -102,7 +102,7 @@ from raytrain.config.schema import from_dict, to_dict
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
 from raytrain.models.sampling import sample
-from raytrain.runs.references import load
+from raytrain.runs.trained_model import load
 from raytrain.runs import checkpoint
 from raytrain.storage import open_storage
 from raytrain.training.loop import train

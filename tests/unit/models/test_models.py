@@ -3,12 +3,14 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from raytrain import models
+from raytrain.config import models as registry
 from raytrain.config.models import ByteLstmConfig, HybridConfig, LstmVaeConfig
 from raytrain.config.schema import RunConfig
 from raytrain.data.vocabulary import PAD, STOP
@@ -18,6 +20,7 @@ from raytrain.models.hybrid import Hybrid
 from raytrain.models.layers import GroupBatchNorm, gaussian_kl, synchronise_statistics
 from raytrain.models.noise import Noise
 from raytrain.models.sampling import sample
+from raytrain.utils.errors import UserError
 from tests.conftest import TINY_MODELS, tiny_config
 
 MODELS = pytest.mark.parametrize("name", list(TINY_MODELS))
@@ -41,6 +44,43 @@ def noise(num: int, step: int = 0) -> Noise:
     return Noise(1, step, range(-(-num // 16)), 16, count=num)
 
 
+def test_a_model_that_is_first_built_empty_trains_in_the_same_process() -> None:
+    """Modules are imported when a model is first built: their constants must not land on the meta device."""
+    code = """
+from raytrain.models import build, build_empty
+from raytrain.models.noise import Noise
+from tests.conftest import TINY_MODELS, tiny_config
+import torch
+for name in TINY_MODELS:
+    config = tiny_config(name)
+    assert next(build_empty(config).parameters()).is_meta
+    terms = build(config)(torch.randint(256, (16, 24)), Noise(0, 0, [0], 16))
+    terms.reconstruction.sum().backward()
+    assert terms.reconstruction.isfinite().all()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_implementation_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for implementation in ("raytrain.models.nowhere:Model", "raytrain.models.hybrid:Nothing", "raytrain.models.hybrid"):
+        monkeypatch.setitem(
+            registry.MODELS, "hybrid", replace(registry.MODELS["hybrid"], implementation=implementation)
+        )
+        with pytest.raises(UserError, match=f"model hybrid: cannot import its implementation '{implementation}'"):
+            build(tiny_config("hybrid"))
+
+
+@MODELS
+def test_models_implement_the_protocol(name: str) -> None:
+    for sampling in ("windows", "documents"):
+        model = build_empty(tiny_config(name, sampling=sampling))
+        assert (model.latent > 0) == registry.MODELS[name].has_latent == hasattr(model, "encode")
+        assert (model.length, model.documents) == (24, sampling == "documents")
+        for member in ("from_config", "forward", "predict", "begin", "advance"):
+            assert callable(getattr(model, member))
+
+
 def with_statistics(model: Model) -> Model:
     """The model in evaluation mode, its running statistics moved away from their first values."""
     generator = torch.Generator().manual_seed(0)
@@ -62,13 +102,13 @@ def test_the_tweet_models_have_the_papers_sizes() -> None:
 
 def test_a_models_module_is_never_imported_on_the_meta_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A constant tensor of a module that was first imported for ``build_empty`` would have no value ever after."""
-    find, devices = models._import, []
+    find, devices = models._implementation, []
 
-    def note_device(name: str) -> Any:
+    def note_device(config: Any) -> Any:
         devices.append(torch.get_default_device().type)
-        return find(name)
+        return find(config)
 
-    monkeypatch.setattr(models, "_import", note_device)
+    monkeypatch.setattr(models, "_implementation", note_device)
     build_empty(tiny_config("hybrid"))
     assert devices == ["cpu"]
 

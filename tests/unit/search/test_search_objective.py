@@ -199,6 +199,7 @@ def _likelihood(world: World, corpus_path: str, out: str) -> None:
     Path(out, f"{world.size}-{world.rank}.json").write_text(json.dumps(found))
 
 
+@pytest.mark.slow
 def test_every_worker_knows_the_likelihood_over_all_of_them(corpus: Corpus, tmp_path: Path) -> None:
     _likelihood(World(), str(corpus.path), str(tmp_path))
     on_workers(2, _likelihood, str(corpus.path), str(tmp_path))

@@ -26,7 +26,7 @@ from raytrain.config.models import HybridConfig
 from raytrain.config.schema import RunConfig, to_dict
 from raytrain.models import sampling
 from raytrain.models.noise import Noise
-from raytrain.runs import references
+from raytrain.runs import trained_model
 from raytrain.runs.checkpoint import Snapshot
 from raytrain.runs.checkpoint_writer import CheckpointWriter
 from raytrain.storage import open_storage
@@ -161,9 +161,10 @@ def ask(tmp_path: Path, run: Run, model_id: str) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.slow
 def test_another_process_loads_it_and_gets_text(tmp_path: Path, run: Run, checkpoint: Path, model_id: str) -> None:
     answer = ask(tmp_path, run, model_id)
-    model = references.load(checkpoint)
+    model = trained_model.load(checkpoint)
     assert answer["three"] == answer["again"] == sampling.sample_text(model, 3, seed=4)
     assert answer["default"] == sampling.sample_text(model, 1)
     assert answer["cold"] == sampling.sample_text(model, 2, temperature=0.0)
@@ -226,8 +227,9 @@ def post(address: str, body: dict[str, Any]) -> Any:
         return json.loads(answer.read())
 
 
+@pytest.mark.slow
 def test_a_server_answers_with_text(served: str, checkpoint: Path) -> None:
-    model = references.load(checkpoint)
+    model = trained_model.load(checkpoint)
     assert post(served, {"inputs": [""]}) == {"predictions": sampling.sample_text(model, 1)}
     drawn = post(served, {"inputs": [""], "params": {"num_texts": 2, "temperature": 0.5, "seed": 3}})
     assert drawn == {"predictions": sampling.sample_text(model, 2, temperature=0.5, seed=3)}

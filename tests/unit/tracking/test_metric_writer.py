@@ -151,6 +151,7 @@ assert writer.close(20) == 0
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval_s", [0.05, 60], ids=["sent past the checkpoint", "nothing sent before the crash"])
 def test_a_killed_run_has_each_step_once(run: Run, tmp_path: Path, interval_s: float) -> None:
     command = [sys.executable, "-c", LOOP, run.uri, run.run_id, str(tmp_path / "checkpoint.json"), str(interval_s)]

@@ -118,6 +118,7 @@ for number in range(8):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_open_one_identity_get_one_run(tmp_path: Path) -> None:
     """Both also make the database, the tables of which MLflow creates without a lock."""
     command = [sys.executable, "-c", RACE, f"sqlite:///{tmp_path / 'mlflow.db'}"]

@@ -101,6 +101,7 @@ def test_a_step_that_is_not_finite_changes_nothing_also_with_clipping(corpus: Co
     _skips(World(), corpus, tmp_path, rank=0, clip=1.0)
 
 
+@pytest.mark.slow
 def test_what_one_rank_cannot_use_no_rank_uses(bad_runs: tuple[int, Path]) -> None:
     size, folder = bad_runs
     for fault in FAULTS:

@@ -115,6 +115,7 @@ def test_a_resumed_run_is_bit_identical_on_1_worker(corpus: Corpus, tmp_path: Pa
     assert_same_run(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_resumed_run_is_bit_identical_on_several_workers(corpus: Corpus, tmp_path: Path, size: int) -> None:
     on_workers(size, _undisturbed_and_resumed, str(corpus.path), str(tmp_path))
@@ -129,6 +130,7 @@ def _train_once(world: World, corpus_path: str, out: str) -> None:
             Path(out, f"{model}.json").write_text(json.dumps(records))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_another_number_of_workers_gives_the_same_result(corpus: Corpus, tmp_path: Path, size: int) -> None:
     """Up to the order of float sums; three workers get uneven shares of the four groups."""
@@ -269,6 +271,7 @@ def test_bfloat16_changes_the_bound_by_less_than_half_a_percent(corpus: Corpus, 
     assert bounds[1] == pytest.approx(bounds[0], rel=0.005)
 
 
+@pytest.mark.slow
 def test_torchrun_runs_the_same_loop(corpus: Corpus, tmp_path: Path) -> None:
     config = tiny_config("hybrid")
     run(config, corpus, World(), tmp_path / "here")
