@@ -27,7 +27,7 @@ class EvaluateOptions:
     """Measure a trained model on a split of a corpus, and the texts that it writes."""
 
     checkpoint: tyro.conf.Positional[str]
-    """Folder or s3:// address of a checkpoint or a run, MLflow run id, or models:/NAME@ALIAS."""
+    """Folder or s3:// address of a checkpoint, a run or a search; MLflow run id; or models:/NAME@ALIAS."""
     split: Literal["train", "valid", "test"] = "valid"
     """Split of the corpus."""
     data: str | None = None
@@ -53,7 +53,7 @@ class EvaluateOptions:
     output: Path | None = None
     """JSON file to write, replaced if it is there; default: a new evaluation-SPLIT.json in the working directory."""
     log_to_mlflow: bool = True
-    """Log to the MLflow run that the checkpoint belongs to, if there is one."""
+    """Whether to log to the MLflow run of the checkpoint, if it has one."""
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ class RunOptions:
     """Options of ``run``: the figures of one training run."""
 
     checkpoint: tyro.conf.Positional[str]
-    """A checkpoint's folder or s3:// address, an MLflow run id, or models:/NAME@ALIAS."""
+    """Folder or s3:// address of a checkpoint, a run or a search; MLflow run id; or models:/NAME@ALIAS."""
     output: Path | None = None
     """Folder; default: figures/ beside a local run's checkpoints, otherwise report-NAME here."""
     storage: str | None = None
@@ -75,7 +75,7 @@ class BiosOptions:
     """Options of ``bios``: texts of a byte LSTM at T = 1.0 and T = 0.05 side by side."""
 
     checkpoint: tyro.conf.Positional[str]
-    """A checkpoint's folder or s3:// address, an MLflow run id, or models:/NAME@ALIAS."""
+    """Folder or s3:// address of a checkpoint, a run or a search; MLflow run id; or models:/NAME@ALIAS."""
     num: int = 10
     """Texts at each temperature."""
     seed: int = 0

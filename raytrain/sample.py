@@ -35,7 +35,7 @@ class SampleOptions:
     """Write texts with a trained model."""
 
     checkpoint: tyro.conf.Positional[str]
-    """Folder or s3:// address of a checkpoint or a run, MLflow run id, or models:/NAME@ALIAS."""
+    """Folder or s3:// address of a checkpoint, a run or a search; MLflow run id; or models:/NAME@ALIAS."""
     num: int = 10
     """Samples to draw."""
     temperature: float | None = None

@@ -24,8 +24,6 @@ from raytrain.training.early_stopping import unigram_bits
 from raytrain.training.worker import Job
 
 if TYPE_CHECKING:
-    import optuna
-
     from raytrain.storage.base import Storage
     from raytrain.tracking.runs import Experiment, Run
 

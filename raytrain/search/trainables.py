@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray import tune
 
@@ -12,9 +12,6 @@ from raytrain.config.workers import WorkerSpec
 from raytrain.training.supervisor import run_with_retries
 from raytrain.training.worker import Job, run_in_process, worker_loop
 from raytrain.training.worker_group import WorkerGroup
-
-if TYPE_CHECKING:
-    from raytrain.training.worker_group import WorkerGroup
 
 _HELD: list[WorkerGroup] = []
 """The worker group of this process, if it is the driver of one. It lives as long as the process."""

@@ -69,7 +69,7 @@ def check(storage: Storage) -> list[Finding]:
 def main() -> None:
     """Run the command."""
     arguments = sys.argv[1:]
-    if arguments in (["--help"], ["-h"]):
+    if {"--help", "-h"} & set(arguments):
         print(_USAGE)
         return
     if len(arguments) != 2 or arguments[0] != "check":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +116,15 @@ def work(search: Search, searcher: OptunaSearcher, number: int) -> None:
     run.finish("FINISHED")
     searcher.records.update(trial)
     searcher.on_trial_complete(str(number), {METRIC: trial.best[METRIC]})
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A server of these tests' own: in the session's one another search may have a champion."""
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow_server"))
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture(scope="module")
