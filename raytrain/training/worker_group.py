@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raytrain.cluster.environment import set_up_worker_group
+from raytrain.cluster.environment import set_up_gloo, set_up_worker_group
 from raytrain.cluster.ray_internals import (
     TRAIN_VARIABLES,
     ControllerCallback,
@@ -181,9 +180,6 @@ class LastMoments(WorkerGroupCallback, ControllerCallback):
             self._group.shutdown()
 
 
-GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
-
-
 class ProcessGroup(TorchConfig):
     """Ray Train's process group, with gloo on the network interface of the node's address.
 
@@ -206,7 +202,7 @@ def _name_interface() -> None:
     """Tell gloo in this worker which network interface to use, unless the user has."""
     interface = interface_of(ray.util.get_node_ip_address())
     if interface is not None:
-        os.environ.setdefault(GLOO_INTERFACE, interface)
+        set_up_gloo(interface)
 
 
 def interface_of(address: str) -> str | None:

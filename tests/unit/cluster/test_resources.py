@@ -60,7 +60,7 @@ def test_what_the_autoscaler_may_add_counts() -> None:
     assert cluster.admit(WorkerSpec(1, 1, 0.25), None, PLENTY) == 32
 
 
-def test_the_head_bounds_gangs_and_not_trials_that_have_no_process_there() -> None:
+def test_the_head_bounds_worker_groups_and_not_trials_that_have_no_process_there() -> None:
     nodes = ({"CPU": 8.0, "GPU": 8.0},) * 8
     for cluster in (Cluster(({"CPU": 0.0}, *nodes)), Cluster(({"CPU": 0.0},), ((nodes[0], 8),))):
         assert cluster.admit(WorkerSpec(1, 1, 1), None, 3.5 * HEAD_MEMORY_PER_TRIAL) == 64
@@ -75,7 +75,7 @@ def test_who_only_reserves_gpus_computes_on_the_cpu() -> None:
     assert str(WorkerSpec(2, 1, 0.5, device="cpu")) == "2 x (1 CPU and 0.5 GPU)"  # NCCL is not asked
 
 
-def test_gangs_that_make_no_sense_are_refused() -> None:
+def test_worker_specs_that_make_no_sense_are_refused() -> None:
     with pytest.raises(UserError, match="cannot share a GPU"):
         WorkerSpec(2, 1, 0.5)
     with pytest.raises(UserError, match="at least one"):
@@ -131,13 +131,13 @@ def test_what_may_be_added_can_be_stated(monkeypatch: pytest.MonkeyPatch) -> Non
     ("text", "expected"),
     [
         ("8", "it is 8: must be a list"),
-        ('[{"CPU": 7}]', "a kind has no number of nodes"),
-        ('[{"nodes": 0, "CPU": 7}]', "there must be a node of each kind"),
-        ('[{"nodes": 8}]', "something on it"),
+        ('[{"CPU": 7}]', "a type has no number of nodes"),
+        ('[{"nodes": 0, "CPU": 7}]', "each type needs at least one node"),
+        ('[{"nodes": 8}]', "and one resource"),
         ('[{"nodes": 1e999, "CPU": 1}]', "cannot convert float infinity"),
-        ('[{"nodes": 2, "CPU": 1e999}]', "must be a number of at least 0"),
-        ('[{"nodes": 2, "CPU": NaN}]', "must be a number of at least 0"),
-        ('[{"nodes": 2, "GPU": -1}]', "must be a number of at least 0"),
+        ('[{"nodes": 2, "CPU": 1e999}]', "each resource must be a finite number of at least 0"),
+        ('[{"nodes": 2, "CPU": NaN}]', "each resource must be a finite number of at least 0"),
+        ('[{"nodes": 2, "GPU": -1}]', "each resource must be a finite number of at least 0"),
         ('[{"nodes": "x", "CPU": 7}]', "must be a number"),
         ("8 x GPU", "Expecting value|Extra data"),
     ],
