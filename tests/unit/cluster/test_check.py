@@ -300,6 +300,7 @@ ONPREM_MISTAKES = {
     "no key": ("id_ed25519", "id_none", "there is no ~/.ssh/id_none here"),
     "too many": ("max_workers: 2", "max_workers: 3", "max_workers: 3, but there are 2 worker_ips"),
     "least above most": ("min_workers: 2", "min_workers: 3", "min_workers: 3 is below 0 or more than max_workers, 2"),
+    "fewer than none": ("min_workers: 2", "min_workers: -1", "min_workers: -1 is below 0"),
     "number for a name": ("10.0.0.13", "13", r"provider\.worker_ips\.1: 13 is not of type 'string'"),
     "least in words": ("min_workers: 2", "min_workers: two", "min_workers: 'two' is not of type 'integer'"),
     "two heads": ("HEAD_IP=10.0.0.11", "HEAD_IP=10.0.0.12", "HEAD_IP=10.0.0.12, but provider.head_ip is 10.0.0.11"),
