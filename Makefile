@@ -31,6 +31,6 @@ test:  ## the default suite
 	$(BIN)/pytest
 
 test-slow:  ## what starts Ray, servers, a browser
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n 0 -m slow
 
 check: lint types test

@@ -95,6 +95,16 @@ def shown_metrics(evaluations: Iterable[Mapping[str, float]]) -> list[Metric]:
     return [metric for metric in METRICS.values() if metric.shown and metric.key in present]
 
 
+def collapse_warning(kl: float, has_latent: bool, whose: str = "the") -> str | None:
+    """Return the sentence that warns of a collapsed posterior; ``None`` if it has not, or there is no latent code.
+
+    ``kl`` is in nats per sample; ``whose`` stands before "posterior".
+    """
+    if not has_latent or not kl < COLLAPSED_KL:
+        return None
+    return f"{whose} posterior has collapsed (KL {kl:.3f} nats): the latent code carries no information"
+
+
 def headline(metrics: Mapping[str, float]) -> str:
     """Return the metrics of a model that one line of output has room for; those that are missing are left out."""
     parts = {

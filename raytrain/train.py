@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from raytrain.config.cli import OneLineParser, default_config, parse_choice, parse_fields, parse_options
 from raytrain.config.presets import full_size
 from raytrain.config.schema import RunConfig
-from raytrain.metrics import COLLAPSED_KL
+from raytrain.metrics import collapse_warning
 from raytrain.runs.records import check_name, read_claim
 from raytrain.storage import open_storage_root
 from raytrain.training.options import TrainOptions
@@ -131,11 +131,8 @@ def print_outcome(trained: TrainedRun) -> None:
         f"best at step {outcome['best_step']}: negative ELBO {best['bits_per_byte']:.3f} bits/byte "
         f"({best['bound']:.1f} nats a sample), KL {best['kl']:.2f} nats, {best['active_units']:.0f} active units"
     )
-    if trained.config.has_latent and best["kl"] < COLLAPSED_KL:
-        print(
-            f"warning: posterior collapse (KL {best['kl']:.3f} nats): the decoder ignores the latent code; "
-            "try --objective.free-bits 2, or a later --objective.end"
-        )
+    if warning := collapse_warning(best["kl"], trained.config.has_latent):
+        print(f"warning: {warning}; try --objective.free-bits 2, or a later --objective.end")
     print("\n".join(f"  {sample!r}" for sample in outcome["samples"]))
     print(f"view: {trained.view}")
 

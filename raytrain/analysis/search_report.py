@@ -19,7 +19,7 @@ from raytrain.analysis.figures.style import save
 from raytrain.analysis.figures.tables import TOP, top_trials, trial_cells
 from raytrain.config.models import has_latent
 from raytrain.config.schema import ObjectiveConfig
-from raytrain.metrics import COLLAPSED_KL, headline
+from raytrain.metrics import collapse_warning, headline
 from raytrain.runs.records import search_objective_of
 from raytrain.tracking.queries import Child, children, describe, download
 from raytrain.utils.errors import UserError
@@ -165,10 +165,9 @@ def _summary(search: Child, rows: Sequence[TrialRow]) -> list[str]:
         paragraphs.append(
             f"<p class='warning'>No trial has a KL of at least {search_objective.min_kl:g} nats: none has won.</p>"
         )
-    if has_latent(row.model) and row.kl < COLLAPSED_KL:
+    if warning := collapse_warning(row.kl, has_latent(row.model), whose="The best trial's"):
         paragraphs.append(
-            "<p class='warning'>The best trial's posterior has collapsed: its latent code carries no information. "
-            "The Pareto front below shows the cost of a code that does.</p>"
+            f"<p class='warning'>{html.escape(warning)}. The Pareto front below shows the cost of a code that does.</p>"
         )
     return paragraphs
 

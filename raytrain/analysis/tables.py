@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from raytrain.metrics import (
-    COLLAPSED_KL,
     METRICS,
     REQUIRED_METRICS,
     SearchObjective,
+    collapse_warning,
     headline,
     pareto_front,
     shown_metrics,
@@ -128,11 +128,10 @@ def remarks(trials: list[Trial], search_objective: SearchObjective) -> list[str]
     if search_objective.min_kl and below:
         names = ", ".join(trial.name for trial in below)
         lines.append(f"cannot win, since their KL is below {search_objective.min_kl:g} nats: {names}")
-    if best is not None and best.config.has_latent and best.best["kl"] < COLLAPSED_KL:
-        lines.append(
-            f"warning: the best trial's posterior has collapsed (KL {best.best['kl']:.3f} nats): its latent code "
-            "carries no information; --min-kl or --search-objective pareto search for one that does"
-        )
+    if best is not None and (
+        warning := collapse_warning(best.best["kl"], best.config.has_latent, whose="the best trial's")
+    ):
+        lines.append(f"warning: {warning}; --min-kl or --search-objective pareto search for one that does")
     return lines
 
 
@@ -170,11 +169,8 @@ def evaluation_summary(result: dict[str, Any]) -> str:
             console.print(
                 f"copies were searched in {texts['searched_bytes']} of {texts['corpus_bytes']} bytes of the train split"
             )
-    if "kl_by_dimension" in metrics and metrics["kl"] < COLLAPSED_KL:
-        console.print(
-            f"warning: the posterior has collapsed (KL {metrics['kl']:.3f} nats): "
-            "the latent code carries no information"
-        )
+    if warning := collapse_warning(metrics["kl"], has_latent="kl_by_dimension" in metrics):
+        console.print(f"warning: {warning}")
     return console.export_text()
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint format: a checkpoint is read with every sum checked, and counts only once it is written whole.
+"""Checkpoint format: every sum is checked on reading, and a checkpoint counts only once it is written whole.
 
 A checkpoint is a folder ``step-00000250``: tensors as safetensors, the rest as JSON, and ``manifest.json``, written
 last, with the size and the SHA-256 sum of each. Without a valid manifest there is no checkpoint. Nothing is unpickled.
@@ -29,14 +29,14 @@ from raytrain.utils.errors import UserError
 from raytrain.utils.validation import parse_json
 
 FORMAT = 1
-"""Version of the form; a reader refuses what is newer than itself."""
+"""Version of the format; a reader refuses a newer one."""
 MANIFEST = "manifest.json"
 STEM = re.compile(r"[a-z0-9_]{1,64}")
-"""What a file of tensors may be called, before ``.safetensors``."""
+"""Allowed names of a file of tensors, without ``.safetensors``."""
 _JSON_FILES = ("config.json", "state.json")
 _FOLDER = re.compile(r"step-(\d{8,18})")
 PAUSES_S = (0.1, 0.5)
-"""Before a file whose content is refused is read again: a connection can alter what lies there unharmed."""
+"""Seconds before an altered file is read again: a connection can alter data that the storage holds unharmed."""
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -56,18 +56,18 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A snapshot that was read back, with all sums right."""
+    """A snapshot that was read back, every sum checked."""
 
     step: int
     score: float | None
-    """What it is ranked by, lower is better; None where it was not scored."""
+    """Score that ranks it, lower is better; ``None`` if it was not scored."""
     state: dict[str, Any]
     config: dict[str, Any]
     uri: str
     _tensors: dict[str, dict[str, torch.Tensor]] = field(repr=False)
 
     def tensors(self, stem: str) -> dict[str, torch.Tensor]:
-        """Name -> tensor of one file.
+        """Return the tensors of one file by name.
 
         Raises:
             UserError: the checkpoint has no such file.
@@ -77,7 +77,7 @@ class Checkpoint:
         return self._tensors[stem]
 
     def matching(self, stem: str, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Name -> tensor of one file, which must hold the names, shapes and types of ``expected``.
+        """Return the tensors of one file by name; it must hold the names, shapes and types of ``expected``.
 
         Raises:
             UserError: the checkpoint has no such file, it holds something else, or a tensor is not finite.
@@ -100,11 +100,11 @@ class Checkpoint:
 
 
 class Refused(Exception):
-    """The reason why a folder is not a checkpoint."""
+    """A folder is not a checkpoint; the message says why."""
 
 
 class Altered(Refused):
-    """A file that is not what was written; it may have been altered on its way here."""
+    """A file differs from what was written; the connection may have altered it."""
 
 
 # --------------------------------------------------------------------------------------------- read
@@ -137,7 +137,7 @@ def read(location: Storage, step: int | None = None) -> Checkpoint:
 
     Raises:
         Refused: it is not whole.
-        StorageError: the store does not answer.
+        StorageError: the storage does not answer.
     """
     manifest = read_manifest(location, step)
     data = {name: _read_file(location, name, entry) for name, entry in manifest["files"].items()}
@@ -153,7 +153,7 @@ def read(location: Storage, step: int | None = None) -> Checkpoint:
 
 
 def read_manifest(location: Storage, step: int | None = None) -> dict[str, Any]:
-    """Return the manifest, every field of it checked; ``step`` is the one that it must be of, if given."""
+    """Return the manifest, every field checked; it must be that of ``step`` if that is given."""
     manifest = _read_again(location, MANIFEST, _parse_manifest)
     score, files = manifest.get("score"), manifest.get("files")
     if type(manifest.get("step")) is not int or not (score is None or (type(score) is float and math.isfinite(score))):
@@ -177,7 +177,7 @@ def _parse_manifest(data: bytes) -> dict[str, Any]:
     if type(version) is not int or version < 1:
         raise Altered(f"{MANIFEST} is not one of a checkpoint")
     if version > FORMAT:
-        raise Refused(f"its form is {version} and this version reads up to {FORMAT}: upgrade raytrain")
+        raise Refused(f"its format is {version} and this version reads up to {FORMAT}: upgrade raytrain")
     if manifest.pop("sha256", None) != _seal(manifest):
         raise Altered(f"{MANIFEST} was altered")
     return manifest
@@ -195,7 +195,7 @@ def _read_file(location: Storage, name: str, entry: dict[str, Any]) -> bytes:
 
 
 def _read_again(location: Storage, name: str, check: Callable[[bytes], T]) -> T:
-    """Return what ``check`` makes of a file, read again after each of ``PAUSES_S`` where it says that it is altered."""
+    """Return the result of ``check`` on a file; if that raises ``Altered``, read the file again after each pause."""
     for pause in PAUSES_S:
         with suppress(Altered):
             return check(_read_once(location, name))
@@ -225,6 +225,7 @@ def _parse_object(data: bytes, name: str) -> dict[str, Any]:
 def _parse_tensors(data: bytes, stem: str) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load(data)
+    # safetensors and torch raise all of these, depending on the damage; their sums are those of the manifest
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OverflowError, AssertionError) as error:
         raise Refused(f"{stem}.safetensors is not a valid safetensors file ({' '.join(str(error).split())})") from None
 
@@ -234,7 +235,7 @@ def _seal(manifest: dict[str, Any]) -> str:
 
 
 def to_json(values: dict[str, Any]) -> bytes:
-    """Return the same bytes for the same values."""
+    """Return ``values`` as JSON, the same bytes for the same values."""
     return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -270,7 +271,7 @@ def load(source: Storage | str | Path) -> Checkpoint:
     """Return the checkpoint in one given folder.
 
     Raises:
-        UserError: it cannot be read, is no checkpoint, is incomplete or altered, or has a newer form.
+        UserError: it cannot be read, is no checkpoint, is incomplete or altered, or has a newer format.
     """
     storage = source if isinstance(source, Storage) else open_storage(source)
     try:
@@ -282,19 +283,19 @@ def load(source: Storage | str | Path) -> Checkpoint:
 
 
 def latest(storage: Storage) -> Checkpoint | None:
-    """Return the newest valid checkpoint below ``storage``; those that are refused are logged with the reason.
+    """Return the newest valid checkpoint below ``storage``; log the reason for each that is refused.
 
     Raises:
-        StorageError: the store does not answer. That is not taken for "there is none".
+        StorageError: the storage does not answer. That does not count as "there is none".
     """
     return next(valid(storage, steps_in(storage)[::-1]), None)
 
 
 def best(storage: Storage) -> Checkpoint | None:
-    """Return the valid checkpoint with the lowest score, the first of equals; None where none is scored.
+    """Return the valid checkpoint with the lowest score, the first of equals; ``None`` if none is scored.
 
     Raises:
-        StorageError: the store does not answer.
+        StorageError: the storage does not answer.
     """
     scores: dict[int, float] = {}
     for step in steps_in(storage):
@@ -305,17 +306,17 @@ def best(storage: Storage) -> Checkpoint | None:
 
 
 def newest_step(storage: Storage) -> int | None:
-    """Return the step of the newest checkpoint that was completed; what is in it is not looked at.
+    """Return the step of the newest completed checkpoint, without reading its files.
 
     Raises:
-        StorageError: the store does not answer.
+        StorageError: the storage does not answer.
     """
     keys = set(storage.list())
     return max((step for step in steps_in(storage) if f"{folder_of(step)}/{MANIFEST}" in keys), default=None)
 
 
 def export(stored: Checkpoint, folder: Path) -> Path:
-    """Write the weights of ``stored`` alone, without what only training needs, as a checkpoint; returns ``folder``.
+    """Write a checkpoint of the weights alone, without the state that only training needs; return ``folder``.
 
     Raises:
         StorageError: ``folder`` cannot be written.

@@ -1,4 +1,4 @@
-"""Checkpoint writer: saves a run's checkpoints in the background, while training continues and the storage is away."""
+"""Checkpoint writer: saves a run's checkpoints in the background; training continues, even during a storage outage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Waiting:
-    """A snapshot that is to be saved."""
+    """A snapshot in the queue."""
 
     step: int
     score: float | None
@@ -39,20 +39,21 @@ class _Waiting:
 
 
 class CheckpointWriter:
-    """Writer of snapshots below ``storage`` while training continues; it deletes what is no longer wanted.
+    """Writer of snapshots below ``storage`` while training continues; it also deletes old checkpoints.
 
-    One save is in progress at a time. Meanwhile the newest snapshot waits, and those among the ``keep_best`` with the
-    lowest scores of all that came; others are dropped. So ``save`` never waits for the store, and at most
-    ``keep_best`` + 2 snapshots are in memory, one of them as the files that are being written. They are saved in the
-    order of their steps: the one that a newer state calls its best is there before it.
+    One save is in progress at a time. Meanwhile the newest snapshot waits, and so do those among the ``keep_best``
+    lowest scores so far; others are dropped. So ``save`` never waits for the storage. At most ``keep_best`` + 2
+    snapshots are in memory, one of them as the files that are being written. Snapshots are saved in the order of their
+    steps: the step that a newer state names as its best is saved before that state.
 
-    A save that fails is tried again for ``retry_seconds``; after that the next ``save``, ``wait`` or ``close`` raises
-    ``StorageError``. That holds for every reason, also for "no permission": a store says so too while its own users'
-    directory is away or a policy is on its way, it cannot be told from a refusal for good, the log has the reason at
-    each attempt, and training continues meanwhile. ``on_commit(step)`` is called in the writer's thread as soon as the
-    manifest of a step is there.
+    A failed save is retried for ``retry_seconds``; after that the next ``save``, ``wait`` or ``close`` raises
+    ``StorageError``. Every reason is retried, also "no permission": a storage gives it too while its user directory is
+    down or a policy takes effect, and it cannot be distinguished from a permanent refusal. The log has the reason of
+    each attempt, and training continues meanwhile. The writer's thread calls ``on_commit(step)`` as soon as the
+    manifest of a step is written.
 
-    In a ``with`` block: leaving it normally closes; leaving it by an exception tries once to save what waits.
+    In a ``with`` block: leaving it normally closes the writer; leaving it by an exception tries once to save what
+    waits.
     """
 
     def __init__(
@@ -79,20 +80,20 @@ class CheckpointWriter:
         self._giving_up = threading.Event()
         self._lock = threading.Lock()
         self._waiting: list[_Waiting] = []
-        """In the order of their steps; guarded by the lock, as is whether a thread takes from it."""
+        """In the order of their steps. The lock guards it, and ``_busy`` too."""
         self._best: list[tuple[float, int]] = []
-        """Score and step of the ``keep_best`` best that came, whether they are saved yet or not."""
+        """Score and step of the ``keep_best`` best snapshots so far, saved yet or not."""
         self._busy = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
     def save(self, snapshot: Snapshot, score: float | None = None) -> None:
-        """Take ``snapshot`` to be saved and return. ``score`` ranks it, lower is better; one not finite is none.
+        """Queue ``snapshot`` and return. ``score`` ranks it, lower is better; one that is not finite counts as none.
 
         Raises:
             FloatingPointError: a tensor is not finite; nothing of the snapshot is saved.
             StorageError: a save before this one failed for good.
-            TypeError, ValueError: state or config are not JSON, or a file stem or the step is not a possible one.
+            TypeError, ValueError: state or config are not JSON, or a file stem or the step is not allowed.
         """
         for stem in snapshot.tensors:
             if not STEM.fullmatch(stem):
@@ -100,7 +101,7 @@ class CheckpointWriter:
         if not 0 <= snapshot.step < 10**18:
             raise ValueError(f"step {snapshot.step} is not a number of steps")
         check_finite(snapshot)
-        # Made here, in the caller's thread: the caller may change these dictionaries afterwards.
+        # in the caller's thread: the caller may change these dictionaries afterwards
         objects = {"state.json": to_json(snapshot.state), "config.json": to_json(snapshot.config)}
         ranked = float(score) if score is not None and math.isfinite(score) else None
         newest = _Waiting(snapshot.step, ranked, snapshot.tensors, objects)
@@ -108,14 +109,14 @@ class CheckpointWriter:
             if self._busy:
                 self._put(newest)
                 return
-        self.wait()  # the thread has nothing to do: it has said at once how its work ended
+        self.wait()  # returns at once, since the thread is idle; raises if its last save failed
         with self._lock:
             self._put(newest)
             self._busy = True
         self._pending = self._thread.submit(self._save_waiting)
 
     def wait(self) -> None:
-        """Return when everything that waits is saved.
+        """Block until everything that waits is saved.
 
         Raises:
             StorageError: a save failed for good.
@@ -129,7 +130,7 @@ class CheckpointWriter:
             self.seconds_waiting += time.monotonic() - begin
 
     def close(self) -> None:
-        """``wait``, and end the thread."""
+        """Save what waits, and end the thread."""
         try:
             self.wait()
         finally:
@@ -146,7 +147,7 @@ class CheckpointWriter:
         self._thread.shutdown()
 
     def _put(self, newest: _Waiting) -> None:
-        """Let ``newest`` wait, and drop what is then neither the newest nor among the best of all that came."""
+        """Queue ``newest``; drop what is now neither the newest nor among the best so far."""
         candidates = [*(other for other in self._waiting if other.step != newest.step), newest]
         if newest.score is not None:
             self._best = sorted([*self._best, (newest.score, newest.step)])[: self._keep_best]
@@ -159,7 +160,7 @@ class CheckpointWriter:
     # ------------------------------------------------------------------------------- the background thread
 
     def _save_waiting(self) -> None:
-        """Save what waits until nothing does."""
+        """Save until nothing waits."""
         try:
             while True:
                 with self._lock:
@@ -168,7 +169,7 @@ class CheckpointWriter:
                         return
                     waiting = self._waiting.pop(0)
                 step, score, files = waiting.step, waiting.score, waiting.files()
-                del waiting  # its tensors are not held beside its files
+                del waiting  # do not hold its tensors beside its files
                 self._save(step, score, files)
         except BaseException:
             with self._lock:
@@ -187,7 +188,7 @@ class CheckpointWriter:
             _log.warning("old checkpoints stay until the next is saved: %s", error)
 
     def _persist(self, step: int, files: dict[str, bytes], manifest: dict[str, Any]) -> None:
-        """Commit, trying again with growing pauses for as long as was asked."""
+        """Commit; retry with growing pauses for ``retry_seconds``."""
         location = self._storage.child(folder_of(step))
         try:
             retry(
@@ -207,14 +208,14 @@ class CheckpointWriter:
             ) from None
 
     def _prune(self, step: int) -> None:
-        """Delete what is neither among the last nor among the best.
+        """Delete the checkpoints that are neither among the last nor among the best.
 
-        Checkpoints ahead of ``step`` are left alone and not counted: this run was resumed before them because they
-        were refused, and will write them again; or another process is ahead, whose they are.
+        Checkpoints ahead of ``step`` stay and do not count. Either they were refused, so that this run was resumed
+        before them and will write them again; or they belong to another process, which is ahead.
         """
         behind = [other for other in steps_in(self._storage) if other <= step]
         if not self._known_earlier:
-            # Once after a resume: one that cannot be read must not take the place of one that can.
+            # once after a resume: an unreadable checkpoint must not displace a readable one
             earlier = valid(self._storage, sorted(set(behind) - set(self._scores)))
             self._scores |= {checkpoint.step: checkpoint.score for checkpoint in earlier}
             self._known_earlier = True
@@ -224,7 +225,7 @@ class CheckpointWriter:
         kept = {*usable[-self._keep_last :], *ranked[: self._keep_best]}
         for other in sorted(set(behind) - kept):
             self._scores.pop(other, None)
-            # The manifest first: a checkpoint that is half deleted does not count.
+            # the manifest first: a half-deleted checkpoint does not count
             self._storage.delete(f"{folder_of(other)}/{MANIFEST}")
             self._storage.delete_prefix(folder_of(other))
 
@@ -237,7 +238,7 @@ def check_finite(snapshot: Snapshot) -> None:
     """
     for stem, tensors in snapshot.tensors.items():
         for name, tensor in tensors.items():
-            # its extremes: a NaN is both, and nothing of the tensor's size is allocated
+            # by its extremes: a NaN is both, and nothing of the tensor's size is allocated
             if tensor.is_floating_point() and tensor.numel() > 0 and not all(map(math.isfinite, tensor.aminmax())):
                 raise FloatingPointError(
                     f"the state after step {snapshot.step} is not finite and is not saved: {name} of {stem}"

@@ -19,13 +19,13 @@ TASKS = ("sample", "reconstruct", "score")
 
 
 class TextGenerator(PythonModel):
-    """Samples, reconstructs or scores, as the parameter ``task`` says; the answer is a list of strings.
+    """MLflow model that samples, reconstructs or scores, by the parameter ``task``; it returns a list of strings.
 
-    - ``sample``: ``num_texts`` new texts; the input is not read, one empty string will do.
-    - ``reconstruct``: for each input text what a VAE writes for its code (``temperature`` 0 is greedy).
-    - ``score``: for each input text a JSON object with ``reconstruction`` and ``kl`` in nats, whose sum
+    - ``sample``: ``num_texts`` new texts; the input is ignored, one empty string suffices.
+    - ``reconstruct``: for each input text, the text that a VAE decodes from its code (``temperature`` 0 is greedy).
+    - ``score``: for each input text, a JSON object with ``reconstruction`` and ``kl`` in nats, whose sum
       is the bound on -log p(text) that evaluation reports (exact for a byte LSTM, where ``kl`` is 0),
-      and ``bits_per_byte``. ``seed`` gives the noise of z.
+      and ``bits_per_byte``. ``seed`` seeds the noise of z.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -41,7 +41,7 @@ class TextGenerator(PythonModel):
         """Return the answer; the signature gives the defaults of the parameters.
 
         Raises:
-            MlflowException: a parameter or a text that the model refuses (status 400 when served).
+            MlflowException: the model refuses a parameter or a text (status 400 when served).
         """
         from raytrain.utils.errors import UserError
 

@@ -93,7 +93,7 @@ def load_logged_model(uri: str, model_id: str) -> Checkpoint:
 
 
 def _of_location(location: Storage) -> ResolvedModel:
-    # asked for by name: to list a folder that is none of ours could take for ever
+    # asked for by name: listing a folder of someone else's could take forever
     if location.exists("manifest.json"):
         stored = checkpoint.load(location)
         parts = location.uri().rsplit("/", 2)  # .../RUN/checkpoints/step-N
@@ -130,7 +130,7 @@ def _of_search(location: Storage) -> ResolvedModel:
 
 
 def _known_run(address: dict[str, Any]) -> Run | None:
-    """Return the run, if the tracking store that is set now has it."""
+    """Return the run if the current tracking store has it."""
     uri = tracking_uri()
     if not is_there(uri):
         return None
@@ -146,7 +146,7 @@ def _known_run(address: dict[str, Any]) -> Run | None:
 
 
 def _store() -> str:
-    """Return the tracking store that is set now.
+    """Return the current tracking store.
 
     Raises:
         UserError: it cannot be used, or there is none yet.
@@ -198,7 +198,7 @@ def _of_model(reference: str) -> ResolvedModel:
 
 
 def _parts(reference: str) -> tuple[str, str, str]:
-    """Name (or model id), version and alias of a ``models:/`` address; the last two may be empty."""
+    """Return name (or model id), version and alias of a ``models:/`` address; the last two may be empty."""
     match = re.fullmatch(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))?", reference)
     if match is None:
         raise UserError(f"{reference!r}: write models:/NAME@ALIAS, models:/NAME/VERSION or models:/ID")

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Trial:
-    """One trial of a search: its config and what has come of it so far."""
+    """One trial of a search: its config, and its results so far."""
 
     number: int
     identity: str
@@ -40,7 +40,7 @@ class Trial:
     fields: dict[str, Any]
     """The fields of the config that the space has set."""
     run: dict[str, Any] = field(default_factory=dict)
-    """The address of its MLflow run: the fields of ``tracking.Run``, without the store's."""
+    """The address of its MLflow run: the fields of ``tracking.runs.Run`` without the tracking store's address."""
     status: Status = "waiting"
     reason: str = ""
     """Why it ended before its last step."""
@@ -50,7 +50,7 @@ class Trial:
     history: list[dict[str, Any]] = field(default_factory=list)
     """Its evaluations as Tune got them: step, metric and, where it could be stopped, the rung's step."""
     seconds: float = 0.0
-    """Time that it ran for, over all resumptions."""
+    """Seconds of running, over all resumptions."""
     started_at: float = 0.0
     """Unix time of its first start; 0 before."""
     ended_at: float = 0.0
@@ -59,7 +59,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         return f"{self.number:03}"
 
     @property
@@ -93,15 +93,15 @@ class Trial:
 
     @property
     def on_the_space(self) -> bool:
-        """Whether it is a point of the search space: a config that a search starts from need not be."""
+        """True if it is a point of the search space; a warm start's config need not be one."""
         return not self.origin or bool(self.distributions)
 
 
 def _check(trial: Trial) -> None:
-    """That the values of a record are such as all who read trials expect.
+    """Make sure that a record has the values that readers of trials expect.
 
     Raises:
-        ValueError: one is not; the line names it.
+        ValueError: a value is wrong; the line names it.
     """
     for name, number in (("number", trial.number), ("step", trial.step)):
         if number < 0:
@@ -135,12 +135,12 @@ def _decoded(value: Any) -> Any:
 
 
 def trial_location(search: Storage, identity: str) -> Storage:
-    """Return where under a search's storage one of its trials keeps what it makes."""
+    """Return the storage of one trial, below its search's."""
     return search.child(f"{TRIALS}/{identity}")
 
 
 def trial_of(uri: str) -> Trial | None:
-    """Return the trial that left the checkpoint at ``uri``; ``None`` where that is not a trial's.
+    """Return the trial that wrote the checkpoint at ``uri``; ``None`` if no trial did.
 
     Raises:
         UserError: its record cannot be read.
@@ -175,7 +175,7 @@ class TrialStore:
         self._last: Future[None] | None = None
 
     def read(self) -> list[Trial]:
-        """Return every trial that was recorded, by number.
+        """Return all recorded trials, by number.
 
         Raises:
             UserError: a record cannot be read.
@@ -187,7 +187,7 @@ class TrialStore:
         return sorted(trials, key=lambda trial: trial.number)
 
     def add(self, trial: Trial) -> None:
-        """Write the record of a new trial, before it runs: from then on it is never drawn again.
+        """Write the record of a new trial before it runs; from then on it is never drawn again.
 
         Raises:
             StorageError: the storage did not take it for ``storage.PATIENCE_S``.
@@ -200,7 +200,7 @@ class TrialStore:
         self._last = self._thread.submit(self._write_waiting)
 
     def close(self) -> None:
-        """Return when all is written.
+        """Block until all is written.
 
         Raises:
             StorageError: the storage did not take it.
@@ -235,5 +235,5 @@ def rank(trials: list[Trial], search_objective: SearchObjective) -> list[Trial]:
 
 
 def winner(trials: list[Trial], search_objective: SearchObjective) -> Trial | None:
-    """Return the best of those that may win, if there is one."""
+    """Return the best trial that may win, if there is one."""
     return next((trial for trial in rank(trials, search_objective) if search_objective.may_win(trial.best)), None)

@@ -80,7 +80,7 @@ def reopen_workspace(storage: str | None, digest: str, path: str) -> Workspace:
     """Check storage and tracking store, and find the corpus that a run or search was begun with.
 
     Raises:
-        UserError: the storage cannot be written, the corpus is nowhere, or the tracking store cannot be used.
+        UserError: the storage cannot be written, the corpus is not found, or the tracking store cannot be used.
     """
     location, uri = _open_locations(storage)
     corpus = _prepared(location, digest, Path(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,8 @@ class TrialRecorder(tune.Callback):
     def __init__(self, searcher: OptunaSearcher, show: Any) -> None:
         self.searcher = searcher
         self.show = show
-        self.time_is_up = False
+        self.ending = ""
+        """Why the whole search ends before its trials have; empty while it does not."""
         self._heard: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -62,8 +64,8 @@ class TrialRecorder(tune.Callback):
             self._end(record, "early_stopped", "KILLED", outcome["early_stopped"])
         elif outcome is not None:
             self._end(record, "finished", "FINISHED")
-        elif self.time_is_up:
-            self._end(record, "interrupted", "KILLED", f"the time budget was used up at step {record.step}")
+        elif self.ending:
+            self._end(record, "interrupted", "KILLED", f"{self.ending} at step {record.step}")
         else:
             self._end(
                 record,
@@ -108,19 +110,22 @@ def _last_line(error_file: str | None) -> str:
     return lines[-1] if lines else "the trial ended with an error, of which Ray kept no message"
 
 
-class TimeBudget(tune.Stopper):
-    """Ends the search when its time budget is used up, and tells the recorder."""
+class SearchStopper(tune.Stopper):
+    """Ends the search when its time budget is used up or its sampler has failed, and tells the recorder why."""
 
-    def __init__(self, recorder: TrialRecorder, seconds: float) -> None:
+    def __init__(self, recorder: TrialRecorder, seconds: float | None) -> None:
         self._recorder = recorder
-        self._deadline = time.monotonic() + seconds
+        self._deadline = math.inf if seconds is None else time.monotonic() + seconds
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        self._recorder.time_is_up = time.monotonic() >= self._deadline
-        return self._recorder.time_is_up
+        if self._recorder.searcher.failure is not None:
+            self._recorder.ending = "the search failed"
+        elif time.monotonic() >= self._deadline:
+            self._recorder.ending = "the time budget was used up"
+        return bool(self._recorder.ending)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # as for TrialRecorder

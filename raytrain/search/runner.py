@@ -17,10 +17,11 @@ from raytrain.metrics import METRIC
 from raytrain.runs.trials import Trial, TrialStore
 from raytrain.search.algorithms import make_scheduler
 from raytrain.search.finish import finish
-from raytrain.search.recorder import TimeBudget, TrialRecorder
+from raytrain.search.recorder import SearchStopper, TrialRecorder
 from raytrain.search.searcher import OptunaSearcher, Search
 from raytrain.search.trainables import run_alone, run_worker_group
 from raytrain.training.supervisor import RETRIES
+from raytrain.utils.errors import UserError
 
 
 def keep_keys_from_ray() -> None:
@@ -54,6 +55,7 @@ def run_search(search: Search, show: Any) -> list[Trial]:
 
     Raises:
         KeyboardInterrupt: the user stopped it; trials under way are recorded as interrupted.
+        UserError: the sampler raised an error; likewise.
     """
     set_up_search()
     keep_keys_from_ray()
@@ -69,6 +71,8 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     try:
         if num_left > 0:
             make_tuner(search, searcher, recorder, scheduler, num_left).fit()
+        if searcher.failure is not None:
+            raise UserError(f"the sampler {search.plan.algorithm} failed: {searcher.failure!r}") from searcher.failure
     finally:
         recorder.close()
         records.close()
@@ -98,7 +102,7 @@ def make_tuner(
             name=search.name,
             storage_path=searcher.scratch,
             callbacks=[recorder],
-            stop=TimeBudget(recorder, search.time_budget) if search.time_budget is not None else None,
+            stop=SearchStopper(recorder, search.time_budget),
             verbose=0,
             # a worker group is restarted by its driver
             failure_config=tune.FailureConfig(max_failures=RETRIES if alone else 0),

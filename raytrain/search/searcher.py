@@ -71,6 +71,8 @@ class OptunaSearcher(Searcher):
         self.trials = list(known)
         """All trials of the search, by number."""
         self.scheduler = scheduler
+        self.failure: Exception | None = None
+        """Error of the sampler, which ends the search."""
         self._points: dict[str, optuna.Trial] = {}
         """Optuna's trial of each of ours, by identity. A config that is no point of the space has none."""
         self._unigram: dict[str, float] = {}
@@ -215,7 +217,10 @@ class OptunaSearcher(Searcher):
         point = self._points.get(trial.identity)
         if point is not None and trial.ended:
             state, values = optuna_result(trial, self.search.plan.search_objective)
-            self.study.tell(point, values, state=state)
+            try:
+                self.study.tell(point, values, state=state)
+            except Exception as error:  # whatever the sampler of a plugin raises: Tune would wait for ever
+                self.failure = self.failure or error
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its settings for snapshots, which are not used

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from raytrain.runs.trials import TRIALS
 from raytrain.storage import open_storage
 from tests.support.leftovers import assert_nothing_left
-from tests.support.tiny import mlflow_runs, run, write_text
+from tests.support.tiny import TINY, mlflow_runs, run, write_text
 from tests.unit.config.test_plugins import PLUGIN
 
 pytestmark = pytest.mark.slow
@@ -100,3 +100,36 @@ def test_what_is_only_registered_is_searched_evaluated_sampled_and_reported(
     monkeypatch.delenv("RAYTRAIN_PLUGINS")
     with pytest.raises(AssertionError, match="RAYTRAIN_PLUGINS"):
         run(ray_cpu, tmp_path, "raytrain.sample", "runs/s")
+
+
+BROKEN = """
+import optuna
+
+from raytrain.search.algorithms import SAMPLERS
+
+
+class Broken(optuna.samplers.RandomSampler):
+    def after_trial(self, study, trial, state, values):
+        raise ValueError("it cannot count")
+
+
+SAMPLERS["broken"] = lambda plan, seed: Broken(seed=seed)
+"""
+
+
+def test_a_sampler_that_raises_ends_the_search_with_its_error(
+    ray_cpu: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "broken.py").write_text(BROKEN)
+    monkeypatch.setenv("RAYTRAIN_PLUGINS", str(home / "broken.py"))
+    with pytest.raises(AssertionError) as failed:
+        run(
+            ray_cpu, home, "raytrain.tune", "hybrid", *TINY, "--data", "text.txt", "--space", "space.py", "--name", "b",
+            "--num-samples", "4", "--max-concurrent", "1", "--algorithm", "broken",
+        )  # fmt: skip
+    assert "error: the sampler broken failed: ValueError('it cannot count')" in str(failed.value)
+    assert "resume with: python -m raytrain.tune --resume b" in str(failed.value)
+    assert_nothing_left(ray_cpu)
+    storage = open_storage(home / "runs" / "b")
+    records = [json.loads(storage.read(key)) for key in storage.list(TRIALS) if key.endswith("trial.json")]
+    assert len(records) < 4

@@ -64,7 +64,7 @@ def assert_best_is_logged(home: Path, output: str, parent: Any) -> None:
     logged = {metric.key: metric.value for metric in models[0].metrics}
     assert logged["best/bound"] == pytest.approx(min(scores))
     mlflow.set_tracking_uri(f"sqlite:///{home}/mlflow.db")
-    text = mlflow.pyfunc.load_model(f"models:/{models[0].model_id}").predict([""], params={"num_samples": 10})
+    text = mlflow.pyfunc.load_model(f"models:/{models[0].model_id}").predict([""], params={"num_texts": 10})
     assert len(text) == 10
     assert all(repr(line) in output for line in text)
     assert "mlflow ui --backend-store-uri" in output

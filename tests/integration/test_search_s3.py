@@ -63,7 +63,7 @@ def test_a_killed_search_goes_on_elsewhere_and_its_champion_speaks_anywhere(
     text = third.run(
         "-c",
         "import mlflow; model = mlflow.pyfunc.load_model('models:/raytrain-hybrid@champion')\n"
-        "print(len(model.predict([''], params={'num_samples': 3})))",
+        "print(len(model.predict([''], params={'num_texts': 3})))",
     )
     assert text.splitlines()[-1] == "3"
     assert len(third.run("-m", "raytrain.sample", "models:/raytrain-hybrid@champion", "--num", "2").splitlines()) == 2

@@ -96,7 +96,7 @@ def test_a_model_travels_through_the_server(run: Run, tmp_path: Path) -> None:
         writer.save(Snapshot(3, {"model": models.build(config).state_dict()}, {}, to_dict(config)))
     checkpoint = tmp_path / "step-00000003"
     model_id = log_model(run, checkpoint, card="# Tiny", metrics={"valid/bits_per_byte": 8.0}, step=3)
-    code = "import mlflow, sys; print(mlflow.pyfunc.load_model(sys.argv[1]).predict([''], params={'num_samples': 2}))"
+    code = "import mlflow, sys; print(mlflow.pyfunc.load_model(sys.argv[1]).predict([''], params={'num_texts': 2}))"
     command = [sys.executable, "-c", code, f"models:/{model_id}"]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "MLFLOW_TRACKING_URI": run.uri}, cwd=tmp_path

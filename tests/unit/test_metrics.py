@@ -18,7 +18,16 @@ from raytrain.analysis.figures.tables import trial_cells
 from raytrain.analysis.tables import evaluation_summary, markdown_table, search_summary
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
-from raytrain.metrics import METRICS, REQUIRED_METRICS, Metric, SearchObjective, headline, shown_metrics
+from raytrain.metrics import (
+    COLLAPSED_KL,
+    METRICS,
+    REQUIRED_METRICS,
+    Metric,
+    SearchObjective,
+    collapse_warning,
+    headline,
+    shown_metrics,
+)
 from raytrain.runs.records import OUTCOME, read_outcome
 from raytrain.runs.trials import Trial
 from raytrain.search.finish import write_table
@@ -130,3 +139,15 @@ def test_a_record_that_lacks_a_required_metric_is_refused(missing: str) -> None:
     best = dict.fromkeys(METRICS.keys() - {missing}, 2.0)
     with pytest.raises(ValueError, match=f"best has no {missing}"):
         Trial.from_json(a_trial(0, best).to_json())
+
+
+def test_a_collapsed_posterior_is_warned_of_only_where_there_is_a_latent_code() -> None:
+    assert collapse_warning(0.01, has_latent=True) == (
+        "the posterior has collapsed (KL 0.010 nats): the latent code carries no information"
+    )
+    assert collapse_warning(0.01, has_latent=True, whose="the best trial's") == (
+        "the best trial's posterior has collapsed (KL 0.010 nats): the latent code carries no information"
+    )
+    assert collapse_warning(0.0, has_latent=False) is None
+    for kl in (COLLAPSED_KL, 3.0, math.nan):
+        assert collapse_warning(kl, has_latent=True) is None
