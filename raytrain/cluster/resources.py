@@ -155,7 +155,7 @@ def _autoscaler_nodes() -> tuple[tuple[dict[str, float], int], ...]:
     return tuple((dict(group.resources), group.max_count if group.max_count >= 0 else UNLIMITED) for group in groups)
 
 
-STATED = "RAYTRAIN_WORKER_NODES"
+WORKER_NODES = "RAYTRAIN_WORKER_NODES"
 """Environment variable with the worker types, before any other source: '[{"nodes": 8, "CPU": 7, "GPU": 1}]'."""
 
 
@@ -180,12 +180,12 @@ def node_types(gcs_address: str) -> tuple[tuple[dict[str, float], int], ...]:
 
 
 def stated_types() -> tuple[tuple[dict[str, float], int], ...]:
-    """Return the worker types, and the most of each, that the variable ``STATED`` gives; empty without it.
+    """Return the worker types, and the most of each, that the variable ``WORKER_NODES`` gives; empty without it.
 
     Raises:
         UserError: its value is something else.
     """
-    text = os.environ.get(STATED, "").strip()
+    text = os.environ.get(WORKER_NODES, "").strip()
     if not text:
         return ()
     try:
@@ -199,7 +199,7 @@ def stated_types() -> tuple[tuple[dict[str, float], int], ...]:
     except (ValueError, KeyError, OverflowError) as error:
         what = "a type has no number of nodes" if isinstance(error, KeyError) else error
         example = '[{"nodes": 8, "CPU": 7, "GPU": 1}]'
-        raise UserError(f"{STATED} is {text[:200]!r}: {what}; write, for example, {example}") from None
+        raise UserError(f"{WORKER_NODES} is {text[:200]!r}: {what}; write, for example, {example}") from None
 
 
 def config_file(gcs_address: str) -> Path | None:

@@ -38,7 +38,7 @@ LONGEST_INTERVAL_S = 5.0
 """Longest time between two questions: of EC2's two minutes of notice, no more may be lost before Ray is told."""
 TRIES = 3
 """Attempts to reach the metadata service before there is taken to be none."""
-TROUBLES = (OSError, http.client.HTTPException)
+REQUEST_ERRORS = (OSError, http.client.HTTPException)
 """Failures of a request to the metadata service: no connection, no answer in time, a status of an error."""
 _log = logging.getLogger("raytrain.spot")
 
@@ -131,19 +131,19 @@ class Watcher:
     """State of the watch: each notice is passed on once, and each change is logged once."""
 
     def __init__(self, metadata: Metadata, rebalance: bool, drain: Callable[[Notice], None]) -> None:
-        """``drain`` tells Ray; if it raises one of ``ray_troubles``, it is called again at the next look."""
+        """``drain`` tells Ray; if it raises one of ``passing_ray_errors``, it is called again at the next look."""
         self._metadata = metadata
         self._rebalance = rebalance
         self._drain = drain
         self._seen: Notice | None = None
-        self._obeyed: Notice | None = None
-        self._troubles: dict[str, str] = {}
+        self._drained: Notice | None = None
+        self._errors: dict[str, str] = {}
 
     def look(self) -> None:
         """Ask the metadata service once; drain the node if there is a new notice."""
         try:
             notice = self._metadata.notice()
-        except TROUBLES as error:
+        except REQUEST_ERRORS as error:
             # the last answer stands: a notice is obeyed even if the service cannot be asked for it again
             self._log_change("the metadata service", f"does not answer: {error}")
             notice = self._seen
@@ -152,23 +152,23 @@ class Watcher:
             if notice != self._seen:
                 _log.warning("%s", notice if notice is not None else "EC2 has taken its notice back")
             self._seen = notice
-        if notice is None or notice == self._obeyed or not (notice.certain or self._rebalance):
+        if notice is None or notice == self._drained or not (notice.certain or self._rebalance):
             return
         try:
             self._drain(notice)
-        except ray_troubles() as error:
+        except passing_ray_errors() as error:
             self._log_change("Ray", f"cannot be told yet: {error}")
         else:
-            self._obeyed = notice
+            self._drained = notice
 
-    def _log_change(self, who: str, trouble: str) -> None:
-        """Log a trouble when it has changed, and when it is over."""
-        if trouble != self._troubles.get(who, ""):
-            _log.warning("%s %s", who, " ".join(trouble.split()) or "answers again")
-        self._troubles[who] = trouble
+    def _log_change(self, who: str, error_text: str) -> None:
+        """Log an error when it has changed, and when it is over; no text means no error."""
+        if error_text != self._errors.get(who, ""):
+            _log.warning("%s %s", who, " ".join(error_text.split()) or "answers again")
+        self._errors[who] = error_text
 
 
-def ray_troubles() -> tuple[type[Exception], ...]:
+def passing_ray_errors() -> tuple[type[Exception], ...]:
     """Return Ray's errors that may pass: it is not up yet or away for a while, or the node has not joined yet."""
     from ray.exceptions import RayError
 
@@ -180,7 +180,7 @@ def main() -> None:
     options = read_options()
     logging.basicConfig(format="%(asctime)s raytrain.spot: %(message)s", level=logging.INFO)
     metadata = Metadata(os.environ.get(ENDPOINT) or "http://169.254.169.254")
-    if not is_there(metadata, options.interval):
+    if not has_metadata_service(metadata, options.interval):
         return
 
     def drain_own(notice: Notice) -> None:
@@ -194,7 +194,7 @@ def main() -> None:
 
     try:
         _log.info("watching node %s for a preemption notice", ", ".join(own_nodes(options.address, options.node_id)))
-    except ray_troubles() as error:
+    except passing_ray_errors() as error:
         _log.warning("watching, though Ray does not know this node yet: %s", " ".join(str(error).split()))
     watcher = Watcher(metadata, options.rebalance, drain_own)
     while True:
@@ -223,7 +223,7 @@ def read_options() -> argparse.Namespace:
     return options
 
 
-def is_there(metadata: Metadata, pause: float) -> bool:
+def has_metadata_service(metadata: Metadata, pause: float) -> bool:
     """Return whether EC2's metadata service is there; log the reason if not."""
     reason: object = None
     for _ in range(TRIES):
@@ -235,7 +235,7 @@ def is_there(metadata: Metadata, pause: float) -> bool:
                 return True  # an error that may pass
             reason = error  # the metadata service of another cloud
             break
-        except TROUBLES as error:
+        except REQUEST_ERRORS as error:
             reason = error
             time.sleep(pause)
     _log.info("nothing to watch: no EC2 metadata service at %s (%s)", metadata.endpoint, reason)

@@ -54,7 +54,7 @@ class WorkerGroup:
         Ray's own files go to the folder ``scratch``.
         """
         self.worker_spec = worker_spec
-        self._serve = worker_loop
+        self._worker_loop = worker_loop
         self._name = name
         self._scratch = scratch
         self._callbacks = callbacks
@@ -104,9 +104,9 @@ class WorkerGroup:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._coordinator = ray.remote(num_cpus=0, scheduling_strategy=here)(Coordinator).remote()
         trainer = WithoutDatasets(
-            self._serve,
+            self._worker_loop,
             train_loop_config={"coordinator": self._coordinator, "on_gpus": self.worker_spec.on_gpus},
-            # Ray Train would choose by what is reserved
+            # by itself Ray Train would choose by whether the workers reserve GPUs
             torch_config=ProcessGroup("nccl" if self.worker_spec.on_gpus else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=(self.worker_spec.workers, self.worker_spec.most)
@@ -117,10 +117,10 @@ class WorkerGroup:
             ),
             run_config=RunConfig(
                 name=self._name,
-                # checkpoints are ours; a place of its own keeps Ray from resuming an attempt in its own way
+                # the loop stores its own checkpoints; a new folder keeps Ray from resuming an earlier attempt
                 storage_path=tempfile.mkdtemp(dir=self._scratch),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
-                callbacks=[*self._callbacks, LastMoments()],
+                callbacks=[*self._callbacks, FailedStartCleanup()],
             ),
         )
         ended: Future[Any] = Future()
@@ -131,7 +131,7 @@ class WorkerGroup:
             except BaseException as error:
                 ended.set_exception(error)
 
-        # not a pool's thread: this process may end while the worker group exists
+        # a daemon, unlike a pool's threads: this process may end while the worker group exists
         threading.Thread(target=fit, name="worker-group", daemon=True).start()
         self._fit = ended
 
@@ -145,7 +145,7 @@ class WorkerGroup:
         try:
             return ray.get(answer)
         except RayActorError:
-            self._fit.result()  # without a coordinator they end at their next evaluation, and free their resources
+            self._fit.result()  # without a coordinator the workers end at their next evaluation, and free resources
             raise
 
 
@@ -156,7 +156,7 @@ class WithoutDatasets(TorchTrainer):
         return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
 
-class LastMoments(WorkerGroupCallback, ControllerCallback):
+class FailedStartCleanup(WorkerGroupCallback, ControllerCallback):
     """Shuts down a worker group whose worker died in the last moment of its start; runs in Ray Train's controller.
 
     The controller does not know of such a group: it ends without freeing its placement group, which then lives as long

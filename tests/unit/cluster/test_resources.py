@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from raytrain.cluster.resources import HEAD_MEMORY_PER_TRIAL, STATED, Cluster, node_types, stated_types, worker_spec
+from raytrain.cluster.resources import (
+    HEAD_MEMORY_PER_TRIAL,
+    WORKER_NODES,
+    Cluster,
+    node_types,
+    stated_types,
+    worker_spec,
+)
 from raytrain.config.workers import WorkerSpec
 from raytrain.search.options import SearchOptions
 from raytrain.training.options import TrainOptions
@@ -121,9 +128,9 @@ print(json.dumps([before.has_gpus, after.has_gpus, after.admit(WorkerSpec(1, 1, 
 
 def test_what_may_be_added_can_be_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     """As docs/kuberay.yaml does: its autoscaler leaves no file where a search could read it."""
-    monkeypatch.setenv(STATED, '[{"nodes": 8, "CPU": 7, "GPU": 1}, {"nodes": 1, "CPU": 16}]')
+    monkeypatch.setenv(WORKER_NODES, '[{"nodes": 8, "CPU": 7, "GPU": 1}, {"nodes": 1, "CPU": 16}]')
     assert stated_types() == (({"CPU": 7.0, "GPU": 1.0}, 8), ({"CPU": 16.0}, 1))
-    monkeypatch.delenv(STATED)
+    monkeypatch.delenv(WORKER_NODES)
     assert stated_types() == ()
 
 
@@ -143,8 +150,8 @@ def test_what_may_be_added_can_be_stated(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_what_is_stated_wrongly_is_refused(text: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(STATED, text)
-    with pytest.raises(UserError, match=f"{STATED} is .*(?:{expected}).*; write, "):
+    monkeypatch.setenv(WORKER_NODES, text)
+    with pytest.raises(UserError, match=f"{WORKER_NODES} is .*(?:{expected}).*; write, "):
         stated_types()
 
 
