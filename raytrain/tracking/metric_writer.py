@@ -97,11 +97,15 @@ class MetricWriter:
         ]
 
     def replay(self, records: Iterable[Sequence[Any]]) -> None:
-        """Queue what ``pending`` gave before a restart; call it before the first ``log``."""
-        for step, timestamp_ms, metrics in records:
-            values = {key: float(value) for key, value in metrics.items()}
-            self._learn_keys(values)
-            self._append((int(step), int(timestamp_ms), values))
+        """Queue what ``pending`` gave before a restart; call it before the first ``log``.
+
+        Raises:
+            ValueError: a record is none that ``pending`` gives, or has a name that MLflow does not allow.
+        """
+        for record in records:
+            entry = parse_record(record)
+            self._learn_keys(entry[2])
+            self._append(entry)
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until all that was logged so far is in the store; False if that takes longer."""
@@ -205,6 +209,28 @@ class MetricWriter:
             )
             LOG.log(logging.WARNING if error else logging.INFO, "MLflow at %s %s", shown(self._uri), message)
         self.error = error
+
+
+def parse_record(record: Any) -> _Entry:
+    """Return step, timestamp and metrics of a record that ``MetricWriter.pending`` gave.
+
+    Raises:
+        ValueError: it is no such record.
+    """
+    if not isinstance(record, (list, tuple)) or len(record) != 3:
+        raise ValueError("a record has three parts: step, timestamp_ms and metrics")
+    step, timestamp_ms, metrics = record
+    for name, value in (("step", step), ("timestamp_ms", timestamp_ms)):
+        if type(value) is not int or not 0 <= value < 2**63:
+            raise ValueError(f"{name} is not an integer that a store can hold")
+    if not isinstance(metrics, dict):
+        raise ValueError("metrics is not an object")
+    for key, value in metrics.items():
+        # ``pending`` writes what JSON cannot as text
+        if type(value) not in (int, float) and value not in ("nan", "inf", "-inf"):
+            raise ValueError(f"metric {key!r} is not a number")
+    # through text, since an integer may be too large for a float
+    return step, timestamp_ms, {key: float(str(value)) for key, value in metrics.items()}
 
 
 def _new_metrics(entries: list[_Entry], last_step: dict[str, int]) -> tuple[list[Metric], dict[str, int]]:

@@ -10,9 +10,9 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from raytrain.tracking.client import check_tracking, connect, explain, retry_tracking, shown, tracking_uri
-from raytrain.tracking.metric_writer import MetricWriter
+from raytrain.tracking.metric_writer import MetricWriter, parse_record
 from raytrain.utils.errors import UserError
-from raytrain.utils.validation import parse_json
+from raytrain.utils.validation import parse_json, validate_type
 
 
 def send_file(path: Path, timeout_s: float) -> Iterator[str]:
@@ -42,15 +42,13 @@ def read_file(path: Path) -> dict[str, list[list[Any]]]:
     records: dict[str, list[list[Any]]] = {}
     for number, line in enumerate(lines, 1):
         try:
-            entry = parse_json(line)
-            metrics = {str(key): float(value) for key, value in entry["metrics"].items()}
-            record = [entry["step"], entry["timestamp_ms"], metrics]
-            if not all(type(value) is int and 0 <= value < 2**63 for value in record[:2]):
-                raise ValueError("no step or time that a store can hold")
-            if not re.fullmatch("[0-9a-f]{32}", entry["run_id"]):
+            entry = validate_type(parse_json(line), dict[str, Any], "it")
+            run_id = validate_type(entry.get("run_id"), str, "run_id")
+            if not re.fullmatch("[0-9a-f]{32}", run_id):
                 raise ValueError("no run")
-            records.setdefault(entry["run_id"], []).append(record)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            record = parse_record([entry.get(name) for name in ("step", "timestamp_ms", "metrics")])
+            records.setdefault(run_id, []).append(list(record))
+        except ValueError:
             raise UserError(f"{path}, line {number}: not a metric record that raytrain wrote") from None
     return records
 

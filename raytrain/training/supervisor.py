@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from raytrain.runs.records import CHECKPOINTS, read_outcome
 from raytrain.storage import open_storage
 from raytrain.storage.base import retry_storage
 from raytrain.training.preemption import PreemptedError
-from raytrain.training.worker import PERMANENT_ERRORS, Job, _log
+from raytrain.training.worker import PERMANENT_ERRORS, Job
 
 if TYPE_CHECKING:
     from raytrain.training.worker_group import WorkerGroup
@@ -24,6 +25,7 @@ RETRIES = 3
 """Worker groups that take over from one that died, in training or at its start, without a newer checkpoint."""
 PREEMPTIONS = 100
 """Preemptions (losses of a machine with notice) that a run survives."""
+_log = logging.getLogger(__name__)
 
 
 def run_with_retries(job: Job, group: WorkerGroup, send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

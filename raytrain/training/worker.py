@@ -225,7 +225,7 @@ class RayReporter:
         assert self.writer is not None
         try:
             self.writer.replay(records)
-        except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        except ValueError as error:
             raise UserError(f"the newest checkpoint keeps metrics that are none ({error}): delete it") from None
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:

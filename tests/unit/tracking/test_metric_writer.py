@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from raytrain.tracking import metric_writer as writer_module
 from raytrain.tracking.__main__ import main
-from raytrain.tracking.metric_writer import MetricWriter
+from raytrain.tracking.metric_writer import MetricWriter, parse_record
 from raytrain.tracking.runs import Experiment, Run
 from raytrain.tracking.system import SystemMetrics
 from raytrain.utils.errors import run_command
@@ -281,3 +281,17 @@ def test_system_metrics_have_mlflows_names_and_grow_over_a_restart(run: Run) -> 
     memory = [value for _, value in history(run, "system/system_memory_usage_percentage")]
     assert all(0 < value < 100 for value in memory)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("raytrain-")]
+
+
+def test_a_record_reads_back_from_json_and_anything_else_is_a_value_error() -> None:
+    record = json.loads(json.dumps([7, 1, {"a": 1, "b": 0.5, "c": "nan", "d": "-inf"}]))
+    step, timestamp_ms, metrics = parse_record(record)
+    assert (step, timestamp_ms, metrics["a"], metrics["b"], metrics["d"]) == (7, 1, 1.0, 0.5, -math.inf)
+    assert math.isnan(metrics["c"])
+    assert parse_record([1, 2, {"a": 10**400}])[2] == {"a": math.inf}
+    for bad in (
+        None, [], [1, 2], "abc", [1, 2, 3], ["x", 2, {}], [1.5, 2, {}], [math.inf, 2, {}], [True, 2, {}], [-1, 2, {}],
+        [2**63, 2, {}], [1, None, {}], [1, 2, {"a": []}], [1, 2, {"a": None}], [1, 2, {"a": "1"}], [1, 2, {"a": True}],
+    ):  # fmt: skip
+        with pytest.raises(ValueError):
+            parse_record(bad)
