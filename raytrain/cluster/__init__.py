@@ -1,5 +1,1 @@
-"""What is wrong with a file for ``ray up``, found before money is spent. No network, no AWS."""
-
-from __future__ import annotations
-
-__all__ = ["check", "summary"]
+"""Machines of a cluster: resources, draining nodes, spot notices, Ray's environment and private parts; ``check``."""

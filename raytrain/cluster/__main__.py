@@ -1,9 +1,9 @@
-"""Look for mistakes in a cluster file.
+"""Check of a cluster file for ``ray up``.
 
     python -m raytrain.cluster check cluster.yaml
 
-Asks neither AWS nor any other machine, and takes a second. Each mistake is one line with the field, what is wrong
-and how to fix it; all that are found are printed, and the exit status is 2.
+It asks neither AWS nor any other machine, and takes a second. It prints every mistake as one line: the field, what is
+wrong and how to fix it. The exit status is then 2.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = OneLineParser(prog="python -m raytrain.cluster", description="Look for mistakes in a cluster file.")
     commands = parser.add_subparsers(dest="command", required=True)
     check_parser = commands.add_parser("check", help="look for mistakes, without asking any machine")
-    check_parser.add_argument("file", type=Path, help="what ray up will be given, from the same folder")
+    check_parser.add_argument("file", type=Path, help="the file for ray up, from the folder where ray up will run")
     options = parser.parse_args(arguments)
     file = read_file(options.file)
     if mistakes := check(file):

@@ -1,4 +1,8 @@
-"""Environment variables that this package sets for Ray in its own process, each with the reason."""
+"""Environment variables set in this process for Ray and gloo, each with the reason.
+
+Other modules write none, except those that MLflow reads (``tracking/client.py``) and ``RAYTRAIN_PLUGINS``
+(``config/plugins.py``).
+"""
 
 from __future__ import annotations
 
@@ -43,3 +47,9 @@ def set_up_worker_group(gcs_address: str, start_timeout_s: str) -> None:
     # Ray's cleaner of placement groups asks "the" cluster of its host which nodes are alive; with two clusters on one
     # host it gives up, unless it is told which one is its own
     os.environ["RAY_ADDRESS"] = gcs_address
+
+
+def set_up_gloo(interface: str) -> None:
+    """Name gloo's network interface in a worker, unless the user has."""
+    # by itself gloo may take the loopback interface, and then workers on two hosts never meet
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)

@@ -25,31 +25,31 @@ from raytrain.utils.validation import parse_json, validate_type
 HEAD_MEMORY_PER_TRIAL = 0.8 * 2**30
 """Bytes that the small processes of one concurrent trial take on the head: ``benchmarks/head_cost.py`` finds 844 MB."""
 UNLIMITED = 10_000
-"""Nodes of a group whose maximum is not stated."""
+"""Number of nodes of a group whose maximum is not stated."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The nodes that can compute, each as its resources: those that are up and those that may come."""
+    """Nodes of a Ray cluster, each as its resources: those that are up and those that may come."""
 
     up: tuple[dict[str, float], ...]
     possible: tuple[tuple[dict[str, float], int], ...] = ()
-    """Kinds of node that the autoscaler may start, and how many of each there may be in all."""
+    """Node types that the autoscaler may start, and the most nodes of each that may be up at once."""
 
     @property
     def has_gpus(self) -> bool:
-        """Whether there is a GPU, or one can come: what decides the device, wherever the command runs."""
+        """True if a node with a GPU is up or may come: this decides the device, wherever the command runs."""
         nodes = [*self.up, *(node for node, count in self.possible if count > 0)]
         return any(node.get("GPU", 0) > 0 for node in nodes)
 
     @property
     def num_nodes(self) -> int:
-        """The most nodes that may be up at once: beside those that may come, there are those that do not work."""
+        """The most nodes that may be up at once: heads, which do not compute, count beside those that may come."""
         heads = sum(not node.get("CPU") and not node.get("GPU") for node in self.up)
         return max(len(self.up), heads + sum(count for _, count in self.possible))
 
     def total(self, resource: str) -> float:
-        """Return the most of a resource that there may be: on the nodes that are up or on those that may be."""
+        """Return the most that there may be of a resource: on the nodes that are up, or on those that may come."""
         up = sum(node.get(resource, 0.0) for node in self.up)
         return max(up, sum(node.get(resource, 0.0) * count for node, count in self.possible))
 
@@ -66,13 +66,13 @@ class Cluster:
         return max(up, sum(_slots(node, worker_spec) * count for node, count in self.possible))
 
     def admit(self, worker_spec: WorkerSpec, wanted: int | None, head_memory: float) -> int:
-        """Return how many runs of ``worker_spec`` may be under way at once: at most ``wanted``; ``None`` means all.
+        """Return how many runs of ``worker_spec`` may train at once: at most ``wanted``; if None, all that fit.
 
-        A run of one worker has no process on the head, so that ``head_memory`` (bytes) bounds such runs only where
-        the head is the one node there is.
+        A run of one worker has no process on the head. So ``head_memory`` (bytes) bounds such runs only if the head is
+        the only node.
 
         Raises:
-            UserError: not even one fits; the line gives the numbers.
+            UserError: not even one run fits; the line gives the numbers.
         """
         slots = self.worker_slots(worker_spec)
         if slots < worker_spec.workers:
@@ -92,10 +92,10 @@ def _slots(node: dict[str, float], worker_spec: WorkerSpec) -> int:
 
 
 def connect(address: str | None) -> None:
-    """Join the Ray cluster at ``address``, or the one that can be found, or start one on this machine.
+    """Join the Ray cluster at ``address``; if None, the one that Ray finds, or a new one on this machine.
 
     Raises:
-        UserError: there is no cluster at ``address``.
+        UserError: no cluster answers at ``address``.
     """
     settings = storage_environment() | plugin_environment()
     settings |= {name: os.environ[name] for name in ("RAYTRAIN_CPU_LSTM",) if name in os.environ}
@@ -126,7 +126,7 @@ def _check_answers(address: str) -> None:
 
 
 def worker_spec(options: WorkerOptions, cluster: Cluster) -> WorkerSpec:
-    """Return the workers to ask for: with GPUs if the cluster has or may get any, wherever this command runs."""
+    """Return the workers of a run: with GPUs if the cluster has or may get any, wherever this command runs."""
     fewest, most = parse_workers(options.workers)
     gpus = options.gpus_per_worker
     if gpus is None:
@@ -138,16 +138,16 @@ def worker_spec(options: WorkerOptions, cluster: Cluster) -> WorkerSpec:
 
 
 def read_cluster() -> Cluster:
-    """Return what the cluster of this process has, and what its autoscaler may add."""
+    """Return the nodes of the cluster that this process has joined, and those that its autoscaler may add."""
     up = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
     return Cluster(up, _autoscaler_nodes())
 
 
 def _autoscaler_nodes() -> tuple[tuple[dict[str, float], int], ...]:
-    """Return the kinds of node that the autoscaler may start: as stated, as published, or by its own file."""
+    """Return the node types that the autoscaler may start: as the user states, as Ray publishes, or by its file."""
     if stated := stated_types():
         return stated
-    # Ray can publish the config, but its open autoscalers do not
+    # Ray can publish the config, but its open-source autoscalers do not
     config: Any = state.get_cluster_config()
     if config is None:
         return node_types(ray.get_runtime_context().gcs_address)
@@ -155,19 +155,19 @@ def _autoscaler_nodes() -> tuple[tuple[dict[str, float], int], ...]:
     return tuple((dict(group.resources), group.max_count if group.max_count >= 0 else UNLIMITED) for group in groups)
 
 
-STATED = "RAYTRAIN_WORKER_NODES"
-"""Environment variable that states the kinds of worker, first of all: '[{"nodes": 8, "CPU": 7, "GPU": 1}]'."""
+WORKER_NODES = "RAYTRAIN_WORKER_NODES"
+"""Environment variable with the worker types, before any other source: '[{"nodes": 8, "CPU": 7, "GPU": 1}]'."""
 
 
 def node_types(gcs_address: str) -> tuple[tuple[dict[str, float], int], ...]:
-    """Return the kinds of worker, and the most of each, that the autoscaler on this host may start for the cluster.
+    """Return the worker types, and the most of each, that the autoscaler on this host may start for the cluster.
 
-    Empty if none runs here: `ray up` starts it on the head, and what `ray exec` and `ray job submit` run is there, too.
+    Empty if no autoscaler runs here. `ray up` starts it on the head, where `ray exec` and `ray job submit` run, too.
     """
     file = config_file(gcs_address)
     if file is None:
         return ()
-    # `ray up` has filled in what the instances of each type have, and replaces the file whenever it changes anything
+    # `ray up` has filled in the resources of each instance type, and replaces the file whenever it changes anything
     config: dict[str, Any] = yaml.safe_load(file.read_text())
     limit = int(config["max_workers"])
     found = []
@@ -180,30 +180,30 @@ def node_types(gcs_address: str) -> tuple[tuple[dict[str, float], int], ...]:
 
 
 def stated_types() -> tuple[tuple[dict[str, float], int], ...]:
-    """Return the kinds of worker, and the most of each, that the variable ``STATED`` gives; empty without it.
+    """Return the worker types, and the most of each, that the variable ``WORKER_NODES`` gives; empty without it.
 
     Raises:
         UserError: its value is something else.
     """
-    text = os.environ.get(STATED, "").strip()
+    text = os.environ.get(WORKER_NODES, "").strip()
     if not text:
         return ()
     try:
         kinds = validate_type(parse_json(text), list[dict[str, float]], "it")
         found = tuple(({name: kind[name] for name in kind if name != "nodes"}, int(kind["nodes"])) for kind in kinds)
         if any(count < 1 or not resources for resources, count in found):
-            raise ValueError("there must be a node of each kind, and something on it")
+            raise ValueError("each type needs at least one node and one resource")
         if not all(0 <= amount < math.inf for resources, _ in found for amount in resources.values()):
-            raise ValueError("what is on a node must be a number of at least 0")
+            raise ValueError("each resource must be a finite number of at least 0")
         return found
     except (ValueError, KeyError, OverflowError) as error:
-        what = "a kind has no number of nodes" if isinstance(error, KeyError) else error
+        what = "a type has no number of nodes" if isinstance(error, KeyError) else error
         example = '[{"nodes": 8, "CPU": 7, "GPU": 1}]'
-        raise UserError(f"{STATED} is {text[:200]!r}: {what}; write, for example, {example}") from None
+        raise UserError(f"{WORKER_NODES} is {text[:200]!r}: {what}; write, for example, {example}") from None
 
 
 def config_file(gcs_address: str) -> Path | None:
-    """Return the file of the autoscaler that runs on this host for the cluster; ``None`` if none does."""
+    """Return the config file of the autoscaler that runs on this host for the cluster; ``None`` if none runs."""
     wanted, prefix = f"--gcs-address={gcs_address}", "--autoscaling-config="
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

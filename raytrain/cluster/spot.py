@@ -1,10 +1,11 @@
-"""Spot watcher: it sees the end of a spot instance coming and tells Ray, so that runs on it save and leave in time.
+"""Spot watcher: tells Ray that EC2 will take a spot instance, so that the runs on it save and leave in time.
 
     python -m raytrain.spot
     python -m raytrain.spot --address 10.0.0.5:6379 --rebalance
 
-One on each worker node of a cluster on EC2. It asks the instance's metadata service every two seconds; EC2 gives
-notice two minutes before it takes an instance. Elsewhere it says so and ends.
+Run one on each worker node of a cluster on EC2. It asks the instance's metadata service every two seconds; EC2 gives
+notice two minutes before it takes an instance. On a machine without that service it says so and ends, and has not
+imported Ray: so Ray is imported inside functions here.
 """
 
 from __future__ import annotations
@@ -14,13 +15,18 @@ import http.client
 import json
 import logging
 import os
+import socket
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import psutil
+
+from raytrain.config.cli import OneLineParser
 from raytrain.utils.errors import UserError, run_command
 
 ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
@@ -29,10 +35,10 @@ TOKEN_SECONDS = 21600
 """Life of a token: the longest that EC2 gives."""
 REQUEST_TIMEOUT_S = 2.0
 LONGEST_INTERVAL_S = 5.0
-"""Longest time between two questions: EC2 gives two minutes of notice."""
+"""Longest time between two questions: of EC2's two minutes of notice, no more may be lost before Ray is told."""
 TRIES = 3
 """Attempts to reach the metadata service before there is taken to be none."""
-TROUBLES = (OSError, http.client.HTTPException)
+REQUEST_ERRORS = (OSError, http.client.HTTPException)
 """Failures of a request to the metadata service: no connection, no answer in time, a status of an error."""
 _log = logging.getLogger("raytrain.spot")
 
@@ -45,7 +51,7 @@ class Notice:
     at: str
     """The time that it names, as EC2 writes it; empty if it names none."""
     certain: bool
-    """Whether the instance will be taken, or only may be."""
+    """True if the instance will be taken, false if it only may be."""
 
     def __str__(self) -> str:
         return f"{self.what} at {self.at}" if self.at else self.what
@@ -60,19 +66,19 @@ class Notice:
 
 
 class Metadata:
-    """The instance metadata service, version 2: every question carries a token that was asked for before."""
+    """Client of the instance metadata service, version 2, where every request carries a token."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint.rstrip("/")
         self._token: str | None = None
-        # the service answers the instance alone: never by way of a proxy
+        # the service answers only the instance itself: never use a proxy
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def notice(self) -> Notice | None:
-        """Return the end of the instance if it is announced, else the advice to leave it if there is one.
+        """Return the notice of the instance's end; else the recommendation to leave it; ``None`` if there is neither.
 
         Raises:
-            OSError, http.client.HTTPException: the service does not answer, or with an error.
+            OSError, http.client.HTTPException: the service does not answer, or answers with an error.
         """
         if (found := self._read_object("spot/instance-action")) is not None:
             return Notice(f"EC2 will {found.get('action', 'take')} this instance", str(found.get("time", "")), True)
@@ -81,7 +87,11 @@ class Metadata:
         return None
 
     def check(self) -> None:
-        """Get a token; raises as ``notice``."""
+        """Get a token.
+
+        Raises:
+            OSError, http.client.HTTPException: as ``notice``.
+        """
         self._token = self._request("PUT", "api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)})
 
     def _read_object(self, path: str) -> dict[str, object] | None:
@@ -97,7 +107,7 @@ class Metadata:
         return value
 
     def _read(self, path: str) -> str | None:
-        """Return what is at ``path``; ``None`` if there is nothing."""
+        """Return the text at ``path``; ``None`` if there is none."""
         if self._token is None:
             self.check()
         for last in (False, True):
@@ -118,59 +128,59 @@ class Metadata:
 
 
 class Watcher:
-    """Watcher that looks for notices and has each obeyed once; it logs each change once."""
+    """State of the watch: each notice is passed on once, and each change is logged once."""
 
     def __init__(self, metadata: Metadata, rebalance: bool, drain: Callable[[Notice], None]) -> None:
-        """``drain`` tells Ray; if it raises one of ``ray_troubles``, it is called again at the next look."""
+        """``drain`` tells Ray; if it raises one of ``passing_ray_errors``, it is called again at the next look."""
         self._metadata = metadata
         self._rebalance = rebalance
         self._drain = drain
         self._seen: Notice | None = None
-        self._obeyed: Notice | None = None
-        self._troubles: dict[str, str] = {}
+        self._drained: Notice | None = None
+        self._errors: dict[str, str] = {}
 
     def look(self) -> None:
-        """Ask once, and have a notice obeyed."""
+        """Ask the metadata service once; drain the node if there is a new notice."""
         try:
             notice = self._metadata.notice()
-        except TROUBLES as error:
-            # the last word stands: a notice that was given is obeyed whether it can be asked for again or not
-            self._say("the metadata service", f"does not answer: {error}")
+        except REQUEST_ERRORS as error:
+            # the last answer stands: a notice is obeyed even if the service cannot be asked for it again
+            self._log_change("the metadata service", f"does not answer: {error}")
             notice = self._seen
         else:
-            self._say("the metadata service", "")
+            self._log_change("the metadata service", "")
             if notice != self._seen:
                 _log.warning("%s", notice if notice is not None else "EC2 has taken its notice back")
             self._seen = notice
-        if notice is None or notice == self._obeyed or not (notice.certain or self._rebalance):
+        if notice is None or notice == self._drained or not (notice.certain or self._rebalance):
             return
         try:
             self._drain(notice)
-        except ray_troubles() as error:
-            self._say("Ray", f"is not told yet: {error}")
+        except passing_ray_errors() as error:
+            self._log_change("Ray", f"cannot be told yet: {error}")
         else:
-            self._obeyed = notice
+            self._drained = notice
 
-    def _say(self, who: str, trouble: str) -> None:
-        """Log what is wrong when that has changed, and when nothing is wrong any more."""
-        if trouble != self._troubles.get(who, ""):
-            _log.warning("%s %s", who, " ".join(trouble.split()) or "answers again")
-        self._troubles[who] = trouble
+    def _log_change(self, who: str, error_text: str) -> None:
+        """Log an error when it has changed, and when it is over; no text means no error."""
+        if error_text != self._errors.get(who, ""):
+            _log.warning("%s %s", who, " ".join(error_text.split()) or "answers again")
+        self._errors[who] = error_text
 
 
-def ray_troubles() -> tuple[type[Exception], ...]:
-    """Return the errors of Ray that may pass: not up yet, gone for a while, the node not in the cluster yet."""
+def passing_ray_errors() -> tuple[type[Exception], ...]:
+    """Return Ray's errors that may pass: it is not up yet or away for a while, or the node has not joined yet."""
     from ray.exceptions import RayError
 
     return (RayError, ConnectionError, LookupError)
 
 
 def main() -> None:
-    """Watch until the instance ends."""
+    """Watch until the instance is taken."""
     options = read_options()
     logging.basicConfig(format="%(asctime)s raytrain.spot: %(message)s", level=logging.INFO)
     metadata = Metadata(os.environ.get(ENDPOINT) or "http://169.254.169.254")
-    if not is_there(metadata, options.interval):
+    if not has_metadata_service(metadata, options.interval):
         return
 
     def drain_own(notice: Notice) -> None:
@@ -180,11 +190,11 @@ def main() -> None:
         seconds = options.deadline if left is None else min(options.deadline, left)
         for node in own_nodes(options.address, options.node_id):
             drain(options.address, node, str(notice), seconds)
-            _log.warning("node %s is drained: what works on it has %.0f s to save and leave", node, seconds)
+            _log.warning("node %s is drained: its work has %.0f s to save and leave", node, seconds)
 
     try:
-        _log.info("watching for the end of node %s", ", ".join(own_nodes(options.address, options.node_id)))
-    except ray_troubles() as error:
+        _log.info("watching node %s for a preemption notice", ", ".join(own_nodes(options.address, options.node_id)))
+    except passing_ray_errors() as error:
         _log.warning("watching, though Ray does not know this node yet: %s", " ".join(str(error).split()))
     watcher = Watcher(metadata, options.rebalance, drain_own)
     while True:
@@ -198,24 +208,23 @@ def read_options() -> argparse.Namespace:
     Raises:
         UserError: one of them is out of range.
     """
-    from raytrain.config.cli import OneLineParser
-
-    parser = OneLineParser(prog="python -m raytrain.spot", description="Tells Ray of the end of a spot instance.")
+    description = "Tell Ray that EC2 will take this spot instance."
+    parser = OneLineParser(prog="python -m raytrain.spot", description=description)
     parser.add_argument("--address", help="the cluster, as HOST:PORT; default: the one that runs here")
     parser.add_argument("--node-id", help="Ray's id of this node; default: that of each node on this host")
-    parser.add_argument("--deadline", type=float, default=25.0, help="seconds that work has to save and leave")
-    parser.add_argument("--interval", type=float, default=2.0, help="seconds between two questions, at most 5")
-    parser.add_argument("--rebalance", action="store_true", help="leave already when EC2 says that it may take it soon")
+    parser.add_argument("--deadline", type=float, default=25.0, help="seconds that runs have to save and leave")
+    parser.add_argument("--interval", type=float, default=2.0, help="seconds between two requests, at most 5")
+    parser.add_argument("--rebalance", action="store_true", help="leave already on EC2's rebalance recommendation")
     options = parser.parse_args(sys.argv[1:])
     if not 0 < options.interval <= LONGEST_INTERVAL_S:
         raise UserError(f"--interval is {options.interval:g}: must be above 0 and at most {LONGEST_INTERVAL_S:g}")
     if not 0 < options.deadline <= 120:
-        raise UserError(f"--deadline is {options.deadline:g}: must be above 0 and at most 120, all that EC2 gives")
+        raise UserError(f"--deadline is {options.deadline:g}: must be above 0 and at most 120, EC2's notice")
     return options
 
 
-def is_there(metadata: Metadata, pause: float) -> bool:
-    """Return whether there is a metadata service of EC2; log it if there is none."""
+def has_metadata_service(metadata: Metadata, pause: float) -> bool:
+    """Return whether EC2's metadata service is there; log the reason if not."""
     reason: object = None
     for _ in range(TRIES):
         try:
@@ -223,10 +232,10 @@ def is_there(metadata: Metadata, pause: float) -> bool:
             return True
         except urllib.error.HTTPError as error:
             if error.code not in (404, 405, 501):
-                return True  # it may get well
-            reason = error  # another cloud's
+                return True  # an error that may pass
+            reason = error  # the metadata service of another cloud
             break
-        except TROUBLES as error:
+        except REQUEST_ERRORS as error:
             reason = error
             time.sleep(pause)
     _log.info("nothing to watch: no EC2 metadata service at %s (%s)", metadata.endpoint, reason)
@@ -234,16 +243,12 @@ def is_there(metadata: Metadata, pause: float) -> bool:
 
 
 def own_nodes(address: str | None, node_id: str | None) -> list[str]:
-    """Return the ids of the nodes that end with this host: ``node_id``, or all at an address of this host.
+    """Return the ids of the nodes on this host: ``node_id`` if it is in the cluster, or all at this host's addresses.
 
     Raises:
         ConnectionError, ray.exceptions.RayError: no cluster answers.
         LookupError: it has no such node.
     """
-    import socket
-
-    import psutil
-
     from raytrain.cluster.draining import alive_nodes
 
     nodes = alive_nodes(address)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raytrain.cluster.environment import set_up_worker_group
+from raytrain.cluster.environment import set_up_gloo, set_up_worker_group
 from raytrain.cluster.ray_internals import (
     TRAIN_VARIABLES,
     ControllerCallback,
@@ -55,7 +54,7 @@ class WorkerGroup:
         Ray's own files go to the folder ``scratch``.
         """
         self.worker_spec = worker_spec
-        self._serve = worker_loop
+        self._worker_loop = worker_loop
         self._name = name
         self._scratch = scratch
         self._callbacks = callbacks
@@ -105,9 +104,9 @@ class WorkerGroup:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._coordinator = ray.remote(num_cpus=0, scheduling_strategy=here)(Coordinator).remote()
         trainer = WithoutDatasets(
-            self._serve,
+            self._worker_loop,
             train_loop_config={"coordinator": self._coordinator, "on_gpus": self.worker_spec.on_gpus},
-            # Ray Train would choose by what is reserved
+            # by itself Ray Train would choose by whether the workers reserve GPUs
             torch_config=ProcessGroup("nccl" if self.worker_spec.on_gpus else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=(self.worker_spec.workers, self.worker_spec.most)
@@ -118,10 +117,10 @@ class WorkerGroup:
             ),
             run_config=RunConfig(
                 name=self._name,
-                # checkpoints are ours; a place of its own keeps Ray from resuming an attempt in its own way
+                # the loop stores its own checkpoints; a new folder keeps Ray from resuming an earlier attempt
                 storage_path=tempfile.mkdtemp(dir=self._scratch),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
-                callbacks=[*self._callbacks, LastMoments()],
+                callbacks=[*self._callbacks, FailedStartCleanup()],
             ),
         )
         ended: Future[Any] = Future()
@@ -132,7 +131,7 @@ class WorkerGroup:
             except BaseException as error:
                 ended.set_exception(error)
 
-        # not a pool's thread: this process may end while the worker group exists
+        # a daemon, unlike a pool's threads: this process may end while the worker group exists
         threading.Thread(target=fit, name="worker-group", daemon=True).start()
         self._fit = ended
 
@@ -146,7 +145,7 @@ class WorkerGroup:
         try:
             return ray.get(answer)
         except RayActorError:
-            self._fit.result()  # without a coordinator they end at their next evaluation, and free their resources
+            self._fit.result()  # without a coordinator the workers end at their next evaluation, and free resources
             raise
 
 
@@ -157,7 +156,7 @@ class WithoutDatasets(TorchTrainer):
         return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
 
-class LastMoments(WorkerGroupCallback, ControllerCallback):
+class FailedStartCleanup(WorkerGroupCallback, ControllerCallback):
     """Shuts down a worker group whose worker died in the last moment of its start; runs in Ray Train's controller.
 
     The controller does not know of such a group: it ends without freeing its placement group, which then lives as long
@@ -179,9 +178,6 @@ class LastMoments(WorkerGroupCallback, ControllerCallback):
     async def before_controller_shutdown(self) -> None:
         if self._group is not None:
             self._group.shutdown()
-
-
-GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
 class ProcessGroup(TorchConfig):
@@ -206,7 +202,7 @@ def _name_interface() -> None:
     """Tell gloo in this worker which network interface to use, unless the user has."""
     interface = interface_of(ray.util.get_node_ip_address())
     if interface is not None:
-        os.environ.setdefault(GLOO_INTERFACE, interface)
+        set_up_gloo(interface)
 
 
 def interface_of(address: str) -> str | None:

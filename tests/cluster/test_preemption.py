@@ -68,7 +68,7 @@ def watch(nodes: Nodes, metadata_server: MetadataServer, tmp_path: Path) -> Iter
             watchers.append(
                 subprocess.Popen([sys.executable, "-m", "raytrain.spot", *options], env=environment, stderr=file)
             )
-        wait_for(lambda: "watching for the end of node" in said.read_text(), 120, "the watcher")
+        wait_for(lambda: "for a preemption notice" in said.read_text(), 120, "the watcher")
         return said
 
     yield start

@@ -1,4 +1,4 @@
-"""Rules for AWS: region and zones, images, profiles, ports, disks, GPUs, spot instances, numbers of nodes."""
+"""Rules for AWS: region and zones, images, profiles, ports, disks, GPUs, spot instances, number of nodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raytrain.cluster.check.file import TEXT, WHOLE, ClusterFile, at
 from raytrain.cluster.check.provider import Provider
 
 LEAST_DISK_GIB = 100
-"""The image's toolkits take about 50 GB and the packages 6."""
+"""Smallest system disk: the image's toolkits take about 50 GB and the packages 6 GB."""
 ARM = re.compile(r"[a-z]+\d+g[a-z]*\.|a1\.")
 """Instance types with AWS's own processors."""
 GPUS = {
@@ -29,9 +29,7 @@ GPUS = {
     for family in families.split()
     for size in sizes.split()
 }
-"""GPUs of the common instance types; for others, the file is believed."""
-
-
+"""Number of GPUs of the common instance types; for others, the number in the file is taken as it is."""
 SECRETS = {
     "an AWS access key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
     "an AWS secret key": r"(?i)aws_?secret_?access_?key['\"]?\s*[:=]\s*['\"]?[^\s'\"$]",
@@ -48,7 +46,7 @@ SCHEMA = {
 
 
 def aws_mistakes(file: ClusterFile) -> Iterator[str]:
-    """Yield the mistakes of a cluster on AWS."""
+    """Yield the mistakes of a file for AWS."""
     yield from _region(file)
     if not file.types:
         yield "available_node_types: missing, and Ray's default is one m5.large; describe the head and the workers"

@@ -25,7 +25,7 @@ def command_mistakes(file: ClusterFile, spot_types: list[str]) -> Iterator[str]:
     spot = [name for name in file.workers if name in spot_types]
     if spot and not any("raytrain.spot" in command for command in file.commands("worker_start_ray_commands")):
         yield (
-            f"worker_start_ray_commands: nothing tells Ray when EC2 takes a node of {spot[0]}; "
+            f"worker_start_ray_commands: nothing tells Ray that a spot node of {spot[0]} will be taken away; "
             "add python -m raytrain.spot after ray start, as docs/reliability.md says"
         )
 
@@ -64,7 +64,7 @@ def _versions(file: ClusterFile) -> Iterator[str]:
 
 
 def _pins(file: ClusterFile, commands: list[str], mistakes: list[str]) -> dict[str, str]:
-    """Package -> version of all that ``commands`` install, and Python's; what is not exact joins ``mistakes``."""
+    """Return package -> version of all that ``commands`` install, and of Python; add inexact ones to ``mistakes``."""
     pins = {}
     for command in commands:
         for python in re.findall(r"python(3\.\d+)(?:\s+-m\s+venv|-venv)", command):
@@ -79,7 +79,7 @@ def _pins(file: ClusterFile, commands: list[str], mistakes: list[str]) -> dict[s
 
 
 def _requirements(file: ClusterFile, words: str, mistakes: list[str]) -> list[str]:
-    """Return what the arguments of a ``pip install`` ask for, its files read."""
+    """Return the requirements in the arguments of a ``pip install``, those of its requirement files included."""
     try:
         arguments = iter(shlex.split(words))
     except ValueError as error:
@@ -115,7 +115,7 @@ def _storage(file: ClusterFile) -> Iterator[str]:
 def _ray(file: ClusterFile) -> Iterator[str]:
     heads = [command for command in file.commands("head_start_ray_commands") if "ray start" in command]
     if not heads or "--head" not in heads[0]:
-        yield "head_start_ray_commands: no ray start --head, and Ray's own opens the dashboard to all; write one"
+        yield "head_start_ray_commands: no ray start --head, and Ray's default opens the dashboard to all; write one"
         return
     if "--autoscaling-config=~/ray_bootstrap_config.yaml" not in heads[0]:
         yield "head_start_ray_commands: no worker would start; add --autoscaling-config=~/ray_bootstrap_config.yaml"
@@ -139,7 +139,7 @@ def _mlflow(file: ClusterFile) -> Iterator[str]:
         for host in re.findall(r"(?:--host|-h)[= ]+(\S+)", command):
             if not is_private(host):
                 yield (
-                    f"head_start_ray_commands: MLflow asks nobody for a password, and --host {host} lets all in; "
+                    f"head_start_ray_commands: MLflow asks no one for a password, and --host {host} lets everyone in; "
                     "give the head's private address"
                 )
         if "mlflow server" in command and ("--backend-store-uri" not in command or "sqlite:" in command):
@@ -150,7 +150,7 @@ def _mlflow(file: ClusterFile) -> Iterator[str]:
 
 
 def is_private(host: str) -> bool:
-    """Return whether ``host`` is an address of one private network; what a shell is yet to fill in counts as one."""
+    """Return whether ``host`` is an address of one private network; a shell variable counts as one."""
     host = host.strip("'\"")
     if host.startswith("$") or host == "localhost":
         return True

@@ -24,14 +24,19 @@ SECRETS = {
 
 
 def common_mistakes(file: ClusterFile, secrets: Mapping[str, str]) -> Iterator[str]:
-    """Yield the mistakes of any cluster file; ``secrets`` are the provider's own, as patterns."""
+    """Yield the mistakes that any cluster file may have.
+
+    Args:
+        file: the cluster file.
+        secrets: secrets of the provider: name -> pattern.
+    """
     yield from _placeholders(file.config, "")
     yield from _secrets(file, {**SECRETS, **secrets})
     yield from _shipped(file)
     yield from _token(file)
     key = at(file.config, "auth", "ssh_private_key")
     if key is not None and not os.path.isfile(expanded(key)):
-        yield f"auth.ssh_private_key: there is no {key} here; correct it, or leave it out on AWS and Ray makes a pair"
+        yield f"auth.ssh_private_key: there is no {key} here; correct it; on AWS, Ray makes a pair if it is left out"
     idle = file.config.get("idle_timeout_minutes", 5)
     if not idle > 0:
         yield f"idle_timeout_minutes: {idle} ends workers between two trials; give minutes above 0, such as 5"
@@ -52,7 +57,7 @@ def _secrets(file: ClusterFile, secrets: dict[str, str]) -> Iterator[str]:
     for number, line in enumerate(file.text.splitlines(), 1):
         for what, pattern in secrets.items():
             if re.search(pattern, line):
-                # not repeated here: terminals and logs keep what is printed
+                # the secret itself is not printed: terminals and logs would keep it
                 yield (
                     f"{file.path}, line {number}: holds {what}, and every node keeps a copy of this file; take it out "
                     "and use the instance profiles, or a file that file_mounts ships"
@@ -78,7 +83,7 @@ def _token(file: ClusterFile) -> Iterator[str]:
     modes = re.findall(r"RAY_AUTH_MODE=(\w+)", file.text)
     if "RAY_AUTH_MODE=token" not in commands or set(modes) != {"token"}:
         yield (
-            "setup_commands: without RAY_AUTH_MODE=token whoever reaches a port of Ray runs what they like; "
+            "setup_commands: without RAY_AUTH_MODE=token anyone who reaches a port of Ray can run code; "
             "export it on every node, and no other mode"
         )
     if file.mounts.get(TOKEN) is None:

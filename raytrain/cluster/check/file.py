@@ -1,4 +1,4 @@
-"""A cluster file as it is read: its text, what YAML makes of it, and what Ray's own schema says."""
+"""Cluster file as it is read: its text, its YAML, and the check by Ray's own schema."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from raytrain.utils.files import expanded
 from raytrain.utils.validation import check_nesting
 
 MOST_VALUES = 100_000
-"""In a cluster file; one with more refers to itself, or to what does so a few times over."""
+"""Limit on the values of a cluster file. One with more nests YAML aliases, which multiply as they are expanded."""
 TEXT, WHOLE = {"type": "string"}, {"type": "integer"}
 OPEN = {"properties": {"min_workers": WHOLE, "file_mounts": {"additionalProperties": TEXT}}}
-"""JSON schema of the fields that rules for every provider read and Ray's schema leaves open."""
+"""JSON schema of the fields that the rules for every provider read and Ray's schema leaves open."""
 
 
 @dataclass(frozen=True)
 class ClusterFile:
-    """The file, parsed but not yet checked."""
+    """Cluster file, parsed but not yet checked."""
 
     path: Path
     text: str
@@ -30,12 +30,12 @@ class ClusterFile:
 
     @property
     def provider(self) -> str:
-        """The kind of provider, empty where none is named."""
+        """The type of provider; empty if none is named."""
         return str(at(self.config, "provider", "type") or "")
 
     @property
     def head(self) -> dict[str, Any]:
-        """The head's node type; empty where there is none."""
+        """The head's node type; empty if there is none."""
         return self.types.get(str(self.config.get("head_node_type")), {})
 
     @property
@@ -45,7 +45,7 @@ class ClusterFile:
 
     @property
     def workers(self) -> dict[str, dict[str, Any]]:
-        """The node types that are not the head's."""
+        """The node types by name, without the head's."""
         return {name: kind for name, kind in self.types.items() if name != self.config.get("head_node_type")}
 
     def commands(self, *sections: str) -> list[str]:
@@ -54,11 +54,11 @@ class ClusterFile:
 
     @property
     def mounts(self) -> dict[str, str]:
-        """Path on the nodes -> path here."""
+        """The shipped files and folders: path on the nodes -> path on this machine."""
         return {str(remote): str(local) for remote, local in (self.config.get("file_mounts") or {}).items()}
 
     def local_path(self, remote: str) -> Path | None:
-        """Return the file here that stands at ``remote`` on the nodes, if it is shipped."""
+        """Return the file of this machine that is shipped to ``remote`` on the nodes; ``None`` if none is."""
         for target, source in self.mounts.items():
             if remote == target or remote.startswith(f"{target.rstrip('/')}/"):
                 return expanded(source) / remote[len(target) :].strip("/")
@@ -66,7 +66,7 @@ class ClusterFile:
 
 
 def at(value: Any, *path: str) -> Any:
-    """Return what is at ``path`` in nested mappings, ``None`` where nothing is."""
+    """Return the value at ``path`` in nested mappings; ``None`` if there is none."""
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
     return value
@@ -76,12 +76,12 @@ def read_file(path: Path) -> ClusterFile:
     """Read a cluster file.
 
     Raises:
-        UserError: it cannot be read, is no YAML, or no mapping, or says something twice.
+        UserError: it cannot be read, is not YAML, is not a mapping, gives a key twice, or has a key that is not text.
     """
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses a key that is given twice, of which YAML silently takes the last, and one that is no text."""
+        """YAML loader that refuses a key that is not text, or given twice: YAML would silently take the last."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -91,7 +91,7 @@ def read_file(path: Path) -> ClusterFile:
             mapping = super().construct_mapping(node, deep)
             for name in mapping:
                 if not isinstance(name, str):
-                    raise UserError(f"{path}, line {node.start_mark.line + 1}: the name {name} is no text; quote it")
+                    raise UserError(f"{path}, line {node.start_mark.line + 1}: the name {name} is not text; quote it")
             return mapping
 
     try:
@@ -101,7 +101,7 @@ def read_file(path: Path) -> ClusterFile:
         check_nesting(config, MOST_VALUES)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that cannot be
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date or number
         raise UserError(f"{path} is not YAML: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a cluster file: it must be a mapping with cluster_name and provider")
@@ -114,7 +114,7 @@ def schema_mistakes(
     """Yield what Ray's own schema refuses, and values of another type than the rules here expect.
 
     Args:
-        schema_of_provider: what the provider's rules read of what Ray's schema leaves open.
+        schema_of_provider: JSON schema of the fields that the provider's rules read and Ray's schema leaves open.
         ignored: fields that Ray removes before it checks the file.
     """
     import jsonschema

@@ -13,7 +13,7 @@ from raytrain.cluster.check.provider import Provider
 
 
 def onprem_mistakes(file: ClusterFile) -> Iterator[str]:
-    """Yield the mistakes in the list of machines and the way to them."""
+    """Yield the mistakes in the list of machines and in how they are reached."""
     head, workers = at(file.config, "provider", "head_ip"), at(file.config, "provider", "worker_ips")
     if not head or not workers:
         yield "provider: head_ip and worker_ips are needed; write the machines' private addresses"
@@ -31,7 +31,7 @@ def onprem_mistakes(file: ClusterFile) -> Iterator[str]:
             yield f"provider: {address} is a public address, and Ray listens on it; write the private one"
     least, most = file.config.get("min_workers", len(workers)), file.config.get("max_workers", len(workers))
     if not 0 <= least <= most:
-        yield f"min_workers: {least} is more than max_workers, {most}; correct one of them"
+        yield f"min_workers: {least} is below 0 or more than max_workers, {most}; correct one of them"
     if most != len(workers):
         yield f"max_workers: {most}, but there are {len(workers)} worker_ips; write {len(workers)}"
     if file.types:

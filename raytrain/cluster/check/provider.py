@@ -1,4 +1,4 @@
-"""Providers: the rules for one kind of machines that ``ray up`` starts, as ``provider.type`` names it."""
+"""Provider: the rules for one ``provider.type`` of the machines that ``ray up`` starts Ray on."""
 
 from __future__ import annotations
 
@@ -24,4 +24,4 @@ class Provider:
     ignored: tuple[str, ...] = ()
     """Fields that Ray removes before it checks the file."""
     secrets: Mapping[str, str] = field(default_factory=dict)
-    """Secrets of the provider: what they are -> pattern."""
+    """Secrets of the provider that must not be in the file: name -> pattern."""

@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 import raytrain
 from raytrain.cluster import ray_internals
@@ -25,6 +30,7 @@ ATTRIBUTES = {
     "TUNE_VARIABLES": ("difference_update",),
 }
 PARAMETERS = {
+    "is_preempted_actor": ("error",),
     "put_value": ("key", "value"),
     "get_value": ("key",),
     "delete_value": ("key",),
@@ -54,6 +60,28 @@ def test_the_client_has_the_calls_that_draining_makes() -> None:
         assert hasattr(inner, call), f"Ray {ray.__version__}: {inner} has no {call}"
 
 
+def test_ray_train_still_calls_what_this_package_overrides() -> None:
+    """A method that Ray has renamed would no longer be called, without a word."""
+    trainer, controller = inspect.getsource(DataParallelTrainer), ray_internals.ControllerCallback
+    broken = f"Ray {ray.__version__} has changed what worker_group.py overrides"
+    assert "self._create_default_callbacks()" in trainer, f"{broken}: datasets are no longer left out"
+    assert inspect.iscoroutinefunction(controller.before_controller_shutdown), f"{broken}: it is no coroutine"
+    assert issubclass(TorchTrainer, DataParallelTrainer), broken
+    parameters = list(inspect.signature(ray_internals.TorchBackend.on_start).parameters)
+    assert parameters == ["self", "worker_group", "backend_config"], f"{broken}: on_start takes {parameters}"
+
+
+def test_the_errors_of_a_worker_group_still_have_their_causes() -> None:
+    """The supervisor reads these attributes, and takes the error itself for the cause if there is none."""
+    for error, attribute in (
+        (WorkerGroupError("lost", {0: ValueError()}), "worker_failures"),
+        (ControllerError(ValueError()), "controller_failure"),
+        (WorkerHealthCheckFailedError("lost", ValueError()), "health_check_failure"),
+        (RayActorError(), "preempted"),
+    ):
+        assert hasattr(error, attribute), f"Ray {ray.__version__}: {type(error)} has no {attribute}"
+
+
 def test_every_name_is_listed_once() -> None:
     assert sorted(ray_internals.__all__) == sorted(PRIVATE)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
@@ -69,7 +97,8 @@ def is_private(module: str, name: str) -> bool:
     )
 
 
-def test_no_other_module_imports_private_parts_of_ray() -> None:
+def test_no_other_module_uses_private_parts_of_ray() -> None:
+    """Neither by an import nor as an attribute, such as ``ray._private``."""
     found = []
     for path in ROOT.rglob("*.py"):
         if path.name == "ray_internals.py":
@@ -79,6 +108,8 @@ def test_no_other_module_imports_private_parts_of_ray() -> None:
                 names = [(node.module or "", alias.name) for alias in node.names]
             elif isinstance(node, ast.Import):
                 names = [(alias.name, "") for alias in node.names]
+            elif isinstance(node, ast.Attribute):
+                names = [(ast.unparse(node), "")] if node.attr.startswith("_") else []
             else:
                 continue
             found += [f"{path.relative_to(ROOT)}:{node.lineno} {'.'.join(n)}" for n in names if is_private(*n)]

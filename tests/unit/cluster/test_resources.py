@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from raytrain.cluster.resources import HEAD_MEMORY_PER_TRIAL, STATED, Cluster, node_types, stated_types, worker_spec
+from raytrain.cluster.resources import (
+    HEAD_MEMORY_PER_TRIAL,
+    WORKER_NODES,
+    Cluster,
+    node_types,
+    stated_types,
+    worker_spec,
+)
 from raytrain.config.workers import WorkerSpec
 from raytrain.search.options import SearchOptions
 from raytrain.training.options import TrainOptions
@@ -60,7 +67,7 @@ def test_what_the_autoscaler_may_add_counts() -> None:
     assert cluster.admit(WorkerSpec(1, 1, 0.25), None, PLENTY) == 32
 
 
-def test_the_head_bounds_gangs_and_not_trials_that_have_no_process_there() -> None:
+def test_the_head_bounds_worker_groups_and_not_trials_that_have_no_process_there() -> None:
     nodes = ({"CPU": 8.0, "GPU": 8.0},) * 8
     for cluster in (Cluster(({"CPU": 0.0}, *nodes)), Cluster(({"CPU": 0.0},), ((nodes[0], 8),))):
         assert cluster.admit(WorkerSpec(1, 1, 1), None, 3.5 * HEAD_MEMORY_PER_TRIAL) == 64
@@ -75,7 +82,7 @@ def test_who_only_reserves_gpus_computes_on_the_cpu() -> None:
     assert str(WorkerSpec(2, 1, 0.5, device="cpu")) == "2 x (1 CPU and 0.5 GPU)"  # NCCL is not asked
 
 
-def test_gangs_that_make_no_sense_are_refused() -> None:
+def test_worker_specs_that_make_no_sense_are_refused() -> None:
     with pytest.raises(UserError, match="cannot share a GPU"):
         WorkerSpec(2, 1, 0.5)
     with pytest.raises(UserError, match="at least one"):
@@ -121,9 +128,9 @@ print(json.dumps([before.has_gpus, after.has_gpus, after.admit(WorkerSpec(1, 1, 
 
 def test_what_may_be_added_can_be_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     """As docs/kuberay.yaml does: its autoscaler leaves no file where a search could read it."""
-    monkeypatch.setenv(STATED, '[{"nodes": 8, "CPU": 7, "GPU": 1}, {"nodes": 1, "CPU": 16}]')
+    monkeypatch.setenv(WORKER_NODES, '[{"nodes": 8, "CPU": 7, "GPU": 1}, {"nodes": 1, "CPU": 16}]')
     assert stated_types() == (({"CPU": 7.0, "GPU": 1.0}, 8), ({"CPU": 16.0}, 1))
-    monkeypatch.delenv(STATED)
+    monkeypatch.delenv(WORKER_NODES)
     assert stated_types() == ()
 
 
@@ -131,20 +138,20 @@ def test_what_may_be_added_can_be_stated(monkeypatch: pytest.MonkeyPatch) -> Non
     ("text", "expected"),
     [
         ("8", "it is 8: must be a list"),
-        ('[{"CPU": 7}]', "a kind has no number of nodes"),
-        ('[{"nodes": 0, "CPU": 7}]', "there must be a node of each kind"),
-        ('[{"nodes": 8}]', "something on it"),
+        ('[{"CPU": 7}]', "a type has no number of nodes"),
+        ('[{"nodes": 0, "CPU": 7}]', "each type needs at least one node"),
+        ('[{"nodes": 8}]', "and one resource"),
         ('[{"nodes": 1e999, "CPU": 1}]', "cannot convert float infinity"),
-        ('[{"nodes": 2, "CPU": 1e999}]', "must be a number of at least 0"),
-        ('[{"nodes": 2, "CPU": NaN}]', "must be a number of at least 0"),
-        ('[{"nodes": 2, "GPU": -1}]', "must be a number of at least 0"),
+        ('[{"nodes": 2, "CPU": 1e999}]', "each resource must be a finite number of at least 0"),
+        ('[{"nodes": 2, "CPU": NaN}]', "each resource must be a finite number of at least 0"),
+        ('[{"nodes": 2, "GPU": -1}]', "each resource must be a finite number of at least 0"),
         ('[{"nodes": "x", "CPU": 7}]', "must be a number"),
         ("8 x GPU", "Expecting value|Extra data"),
     ],
 )
 def test_what_is_stated_wrongly_is_refused(text: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(STATED, text)
-    with pytest.raises(UserError, match=f"{STATED} is .*(?:{expected}).*; write, "):
+    monkeypatch.setenv(WORKER_NODES, text)
+    with pytest.raises(UserError, match=f"{WORKER_NODES} is .*(?:{expected}).*; write, "):
         stated_types()
 
 

@@ -119,7 +119,7 @@ def test_a_notice_is_obeyed_when_ray_is_back_even_if_the_service_has_gone(
         watcher.look()
     assert len(drained.notices) == 1
     assert [message for message in caplog.messages if message.startswith("Ray ")] == [
-        "Ray is not told yet: the GCS is away"
+        "Ray cannot be told yet: the GCS is away"
     ]
 
 

@@ -81,19 +81,19 @@ def test_no_more_is_admitted_than_fits(
     count: int,
     worker_spec: WorkerSpec,
     wanted: int | None,
-    gangs_in_memory: float,
+    groups_in_memory: float,
 ) -> None:
     cluster = Cluster(tuple(up), tuple((kind, count) for kind in kinds))
     most = max(placed(up, worker_spec), placed([kind for kind in kinds for _ in range(count)], worker_spec))
     try:
-        runs = cluster.admit(worker_spec, wanted, gangs_in_memory * HEAD_MEMORY_PER_TRIAL)
+        runs = cluster.admit(worker_spec, wanted, groups_in_memory * HEAD_MEMORY_PER_TRIAL)
     except UserError:
         assert most < worker_spec.workers
         return
     assert 1 <= runs <= (wanted or UNLIMITED)
     assert runs * worker_spec.workers <= most
     if worker_spec.workers > 1:
-        assert runs <= max(1, gangs_in_memory)
+        assert runs <= max(1, groups_in_memory)
 
 
 # --------------------------------------------------------------------------------------------- dry runs
@@ -146,7 +146,7 @@ def dry_run(
             40,
             "80 of 384 CPUs (0 CPUs online); the memory of this machine carries no more",
         ),
-        # 40 gangs fit into the head's memory, but 24 workers with 5 GPUs never fit on 8 nodes with 8
+        # 40 worker groups fit into the head's memory, but 24 workers with 5 GPUs never fit on 8 nodes with 8
         (64, ["--num-samples", "9", "--gpus-per-worker", "5", "--workers-per-trial", "2"], 4, "8 of 384 CPUs and 40"),
         (64, ["--num-samples", "128", "--gpus-per-worker", "0.5"], 128, "128 of 384 CPUs and 64 of 64 GPUs"),
         (64, ["--num-samples", "128", "--workers-per-trial", "1", "--max-concurrent", "5"], 5, "5 of 384 CPUs"),

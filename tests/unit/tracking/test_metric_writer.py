@@ -66,7 +66,7 @@ def test_a_writer_that_was_given_up_and_comes_back_repeats_nothing(
     for step in (4, 5, 6):
         old.log(step, {"loss": step}, timestamp_ms=step)
     time.sleep(0.3)  # its host is off the network
-    # another gang has gone on from step 3
+    # another worker group has resumed from step 3
     new = MetricWriter(run.uri, run.run_id, interval_s=60)
     new.log(4, {"loss": 4}, timestamp_ms=104)
     assert new.flush(20)

@@ -114,7 +114,7 @@ def test_an_error_that_may_not_come_back_is_left_to_those_who_start_the_run_agai
     for error in (StorageError("away"), RuntimeError("connection closed by peer")):
         with pytest.raises(type(error)):
             failing(error)
-    # another worker of the gang may be waiting for this one
+    # another worker of the group may be waiting for this one
     with pytest.raises(ValueError, match="only here"):
         failing(ValueError("only here"), World(rank=1, size=2))
     assert not (tmp_path / OUTCOME).exists()
@@ -138,7 +138,7 @@ def test_metrics_of_a_checkpoint_that_are_none_end_the_run_by_one_line(record: l
 
 
 class Dying:
-    """Takes the place of a gang: each of its runs ends as scripted, and may have completed a checkpoint before."""
+    """Stands in for a worker group: each of its runs ends as scripted, and may have completed a checkpoint before."""
 
     def __init__(self, location: Path, *ends: tuple[Exception | None, int | None]) -> None:
         self.location, self.ends = location, list(ends)
@@ -187,7 +187,7 @@ def test_a_run_outlives_as_many_deaths_as_come_while_it_gets_on(tmp_path: Path) 
     assert outlive(tmp_path, *deaths, (None, None)) == {"early_stopped": "as scripted"}
 
 
-def test_a_gang_that_dies_while_the_storage_is_away_is_followed_by_another(
+def test_a_worker_group_that_dies_while_the_storage_is_away_is_followed_by_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the S3 server that was killed at the end of a trial: what failed first is not all that fails."""
