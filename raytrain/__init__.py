@@ -16,6 +16,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from raytrain.cluster.environment import set_up_imports
+
 if TYPE_CHECKING:
     from raytrain.api import SearchResult, train, tune
     from raytrain.config.schema import RunConfig
@@ -48,6 +50,8 @@ _HOMES = {
     "train": "raytrain.api",
     "tune": "raytrain.api",
 }
+
+set_up_imports()
 
 
 def __getattr__(name: str) -> Any:

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-# before any test starts a process: one thread each, no telemetry, no network services
+# before any test starts a process: one thread each, no network services
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from raytrain.config.models import ByteLstmConfig, HybridConfig, LstmVaeConfig
 from raytrain.config.schema import RunConfig

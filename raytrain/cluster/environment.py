@@ -1,6 +1,6 @@
-"""Environment variables set in this process for Ray and gloo, each with the reason.
+"""Environment variables set in this process for Ray, gloo and MLflow's import, each with the reason.
 
-Other modules write none, except those that MLflow reads (``tracking/client.py``) and ``RAYTRAIN_PLUGINS``
+Other modules write none, except those that MLflow's client reads (``tracking/client.py``) and ``RAYTRAIN_PLUGINS``
 (``config/plugins.py``).
 """
 
@@ -10,6 +10,12 @@ import os
 
 TUNE_THREAD_TIMEOUT_S = "600"
 """Time that a stopped trial has to upload its last checkpoint before the next one begins in its process."""
+
+
+def set_up_imports() -> None:
+    """Set what libraries read when they are imported; ``import raytrain`` calls this before any of them can be."""
+    # MLflow reports its use to its makers otherwise, and writes an identity for that into the home folder
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 def set_up_join() -> None:

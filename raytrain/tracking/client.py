@@ -137,8 +137,7 @@ def ui_hint(uri: str, experiment_id: str, run_id: str | None = None) -> str:
 
 @functools.lru_cache(maxsize=8)
 def connect(uri: str) -> MlflowClient:
-    """Return a client of the store at ``uri``; the first one of a process imports MLflow."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    """Return a client of the store at ``uri``; the first one of a process sets what MLflow's client reads."""
     # MLflow's own retries would send a create_run again whose answer was lost, and sleep up to minutes
     # after the server is back. `retry_tracking` and MetricWriter retry instead.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

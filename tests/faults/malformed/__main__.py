@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import tests.conftest  # noqa: F401  (one thread each, no telemetry)
+import tests.conftest  # noqa: F401  (one thread each)
 from tests.faults.malformed.run import run, shares, table
 
 

@@ -39,6 +39,22 @@ def test_importing_the_package_does_not_import_mlflow() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize(
+    "module", ["raytrain.tracking.client", "raytrain.search.registry", "raytrain.runs.pyfunc_model"]
+)
+def test_mlflow_reports_nothing_to_its_makers(module: str, tmp_path: Path) -> None:
+    """It asks for the variable when it is imported; only a process of its own shows what a command does."""
+    code = (
+        f"import importlib; importlib.import_module({module!r})\n"
+        "from mlflow.telemetry import get_telemetry_client\n"
+        "assert get_telemetry_client() is None\n"
+    )
+    unset = ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "CI", "PYTEST_CURRENT_TEST", "GITHUB_ACTIONS")
+    environment = {name: value for name, value in os.environ.items() if name not in unset} | {"HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and "mlflow" in str(path).lower()]
+
+
 # ---------------------------------------------------------------------------------------- runs and identities
 
 
