@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import Any
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from raytrain.analysis.evaluation import Task, Totals, evaluate
+from raytrain.analysis.options import EvaluateOptions
 from raytrain.analysis.text_metrics import text_metrics
 from raytrain.cluster.resources import connect, read_cluster
 from raytrain.config.schema import from_dict
@@ -35,62 +35,38 @@ from raytrain.tracking.queries import CORPUS
 from raytrain.tracking.runs import Run
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """A request to measure a trained model."""
-
-    checkpoint: str
-    """Reference of the model."""
-    split: str = "valid"
-    data: str | None = None
-    """Source of another corpus than the one of training."""
-    data_path: str | None = None
-    data_field: str | None = None
-    evaluate_samples: int = 1024
-    """Samples of the split, evenly spaced; 0 takes all."""
-    iw_draws: int = 100
-    """Draws of z for each importance-weighted estimate."""
-    num_texts: int = 256
-    """Texts to draw from the model, and to take from the split beside them; 0 leaves this out."""
-    seed: int = 0
-    storage: str | None = None
-    workers: int = 1
-    """Ray tasks that share the samples; 1 computes in this process."""
-    address: str | None = None
-
-
-def measure(request: Measurement) -> tuple[dict[str, Any], ResolvedModel]:
+def measure(options: EvaluateOptions) -> tuple[dict[str, Any], ResolvedModel]:
     """Measure a model on a split and the texts that it writes; return the result as JSON, and the model's origin.
 
     Raises:
         UserError: there is no such model, split, corpus or cluster.
     """
-    found = resolve(request.checkpoint)
+    found = resolve(options.checkpoint)
     stored = found.stored
     config = from_dict(stored.config)
-    storage = open_storage_root(request.storage)
-    corpus = corpus_of(stored, storage, request.data, request.data_path, request.data_field)
-    samples = request.evaluate_samples or None
-    task = Task(stored.config, address(corpus, storage), request.split, samples, request.iw_draws)
+    storage = open_storage_root(options.storage)
+    corpus = corpus_of(stored, storage, options.data, options.data_path, options.data_field)
+    samples = options.evaluate_samples or None
+    task = Task(stored.config, address(corpus, storage), options.split, samples, options.iw_draws)
     batches = task.batches()
     model = from_checkpoint(stored)
 
     began = time.perf_counter()
-    if request.workers == 1:
+    if options.workers == 1:
         totals = evaluate_here(model, task, batches)
     else:
         if storage.folder is None:
             publish(corpus, storage)
-        totals = evaluate_on_cluster(task, stored.tensors("model"), request)
+        totals = evaluate_on_cluster(task, stored.tensors("model"), options)
     result: dict[str, Any] = {
         "checkpoint": stored.uri,
         "step": stored.step,
         "model": config.model_name,
         "corpus": {"name": corpus.name, "digest": corpus.digest},
-        "split": request.split,
+        "split": options.split,
         "over_long_left_out": batches.samples.too_long,
         "metrics": totals.metrics(model),
-        "texts": measure_texts(request, model, corpus, batches),
+        "texts": measure_texts(options, model, corpus, batches),
         "seconds": time.perf_counter() - began,
     }
     return result, found
@@ -104,34 +80,34 @@ def evaluate_here(model: Model, task: Task, batches: EvaluationBatches) -> Total
         return evaluate(model, batches, task.iw_samples, advance=lambda done: progress.advance(bar, done))
 
 
-def evaluate_on_cluster(task: Task, tensors: dict[str, Any], request: Measurement) -> Totals:
-    """Measure in ``request.workers`` tasks on a Ray cluster; sums are taken in the order of their shares.
+def evaluate_on_cluster(task: Task, tensors: dict[str, Any], options: EvaluateOptions) -> Totals:
+    """Measure in ``options.workers`` tasks on a Ray cluster; sums are taken in the order of their shares.
 
     Raises:
         UserError: there is no such cluster, or a task fits on none of its nodes.
     """
-    connect(request.address)
+    connect(options.address)
     cluster = read_cluster()
     nodes = [*cluster.up, *(node for node, count in cluster.possible if count > 0)]
     cpus, gpus = 1.0, 1.0 if cluster.has_gpus else 0.0
     if not cluster.has_gpus:
-        cpus = max(1.0, min(cluster.total("CPU") // request.workers, max(node.get("CPU", 0.0) for node in nodes)))
+        cpus = max(1.0, min(cluster.total("CPU") // options.workers, max(node.get("CPU", 0.0) for node in nodes)))
     cluster.admit(WorkerSpec(1, cpus, gpus), 1, head_memory=float("inf"))
     device = "cuda" if gpus else "cpu"
     share = ray.remote(num_cpus=cpus, num_gpus=gpus)(type(task).share)
     weights = ray.put(tensors)
-    parts = [share.remote(task, weights, rank, request.workers, cpus, device) for rank in range(request.workers)]
+    parts = [share.remote(task, weights, rank, options.workers, cpus, device) for rank in range(options.workers)]
     return reduce(add, ray.get(parts))
 
 
 def measure_texts(
-    request: Measurement, model: Model, corpus: Corpus, batches: EvaluationBatches
+    options: EvaluateOptions, model: Model, corpus: Corpus, batches: EvaluationBatches
 ) -> dict[str, Any] | None:
     """Measure texts that the model writes and, to hold them against, as many texts of the split."""
-    if request.num_texts == 0:
+    if options.num_texts == 0:
         return None
-    written = [item.text for item in sample(model, request.num_texts, seed=request.seed)]
-    chosen = EvaluationBatches(batches.samples.split, batches.config, request.num_texts)
+    written = [item.text for item in sample(model, options.num_texts, seed=options.seed)]
+    chosen = EvaluationBatches(batches.samples.split, batches.config, options.num_texts)
     rows = [row for batch in chosen.batches() for row in batch.tokens.tolist()]
     real = [bytes(token for token in row if token < STOP) for row in rows]
     return text_metrics({"model": written, "split": real}, corpus.split("train").stream)
