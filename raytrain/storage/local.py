@@ -1,7 +1,4 @@
-"""A storage in a folder of this machine.
-
-``python -m raytrain.storage check URI`` tries everything that is asked of a storage and prints what to set.
-"""
+"""Storage that is a folder of this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.storage.base import NotFoundError, Storage, StorageError, checked_key
-from raytrain.utils.files import _PARTIAL, _sync, complete_file
+from raytrain.utils.files import PARTIAL, complete_file, sync
 
 
 class FolderStorage(Storage):
@@ -36,10 +33,10 @@ class FolderStorage(Storage):
         path = self._path(key)
         with self._errors("write", path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(_PARTIAL + secrets.token_hex(8))
+            partial = path.with_name(PARTIAL + secrets.token_hex(8))
             try:
                 partial.write_bytes(data)
-                _sync(partial)
+                sync(partial)
                 os.link(partial, path)
             except FileExistsError:
                 return False
@@ -72,7 +69,7 @@ class FolderStorage(Storage):
         keys = []
         with self._errors("list", top):
             for folder, _, names in os.walk(top, onerror=_unless_gone):
-                found = (Path(folder, name) for name in names if not name.startswith(_PARTIAL))
+                found = (Path(folder, name) for name in names if not name.startswith(PARTIAL))
                 keys += [path.relative_to(self._root).as_posix() for path in found]
         return sorted(keys)
 

@@ -1,4 +1,4 @@
-"""Locks between the processes of one machine; the system frees one when its holder dies."""
+"""Files of one machine: locks between its processes, paths with ``~``, and files that appear complete."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from pathlib import Path
 
 from raytrain.utils.errors import UserError
 
+PARTIAL = ".partial-"
+"""Start of the name that a file has until it is complete; listings leave such names out."""
+
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock at ``path``, a file that is made if need be and stays.
+    """Hold the lock at ``path``, a file that is made if need be and stays; the system frees it if the holder dies.
 
     Raises:
         BlockingIOError: without ``wait``, another process holds it.
@@ -25,12 +28,8 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         yield
 
 
-_PARTIAL = ".partial-"
-"""Start of the name that a file has until it is complete; listings leave such names out."""
-
-
 def expanded(path: str) -> Path:
-    """``path`` with the home folder in place of ``~``.
+    """Return ``path`` with the home folder in place of ``~``.
 
     Raises:
         UserError: there is no such home.
@@ -45,17 +44,18 @@ def expanded(path: str) -> Path:
 def complete_file(path: Path) -> Iterator[Path]:
     """Give a temporary path in the folder of ``path``; at the end it replaces ``path`` and is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(_PARTIAL + secrets.token_hex(8))
+    partial = path.with_name(PARTIAL + secrets.token_hex(8))
     try:
         yield partial
-        _sync(partial)
+        sync(partial)
         os.replace(partial, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return when the file or folder at ``path`` is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
