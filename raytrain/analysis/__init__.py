@@ -1,1 +1,1 @@
-"""TO BE WRITTEN."""
+"""What is measured and drawn of trained models and searches: evaluations, text metrics, tables, figures, reports."""

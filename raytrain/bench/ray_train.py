@@ -87,7 +87,6 @@ class OnRay:
 
     def _ray(self) -> dict[str, float]:
         """Run the loop on the worker group, in an MLflow run of its own."""
-
         self.number += 1
         location = self.scratch / str(self.number)
         location.mkdir()
@@ -147,7 +146,6 @@ def idle_cpu(processes: list[Any]) -> float:
 
 def serve(values: dict[str, Any]) -> None:
     """Run one timed run after the other on a worker of the group, with the reports of ``raytrain.train``."""
-
     coordinator, context = values["coordinator"], ray_train.get_context()
     world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=get_device())
     node = context.get_node_rank() if context.get_local_rank() == 0 else None

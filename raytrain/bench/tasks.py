@@ -31,7 +31,6 @@ class Worker:
 
     def steps(self, command: dict[str, Any]) -> dict[str, Any]:
         """Do ``count`` training steps from ``first``; return seconds and bytes of text."""
-
         trainer = self._trainer(command)
         self._meet()
         began = time.perf_counter()
@@ -45,7 +44,6 @@ class Worker:
 
     def loop(self, command: dict[str, Any]) -> dict[str, Any]:
         """Run the whole loop; return the times of ``timed_train``."""
-
         config = from_dict(command["config"])
         with tempfile.TemporaryDirectory(prefix="raytrain-bench-") as folder:
             return timed_train(
@@ -54,12 +52,10 @@ class Worker:
 
     def memory(self, command: dict[str, Any]) -> dict[str, Any]:
         """Do a few steps; return the peak memory of this process in bytes."""
-
         self._trainer(command)
         return dict(peak_memory(self.world.device))
 
     def _trainer(self, command: dict[str, Any]) -> Trainer:
-
         key = json.dumps(command["config"])
         if key not in self.trainers:
             trainer = Trainer(from_dict(command["config"]), Corpus.open(command["corpus"]), self.world)

@@ -1,1 +1,1 @@
-"""TO BE WRITTEN."""
+"""Records of runs and trials: checkpoints, workspaces, references to models, trained models."""

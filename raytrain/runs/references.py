@@ -42,7 +42,6 @@ from raytrain.utils.validation import parse_json, validate_fields
 
 if TYPE_CHECKING:
     from raytrain.runs.checkpoint import Checkpoint
-    from raytrain.tracking.runs import Run
 
 
 @dataclass(frozen=True)

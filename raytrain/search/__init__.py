@@ -1,1 +1,1 @@
-"""TO BE WRITTEN."""
+"""Searches: spaces, samplers and schedulers, the plan, its run by Ray Tune, the winner and the registry of models."""

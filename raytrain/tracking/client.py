@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from boto3.exceptions import Boto3Error
@@ -23,9 +23,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import locked
 from raytrain.utils.retry import retry
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 LOG = logging.getLogger("raytrain.tracking")
 SQLITE = "sqlite:///"
@@ -198,5 +195,4 @@ def one_at_a_time(uri: str) -> Iterator[None]:
 
 def is_there(uri: str) -> bool:
     """Return whether ``uri`` can be asked: to ask for a sqlite file that does not exist would make it."""
-
     return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()

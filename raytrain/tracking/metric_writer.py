@@ -13,16 +13,13 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from raytrain.tracking.client import LOG, connect, explain, shown
-
-if TYPE_CHECKING:
-    from mlflow.entities import Metric
 
 MAX_BATCH = 1000
 """Most metrics that MLflow takes in one request."""

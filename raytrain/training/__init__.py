@@ -1,1 +1,1 @@
-"""TO BE WRITTEN."""
+"""Training of one run: the loop and its loss, workers and their groups, and what goes on when they fail."""

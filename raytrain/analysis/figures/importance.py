@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from matplotlib.figure import Figure
@@ -15,9 +15,6 @@ from optuna.trial import TrialState
 
 from raytrain.analysis.figures.records import TrialRow, ranked
 from raytrain.analysis.figures.style import BLUE, SKY, dress, explain, message, new_figure, plain, short
-
-if TYPE_CHECKING:
-    import optuna
 
 MIN_TRIALS = 8
 """Fewest evaluated trials. With less, a share of the variance would be noise."""
