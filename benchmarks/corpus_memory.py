@@ -1,10 +1,10 @@
-"""How much anonymous memory a training worker takes by the size of its corpus.
+"""Anonymous memory of a training worker by the size of its corpus.
 
     python benchmarks/corpus_memory.py FOLDER --bytes 2e7 2e10 --rounds 2 --output memory.json
 
-Corpora of synthetic text are written into FOLDER, which needs that much room, and removed at the end. For each in turn,
-``python -m raytrain.train`` trains on it, a worker's RssAnon is read from the kernel while it makes its steps, and the
-median over the last half of the readings counts.
+Corpora of synthetic text are written into FOLDER, which needs that much room, and removed at the end.
+``python -m raytrain.train`` trains on each in turn. The worker's RssAnon is read from the kernel while it trains, and
+the median over the last half of the readings counts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WORKER = "ray::RayTrainWorker"
 
 
 def write(folder: Path, size: int) -> None:
-    """A corpus of about ``size`` bytes: documents of 500 to 1,500 bytes, each cut from anywhere in synthetic text."""
+    """Write a corpus of about ``size`` bytes: documents of 500 to 1,500 bytes, cut from anywhere in synthetic text."""
     pool = b" ".join(text for text, _ in synthetic.documents(0, POOL_BYTES // 20))[:POOL_BYTES]
     generator = np.random.default_rng(0)
     with CorpusWriter(folder, name=folder.name, source="synthetic text") as writer:
@@ -46,7 +46,7 @@ def write(folder: Path, size: int) -> None:
 
 
 def measure(corpus: Path, work: Path, options: list[str]) -> dict[str, float]:
-    """Train on it; returns median and most of the worker's RssAnon in bytes, and what the file's pages take."""
+    """Train on a corpus; return median and maximum of the worker's RssAnon, and the median of its RssFile, in bytes."""
     command = [sys.executable, "-m", "raytrain.train", "hybrid", "--data", str(corpus), "--workers", "1", *options]
     readings: list[tuple[int, int]] = []
     with (work / "output.txt").open("w") as output:
@@ -62,7 +62,7 @@ def measure(corpus: Path, work: Path, options: list[str]) -> dict[str, float]:
 
 
 def _memory(process: psutil.Process) -> tuple[int, int] | None:
-    """(RssAnon, RssFile) of a training worker."""
+    """Return (RssAnon, RssFile) of a training worker in bytes; ``None`` for any other process."""
     try:
         if WORKER not in " ".join(process.cmdline()):
             return None

@@ -1,10 +1,11 @@
-"""What trials of several workers cost the head of a cluster: the processes, memory and CPU of each that runs there.
+"""Cost of trials of several workers on a cluster's head: processes, memory and CPU time there.
 
     python benchmarks/head_cost.py --concurrent 1 2 4 --output head.json
 
-A cluster of two nodes on this machine, a head without CPUs and one for the workers; searches of the hybrid whose trials
-have two workers, so many at once. When all of them train, the head's processes are looked at: those of its node, its
-MLflow server, and the search itself. Memory is what a process shares with no other, and its part of what it shares.
+The cluster has two nodes on this machine: a head without CPUs, and a node for the workers. On it run searches of the
+hybrid whose trials have two workers, with each number of concurrent trials. Once all of them train, the head's
+processes are measured: those of its node, its MLflow server, and the search itself. Memory is given twice: the part
+that a process shares with no other, and that part plus its proportion of what it shares.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ TINY = (
     "--checkpoint-every 1000 --precision float32 --data text.txt"
 ).split()
 START_S = 1800.0
-"""Longest that the trials may take until all train."""
+"""Longest time until all trials train."""
 WINDOW_S = 30.0
-"""How long CPU time is counted for."""
+"""Seconds over which CPU time is counted."""
 
 
 @contextmanager
 def cluster() -> Iterator[tuple[str, Any]]:
-    """The address of a cluster of two nodes, and its head."""
+    """Start a cluster of two nodes; give its address and its head."""
     from ray.cluster_utils import Cluster
 
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -55,7 +56,7 @@ def cluster() -> Iterator[tuple[str, Any]]:
 
 @contextmanager
 def tracking_server(home: Path) -> Iterator[psutil.Process]:
-    """MLflow as a cluster's head runs it; the address is put into the environment."""
+    """Start MLflow as a cluster's head runs it, and put its address into the environment; give the process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -82,7 +83,7 @@ def tracking_server(home: Path) -> Iterator[psutil.Process]:
 
 
 def measure(home: Path, address: str, head: Any, server: psutil.Process, concurrent: int) -> dict[str, Any]:
-    """The head's processes while so many trials train."""
+    """Return the head's processes while ``concurrent`` trials train."""
     (home / "space.py").write_text(
         "def space(trial):\n    return {'objective.alpha': trial.suggest_float('a', 0, 1)}\n"
     )
@@ -105,7 +106,7 @@ def measure(home: Path, address: str, head: Any, server: psutil.Process, concurr
 
 
 def wait_for_training(home: Path, search: subprocess.Popen[bytes], concurrent: int) -> None:
-    """Until every trial has saved a checkpoint."""
+    """Wait until every trial has saved a checkpoint."""
     deadline = time.monotonic() + START_S
     while len({path.parents[2] for path in home.glob("runs/*/trials/*/checkpoints/*/manifest.json")}) < concurrent:
         assert search.poll() is None, (home / f"output-{concurrent}.txt").read_text()
@@ -114,7 +115,7 @@ def wait_for_training(home: Path, search: subprocess.Popen[bytes], concurrent: i
 
 
 def named(head: Any, search: psutil.Process, server: psutil.Process) -> dict[psutil.Process, str]:
-    """What runs on the head, and what it is called."""
+    """Return the processes on the head, each with its name."""
     found = {}
     for kind, entries in head.all_processes.items():
         for entry in entries:
@@ -129,14 +130,14 @@ def named(head: Any, search: psutil.Process, server: psutil.Process) -> dict[psu
 
 
 def row(process: psutil.Process, name: str, cpu_before: float) -> dict[str, Any]:
-    """A process's figures; memory in bytes."""
+    """Return the measurements of a process: memory in bytes, CPU time in cores."""
     memory = process.memory_full_info()
     cpu = (sum(process.cpu_times()[:2]) - cpu_before) / WINDOW_S
     return {"name": name, "own": memory.uss, "proportional": memory.pss, "resident": memory.rss, "cores": cpu}
 
 
 def summary(results: list[dict[str, Any]]) -> str:
-    """A line for each kind of process, and what a further trial adds to all of them together."""
+    """Return a line for each kind of process, and the cost that a further trial adds to all of them together."""
     lines = []
     for result in results:
         rows, concurrent = result["processes"], result["concurrent"]

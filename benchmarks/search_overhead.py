@@ -1,10 +1,10 @@
-"""What a trial costs beside its training: raytrain against the pattern of Ray's documentation.
+"""Overhead of a trial beside its training: raytrain against the pattern of Ray's documentation.
 
     python benchmarks/search_overhead.py --rounds 2 --trials 4 --output overhead.json
 
 Four searches take turns on one Ray instance of two CPUs, one trial at a time: raytrain's and the plain pattern's (a
 driver function that runs a ``TorchTrainer`` with a ``TuneReportCallback``), with one worker a trial and with two. The
-loop, the model, the corpus and what is written to MLflow are the same. Measured of each trial:
+loop, the model, the corpus and the records in MLflow are the same. The benchmark measures of each trial:
 
 - start: from its admission, when the search algorithm is asked for it, to the end of its first step;
 - end: from its last step until the next trial is admitted or every CPU is free.
@@ -44,7 +44,7 @@ ADMITTED = "admitted.json"
 
 
 def search_raytrain(home: Path, workers: int, trials: int) -> None:
-    """A search as a user starts it."""
+    """Run a search as a user starts it."""
     (home / "space.py").write_text(SPACE)
     arguments = [*TINY, "--space", "space.py", "--algorithm", "grid", "--name", "s", "--num-samples", str(trials)]
     arguments += ["--workers-per-trial", str(workers), "--cpus-per-worker", str(CPUS_PER_WORKER)]
@@ -56,7 +56,7 @@ def search_raytrain(home: Path, workers: int, trials: int) -> None:
 
 
 def search_plain(home: Path, workers: int, trials: int) -> None:
-    """The pattern of Ray's documentation, in a process of its own like the other."""
+    """Run the pattern of Ray's documentation, in a process of its own like the other."""
     with (home / "output.txt").open("w") as output:
         subprocess.run(
             [sys.executable, __file__, "--plain", str(workers), "--trials", str(trials)],
@@ -65,7 +65,7 @@ def search_plain(home: Path, workers: int, trials: int) -> None:
 
 
 def train_once(values: dict[str, Any]) -> None:
-    """What a worker of the plain pattern does."""
+    """Train as a worker of the plain pattern."""
     from ray import train as ray_train
     from ray.train.torch import get_device
 
@@ -78,7 +78,7 @@ def train_once(values: dict[str, Any]) -> None:
 
 
 def plain_pattern(workers: int, trials: int) -> None:
-    """Run it in the working directory."""
+    """Run the plain pattern in the working directory."""
     import ray
     from ray import tune
     from ray.train import RunConfig, ScalingConfig
@@ -90,10 +90,9 @@ def plain_pattern(workers: int, trials: int) -> None:
     from raytrain.runs.workspace import open_workspace
     from raytrain.tracking.runs import Experiment
     from raytrain.training.worker import Job
-    from raytrain.tune import read_command
+    from raytrain.tune import read_request
 
-    _, _, bases, _ = read_command(["hybrid", *TINY], has_gpus=False)
-    config = bases["hybrid"]
+    config = read_request(["hybrid", *TINY], has_gpus=False).first
     workspace = open_workspace(config, None)
     experiment = Experiment.open(workspace.tracking_uri, "raytrain", workspace.artifact_root())
     jobs = []
@@ -102,11 +101,11 @@ def plain_pattern(workers: int, trials: int) -> None:
             identity(config, str(number)), f"{number:03}", parent="0" * 32, config=to_dict(config),
             parameters=flatten(config), tags={},
         )  # fmt: skip
-        place = workspace.storage.uri(f"{number:03}")
+        location = workspace.storage.uri(f"{number:03}")
         job = Job(
             config=to_dict(config),
             corpus=workspace.corpus_address(),
-            storage=place,
+            storage=location,
             tracking=asdict(run),
             cpus=CPUS_PER_WORKER,
         )
@@ -115,20 +114,20 @@ def plain_pattern(workers: int, trials: int) -> None:
     storage = str(Path("ray").resolve())
 
     class InOrder(Searcher):
-        """Gives the jobs out, and takes the time."""
+        """Searcher that hands the jobs out in order, and records the time of each."""
 
         def suggest(self, trial_id: str) -> dict[str, Any]:
             admitted.append(time.time())
             return {"job": jobs[len(admitted) - 1]}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-            """Nothing is learnt."""
+            """Learn nothing."""
 
         def save(self, checkpoint_path: str) -> None:
-            """Nothing is kept."""
+            """Keep nothing."""
 
         def restore(self, checkpoint_path: str) -> None:
-            """Nothing was kept."""
+            """Restore nothing: nothing was kept."""
 
     def driver(values: dict[str, Any]) -> None:
         TorchTrainer(
@@ -156,7 +155,7 @@ def plain_pattern(workers: int, trials: int) -> None:
 
 
 class Watch:
-    """Notes when all CPUs of the Ray instance are free."""
+    """Record of the times at which all CPUs of the Ray instance are free."""
 
     def __init__(self) -> None:
         self.samples: list[tuple[float, bool]] = []
@@ -181,12 +180,12 @@ class Watch:
             thread.join()
 
     def free_after(self, moment: float) -> float:
-        """The first time from ``moment`` on at which they were."""
+        """Return the first time from ``moment`` on at which all CPUs were free."""
         return next((time for time, free in self.samples if free and time >= moment), float("inf"))
 
 
 def measure(home: Path, watch: Watch) -> list[dict[str, float]]:
-    """Seconds of each trial of the search that ran in ``home``."""
+    """Return start and end, in seconds, of each trial of the search that ran in ``home``."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{home}/mlflow.db")
@@ -212,7 +211,7 @@ def measure(home: Path, watch: Watch) -> list[dict[str, float]]:
 
 
 def summarise(results: dict[str, list[dict[str, float]]]) -> str:
-    """A Markdown table: median and range."""
+    """Return a Markdown table: median and range."""
     lines = ["| pattern | workers | trial | start, s | end, s | both, s |", "|---|---|---|---|---|---|"]
     for key, trials in results.items():
         for label, first in (("first of a search", True), ("following", False)):
@@ -228,11 +227,11 @@ def summarise(results: dict[str, list[dict[str, float]]]) -> str:
 
 
 def main() -> None:
-    """Run all and print the table."""
+    """Run all searches and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--trials", type=int, default=4, help="trials of each search")
-    parser.add_argument("--output", type=Path, help="JSON file for all figures")
+    parser.add_argument("--output", type=Path, help="JSON file for all measurements")
     parser.add_argument("--plain", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.plain is not None:
