@@ -19,8 +19,8 @@ from raytrain.config.cli import default_config, parse_choice, parse_fields
 from raytrain.config.presets import preset
 from raytrain.config.schema import to_dict
 from raytrain.training.options import TrainOptions
-from raytrain.utils.errors import run_command
 from tests.conftest import tiny_config
+from tests.support.refusal import refusal
 
 COMMANDS = {"train": train.main, "tune": tune.main}
 TEXT = "".join(f"line {number} of a text that is longer than one window of 64 bytes\n" for number in range(300))
@@ -37,16 +37,9 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
     def run(command: str, *arguments: str) -> str:
         before = ray.is_initialized()
-        monkeypatch.setattr(sys, "argv", [command, *arguments])
-        with pytest.raises(SystemExit) as ended:
-            run_command(COMMANDS[command])
-        output = capsys.readouterr()
-        assert ended.value.code == 2, output
-        assert output.out == ""
-        assert output.err.startswith("error: ")
-        assert output.err.count("\n") == 1
+        line = refusal(COMMANDS[command], arguments, monkeypatch, capsys)
         assert ray.is_initialized() == before  # the tests may share an instance
-        return output.err
+        return line
 
     return run
 

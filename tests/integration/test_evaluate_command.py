@@ -22,10 +22,10 @@ from raytrain.tracking.runs import Experiment
 from raytrain.training.loop import train
 from raytrain.training.reporters import PrintReporter
 from raytrain.training.trainer import World
-from raytrain.utils.errors import run_command
 from tests.conftest import TINY_MODELS, tiny_config
 from tests.support.leftovers import assert_nothing_left
 from tests.support.mlflow_server import new_store
+from tests.support.refusal import refusal
 from tests.unit.analysis.test_evaluation import same
 
 QUICK = ["--evaluate-samples", "48", "--iw-draws", "3", "--num-texts", "8"]
@@ -75,16 +75,8 @@ def refused(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """Runs a command that must be refused; returns its one line."""
 
     def run(*arguments: str | Path) -> str:
-        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            run_command(evaluate.main)
-        output = capsys.readouterr()
-        assert ended.value.code == 2, output
-        assert output.out == ""
-        assert output.err.startswith("error: ")
-        assert output.err.count("\n") == 1
-        return output.err
+        return refusal(evaluate.main, arguments, monkeypatch, capsys)
 
     return run
 

@@ -40,6 +40,7 @@ from raytrain.utils.errors import run_command
 from raytrain.utils.text import cell, table
 from tests.conftest import tiny_config
 from tests.support.mlflow_server import new_store
+from tests.support.refusal import refusal
 
 PAGES = ["best_so_far", "bound_against_kl", "importance", "parallel_coordinates", "annealing", "top_trials"]
 
@@ -72,14 +73,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     """Runs the command, which must be refused; returns its one line."""
 
     def run(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["raytrain.report", *words])
-        with pytest.raises(SystemExit) as ended:
-            run_command(report.main)
-        output = capsys.readouterr()
-        assert ended.value.code == 2, output
-        assert output.err.startswith("error: ")
-        assert output.err.count("\n") == 1
-        return output.err
+        return refusal(report.main, words, monkeypatch, capsys)
 
     return run
 

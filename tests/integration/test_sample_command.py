@@ -24,6 +24,7 @@ from raytrain.storage import open_storage
 from raytrain.utils.errors import run_command
 from raytrain.utils.text import readable
 from tests.conftest import TINY_MODELS, tiny_config
+from tests.support.refusal import refusal
 
 NAMES = pytest.mark.parametrize("name", list(TINY_MODELS))
 
@@ -62,15 +63,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 
     def run(*arguments: str) -> str:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["sample", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            run_command(sample.main)
-        output = capsys.readouterr()
-        assert ended.value.code == 2, output
-        assert output.out == ""
-        assert output.err.startswith("error: ")
-        assert output.err.count("\n") == 1
-        return output.err
+        return refusal(sample.main, arguments, monkeypatch, capsys)
 
     return run
 

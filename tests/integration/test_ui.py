@@ -36,7 +36,7 @@ from raytrain.training.worker import Job, final_samples
 from tests.conftest import tiny_config
 from tests.support import browser
 from tests.support.browser import Shown
-from tests.support.mlflow_server import MlflowServer
+from tests.support.mlflow_server import MlflowServer, running_server
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -121,10 +121,8 @@ def work(search: Search, searcher: OptunaSearcher, number: int) -> None:
 @pytest.fixture(scope="module")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     """A server of these tests' own: in the session's one another search may have a champion."""
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow_server"))
-    server.start()
-    yield server
-    server.kill()
+    with running_server(tmp_path_factory.mktemp("mlflow_server")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

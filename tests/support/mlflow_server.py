@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -91,13 +92,20 @@ class MlflowServer:
             return False
 
 
-@pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """One running server for the session; a test that kills it starts it again."""
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow_server"))
+@contextmanager
+def running_server(folder: Path) -> Iterator[MlflowServer]:
+    """Start a server whose data is in ``folder``, and kill it at the end."""
+    server = MlflowServer(folder)
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """One running server for the session; a test that kills it starts it again."""
+    with running_server(tmp_path_factory.mktemp("mlflow_server")) as server:
+        yield server
 
 
 def new_store(folder: Path) -> str:

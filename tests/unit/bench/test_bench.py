@@ -32,8 +32,8 @@ from raytrain.data.corpus import Corpus
 from raytrain.models import Model
 from raytrain.models.noise import Noise
 from raytrain.training.trainer import Trainer, World
-from raytrain.utils.errors import run_command
 from tests.conftest import tiny_config
+from tests.support.refusal import refusal
 
 TINY = (
     "--model.layers 2 --model.hidden 16 --length 16 --group-size 8 --evaluate-samples 16 --batch-size 16 "
@@ -311,15 +311,7 @@ def test_a_mistake_is_one_line(
     arguments: list[str],
     line: str,
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        run_command(bench.main)
-    output = capsys.readouterr()
-    assert ended.value.code == 2, output
-    assert output.out == ""
-    assert output.err.startswith("error: ")
-    assert output.err.count("\n") == 1
-    assert line in output.err
+    assert line in refusal(bench.main, tuple(arguments), monkeypatch, capsys)
 
 
 def test_medians_are_named_by_their_place() -> None:
