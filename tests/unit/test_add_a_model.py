@@ -62,9 +62,9 @@ evaluate(model, EvaluationBatches(corpus.split("valid"), config, 64), 2)
 check_space(load_space("byte_gru"), {"byte_gru": base}, None, "random", 0)
 assert outcome.best["kl"] == 0
 sys.argv[1:] = [str(stored.uri), "--num", "3"]
-runpy.run_module("raytrain.sample", run_name="__main__")
+runpy.run_module("raytrain.sample", run_name="__main__", alter_sys=True)
 sys.argv[1:] = [str(stored.uri), "--interpolate", "a", "b"]
-runpy.run_module("raytrain.sample", run_name="__main__")
+runpy.run_module("raytrain.sample", run_name="__main__", alter_sys=True)
 """
 
 
