@@ -187,7 +187,8 @@ def pareto_front(items: Iterable[T], point: Callable[[T], tuple[float, float]]) 
     ``point`` gives an item's (negative ELBO, KL). Items whose point is not finite are left out, and of equal ones the
     first is kept.
     """
-    finite = [(*point(item), item) for item in items if all(map(math.isfinite, point(item)))]
+    points = ((*point(item), item) for item in items)
+    finite = [entry for entry in points if math.isfinite(entry[0]) and math.isfinite(entry[1])]
     front: list[T] = []
     largest = -math.inf
     # of equal negative ELBOs the one with the larger KL comes first

@@ -202,9 +202,8 @@ class OptunaSearcher(Searcher):
         if METRIC not in result:
             return
         point, search_objective = self._points.get(self._by_tune[trial_id].identity), self.search.plan.search_objective
-        if (
-            point is not None and len(search_objective.directions) == 1
-        ):  # Optuna takes no intermediate values of two objectives
+        # Optuna takes no intermediate values of two objectives
+        if point is not None and len(search_objective.directions) == 1:
             point.report(search_objective.score(result), int(result["step"]))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

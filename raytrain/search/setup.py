@@ -88,8 +88,8 @@ def check_search_objective(search_objective: SearchObjective, bases: dict[str, R
     """Refuse to search for a KL where no model has a latent code."""
     if any(config.has_latent for config in bases.values()):
         return
-    if search_objective.objective == "pareto" or search_objective.min_kl:
-        pareto = search_objective.objective == "pareto"
+    pareto = search_objective.objective == "pareto"
+    if pareto or search_objective.min_kl:
         option = "--search-objective pareto" if pareto else f"--min-kl {search_objective.min_kl:g}"
         raise UserError(f"{option}: {' and '.join(bases)} has no latent code, so its KL is 0")
 
