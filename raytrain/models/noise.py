@@ -1,63 +1,112 @@
-"""Seeded noise by sample group."""
+"""Noise as a function of (seed, step, sample, index).
+
+Every number is a hash of its place, computed by integer arithmetic on the model's device. So a sample's noise is the
+same bits on CPUs and GPUs and for any number of workers, a resumed run needs only the step number to draw it again, and
+no generator object holds a state.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+import math
+from functools import cache
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
+EVALUATION_SEED = 0x5EED
+"""Seed of the posterior noise in evaluation: the same for every run, so that their ELBOs can be compared."""
+LEVELS = 1 << 16
+"""Levels of a normal table and of a probability: 16 bits of noise each."""
+GOLDEN = 0x9E3779B97F4A7C15
+"""Distance of two counters: 2^64 divided by the golden ratio, as in SplitMix64."""
+MULTIPLIERS = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+"""Factors of SplitMix64's finaliser (Steele, Lea and Flood 2014, with Stafford's variant 13)."""
+SHIFTS = 30, 27, 31
+WORD = 1 << 64
+
 
 class Noise:
-    """Source of all randomness of one step, drawn for fixed groups of samples and never for a rank.
-
-    Each group has its own generator, seeded by (seed, step, group). So the noise of a sample is the same for any number
-    of workers, and a resumed run needs only the step number to draw it again.
-    """
+    """Source of all randomness of one step: a function of the sample's number, never of the rank that asks."""
 
     def __init__(
         self,
         seed: int,
         step: int,
-        groups: Sequence[int],
+        groups: range,
         group_size: int,
         *,
         count: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         """Make noise for ``groups`` of ``group_size`` samples; ``count`` samples if the last group is not full."""
-        self.group_size = group_size
-        self._count = len(groups) * group_size if count is None else count
         self._device = torch.device(device)
-        self._generators = [torch.Generator(self._device).manual_seed(_mix(seed, step, group)) for group in groups]
+        self._key = mix(mix(seed * GOLDEN) + step * GOLDEN)
+        self._draws = 0
+        members = torch.arange(group_size, device=self._device)
+        first = torch.arange(groups.start, groups.stop, groups.step, device=self._device) * group_size
+        self._samples = (first[:, None] + members).flatten()[:count]
+        """[samples]: their numbers in the batch of all workers."""
 
     def normal(self, *shape: int) -> Tensor:
-        """Draw standard normal noise [samples, *shape]."""
-        noise = torch.empty(len(self._generators), self.group_size, *shape, device=self._device)
-        for part, generator in zip(noise, self._generators, strict=True):
-            part.normal_(generator=generator)
-        return noise.flatten(0, 1)[: self._count]
+        """Draw standard normal noise [samples, *shape].
+
+        A number is the sum of two entries of a table, chosen by 16 random bits each: an addition has the same bits on
+        every device, logarithms and cosines have not. No number is beyond 6.1.
+        """
+        bits = self._draw(2 * math.prod(shape), torch.int16)
+        first, second = normal_table(self._device)[bits.int() + LEVELS // 2].unflatten(1, (-1, 2)).unbind(2)
+        return (first + second).unflatten(1, shape)
 
     def keep(self, probability: float, *shape: int) -> Tensor:
-        """Draw a Bernoulli mask [samples, *shape]: 1 with ``probability``, otherwise 0."""
-        mask = torch.empty(len(self._generators), self.group_size, *shape, device=self._device)
-        for part, generator in zip(mask, self._generators, strict=True):
-            part.bernoulli_(probability, generator=generator)
-        return mask.flatten(0, 1)[: self._count]
+        """Draw a Bernoulli mask, bool [samples, *shape]: true with ``probability``, to the nearest of 2^-16."""
+        bits = self._draw(math.prod(shape), torch.int16)
+        kept = round(probability * LEVELS)
+        # int16 is signed: -LEVELS / 2 stands for 0
+        mask = bits <= kept - 1 - LEVELS // 2 if kept else torch.zeros_like(bits, dtype=torch.bool)
+        return mask.unflatten(1, shape)
 
     def uniform(self, *shape: int) -> Tensor:
-        """Draw uniform noise in [0, 1), [samples, *shape]."""
-        noise = torch.empty(len(self._generators), self.group_size, *shape, device=self._device)
-        for part, generator in zip(noise, self._generators, strict=True):
-            part.uniform_(generator=generator)
-        return noise.flatten(0, 1)[: self._count]
+        """Draw uniform noise in [0, 1), [samples, *shape], in steps of 2^-24."""
+        bits = self._draw(math.prod(shape), torch.int32) & 0xFFFFFF
+        return (bits.float() * 2.0**-24).unflatten(1, shape)
+
+    def _draw(self, count: int, kind: torch.dtype) -> Tensor:
+        """Return [samples, count] integers of ``kind`` that no other draw, sample or index has a part in."""
+        self._draws += 1
+        words = torch.arange(-(-count * kind.itemsize // 8), device=self._device)
+        streams = scramble(self._samples * signed(GOLDEN) + signed(mix(self._key + self._draws * GOLDEN)))
+        return scramble(streams[:, None] + words * signed(GOLDEN)).view(kind)[:, :count]
 
 
-def _mix(seed: int, step: int, group: int) -> int:
-    digest = hashlib.blake2b(f"{seed}/{step}/{group}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
+def mix(word: int) -> int:
+    """Return the hash of a 64-bit word: the finaliser of SplitMix64, a bijection."""
+    word %= WORD
+    for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, 1), strict=True):
+        word = (word ^ word >> shift) * multiplier % WORD
+    return word
 
 
-EVALUATION_SEED = 0x5EED
-"""Seed of the posterior noise in evaluation: the same for every run, so that their ELBOs can be compared."""
+def scramble(words: Tensor) -> Tensor:
+    """Return ``mix`` of every element of an int64 tensor, in place."""
+    for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, 1), strict=True):
+        # a shift of signed words copies the sign: the mask takes it away
+        words ^= (words >> shift).bitwise_and_((1 << 64 - shift) - 1)
+        if multiplier != 1:
+            words *= signed(multiplier)
+    return words
+
+
+def signed(word: int) -> int:
+    """Return the int64 with the bits of a 64-bit word."""
+    return (word + WORD // 2) % WORD - WORD // 2
+
+
+@cache
+def normal_table(device: torch.device) -> Tensor:
+    """Return [LEVELS] quantiles of a normal distribution, scaled so that a sum of two has a variance of 1."""
+    normal = NormalDist()
+    half = [normal.inv_cdf((level + 0.5) / LEVELS) for level in range(LEVELS // 2)]
+    variance = sum(value * value for value in half) / len(half)
+    lower = torch.tensor(half, dtype=torch.float64) / math.sqrt(2 * variance)
+    return torch.cat((lower, -lower.flip(0))).float().to(device)

@@ -79,7 +79,7 @@ def sample(
     with _evaluation(model):
         for first in range(0, num, ROWS):
             rows = range(first, min(first + ROWS, num))
-            noise = Noise(seed, 1, rows, 1).uniform(length).to(z.device)
+            noise = Noise(seed, 1, rows, 1, device=z.device).uniform(length)
             tokens, statistics = _generate(model, z[first : rows.stop], noise, prefix, temperature, top_p)
             if not statistics.isfinite().all():
                 raise RequestError("the model's predictions are not finite: its weights are damaged")
@@ -89,7 +89,7 @@ def sample(
 
 def prior_codes(model: Model, num: int, seed: int = 0) -> Tensor:
     """Return the codes [num, latent] that ``sample`` draws from the prior with ``seed``."""
-    return Noise(seed, 0, range(num), 1).normal(model.latent).to(_device(model))
+    return Noise(seed, 0, range(num), 1, device=_device(model)).normal(model.latent)
 
 
 def posterior_means(model: Model, texts: Sequence[bytes]) -> Tensor:

@@ -167,7 +167,7 @@ class TrainedModel:
         with torch.inference_mode():
             for number, text in enumerate(map(_bytes, texts)):
                 tokens = sampling.tokenise(self.network, [text]).to(device)
-                terms = self.network(tokens, Noise(seed, 0, [number], 1, device=device))
+                terms = self.network(tokens, Noise(seed, 0, range(number, number + 1), 1, device=device))
                 reconstruction, kl = terms.reconstruction.item(), terms.kl.sum().item()
                 bits = (reconstruction + kl) / (math.log(2) * len(text)) if text else math.inf
                 scores.append(TextScore(reconstruction, kl, bits))

@@ -75,8 +75,8 @@ def test_padding_costs_nothing_and_every_weight_learns() -> None:
     model = hybrid()
     tokens = torch.full((2, 24), PAD)
     tokens[:, :6], tokens[:, 6] = text(2, 6), STOP
-    together = model(tokens, Noise(0, 0, [0, 1], 1))
-    cut = model(tokens[:, :7], Noise(0, 0, [0, 1], 1))
+    together = model(tokens, Noise(0, 0, range(2), 1))
+    cut = model(tokens[:, :7], Noise(0, 0, range(2), 1))
     torch.testing.assert_close(together.reconstruction, cut.reconstruction)
     model = hybrid().train()
     terms = model(text(32, 24), Noise(0, 0, range(2), 16))
@@ -92,7 +92,7 @@ def test_training_lowers_the_loss() -> None:
     tokens = torch.tensor(list(b"abcabcabcabcabcabcabcabc")).repeat(16, 1)
     losses = []
     for step in range(30):
-        terms = model(tokens, Noise(0, step, [0], 16))
+        terms = model(tokens, Noise(0, step, range(1), 16))
         synchronise_statistics(model, 1, torch.tensor(True))
         optimiser.zero_grad()
         terms.reconstruction.mean().backward()
