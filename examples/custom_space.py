@@ -29,6 +29,7 @@ def space(trial: optuna.Trial, budget: str) -> dict[str, Any]:
         "optimizer.learning_rate": trial.suggest_float("learning_rate", 1e-3, 1e-2, log=True),
     }
     if budget == "hours":
+        fields["objective.annealing"] = "linear"
         fields["objective.end"] = trial.suggest_float("annealing_end", 0.1, 0.5)
     else:
         fields["objective.annealing"] = "constant"

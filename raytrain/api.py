@@ -63,7 +63,7 @@ def tune(config: RunConfig[Any] | str, *, space: str | Path | None = None, **set
     Args:
         config: the config that the space's fields change, or the name of a model: its preset for this kind of machine.
         space: a Python file, or a name in ``search_spaces/``; by default that of the model.
-        settings: fields of ``raytrain.search.options.SearchOptions`` (``num_samples``, ``min_kl``, ``storage``, ...);
+        settings: fields of ``raytrain.search.options.SearchOptions`` (``num_samples``, ``min_used``, ``storage``, ...);
             all others are fields of the config, nested ones with two underscores: ``optimizer__clip=5.0``.
 
     Returns:

@@ -17,8 +17,8 @@ METRIC = "bits_per_byte"
 """The negative ELBO on the same validation samples, with a KL weight of 1 whatever a trial's annealing."""
 LIKELIHOOD = "nll_bits_per_byte"
 """The importance-weighted estimate of the negative log-likelihood, on the same samples and with the same noise."""
-COLLAPSED_KL = 0.1
-"""Nats per sample. Below it the posterior has collapsed: the latent code carries practically no information."""
+COLLAPSED = 0.1
+"""Nats per sample. A code that is used less has collapsed: the decoder practically ignores it."""
 RUNG = "comparable_step"
 """Key under which a trial reports its step to the scheduler of a search: only while it may be stopped."""
 
@@ -63,6 +63,7 @@ METRICS: dict[str, Metric] = {
         Metric("nll", label="NLL (nats)", unit="nats per sample", digits=1, better="lower", shown=False),
         Metric("reconstruction", label="reconstruction", unit="nats per sample", digits=1, better="lower", shown=False),
         Metric("kl", label="KL", unit="nats per sample", digits=2, better="neither"),
+        Metric("used", label="used", unit="nats per sample", digits=2, better="higher"),
         Metric("auxiliary", label="auxiliary", unit="nats per sample", digits=1, better="lower", shown=False),
         Metric("active_units", label="active", unit="latent dimensions", digits=0, better="neither"),
     )
@@ -95,14 +96,26 @@ def shown_metrics(evaluations: Iterable[Mapping[str, float]]) -> list[Metric]:
     return [metric for metric in METRICS.values() if metric.shown and metric.key in present]
 
 
-def collapse_warning(kl: float, has_latent: bool, whose: str = "the") -> str | None:
-    """Return the sentence that warns of a collapsed posterior; ``None`` if it has not, or there is no latent code.
+def code_use(metrics: Mapping[str, float]) -> float:
+    """Return how many nats of a sample's code the decoder uses; the KL where an evaluation has not measured it.
 
-    ``kl`` is in nats per sample; ``whose`` stands before "posterior".
+    It is the reconstruction that is lost when samples exchange their codes. The KL says what a code costs: a normalised
+    posterior has one whether the decoder reads it or not.
     """
-    if not has_latent or not kl < COLLAPSED_KL:
+    return metrics.get("used", metrics.get("kl", math.nan))
+
+
+def collapse_warning(metrics: Mapping[str, float], has_latent: bool, whose: str = "the") -> str | None:
+    """Return the sentence that warns of a code that is not used; ``None`` if it is, or there is no latent code.
+
+    ``whose`` stands before "posterior".
+    """
+    if not has_latent or not code_use(metrics) < COLLAPSED:
         return None
-    return f"{whose} posterior has collapsed (KL {kl:.3f} nats): the latent code carries no information"
+    measured = f"KL {metrics['kl']:.3f} nats"
+    if "used" in metrics:
+        measured += f", of which {max(0.0, metrics['used']):.3f} are used"
+    return f"{whose} posterior has collapsed ({measured}): the decoder ignores the latent code"
 
 
 def headline(metrics: Mapping[str, float]) -> str:
@@ -110,6 +123,7 @@ def headline(metrics: Mapping[str, float]) -> str:
     parts = {
         METRIC: "negative ELBO {:.3f} bits/byte",
         "kl": "KL {:.2f} nats",
+        "used": "{:.2f} nats of the code used",
         LIKELIHOOD: "NLL {:.3f} bits/byte",
     }
     return ", ".join(part.format(metrics[key]) for key, part in parts.items() if key in metrics)
@@ -121,7 +135,7 @@ Objective = Literal["bound", "nll", "pareto"]
 DRAWS = 8
 """Draws of z for the estimate of the likelihood. Each costs about as much as one more evaluation."""
 INFEASIBLE_PENALTY = 1000.0
-"""Bits per byte. A trial that misses the minimum KL scores behind every feasible one by this much."""
+"""Bits per byte. A trial whose code is used too little scores behind every feasible one by this much."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +143,13 @@ class SearchObjective:
     """The quantity that a search optimises, and its constraint.
 
     ``bound`` is the lowest negative ELBO, ``nll`` the lowest importance-weighted estimate of the negative
-    log-likelihood. ``pareto`` is a low negative ELBO and a large KL at once: the winner is the trial with the lowest
-    negative ELBO among those that no other trial beats in both.
+    log-likelihood. ``pareto`` is a low negative ELBO and a code that is much used (``code_use``) at once: the winner is
+    the trial with the lowest negative ELBO among those that no other trial beats in both.
     """
 
     objective: Objective = "bound"
-    min_kl: float = 0.0
-    """Nats per sample. A trial with a smaller KL cannot win."""
+    min_used: float = 0.0
+    """Nats per sample. A trial whose code is used less cannot win: see ``code_use``."""
 
     @property
     def metric(self) -> str:
@@ -149,23 +163,27 @@ class SearchObjective:
 
     def may_win(self, metrics: Mapping[str, float]) -> bool:
         """Return whether a trial with these metrics can win."""
-        feasible = not self.min_kl or metrics.get("kl", 0.0) >= self.min_kl
+        feasible = not self.min_used or code_use(metrics) >= self.min_used
         return math.isfinite(metrics.get(self.metric, math.nan)) and feasible
 
     def score(self, metrics: Mapping[str, float]) -> float:
         """Return the number to minimise; infinite where the metric is missing or not finite.
 
-        It is the metric itself, or, where the KL is below the minimum, ``INFEASIBLE_PENALTY`` plus the missing nats.
+        It is the metric itself, or, where the code is used too little, ``INFEASIBLE_PENALTY`` plus the missing nats.
         A penalty rather than a constraint, because ASHA, TPE and the order of tables only compare two numbers.
         """
         value = metrics.get(self.metric, math.nan)
         if not math.isfinite(value):
             return math.inf
-        return value if self.may_win(metrics) else INFEASIBLE_PENALTY + self.min_kl - metrics.get("kl", 0.0)
+        return (
+            value
+            if self.may_win(metrics)
+            else INFEASIBLE_PENALTY + self.min_used - code_use({"kl": 0.0} | dict(metrics))
+        )
 
     def values(self, metrics: Mapping[str, float]) -> list[float]:
-        """Return the objective values for Optuna: negative ELBO and KL for ``pareto``, otherwise the score."""
-        return [metrics[METRIC], metrics["kl"]] if self.objective == "pareto" else [self.score(metrics)]
+        """Return the values for Optuna: negative ELBO and use of the code for ``pareto``, otherwise the score."""
+        return [metrics[METRIC], code_use(metrics)] if self.objective == "pareto" else [self.score(metrics)]
 
     @property
     def directions(self) -> list[Literal["minimize", "maximize"]]:
@@ -176,24 +194,24 @@ class SearchObjective:
         texts = {
             "bound": "lowest negative ELBO",
             "nll": f"lowest negative log-likelihood ({DRAWS} draws)",
-            "pareto": "low negative ELBO and large KL",
+            "pareto": "low negative ELBO and much of the code used",
         }
-        return texts[self.objective] + (f", KL of at least {self.min_kl:g} nats" if self.min_kl else "")
+        return texts[self.objective] + (f", at least {self.min_used:g} nats of the code used" if self.min_used else "")
 
 
 def pareto_front(items: Iterable[T], point: Callable[[T], tuple[float, float]]) -> list[T]:
-    """Return the items that no other beats in both a lower negative ELBO and a larger KL, by rising negative ELBO.
+    """Return the items that no other beats in both negative ELBO and use of the code, by rising negative ELBO.
 
-    ``point`` gives an item's (negative ELBO, KL). Items whose point is not finite are left out, and of equal ones the
-    first is kept.
+    ``point`` gives an item's (negative ELBO, use of the code): the first is to be low, the second large. Items whose
+    point is not finite are left out, and of equal ones the first is kept.
     """
     points = ((*point(item), item) for item in items)
     finite = [entry for entry in points if math.isfinite(entry[0]) and math.isfinite(entry[1])]
     front: list[T] = []
     largest = -math.inf
-    # of equal negative ELBOs the one with the larger KL comes first
-    for _, kl, item in sorted(finite, key=lambda entry: (entry[0], -entry[1])):
-        if kl > largest:
-            largest = kl
+    # of equal negative ELBOs the one with the larger use comes first
+    for _, use, item in sorted(finite, key=lambda entry: (entry[0], -entry[1])):
+        if use > largest:
+            largest = use
             front.append(item)
     return front

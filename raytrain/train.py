@@ -131,7 +131,7 @@ def print_outcome(trained: TrainedRun) -> None:
         f"best at step {outcome['best_step']}: negative ELBO {best['bits_per_byte']:.3f} bits/byte "
         f"({best['bound']:.1f} nats a sample), KL {best['kl']:.2f} nats, {best['active_units']:.0f} active units"
     )
-    if warning := collapse_warning(best["kl"], trained.config.has_latent):
+    if warning := collapse_warning(best, trained.config.has_latent):
         print(f"warning: {warning}; try --objective.free-bits 2, or a later --objective.end")
     print("\n".join(f"  {sample!r}" for sample in outcome["samples"]))
     print(f"view: {trained.view}")

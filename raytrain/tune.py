@@ -4,7 +4,7 @@
     python -m raytrain.tune lstm_vae --data tweets --data-path tweets.txt.gz --num-samples 12
     python -m raytrain.tune hybrid --space my_space.py --workers-per-trial 2
     python -m raytrain.tune --space paper_fig4 --budget small --data ptb
-    python -m raytrain.tune hybrid --min-kl 2 --warm-start config.json
+    python -m raytrain.tune hybrid --min-used 2 --warm-start config.json
     python -m raytrain.tune hybrid --dry-run --bench bench.json --price-per-hour 1.2
     python -m raytrain.tune --resume NAME
 

@@ -12,6 +12,6 @@ def space(trial: optuna.Trial) -> dict[str, Any]:
     return {
         "model.layers": trial.suggest_int("layers", 1, 2),
         "model.hidden": trial.suggest_categorical("hidden", [128, 192, 256]),
-        "model.dropout": trial.suggest_float("dropout", 0.0, 0.5),
-        "optimizer.learning_rate": trial.suggest_float("learning_rate", 2e-3, 2e-2, log=True),
+        "model.dropout": trial.suggest_float("dropout", 0.0, 0.2),
+        "optimizer.learning_rate": trial.suggest_float("learning_rate", 4e-3, 2e-2, log=True),
     }

@@ -39,6 +39,8 @@ SERVERS = {"machines", "mlflow_server", "page", "postgres_server", "s3", "s3_ser
 """Fixtures that start a real server or a browser: what asks for one is not in the default suite."""
 FAST_FAULTS = ("test_malformed_records.py", "test_malformed_checkpoints.py", "test_storage_faults.py")
 """Files of tests/faults that kill nothing and take seconds."""
+LONGEST = ("test_first_search.py", "test_loop.py")
+"""Files of the default suite that take longest."""
 MOST_SECONDS = 20.0
 """A test of the default suite that takes longer fails. RAYTRAIN_TESTS_SLOWNESS multiplies it on slow machines."""
 
@@ -55,6 +57,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
         elif folder == "cluster" or (folder == "faults" and name not in FAST_FAULTS):
             item.add_marker("slow")
+    # the files that take longest begin, so that neither of the two processes ends with one of them alone
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -77,6 +81,12 @@ TINY_MODELS = {
     "lstm_vae": LstmVaeConfig(latent=8, hidden=32),
     "byte_lstm": ByteLstmConfig(layers=2, hidden=32, dropout=0.3),
 }
+TINY_VARIANTS = {
+    "hybrid, normalised": HybridConfig((16, 32), (32, 16), latent=8, hidden=32, skip=True, mean_norm=0.6),
+    "lstm_vae, normalised": LstmVaeConfig(latent=8, hidden=32, mean_norm=0.6, pool="mean", code_to_inputs=True),
+    "lstm_vae, pooled": LstmVaeConfig(latent=8, hidden=32, pool="max"),
+}
+"""The same models with the remedies against posterior collapse."""
 
 
 def tiny_config(model: str, **changes: Any) -> RunConfig[Any]:
@@ -91,7 +101,7 @@ def tiny_config(model: str, **changes: Any) -> RunConfig[Any]:
         "evaluate_samples": 64,
         "precision": "float32",
     }
-    return RunConfig(model=TINY_MODELS[model], **{**settings, **changes})
+    return RunConfig(model=(TINY_MODELS | TINY_VARIANTS)[model], **{**settings, **changes})
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,13 @@ from raytrain.data.vocabulary import PAD, STOP
 from raytrain.metrics import computed_metrics
 from raytrain.models import Model, build
 from raytrain.models.layers import Terms, draw_posterior, gaussian_kl, negative_log_likelihood
-from raytrain.models.likelihood import SYMBOLS_AT_ONCE, aggregate_posterior, importance_weighted, log_likelihood
+from raytrain.models.likelihood import (
+    SYMBOLS_AT_ONCE,
+    aggregate_posterior,
+    importance_weighted,
+    log_likelihood,
+    swapped_loss,
+)
 from raytrain.models.noise import EVALUATION_SEED, Noise
 from raytrain.training.loss import BoundTotals
 
@@ -169,6 +175,8 @@ class Totals:
         nats = negative_log_likelihood(model.predict(tokens, z), tokens).double().cpu()
         kl = gaussian_kl(mean, log_variance).double().cpu()
         terms = Terms(nats.sum(1), kl=kl, auxiliary=nats.new_zeros(len(nats)), mean=mean.cpu())
+        if model.latent:
+            terms.swapped = swapped_loss(model, tokens, z, self.config.group_size).double().cpu()
         self.bound.add(terms, batch.text_bytes)
         self.kl += kl.sum(0)
         self.by_position[:, : nats.shape[1]] += torch.stack((nats.sum(0), (batch.tokens != PAD).double().sum(0)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from functools import reduce
 from operator import add
 from typing import Any
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from raytrain.analysis.evaluation import Task, Totals, evaluate
+from raytrain.analysis.ngrams import measure_ngrams
 from raytrain.analysis.options import EvaluateOptions
 from raytrain.analysis.text_metrics import text_metrics
 from raytrain.cluster.resources import connect, read_cluster
@@ -66,6 +68,7 @@ def measure(options: EvaluateOptions) -> tuple[dict[str, Any], ResolvedModel]:
         "split": options.split,
         "over_long_left_out": batches.samples.too_long,
         "metrics": totals.metrics(model),
+        "ngrams": asdict(measure_ngrams(corpus.split("train"), batches)),
         "texts": measure_texts(options, model, corpus, batches),
         "seconds": time.perf_counter() - began,
     }

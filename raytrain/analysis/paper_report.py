@@ -13,7 +13,7 @@ from raytrain.analysis.figures.paper import DRAWN
 from raytrain.analysis.figures.records import Record
 from raytrain.analysis.figures.style import model_look, save
 from raytrain.config.models import has_latent
-from raytrain.metrics import COLLAPSED_KL
+from raytrain.metrics import COLLAPSED
 from raytrain.tracking.queries import CORPUS, Child, children, download, find_experiment, find_search, history, searches
 from raytrain.utils.errors import UserError
 from raytrain.utils.text import cell, table
@@ -120,8 +120,8 @@ def sample_tables(records: Sequence[Record], texts: dict[str, list[str]]) -> str
     lowest, highest = usable[0], usable[-1]
     parts = []
     for title, record, expected in (
-        ("KL near zero", lowest, lowest.kl < COLLAPSED_KL),
-        ("KL above zero", highest, highest.kl >= COLLAPSED_KL),
+        ("KL near zero", lowest, lowest.kl < COLLAPSED),
+        ("KL above zero", highest, highest.kl >= COLLAPSED),
     ):
         what = (
             f"{model_look(record.model)[0]}, samples of {record.length}, alpha {record.alpha:g}, "
@@ -129,7 +129,7 @@ def sample_tables(records: Sequence[Record], texts: dict[str, list[str]]) -> str
             f"{record.bits_per_byte:.3f} bits per byte"
         )
         if not expected:
-            what += f" (no trial of this figure has a KL {'below' if record is lowest else 'above'} {COLLAPSED_KL:g})"
+            what += f" (no trial of this figure has a KL {'below' if record is lowest else 'above'} {COLLAPSED:g})"
         rows = [[str(number), cell(text)] for number, text in enumerate(texts[record.run_id][:TEXTS], 1)]
         parts.append(f"### {title}\n\n{what}.\n\n{table(['', 'sample'], rows)}")
     return "\n".join(parts)

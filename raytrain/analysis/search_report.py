@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 TRIALS = "trials.parquet"
 CAPTIONS = {
     "best_so_far": "Best so far: the negative ELBO of each trial when it ended, and the lowest until then.",
-    "bound_against_kl": "Negative ELBO against KL: no trial beats one on the Pareto front in both.",
+    "bound_against_use": "Negative ELBO against use of the code: no trial beats one on the Pareto front in both.",
     "importance": "Importance of the hyperparameters: the share of the negative ELBO's variance that each explains "
     "(fANOVA).",
     "parallel_coordinates": "Parameters: each line is a trial; the thick one is the best.",
@@ -53,7 +53,7 @@ def search_figures(
     """
     return {
         "best_so_far": figures.best_so_far(rows),
-        "bound_against_kl": figures.bound_against_kl(rows),
+        "bound_against_use": figures.bound_against_use(rows),
         "importance": importance(rows, study),
         "parallel_coordinates": parallel_coordinates(rows),
         "annealing": figures.annealing_curves(rows, dict(objectives)),
@@ -153,7 +153,7 @@ def _summary(search: Child, rows: Sequence[TrialRow]) -> list[str]:
     if corpus:
         lines.append(f"corpus {corpus[:12]}")
     search_objective = search_objective_of(
-        {name: search.parameters.get(f"search.{name}") for name in ("objective", "min_kl")}
+        {name: search.parameters.get(f"search.{name}") for name in ("objective", "min_used")}
     )
     lines.append(f"objective: {search_objective}")
     paragraphs = [f"<p class='quiet'>{html.escape('; '.join(lines))}.</p>"]
@@ -161,13 +161,12 @@ def _summary(search: Child, rows: Sequence[TrialRow]) -> list[str]:
         return [*paragraphs, "<p class='warning'>No trial has been evaluated.</p>"]
     row = best[0]
     paragraphs.append(f"<p>Best: trial {html.escape(row.label)} with {html.escape(headline(row.metrics))}.</p>")
-    if search_objective.min_kl and row.kl < search_objective.min_kl:
+    if search_objective.min_used and not search_objective.may_win(row.metrics):
+        lack = f"No trial uses at least {search_objective.min_used:g} nats of its code: none has won."
+        paragraphs.append(f"<p class='warning'>{lack}</p>")
+    if warning := collapse_warning(row.metrics, has_latent(row.model), whose="The best trial's"):
         paragraphs.append(
-            f"<p class='warning'>No trial has a KL of at least {search_objective.min_kl:g} nats: none has won.</p>"
-        )
-    if warning := collapse_warning(row.kl, has_latent(row.model), whose="The best trial's"):
-        paragraphs.append(
-            f"<p class='warning'>{html.escape(warning)}. The Pareto front below shows the cost of a code that does.</p>"
+            f"<p class='warning'>{html.escape(warning)}. The Pareto front below shows what a used one costs.</p>"
         )
     return paragraphs
 

@@ -13,7 +13,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from raytrain.analysis.ngrams import Ladder
 from raytrain.metrics import (
+    METRIC,
     METRICS,
     REQUIRED_METRICS,
     SearchObjective,
@@ -27,7 +29,7 @@ from raytrain.utils.text import table as markdown
 
 MAX_ROWS = 12
 """Positions and latent dimensions that the terminal shows. The JSON has all of them."""
-IN_OTHER_TABLES = (*REQUIRED_METRICS, "active_units")
+IN_OTHER_TABLES = (*REQUIRED_METRICS, "active_units", "used")
 """Metrics of an evaluation that have a table of their own."""
 GAP = "&nbsp;&nbsp;&nbsp;"
 """MLflow's page leaves no space between the columns of a Markdown table."""
@@ -117,7 +119,9 @@ def search_summary(trials: list[Trial], search_objective: SearchObjective) -> st
     console.print(trial_table(rank(trials, search_objective), f"trials, best first: {search_objective}"))
     if search_objective.objective == "pareto":
         front = pareto_front(trials, Trial.point)
-        console.print(trial_table(front, "Pareto front: no trial beats these in both negative ELBO and KL"))
+        console.print(
+            trial_table(front, "Pareto front: no trial beats these in both negative ELBO and use of the code")
+        )
     return console.export_text() + "".join(f"{line}\n" for line in remarks(trials, search_objective))
 
 
@@ -125,13 +129,11 @@ def remarks(trials: list[Trial], search_objective: SearchObjective) -> list[str]
     """Return what a user should know before trusting the winner: infeasible trials, and a collapsed posterior."""
     best, lines = winner(trials, search_objective), []
     below = [trial for trial in trials if trial.best and not search_objective.may_win(trial.best)]
-    if search_objective.min_kl and below:
+    if search_objective.min_used and below:
         names = ", ".join(trial.name for trial in below)
-        lines.append(f"cannot win, since their KL is below {search_objective.min_kl:g} nats: {names}")
-    if best is not None and (
-        warning := collapse_warning(best.best["kl"], best.config.has_latent, whose="the best trial's")
-    ):
-        lines.append(f"warning: {warning}; --min-kl or --search-objective pareto search for one that does")
+        lines.append(f"cannot win, since they use less than {search_objective.min_used:g} nats of the code: {names}")
+    if best is not None and (warning := collapse_warning(best.best, best.config.has_latent, whose="the best trial's")):
+        lines.append(f"warning: {warning}; --min-used or --search-objective pareto search for one that is used")
     return lines
 
 
@@ -150,6 +152,10 @@ def evaluation_summary(result: dict[str, Any]) -> str:
     if result["over_long_left_out"]:
         console.print(f"{result['over_long_left_out']} documents are longer than the model takes and were left out")
     console.print(_likelihood(metrics))
+    ladder = Ladder(**result["ngrams"])
+    orders = ", ".join(f"{order} {bits:.3f}" for order, bits in enumerate(ladder.bits, 1))
+    console.print(f"byte n-grams of the train split on these samples, bits/byte: {orders}", highlight=False)
+    console.print(ladder.verdict(metrics[METRIC]), highlight=False)
     if "kl_by_dimension" in metrics:
         console.print(_latent(metrics))
     further = [metric for metric in METRICS.values() if metric.key in metrics and metric.key not in IN_OTHER_TABLES]
@@ -169,7 +175,7 @@ def evaluation_summary(result: dict[str, Any]) -> str:
             console.print(
                 f"copies were searched in {texts['searched_bytes']} of {texts['corpus_bytes']} bytes of the train split"
             )
-    if warning := collapse_warning(metrics["kl"], has_latent="kl_by_dimension" in metrics):
+    if warning := collapse_warning(metrics, has_latent="kl_by_dimension" in metrics):
         console.print(f"warning: {warning}")
     return console.export_text()
 
@@ -200,6 +206,8 @@ def _latent(metrics: dict[str, Any]) -> Table:
     table = _table("latent code", "", "")
     kl = sorted(enumerate(metrics["kl_by_dimension"]), key=lambda item: -item[1])
     table.add_row("active units", f"{metrics['active_units']} of {len(kl)}")
+    if "used" in metrics:
+        table.add_row("nats lost when codes are swapped", f"{metrics['used']:.3f} nats")
     most = math.log(metrics["mixture_samples"])
     table.add_row("mutual information I(x; z)", f"{metrics['mutual_information']:.3f} nats")
     table.add_row(f"  the most that {metrics['mixture_samples']} samples can show", f"{most:.3f} nats")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raytrain.config.models import ByteLstmConfig, HybridConfig, LstmVaeConfig
-from raytrain.config.schedules import kl_weight
+from raytrain.config.schedules import auxiliary_weight, kl_weight
 from raytrain.config.schema import RunConfig
 from raytrain.data.vocabulary import DROP, PAD, SIZE, STOP
 from raytrain.models.layers import NUM_OUTPUTS, Posterior
@@ -67,20 +67,32 @@ class PlainLstmVae(nn.Module):
     def __init__(self, config: LstmVaeConfig) -> None:
         super().__init__()
         self.encoder = nn.LSTM(SIZE, config.hidden, batch_first=True)
-        self.posterior = Posterior(config.hidden, config.latent)
+        self.pool, self.code_to_inputs = config.pool, config.code_to_inputs
+        self.posterior = Posterior(config.hidden, config.latent, config.mean_norm)
         self.first_state = nn.Linear(config.latent, 2 * config.hidden)
-        self.decoder = nn.LSTM(SIZE, config.hidden, batch_first=True)
+        width = SIZE + config.latent * config.code_to_inputs
+        self.decoder = nn.LSTM(width, config.hidden, batch_first=True)
         self.output = nn.Linear(config.hidden, NUM_OUTPUTS)
 
     def forward(self, tokens: Tensor, weight: float, alpha: float, input_dropout: float) -> Tensor:
         """Return the loss of ``tokens`` [batch, length], summed over the batch."""
         outputs, _ = self.encoder(one_hot(tokens))
-        last = (tokens != PAD).sum(1) - 1
-        z, kl = draw(*self.posterior(outputs[torch.arange(len(tokens), device=tokens.device), last]))
+        z, kl = draw(*self.posterior(self._pooled(outputs, tokens != PAD)))
         hidden, cell = torch.tanh(self.first_state(z)).chunk(2, dim=-1)
         state = hidden[None].contiguous(), cell[None].contiguous()
-        outputs, _ = self.decoder(one_hot(decoder_inputs(tokens, input_dropout)), state)
+        inputs = one_hot(decoder_inputs(tokens, input_dropout))
+        if self.code_to_inputs:
+            inputs = torch.cat((z[:, None].expand(-1, inputs.shape[1], -1), inputs), dim=-1)
+        outputs, _ = self.decoder(inputs, state)
         return cross_entropy(self.output(outputs), tokens) + weight * kl
+
+    def _pooled(self, outputs: Tensor, covered: Tensor) -> Tensor:
+        """Return what the posterior reads of ``outputs`` [batch, length, hidden], [batch, hidden]."""
+        if self.pool == "mean":
+            return (outputs * covered[..., None]).sum(1) / covered.sum(1, keepdim=True)
+        if self.pool == "max":
+            return torch.where(covered[..., None], outputs, -1).amax(1)
+        return outputs[torch.arange(len(outputs), device=outputs.device), covered.sum(1) - 1]
 
 
 class PlainHybrid(nn.Module):
@@ -95,7 +107,7 @@ class PlainHybrid(nn.Module):
         for before, after in pairwise((SIZE, *config.feature_maps)):
             self.convolutions.append(nn.Conv1d(before, after, 3, stride=2, padding=1))
             self.convolutions.extend([nn.BatchNorm1d(after), nn.ReLU()])
-        self.posterior = Posterior(self.code[0] * self.code[1], config.latent)
+        self.posterior = Posterior(self.code[0] * self.code[1], config.latent, config.mean_norm)
         self.expand = nn.Linear(config.latent, self.code[0] * self.code[1])
         self.deconvolutions = nn.Sequential()
         for before, after in pairwise((self.code[0], *config.decoder_maps)):
@@ -109,6 +121,7 @@ class PlainHybrid(nn.Module):
             else PlainByteNet(width, config.hidden, config.decoder_layers)
         )
         self.output = nn.Linear(config.hidden, NUM_OUTPUTS)
+        self.skip, self.feature_scale = config.skip, config.decoder_maps[-1] ** -0.5
 
     def forward(self, tokens: Tensor, weight: float, alpha: float, input_dropout: float) -> Tensor:
         """Return the loss of ``tokens`` [batch, length], summed over the batch."""
@@ -116,9 +129,11 @@ class PlainHybrid(nn.Module):
         z, kl = draw(*self.posterior(self.convolutions(one_hot(padded).transpose(1, 2)).flatten(1)))
         features = self.deconvolutions(F.relu(self.expand(z)).unflatten(1, self.code))
         features = features.transpose(1, 2)[:, : tokens.shape[1]]
-        hidden, _ = self.top(torch.cat((features, one_hot(decoder_inputs(tokens, input_dropout))), dim=-1))
-        auxiliary = cross_entropy(self.auxiliary(features), tokens)
-        return cross_entropy(self.output(hidden), tokens) + weight * kl + alpha * auxiliary
+        inputs = one_hot(decoder_inputs(tokens, input_dropout))
+        hidden, _ = self.top(torch.cat((features * self.feature_scale, inputs), dim=-1))
+        auxiliary = self.auxiliary(features)
+        logits = self.output(hidden) + auxiliary if self.skip else self.output(hidden)
+        return cross_entropy(logits, tokens) + weight * kl + alpha * cross_entropy(auxiliary, tokens)
 
 
 class PlainByteNet(nn.Module):
@@ -175,7 +190,8 @@ class PlainTrainer:
         objective = self.config.objective
         self.optimizer.zero_grad()
         weight = kl_weight(objective, step, self.config.steps)
-        loss: Tensor = self.model(tokens, weight, objective.alpha, objective.input_dropout) / len(tokens)
+        alpha = auxiliary_weight(objective, step, self.config.steps)
+        loss: Tensor = self.model(tokens, weight, alpha, objective.input_dropout) / len(tokens)
         loss.backward()
         if self.config.optimizer.clip > 0:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)

@@ -48,6 +48,12 @@ class HybridConfig:
     """Network on top: an LSTM, or causal convolutions in highway blocks (the paper's figure 6, with 256 units)."""
     decoder_layers: int = 1
     """Blocks of the causal convolutions, which see decoder_layers + 1 characters; an LSTM has one layer."""
+    skip: bool = False
+    """Predict by the sum of the network on top and the auxiliary head, so that the code has a way of its own to the
+    logits (skip connections: Dieng et al. 2019)."""
+    mean_norm: float = 0.0
+    """If above 0, posterior means are batch-normalised to this standard deviation (Zhu et al. 2020). The KL is then at
+    least latent x mean_norm^2 / 2 nats."""
 
     def __post_init__(self) -> None:
         require(len(self.feature_maps) > 0, "model.feature_maps", self.feature_maps, "give at least one width")
@@ -62,6 +68,7 @@ class HybridConfig:
             require(all(width > 0 for width in widths), f"model.{name}", widths, "widths must be positive")
         require(self.latent > 0, "model.latent", self.latent, "must be positive")
         require(self.hidden > 0, "model.hidden", self.hidden, "must be positive")
+        require(0 <= self.mean_norm < 10, "model.mean_norm", self.mean_norm, "must be in [0, 10)")
         require(
             0 < self.decoder_layers <= MAX_LAYERS,
             "model.decoder_layers",
@@ -84,10 +91,18 @@ class LstmVaeConfig:
     """Dimensions of the latent code z."""
     hidden: int = 500
     """Units of the encoder LSTM and of the decoder LSTM."""
+    pool: Literal["last", "mean", "max"] = "last"
+    """What the posterior reads: the encoder's last output, or the mean or maximum of all (Long et al. 2019)."""
+    code_to_inputs: bool = False
+    """Let the decoder read the code at every byte (He et al. 2019), not only in its first state as in the paper."""
+    mean_norm: float = 0.0
+    """If above 0, posterior means are batch-normalised to this standard deviation (Zhu et al. 2020). The KL is then at
+    least latent x mean_norm^2 / 2 nats."""
 
     def __post_init__(self) -> None:
         require(self.latent > 0, "model.latent", self.latent, "must be positive")
         require(self.hidden > 0, "model.hidden", self.hidden, "must be positive")
+        require(0 <= self.mean_norm < 10, "model.mean_norm", self.mean_norm, "must be in [0, 10)")
 
 
 @dataclass(frozen=True)

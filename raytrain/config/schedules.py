@@ -30,6 +30,8 @@ class ObjectiveConfig:
     """If above 0, the KL term is |KL - target_kl| instead of KL, in nats per sample."""
     alpha: float = 0.2
     """Weight of the auxiliary reconstruction (hybrid only)."""
+    alpha_end: float = 0.0
+    """Fraction of the steps at which the weight alpha, falling evenly from the first step, is 0; 0 keeps it."""
     input_dropout: float = 0.0
     """Probability that the dummy symbol replaces an input byte of the decoder."""
 
@@ -51,6 +53,7 @@ class ObjectiveConfig:
             "cannot be combined with objective.target_kl; set one of them to 0",
         )
         require(self.alpha >= 0, "objective.alpha", self.alpha, "must not be negative")
+        require(0 <= self.alpha_end <= 1, "objective.alpha_end", self.alpha_end, "a fraction of the steps, in [0, 1]")
         require(0 <= self.input_dropout <= 1, "objective.input_dropout", self.input_dropout, "must be in [0, 1]")
 
 
@@ -135,6 +138,13 @@ def kl_weight(config: ObjectiveConfig, step: int, steps: int) -> float:
 def annealing_end(config: ObjectiveConfig, steps: int) -> int:
     """Return the first step from which the KL weight no longer changes; 0 for a constant weight."""
     return 0 if config.annealing == "constant" else math.ceil(config.end * steps)
+
+
+def auxiliary_weight(config: ObjectiveConfig, step: int, steps: int) -> float:
+    """Return the weight of the auxiliary reconstruction at ``step`` of ``steps``, in [0, config.alpha]."""
+    if config.alpha_end == 0:
+        return config.alpha
+    return config.alpha * max(0.0, 1 - step / (config.alpha_end * steps))
 
 
 # ---------------------------------------------------------------------------------------- learning rate

@@ -14,12 +14,16 @@ from pathlib import Path
 import numpy as np
 
 from raytrain.config.cli import OneLineParser
+from raytrain.config.models import ByteLstmConfig
+from raytrain.config.schema import RunConfig
 from raytrain.data.corpus import Corpus, Split
 from raytrain.data.prepare import prepare
-from raytrain.utils.errors import run_command
+from raytrain.utils.errors import UserError, run_command
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 NUM_SAMPLES = 5
+NGRAM_SAMPLES = 4096
+"""Validation samples of each kind that n-grams are measured on."""
 _SHOWN = 200
 _CHUNK = 1 << 24
 
@@ -34,6 +38,7 @@ def main() -> None:
         corpus = Corpus.open(options.corpus)
         corpus.verify()
         _show_info(corpus)
+        _show_ngrams(corpus)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,6 +72,30 @@ def _show_info(corpus: Corpus) -> None:
         console.print(f"\n[bold]{name}[/bold]")
         for text in _samples(corpus.split(name)):
             console.print(f"  {escape(text)}", soft_wrap=True, emoji=False)
+
+
+def _show_ngrams(corpus: Corpus) -> None:
+    """Print what counting reaches: a model should do better."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from raytrain.analysis.ngrams import MAX_ORDER, measure_ngrams
+    from raytrain.data.batches import EvaluationBatches
+
+    windows = RunConfig(model=ByteLstmConfig(), sampling="windows", length=60)
+    documents = RunConfig(model=ByteLstmConfig(), sampling="documents", length=128)
+    columns = {}
+    for name, config in {"windows of 60": windows, "documents < 128": documents}.items():
+        try:
+            samples = EvaluationBatches(corpus.split("valid"), config, NGRAM_SAMPLES)
+        except UserError:  # the split has none
+            continue
+        columns[name] = measure_ngrams(corpus.split("train"), samples).bits
+    table = Table("bits per byte by counting", *columns)
+    for order in range(MAX_ORDER + 1):
+        table.add_row(f"{order + 1}-grams", *(f"{bits[order]:.3f}" for bits in columns.values()))
+    if columns:
+        Console(highlight=False).print("", table)
 
 
 def _table(corpus: Corpus) -> object:

@@ -12,7 +12,15 @@ from raytrain.config.schema import RunConfig
 from raytrain.data.vocabulary import SIZE
 from raytrain.models.cpu_lstm import run_lstm
 from raytrain.models.decoding import LstmState, LstmStep
-from raytrain.models.layers import NUM_OUTPUTS, OneHot, Terms, drop_input, negative_log_likelihood, shift_right
+from raytrain.models.layers import (
+    OneHot,
+    SymbolHead,
+    Terms,
+    drop_input,
+    initialise_uniform,
+    negative_log_likelihood,
+    shift_right,
+)
 from raytrain.models.noise import Noise
 
 
@@ -31,7 +39,7 @@ class ByteLstm(nn.Module):
         config: ByteLstmConfig,
         length: int,
         inputs: int = SIZE,
-        outputs: int = NUM_OUTPUTS,
+        outputs: int | None = None,
         documents: bool = True,
     ) -> None:
         super().__init__()
@@ -43,11 +51,12 @@ class ByteLstm(nn.Module):
             nn.LSTM(inputs if layer == 0 else config.hidden, config.hidden, batch_first=True)
             for layer in range(config.layers)
         )
-        self.output = nn.Linear(config.hidden, outputs)
+        self.output = SymbolHead(config.hidden) if outputs is None else nn.Linear(config.hidden, outputs)
+        initialise_uniform(self)
 
     @classmethod
     def from_config(cls, config: RunConfig[Any]) -> ByteLstm:
-        """Build the model of a run, with PyTorch's initial weights."""
+        """Build the model of a run."""
         return cls(config.model, config.length, documents=config.sampling == "documents")
 
     def forward(self, tokens: Tensor, noise: Noise, input_dropout: float = 0.0) -> Terms:

@@ -21,6 +21,7 @@ from raytrain.models.layers import (
     GroupBatchNorm,
     OneHot,
     Posterior,
+    SymbolHead,
     Terms,
     draw_posterior,
     drop_input,
@@ -82,7 +83,7 @@ class Hybrid(nn.Module):
             nn.Conv1d(before, after, kernel_size=3, stride=2, padding=1) for before, after in pairwise(widths)
         )
         self.encoder_norms = nn.ModuleList(GroupBatchNorm(width, group_size) for width in config.feature_maps)
-        self.posterior = Posterior(self.code_maps * self.code_length, config.latent)
+        self.posterior = Posterior(self.code_maps * self.code_length, config.latent, config.mean_norm)
         self.expand = nn.Linear(config.latent, self.code_maps * self.code_length)
         widths = (self.code_maps, *config.decoder_maps)
         self.deconvolutions = nn.ModuleList(
@@ -91,13 +92,16 @@ class Hybrid(nn.Module):
             for before, after in pairwise(widths)
         )
         self.decoder_norms = nn.ModuleList(GroupBatchNorm(width, group_size) for width in config.decoder_maps)
-        self.auxiliary = nn.Linear(config.decoder_maps[-1], NUM_OUTPUTS)
+        self.auxiliary = SymbolHead(config.decoder_maps[-1])
+        self.feature_scale = config.decoder_maps[-1] ** -0.5
         width = config.decoder_maps[-1] + SIZE
         self.lstm = nn.LSTM(width, config.hidden, batch_first=True) if config.decoder == "lstm" else None
         self.bytenet = (
             ByteNet(width, config.hidden, config.decoder_layers, group_size) if config.decoder == "bytenet" else None
         )
-        self.output = nn.Linear(config.hidden, NUM_OUTPUTS)
+        self.skip = config.skip
+        # with the skip, the auxiliary head adds the frequencies
+        self.output = nn.Linear(config.hidden, NUM_OUTPUTS) if config.skip else SymbolHead(config.hidden)
         initialise_uniform(self)
 
     @classmethod
@@ -128,14 +132,19 @@ class Hybrid(nn.Module):
 
     def _decode(self, inputs: Tensor, features: Tensor, mask: Tensor) -> Tensor:
         """Return logits [batch, length, NUM_OUTPUTS] after ``inputs`` [batch, length] and the deconvolved features."""
+        scaled = features * self.feature_scale
         if self.bytenet is not None:
-            joined = torch.cat((features, self.one_hot(inputs).to(features.dtype)), dim=-1)
+            joined = torch.cat((scaled, self.one_hot(inputs).to(features.dtype)), dim=-1)
             hidden = self.bytenet(joined, mask[..., : inputs.shape[1]])
         else:
             assert self.lstm is not None
-            hidden = run_lstm(self.lstm, self.one_hot, inputs, features)
+            hidden = run_lstm(self.lstm, self.one_hot, inputs, scaled)
+        return self._logits(hidden, features)
+
+    def _logits(self, hidden: Tensor, features: Tensor) -> Tensor:
+        """Return the logits for outputs of the network on top; with the skip, the auxiliary head's are added."""
         logits: Tensor = self.output(hidden)
-        return logits
+        return logits + self.auxiliary(features) if self.skip else logits
 
     def encode(self, tokens: Tensor, masks: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of q(z | x), [batch, latent] each."""
@@ -170,8 +179,9 @@ class Hybrid(nn.Module):
     @torch.no_grad()
     def advance(self, previous: Tensor, state: HybridState) -> tuple[Tensor, HybridState]:
         """Return logits [batch, NUM_OUTPUTS] of the byte after ``previous`` [batch], and the state after it."""
-        output, top = state.top.advance(previous, state.features[:, state.position])
-        return self.output(output), HybridState(state.features, state.position + 1, top)
+        features = state.features[:, state.position]
+        output, top = state.top.advance(previous, features * self.feature_scale)
+        return self._logits(output, features), HybridState(state.features, state.position + 1, top)
 
     # --------------------------------------------------------------------------------------- masking
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,6 +29,8 @@ class Terms:
     """[batch]: reconstruction loss of the auxiliary head; zeros for models without one."""
     mean: Tensor
     """[batch, latent]: mean of q(z | x)."""
+    swapped: Tensor | None = None
+    """[batch]: the reconstruction with another sample's code; only in evaluation, by ``likelihood.swapped_loss``."""
 
 
 class OneHot(nn.Module):
@@ -97,7 +100,7 @@ class GroupBatchNorm(nn.Module):
 
 
 def synchronise_statistics(model: nn.Module, num_groups: int, good: Tensor) -> Tensor:
-    """Move the running statistics of every ``GroupBatchNorm`` by the mean over all ranks' groups.
+    """Move the running statistics of every ``GroupBatchNorm`` and ``CodeNorm`` towards those of the whole batch.
 
     Call it once after each training forward; ``num_groups`` counts the groups of all ranks. One small all-reduce keeps
     the statistics identical on all ranks at every step. So evaluation needs no reduction, and a checkpoint at any step
@@ -106,18 +109,21 @@ def synchronise_statistics(model: nn.Module, num_groups: int, good: Tensor) -> T
     ``good`` is a bool without dimensions, the same on all ranks. If it is false or a statistic is not finite, nothing
     moves and the result is false; otherwise it is true.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, GroupBatchNorm)]
+    groups = [layer for layer in model.modules() if isinstance(layer, GroupBatchNorm)]
+    codes = [layer for layer in model.modules() if isinstance(layer, CodeNorm)]
+    layers: list[GroupBatchNorm | CodeNorm] = [*groups, *codes]
     if not layers:
         return good
-    statistics = [layer.batch_statistics for layer in layers if layer.batch_statistics is not None]
-    sums = torch.cat(statistics, dim=1)
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(sums)
-    means = sums / num_groups
+    # a CodeNorm has those of the whole batch already
+    parts = [layer.batch_statistics for layer in codes if layer.batch_statistics is not None]
+    if groups:
+        sums = torch.cat([layer.batch_statistics for layer in groups if layer.batch_statistics is not None], dim=1)
+        parts.insert(0, _sum_over_ranks(sums) / num_groups)
+    means = torch.cat(parts, dim=1)
     good = good & means.isfinite().all()
     running = [torch.stack((layer.running_mean, layer.running_var)) for layer in layers]
     means = torch.where(good, means, torch.cat(running, dim=1))
-    for layer, (mean, variance) in zip(layers, means.split([len(layer.weight) for layer in layers], 1), strict=True):
+    for layer, (mean, variance) in zip(layers, means.split([len(layer.bias) for layer in layers], 1), strict=True):
         layer.running_mean.lerp_(mean, layer.momentum)
         layer.running_var.lerp_(variance, layer.momentum)
         layer.batch_statistics = None
@@ -136,7 +142,7 @@ def drop_input(inputs: Tensor, noise: Noise, probability: float) -> Tensor:
     """Replace input bytes by DROP with ``probability``; START and STOP stay."""
     if probability == 0:
         return inputs
-    keep = noise.keep(1 - probability, inputs.shape[1]).bool()
+    keep = noise.keep(1 - probability, inputs.shape[1])
     return torch.where(keep | (inputs >= STOP), inputs, DROP)
 
 
@@ -151,22 +157,105 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
 
 
+class SymbolHead(nn.Linear):
+    """Classifier over the next symbol, whose bias starts at the log frequencies of the training text.
+
+    With a bias near 0, the first hundreds of steps teach the network below to say the frequencies by the weights that
+    it needs for the context, and the next hundreds to unlearn it.
+    """
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__(inputs, NUM_OUTPUTS)
+
+
 class Posterior(nn.Module):
     """Head for q(z | x) = N(mean, diag(exp(log variance))) on features [batch, inputs], in float32.
 
-    The log variance is bounded softly. While the KL weight is near 0 nothing else holds it, and with thousands of
-    inputs a few steps of Adam take it to where its exponential overflows.
+    Features are divided by the root of their number. One step of Adam changes each weight by the learning rate, so it
+    would otherwise move a sum over thousands of features thousands of times as far as one of them.
+
+    The log variance is bounded softly: while the KL weight is near 0, nothing else holds it.
     """
 
     LOG_VARIANCE_BOUND = 10.0
+    INITIAL_BOUND = 0.5
+    """Initial weights are uniform in +- this: the KL of a dimension starts below 0.1 nats."""
 
-    def __init__(self, inputs: int, latent: int) -> None:
+    def __init__(self, inputs: int, latent: int, mean_norm: float = 0.0) -> None:
+        """``mean_norm``: see ``CodeNorm``; 0 does not normalise."""
         super().__init__()
         self.linear = nn.Linear(inputs, 2 * latent)
+        self.scale = inputs**-0.5
+        self.norm = CodeNorm(latent, mean_norm) if mean_norm else None
+
+    def initialise(self) -> None:
+        """Draw the weights; the prior's mean and variance are where the posterior starts."""
+        nn.init.uniform_(self.linear.weight, -self.INITIAL_BOUND, self.INITIAL_BOUND)
+        nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_variance = self.linear(features).float().chunk(2, dim=-1)
+        mean, log_variance = self.linear(features * self.scale).float().chunk(2, dim=-1)
+        if self.norm is not None:
+            mean = self.norm(mean)
         return mean, self.LOG_VARIANCE_BOUND * torch.tanh(log_variance / self.LOG_VARIANCE_BOUND)
+
+
+class CodeNorm(nn.Module):
+    """Batch normalisation of posterior means [batch, latent] to a fixed standard deviation gamma (Zhu et al. 2020).
+
+    The KL of a dimension is then at least gamma^2 / 2 nats on average, whatever the decoder does. In training, the
+    statistics are those of the batch of all workers. In evaluation they are the running ones, of the unbiased variance.
+    The mean has a bias that is learnt; gamma is not.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, latent: int, gamma: float, momentum: float = 0.1, epsilon: float = 1e-10) -> None:
+        super().__init__()
+        self.gamma = gamma
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.bias = nn.Parameter(torch.zeros(latent))
+        self.register_buffer("running_mean", torch.zeros(latent))
+        self.register_buffer("running_var", torch.ones(latent))
+        self.batch_statistics: Tensor | None = None
+        """[2, latent]: mean and variance of the batch of all workers, until ``synchronise_statistics`` takes them."""
+
+    def forward(self, mean: Tensor) -> Tensor:
+        """Normalise ``mean`` [batch, latent], this worker's share of the batch."""
+        if not self.training:
+            return (mean - self.running_mean) * (self.gamma * torch.rsqrt(self.running_var + self.epsilon)) + self.bias
+        wide = mean.double()  # the variance is a difference of two sums
+        count = wide.new_full((1,), len(wide))
+        sums = AllReduce.apply(torch.cat((wide.sum(0), wide.square().sum(0), count)))
+        first, second = sums[:-1].view(2, -1) / sums[-1]
+        variance = second - first.square()
+        unbiased = variance * sums[-1] / (sums[-1] - 1).clamp(min=1)
+        self.batch_statistics = torch.stack((first, unbiased)).detach().float()
+        normalised = (wide - first) * torch.rsqrt(variance.clamp(min=0) + self.epsilon)
+        return self.gamma * normalised.float() + self.bias
+
+
+class AllReduce(torch.autograd.Function):
+    """Sum over all ranks, whose gradient is the sum of all ranks' gradients; the tensor itself for one worker."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        """Return the sum of every rank's ``tensor``."""
+        return _sum_over_ranks(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Return the gradient for this rank's summand."""
+        return _sum_over_ranks(gradient)
+
+
+def _sum_over_ranks(tensor: Tensor) -> Tensor:
+    tensor = tensor.clone()
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
 
 
 def draw_posterior(mean: Tensor, log_variance: Tensor, noise: Noise) -> Tensor:
@@ -177,9 +266,20 @@ def draw_posterior(mean: Tensor, log_variance: Tensor, noise: Noise) -> Tensor:
 def initialise_uniform(module: nn.Module, bound: float = 0.1) -> None:
     """Draw all weights and biases from uniform(-bound, bound), as the paper's code does.
 
-    Normalisation keeps its initial identity.
+    Normalisation keeps its initial identity, and posteriors have bounds of their own.
     """
     for layer in module.modules():
-        if not isinstance(layer, GroupBatchNorm):
+        if not isinstance(layer, GroupBatchNorm | CodeNorm):
             for parameter in layer.parameters(recurse=False):
                 nn.init.uniform_(parameter, -bound, bound)
+    for layer in module.modules():
+        if isinstance(layer, Posterior):
+            layer.initialise()
+
+
+def start_from_frequencies(model: nn.Module, frequencies: Tensor) -> None:
+    """Set the bias of every ``SymbolHead`` to the logarithms of ``frequencies`` [NUM_OUTPUTS], which sum to 1."""
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, SymbolHead):
+                layer.bias.copy_(frequencies.log())

@@ -58,6 +58,16 @@ def log_likelihood(model: Model, tokens: Tensor, z: Tensor) -> Tensor:
     return -nats.sum(1).view(len(z), len(tokens))
 
 
+def swapped_loss(model: Model, tokens: Tensor, z: Tensor, group_size: int) -> Tensor:
+    """Return the reconstruction [batch], in nats, of ``tokens`` at the code of another sample of the same group.
+
+    What it is above the reconstruction at the samples' own codes ``z`` [batch, latent] is how much of the code the
+    decoder uses. The KL does not say that: a normalised posterior has one, read or not.
+    """
+    swapped = torch.cat([codes.roll(1, 0) for codes in z.split(group_size)])
+    return negative_log_likelihood(model.predict(tokens, swapped), tokens).sum(1)
+
+
 def importance_weighted(
     log_likelihood: Callable[[Tensor], Tensor],
     mean: Tensor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from raytrain.data.vocabulary import PAD, SIZE
 from raytrain.models.cpu_lstm import run_lstm
 from raytrain.models.decoding import LstmState, LstmStep
 from raytrain.models.layers import (
-    NUM_OUTPUTS,
     OneHot,
     Posterior,
+    SymbolHead,
     Terms,
     draw_posterior,
     drop_input,
@@ -27,8 +28,20 @@ from raytrain.models.layers import (
 from raytrain.models.noise import Noise
 
 
+@dataclass(frozen=True)
+class LstmVaeState:
+    """State of the decoder: the code that it reads at every byte [batch, latent], if it does, and that of its LSTM."""
+
+    code: Tensor | None
+    decoder: LstmState
+
+    def keep(self, rows: Tensor) -> LstmVaeState:
+        """Return the state of these rows of the batch only."""
+        return LstmVaeState(None if self.code is None else self.code[rows], self.decoder.keep(rows))
+
+
 class LstmVae(nn.Module):
-    """LSTM encoder, Gaussian latent code, and an LSTM decoder that sees z only as its first state."""
+    """LSTM encoder, Gaussian latent code, and an LSTM decoder with z in its first state and, if asked, its inputs."""
 
     def __init__(self, config: LstmVaeConfig, length: int, documents: bool = True) -> None:
         super().__init__()
@@ -37,10 +50,13 @@ class LstmVae(nn.Module):
         self.documents = documents
         self.one_hot = OneHot()
         self.encoder = nn.LSTM(SIZE, config.hidden, batch_first=True)
-        self.posterior = Posterior(config.hidden, config.latent)
+        self.pool = config.pool
+        self.posterior = Posterior(config.hidden, config.latent, config.mean_norm)
         self.first_state = nn.Linear(config.latent, 2 * config.hidden)
-        self.decoder = nn.LSTM(SIZE, config.hidden, batch_first=True)
-        self.output = nn.Linear(config.hidden, NUM_OUTPUTS)
+        self.code_to_inputs = config.code_to_inputs
+        width = SIZE + (config.latent if config.code_to_inputs else 0)
+        self.decoder = nn.LSTM(width, config.hidden, batch_first=True)
+        self.output = SymbolHead(config.hidden)
         initialise_uniform(self)
 
     @classmethod
@@ -61,10 +77,16 @@ class LstmVae(nn.Module):
         )
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log variance of q(z | x), [batch, latent] each, from the output at the last symbol."""
+        """Return mean and log variance of q(z | x), [batch, latent] each, from the encoder's outputs."""
         outputs = run_lstm(self.encoder, self.one_hot, tokens)
-        last = (tokens != PAD).sum(1) - 1
-        return self.posterior(outputs[torch.arange(len(tokens), device=tokens.device), last])
+        covered = tokens != PAD
+        if self.pool == "last":
+            last = covered.sum(1) - 1
+            return self.posterior(outputs[torch.arange(len(tokens), device=tokens.device), last])
+        if self.pool == "mean":
+            return self.posterior((outputs * covered[..., None]).sum(1) / covered.sum(1, keepdim=True))
+        # outputs of an LSTM are above -1
+        return self.posterior(torch.where(covered[..., None], outputs, -1).amax(1))
 
     def predict(self, tokens: Tensor, z: Tensor) -> Tensor:
         """Return logits [batch, length, NUM_OUTPUTS] of each of ``tokens`` [batch, length] given z and those before."""
@@ -72,7 +94,8 @@ class LstmVae(nn.Module):
 
     def _decode(self, inputs: Tensor, z: Tensor) -> Tensor:
         """Return logits [batch, length, NUM_OUTPUTS] after ``inputs`` [batch, length], for codes z [batch, latent]."""
-        outputs = run_lstm(self.decoder, self.one_hot, inputs, state=self._first_state(z))
+        codes = z[:, None].expand(-1, inputs.shape[1], -1) if self.code_to_inputs else None
+        outputs = run_lstm(self.decoder, self.one_hot, inputs, codes, state=self._first_state(z))
         logits: Tensor = self.output(outputs)
         return logits
 
@@ -82,12 +105,13 @@ class LstmVae(nn.Module):
         return hidden, cell
 
     @torch.no_grad()
-    def begin(self, z: Tensor) -> LstmState:
+    def begin(self, z: Tensor) -> LstmVaeState:
         """Return the decoder's state before the first byte, for codes z [batch, latent]."""
-        return LstmState([LstmStep(self.decoder, SIZE)], [list(self._first_state(z))])
+        decoder = LstmState([LstmStep(self.decoder, SIZE)], [list(self._first_state(z))])
+        return LstmVaeState(z if self.code_to_inputs else None, decoder)
 
     @torch.no_grad()
-    def advance(self, previous: Tensor, state: LstmState) -> tuple[Tensor, LstmState]:
+    def advance(self, previous: Tensor, state: LstmVaeState) -> tuple[Tensor, LstmVaeState]:
         """Return logits [batch, NUM_OUTPUTS] of the byte after ``previous`` [batch], and the state after it."""
-        output, state = state.advance(previous)
-        return self.output(output), state
+        output, decoder = state.decoder.advance(previous, state.code)
+        return self.output(output), LstmVaeState(state.code, decoder)

@@ -223,10 +223,10 @@ def search_objective_of(values: dict[str, Any]) -> SearchObjective:
         UserError: there is no such objective.
     """
     objective: Any = values.get("objective") or "bound"
-    min_kl = values.get("min_kl") or 0.0
+    min_used = values.get("min_used") or 0.0
     try:
-        if objective not in get_args(Objective) or not 0 <= float(min_kl) < math.inf:
+        if objective not in get_args(Objective) or not 0 <= float(min_used) < math.inf:
             raise ValueError
     except (ValueError, TypeError, OverflowError):
-        raise UserError(f"there is no search objective {objective!r} with min_kl {min_kl!r}") from None
-    return SearchObjective(objective, float(min_kl))
+        raise UserError(f"there is no search objective {objective!r} with min_used {min_used!r}") from None
+    return SearchObjective(objective, float(min_used))

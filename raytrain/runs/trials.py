@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raytrain.config.schema import RunConfig, from_dict, to_dict
-from raytrain.metrics import METRIC, REQUIRED_METRICS, SearchObjective
+from raytrain.metrics import METRIC, REQUIRED_METRICS, SearchObjective, code_use
 from raytrain.runs.records import CHECKPOINTS
 from raytrain.storage import open_storage
 from raytrain.storage.base import Storage, StorageError, checked_key, retry_storage
@@ -67,8 +67,8 @@ class Trial:
         return self.status in ENDED
 
     def point(self) -> tuple[float, float]:
-        """Return the negative ELBO and the KL of its best evaluation, NaN where it has none."""
-        return self.best.get(METRIC, math.nan), self.best.get("kl", math.nan)
+        """Return the negative ELBO of its best evaluation and the use of the code, NaN where it has none."""
+        return self.best.get(METRIC, math.nan), code_use(self.best)
 
     def to_json(self) -> bytes:
         """Return the record. Metrics that are not finite are kept as text."""

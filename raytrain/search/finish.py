@@ -13,10 +13,21 @@ from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 from mlflow.exceptions import MlflowException
 
+from raytrain.analysis.ngrams import measure_ngrams
 from raytrain.analysis.search_report import write_search_report
 from raytrain.analysis.tables import markdown_table, remarks, search_summary, short
 from raytrain.config.schema import RunConfig, flatten, to_dict
-from raytrain.metrics import METRIC, METRICS, REQUIRED_METRICS, SearchObjective, headline, pareto_front, shown_metrics
+from raytrain.data.batches import EvaluationBatches
+from raytrain.metrics import (
+    METRIC,
+    METRICS,
+    REQUIRED_METRICS,
+    SearchObjective,
+    code_use,
+    headline,
+    pareto_front,
+    shown_metrics,
+)
 from raytrain.models.sampling import sample_text
 from raytrain.runs import checkpoint
 from raytrain.runs.checkpoint import Checkpoint
@@ -58,17 +69,18 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
         return
     best, stored = found
     print(f"best trial {best.name} of {len(trials)} in {duration(seconds)}")
-    samples = print_best(search, best, stored)
+    verdict = counted(search, best)
+    samples = print_best(search, best, stored, verdict)
     search.parent.log_text("".join(one_line(text) + "\n" for text in samples), "samples.txt")
     search.parent.log_dict(to_dict(best.config), BEST_CONFIG)
     search.parent.set_tags({BEST_TRIAL: best.name})
-    name, version, alias = register(search, best, stored, model_card(search, best, samples))
+    name, version, alias = register(search, best, stored, model_card(search, best, samples, verdict))
     fields = list(dict.fromkeys(name for trial in trials for name in trial.fields))
     columns = [metric.key for metric in shown_metrics(trial.best for trial in trials)]
     view = share_view(search.parent, f"{search.name}: best trials first", columns, fields)
     link = view[view.index("#/") :]  # relative: the page may be reached under several addresses
     model = f"models:/{name}@{alias} (version {version})"
-    search.parent.describe(description(search, trials, best, model, link, seconds))
+    search.parent.describe(description(search, trials, best, verdict, model, link, seconds))
     end(search, trials)
     print(f"model: {model}")
     print(f"checkpoint: {stored.uri}{computed_in(search, best)}")
@@ -95,9 +107,9 @@ def best_checkpoint(search: Search, trials: list[Trial]) -> tuple[Trial, Checkpo
 
 def finish_without_winner(search: Search, trials: list[Trial]) -> None:
     """End a search in which no trial has the minimum KL: no model is registered."""
-    largest = max(trial.best["kl"] for trial in trials if trial.best)
+    largest = max(code_use(trial.best) for trial in trials if trial.best)
     text = (
-        f"no trial has a KL of at least {search.plan.min_kl:g} nats (the largest is {largest:.2f}): "
+        f"no trial uses at least {search.plan.min_used:g} nats of its code (the most is {largest:.2f}): "
         "no model is registered"
     )
     search.parent.describe(f"{text}.\n\n{markdown_table(rank(trials, search.plan.search_objective))}")
@@ -116,8 +128,15 @@ def end(search: Search, trials: list[Trial]) -> None:
         search.parent.finish("FINISHED")
 
 
-def print_best(search: Search, best: Trial, stored: Checkpoint) -> list[str]:
-    """Print the fields, metrics and samples of the best trial; return the samples."""
+def counted(search: Search, best: Trial) -> str:
+    """Return the sentence that compares the best trial with n-grams of the same text, on the same samples."""
+    corpus = search.workspace.corpus
+    samples = EvaluationBatches(corpus.split("valid"), best.config, best.config.evaluate_samples)
+    return measure_ngrams(corpus.split("train"), samples).verdict(best.best[METRIC])
+
+
+def print_best(search: Search, best: Trial, stored: Checkpoint, verdict: str) -> list[str]:
+    """Print the fields, metrics and samples of the best trial, and how it compares; return the samples."""
     samples = sample_text(from_checkpoint(stored), CARD_SAMPLES, seed=search.plan.seed)
     line = ""
     for name, value in best.fields.items():
@@ -126,7 +145,7 @@ def print_best(search: Search, best: Trial, stored: Checkpoint) -> list[str]:
             print(line)
             line = ""
         line += ("   " if line else "  ") + setting
-    print("\n".join(filter(None, (line, headline(best.best)))))
+    print("\n".join(filter(None, (line, headline(best.best), verdict))))
     print("\n".join(f"  {sample!r}" for sample in samples))
     return samples
 
@@ -180,11 +199,14 @@ def score_of(config: RunConfig[Any], corpus: str, value: float) -> Score:
     return Score(corpus, f"valid/{METRIC}, {samples}{config.sampling} of {config.length}", value)
 
 
-def description(search: Search, trials: list[Trial], best: Trial, model: str, view: str, seconds: float) -> str:
+def description(
+    search: Search, trials: list[Trial], best: Trial, verdict: str, model: str, view: str, seconds: float
+) -> str:
     """Return the text at the top of the search's page in MLflow, in Markdown."""
     search_objective = search.plan.search_objective
     lines = [
         f"Best trial {best.name}: {headline(best.best)}; {model}.",
+        f"{verdict.capitalize()}.",
         f"[All {len(trials)} trials, best first]({view}); space `{search.plan.space.name}`, corpus "
         f"{search.workspace.corpus.name}, {duration(seconds)}.",
         f"Objective: {search_objective}.",
@@ -194,11 +216,11 @@ def description(search: Search, trials: list[Trial], best: Trial, model: str, vi
     ]
     if search_objective.objective == "pareto":
         front = pareto_front(trials, Trial.point)
-        lines += ["", "Pareto front of negative ELBO and KL:", "", markdown_table(front)]
+        lines += ["", "Pareto front of negative ELBO and use of the code:", "", markdown_table(front)]
     return "\n".join(lines)
 
 
-def model_card(search: Search, best: Trial, samples: list[str]) -> str:
+def model_card(search: Search, best: Trial, samples: list[str], verdict: str) -> str:
     """Return the model card of the search's best model, in Markdown."""
     config, corpus = best.config, search.workspace.corpus
     metrics = [f"{metric.label}: {metric.format(best.best)} {metric.unit}" for metric in shown_metrics([best.best])]
@@ -214,7 +236,7 @@ def model_card(search: Search, best: Trial, samples: list[str]) -> str:
         "",
         "## Metrics",
         "",
-        *(f"- {text}" for text in metrics),
+        *(f"- {text}" for text in (*metrics, verdict)),
         "",
         "## Limits",
         "",

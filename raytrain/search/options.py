@@ -35,9 +35,9 @@ class SearchOptions:
     --search-objective pareto."""
     search_objective: Objective = "bound"
     """Search objective: the lowest negative ELBO (bound), the lowest importance-weighted likelihood estimate (nll), or
-    the Pareto front of negative ELBO and KL (pareto: ASHA stops no trial)."""
-    min_kl: float = 0.0
-    """Constraint: a trial with a smaller KL, in nats per sample, cannot win."""
+    the Pareto front of negative ELBO and use of the code (pareto: ASHA stops no trial)."""
+    min_used: float = 0.0
+    """Constraint: a trial whose decoder uses less of the code, in nats per sample, cannot win."""
     warm_start: tuple[str, ...] = ()
     """Configs of the first trials: config.json files, run folders, MLflow run ids or models:/NAME@ALIAS."""
     time_budget: float | None = None
@@ -87,8 +87,8 @@ class SearchOptions:
             raise UserError(
                 f"--num-samples is {self.num_samples}: the {len(self.warm_start)} of --warm-start count among them"
             )
-        if not (self.min_kl >= 0 and math.isfinite(self.min_kl)):
-            raise UserError(f"--min-kl is {self.min_kl:g}: give nats of at least 0")
+        if not (self.min_used >= 0 and math.isfinite(self.min_used)):
+            raise UserError(f"--min-used is {self.min_used:g}: give nats of at least 0")
         if self.max_concurrent is not None and self.max_concurrent < 1:
             raise UserError(f"--max-concurrent is {self.max_concurrent}: at least one trial must run")
         price = self.price_per_hour

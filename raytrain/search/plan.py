@@ -48,14 +48,14 @@ class Plan:
     """Where the corpus was on the machine that started the search."""
     scheduler: str = "asha"
     objective: Objective = "bound"
-    min_kl: float = 0.0
+    min_used: float = 0.0
     warm_starts: tuple[WarmStart, ...] = ()
     """The configs of its first trials."""
 
     @property
     def search_objective(self) -> SearchObjective:
         """Return the objective, with its constraint."""
-        return SearchObjective(self.objective, self.min_kl)
+        return SearchObjective(self.objective, self.min_used)
 
     def to_json(self) -> bytes:
         values: dict[str, Any] = {
@@ -74,7 +74,7 @@ class Plan:
         """Return as text what distinguishes this search from ``other``."""
         parts = [
             f"{name} was {getattr(other, name)}, is {getattr(self, name)}"
-            for name in ("budget", "algorithm", "scheduler", "seed", "experiment", "objective", "min_kl")
+            for name in ("budget", "algorithm", "scheduler", "seed", "experiment", "objective", "min_used")
             if getattr(self, name) != getattr(other, name)
         ]
         if self.space.source != other.space.source:

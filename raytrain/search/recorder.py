@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from raytrain.metrics import METRIC, RUNG, known_metrics
+from raytrain.metrics import LIKELIHOOD, METRIC, RUNG, known_metrics
 from raytrain.runs.records import read_outcome
 from raytrain.runs.trials import Trial
 from raytrain.tracking.runs import Run
@@ -50,7 +50,7 @@ class TrialRecorder(tune.Callback):
         if step > record.step:
             record.step = step
             rung = {RUNG: result[RUNG]} if RUNG in result else {}
-            compared = {name: metrics[name] for name in dict.fromkeys((METRIC, metric, "kl"))}
+            compared = {name: metrics[name] for name in (METRIC, LIKELIHOOD, "kl", "used") if name in metrics}
             record.history.append({"step": step, **compared, **rung})
         self._clock(record)
         self._record(record)

@@ -74,7 +74,7 @@ def check_request(request: SearchRequest, workspace: Workspace, workers: int | N
     options, space = request.options, request.space
     budget, algorithm = space.budget(options.budget), resolve_algorithm(options.algorithm, space)
     resolve_scheduler(options.scheduler, algorithm, options.search_objective)
-    check_search_objective(SearchObjective(options.search_objective, options.min_kl), request.bases)
+    check_search_objective(SearchObjective(options.search_objective, options.min_used), request.bases)
     points = check_space(space, request.bases, budget, algorithm, request.first.seed)
     warm_starts = read_warm_starts(options.warm_start, request.bases)
     configs = [*points, *(start.config for start in warm_starts)]
@@ -89,9 +89,9 @@ def check_search_objective(search_objective: SearchObjective, bases: dict[str, R
     if any(config.has_latent for config in bases.values()):
         return
     pareto = search_objective.objective == "pareto"
-    if pareto or search_objective.min_kl:
-        option = "--search-objective pareto" if pareto else f"--min-kl {search_objective.min_kl:g}"
-        raise UserError(f"{option}: {' and '.join(bases)} has no latent code, so its KL is 0")
+    if pareto or search_objective.min_used:
+        option = "--search-objective pareto" if pareto else f"--min-used {search_objective.min_used:g}"
+        raise UserError(f"{option}: {' and '.join(bases)} has no latent code")
 
 
 def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: tuple[WarmStart, ...]) -> Plan:
@@ -113,7 +113,7 @@ def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: tuple[W
         experiment=options.experiment,
         corpus_path=str(workspace.corpus.path),
         objective=options.search_objective,
-        min_kl=options.min_kl,
+        min_used=options.min_used,
         warm_starts=warm_starts,
     )
 
@@ -160,7 +160,7 @@ def stored_plan(name: str, storage: str | None) -> tuple[Plan, SearchOptions]:
         num_samples=plan.num_samples,
         experiment=plan.experiment,
         search_objective=plan.objective,
-        min_kl=plan.min_kl,
+        min_used=plan.min_used,
         warm_start=tuple(start.reference for start in plan.warm_starts),
         **workers,
     )
@@ -175,7 +175,7 @@ def resumed_search(name: str, plan: Plan, begun: SearchOptions, options: SearchO
     options.check()
     for reference in options.bench:
         read_benchmark(reference)
-    for field in ("space", "budget", "algorithm", "scheduler", "name", "search_objective", "min_kl", "warm_start"):
+    for field in ("space", "budget", "algorithm", "scheduler", "name", "search_objective", "min_used", "warm_start"):
         if getattr(options, field) != getattr(begun, field):
             raise UserError(
                 f"--resume {name} takes no --{field.replace('_', '-')}: the search continues as it was begun"
@@ -229,7 +229,7 @@ def admit(
             "search.algorithm": plan.algorithm,
             "search.scheduler": plan.scheduler,
             "search.objective": plan.objective,
-            "search.min_kl": plan.min_kl,
+            "search.min_used": plan.min_used,
         },
         tags={
             "corpus": plan.corpus,

@@ -89,7 +89,8 @@ def _recorded(name: str, location: Storage, values: dict[str, Any]) -> Winner:
     search_objective = search_objective_of(values)
     best = winner(TrialStore(location).read(), search_objective)
     if best is None:
-        lacks = f" with a KL of at least {search_objective.min_kl:g} nats" if search_objective.min_kl else ""
+        least = search_objective.min_used
+        lacks = f" that uses at least {least:g} nats of its code" if least else ""
         raise UserError(f"--best-of {name}: no trial of the search has been evaluated{lacks} yet")
     parent = _parent(best.run.get("run_id", "")) or name
     return Winner(best.config, name, best.name, parent, values["corpus"], values["corpus_path"])

@@ -10,6 +10,7 @@ import numpy as np
 from raytrain.config.schedules import annealing_end
 from raytrain.config.schema import RunConfig
 from raytrain.data.corpus import Corpus
+from raytrain.data.frequencies import symbol_counts
 
 PATIENCE = 8
 """A trial is not judged before 1/PATIENCE of its steps ..."""
@@ -31,15 +32,8 @@ def unigram_bits(corpus: Corpus, sampling: str) -> float:
     one STOP each, as their likelihood does; in windows, the byte between documents counts like any other.
     """
     split = corpus.split("train")
-    counts = np.zeros(257, dtype=np.float64)
-    for start in range(0, len(split.stream), 1 << 24):  # counting turns every byte into eight
-        counts[:256] += np.bincount(split.stream[start : start + (1 << 24)], minlength=256)
-    text_bytes = len(split.stream)
-    if sampling == "documents":
-        separator = int(split.stream[split.offsets[1] - 1])
-        counts[separator] -= split.num_documents
-        counts[256] = split.num_documents
-        text_bytes = split.num_bytes
+    counts = symbol_counts(split, sampling)
+    text_bytes = split.num_bytes if sampling == "documents" else len(split.stream)
     symbols = counts[counts > 0]
     return float(-(symbols * np.log2(symbols / symbols.sum())).sum() / text_bytes)
 

@@ -12,7 +12,7 @@ from raytrain.config.schema import RunConfig
 from raytrain.models.layers import Terms
 
 
-def loss(terms: Terms, config: RunConfig[Any], weight: float) -> Tensor:
+def loss(terms: Terms, config: RunConfig[Any], weight: float, alpha: float) -> Tensor:
     """Return J = reconstruction + weight * KL + alpha * auxiliary, in nats, summed over the local samples.
 
     Free bits and the target KL act on the mean KL of each group of samples, never of the local batch, so that J does
@@ -26,11 +26,7 @@ def loss(terms: Terms, config: RunConfig[Any], weight: float) -> Tensor:
         penalty = (kl.sum(1) - objective.target_kl).abs()
     else:
         penalty = kl.sum(1)
-    return (
-        terms.reconstruction.sum()
-        + weight * config.group_size * penalty.sum()
-        + objective.alpha * terms.auxiliary.sum()
-    )
+    return terms.reconstruction.sum() + weight * config.group_size * penalty.sum() + alpha * terms.auxiliary.sum()
 
 
 class BoundTotals:
@@ -42,12 +38,13 @@ class BoundTotals:
 
     def __init__(self, latent: int, device: torch.device | str = "cpu") -> None:
         self.latent = latent
-        self.sums = torch.zeros(5 + 2 * latent, dtype=torch.float64, device=device)
-        """samples, text bytes, reconstruction, KL, auxiliary, sum of means, sum of squared means"""
+        self.sums = torch.zeros(6 + 2 * latent, dtype=torch.float64, device=device)
+        """samples, text bytes, reconstruction, KL, auxiliary, swapped, sum of means, sum of squared means"""
 
     def add(self, terms: Terms, text_bytes: int) -> None:
         """Add the samples of a batch."""
-        parts = (terms.reconstruction, terms.kl, terms.auxiliary)
+        swapped = terms.auxiliary.new_zeros(()) if terms.swapped is None else terms.swapped
+        parts = (terms.reconstruction, terms.kl, terms.auxiliary, swapped)
         mean = terms.mean.detach().double()
         counts = mean.new_tensor([len(mean), text_bytes])
         sums = torch.stack([part.detach().double().sum() for part in parts])
@@ -56,13 +53,15 @@ class BoundTotals:
     def metrics(self) -> dict[str, float]:
         """Return reconstruction, KL, auxiliary loss and negative ELBO (``bound``) in nats per sample, and active units.
 
-        ``bits_per_byte`` is the negative ELBO too.
+        ``bits_per_byte`` is the negative ELBO too. Where codes were swapped (in evaluations of a latent code) ``used``
+        is the reconstruction that this costs.
         The negative ELBO has KL weight 1 and no auxiliary loss, whatever the training used.
         """
-        samples, text_bytes, reconstruction, kl, auxiliary = self.sums[:5].tolist()
-        means, squares = self.sums[5:].view(2, self.latent) / samples
+        samples, text_bytes, reconstruction, kl, auxiliary, swapped = self.sums[:6].tolist()
+        means, squares = self.sums[6:].view(2, self.latent) / samples
         variance = squares - means.square()
-        return {
+        used = {"used": (swapped - reconstruction) / samples} if swapped else {}
+        return used | {
             "reconstruction": reconstruction / samples,
             "kl": kl / samples,
             "auxiliary": auxiliary / samples,

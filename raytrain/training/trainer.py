@@ -12,14 +12,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raytrain.config.schedules import kl_weight, learning_rate
+from raytrain.config.schedules import auxiliary_weight, kl_weight, learning_rate
 from raytrain.config.schema import RunConfig
 from raytrain.data.batches import Batch, EvaluationBatches, TrainingBatches, rank_groups
 from raytrain.data.corpus import Corpus
+from raytrain.data.frequencies import symbol_frequencies
 from raytrain.metrics import computed_metrics
 from raytrain.models import Model, build
-from raytrain.models.layers import GroupBatchNorm, Terms, synchronise_statistics
-from raytrain.models.likelihood import estimate_likelihood
+from raytrain.models.layers import (
+    CodeNorm,
+    GroupBatchNorm,
+    Terms,
+    draw_posterior,
+    start_from_frequencies,
+    synchronise_statistics,
+)
+from raytrain.models.likelihood import estimate_likelihood, swapped_loss
 from raytrain.models.noise import EVALUATION_SEED, Noise
 from raytrain.runs import checkpoint as checkpoints
 from raytrain.training.divergence import SkippedSteps
@@ -44,7 +52,9 @@ class Trainer:
         self.world = world
         self.train_batches = TrainingBatches(corpus, config)
         self.valid_batches = EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples)
-        self.model: Model = build(config).to(world.device)
+        self.model: Model = build(config)
+        start_from_frequencies(self.model, symbol_frequencies(corpus.split("train"), config.sampling))
+        self.model.to(world.device)
         self.network: nn.Module = self.model
         if world.size > 1:
             self.network = DistributedDataParallel(
@@ -75,8 +85,9 @@ class Trainer:
         config = self.config
         terms = self.forward(self.network, batch, config.seed, step, config.objective.input_dropout)
         weight = kl_weight(config.objective, step, config.steps)
+        alpha = auxiliary_weight(config.objective, step, config.steps)
         # DDP divides the sum over ranks by their number
-        mean = loss(terms, config, weight) * (self.world.size / config.batch_size)
+        mean = loss(terms, config, weight, alpha) * (self.world.size / config.batch_size)
         # a loss may overflow while its gradients do not: NaN gradients tell the other ranks without another message
         mean.backward(torch.where(mean.detach().isfinite(), 1.0, math.nan))
         return terms
@@ -112,7 +123,7 @@ class Trainer:
         self.forward_backward(self.train_batches.batch(0, self.world.rank, self.world.size), 0)
         self.optimizer.zero_grad(set_to_none=False)
         for layer in self.model.modules():
-            if isinstance(layer, GroupBatchNorm):
+            if isinstance(layer, GroupBatchNorm | CodeNorm):
                 layer.batch_statistics = None
 
     @torch.no_grad()
@@ -126,11 +137,21 @@ class Trainer:
         self.network.eval()
         totals = BoundTotals(self.model.latent, self.world.device)
         for batch in self.valid_batches.batches(self.world.rank, self.world.size):
-            totals.add(self.forward(self.model, batch, EVALUATION_SEED, 0, 0.0), batch.text_bytes)
+            terms = self.forward(self.model, batch, EVALUATION_SEED, 0, 0.0)
+            if self.model.latent:
+                terms.swapped = self.swapped(batch)
+            totals.add(terms, batch.text_bytes)
         metrics = self.reduce(totals).metrics()
         if draws:
             metrics |= self.likelihood(metrics, draws)
         return metrics | computed_metrics(self.model, metrics)
+
+    def swapped(self, batch: Batch) -> Tensor:
+        """Return the reconstruction [batch] at another sample's code, drawn with the noise of ``evaluate``."""
+        tokens, size = batch.tokens.to(self.world.device), self.config.group_size
+        noise = Noise(EVALUATION_SEED, 0, batch.groups, size, count=len(tokens), device=self.world.device)
+        with self.autocast():
+            return swapped_loss(self.model, tokens, draw_posterior(*self.model.encode(tokens), noise), size)
 
     def likelihood(self, metrics: dict[str, float], draws: int) -> dict[str, float]:
         """Return the importance-weighted estimate; for a model without z it equals the negative log-likelihood."""

@@ -90,6 +90,7 @@ def _snapshot() -> Snapshot:
     return Snapshot(3, {"model": {"w": torch.arange(4.0)}}, {"best": None}, {"seed": 1})
 
 
+@pytest.mark.slow  # it waits as a retry does
 @pytest.mark.parametrize(
     ("fault", "said"),
     [

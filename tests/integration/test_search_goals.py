@@ -55,8 +55,8 @@ def test_a_front_with_hopeless_trials_and_starts_and_what_is_built_upon_it(ray_c
         "--search-objective", "pareto", "--objective.end", "0.2", "--num-samples", "4",
         "--warm-start", "asleep.json", "wild.json",
     )  # fmt: skip
-    assert "objective: low negative ELBO and large KL" in output
-    assert "Pareto front: no trial beats these in both negative ELBO and KL" in output
+    assert "objective: low negative ELBO and much of the code used" in output
+    assert "Pareto front: no trial beats these in both negative ELBO and use of the code" in output
     assert "(from asleep.json)" in output
     assert_nothing_left(ray_cpu)
     trials = TrialStore(open_storage(home / "runs" / "f")).read()
@@ -101,10 +101,10 @@ def test_a_search_without_a_winner_says_so_and_registers_nothing(ray_cpu: str, h
         "raytrain.tune", "hybrid", *TINY, "--data", "text.txt", "--space", "space.py", "--name", "n", "--num-samples",
         "2", "--search-objective", "nll",
     )  # fmt: skip
-    output = run(ray_cpu, home, *arguments, "--min-kl", "1000")
+    output = run(ray_cpu, home, *arguments, "--min-used", "1000")
     assert "NLL" in output
-    assert "cannot win, since their KL is below 1000 nats: " in output
-    assert "no trial has a KL of at least 1000 nats" in output
+    assert "cannot win, since they use less than 1000 nats of the code: " in output
+    assert "no trial uses at least 1000 nats of its code" in output
     runs = mlflow_runs(home)
     parent = next(item for item in runs if "mlflow.parentRunId" not in item.data.tags)
     assert parent.info.status == "FINISHED"
@@ -119,5 +119,5 @@ def test_a_search_without_a_winner_says_so_and_registers_nothing(ray_cpu: str, h
     assert finished.data.metrics["best/nll"] <= finished.data.metrics["best/bound"]
     assert all(value is not None for value in table(home, parent)["nll_bits_per_byte"])
     assert_nothing_left(ray_cpu)
-    changed = refused(ray_cpu, home, *arguments, "--min-kl", "1")
-    assert "min_kl was 1000.0, is 1.0" in changed
+    changed = refused(ray_cpu, home, *arguments, "--min-used", "1")
+    assert "min_used was 1000.0, is 1.0" in changed

@@ -19,7 +19,7 @@ from raytrain.analysis.tables import evaluation_summary, markdown_table, search_
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
 from raytrain.metrics import (
-    COLLAPSED_KL,
+    COLLAPSED,
     METRICS,
     REQUIRED_METRICS,
     Metric,
@@ -114,9 +114,11 @@ def test_a_registered_metric_is_in_every_evaluation_record_and_table(
     assert measured["kl_share"] == pytest.approx(found["kl_share"], rel=1e-5)
     result: dict[str, Any] = {
         "model": "hybrid", "step": 0, "corpus": {"name": "c"}, "split": "valid", "over_long_left_out": 0,
-        "metrics": measured, "texts": None,
+        "metrics": measured, "texts": None, "ngrams": {"bits": [5.0, 3.0, 3.5], "counted": 9, "available": 9},
     }  # fmt: skip
-    assert "KL share" in evaluation_summary(result)
+    summary = evaluation_summary(result)
+    assert "KL share" in summary
+    assert "counting is better: byte 2-gram 3.000 bits/byte; the model needs" in summary
 
 
 def test_a_value_that_is_not_finite_is_left_out(share: Metric, corpus: Corpus) -> None:
@@ -142,12 +144,14 @@ def test_a_record_that_lacks_a_required_metric_is_refused(missing: str) -> None:
 
 
 def test_a_collapsed_posterior_is_warned_of_only_where_there_is_a_latent_code() -> None:
-    assert collapse_warning(0.01, has_latent=True) == (
-        "the posterior has collapsed (KL 0.010 nats): the latent code carries no information"
+    assert collapse_warning({"kl": 0.01}, has_latent=True) == (
+        "the posterior has collapsed (KL 0.010 nats): the decoder ignores the latent code"
     )
-    assert collapse_warning(0.01, has_latent=True, whose="the best trial's") == (
-        "the best trial's posterior has collapsed (KL 0.010 nats): the latent code carries no information"
+    assert collapse_warning({"kl": 6.0, "used": -0.001}, has_latent=True, whose="the best trial's") == (
+        "the best trial's posterior has collapsed (KL 6.000 nats, of which 0.000 are used): "
+        "the decoder ignores the latent code"
     )
-    assert collapse_warning(0.0, has_latent=False) is None
-    for kl in (COLLAPSED_KL, 3.0, math.nan):
-        assert collapse_warning(kl, has_latent=True) is None
+    assert collapse_warning({"kl": 0.0}, has_latent=False) is None
+    for nats in (COLLAPSED, 3.0, math.nan):
+        assert collapse_warning({"kl": nats}, has_latent=True) is None
+        assert collapse_warning({"kl": 0.0, "used": nats}, has_latent=True) is None

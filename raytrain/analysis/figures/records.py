@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raytrain.metrics import METRIC, known_metrics
+from raytrain.metrics import METRIC, code_use, known_metrics
 from raytrain.utils.errors import UserError
 
 Curve = list[tuple[int, float]]
@@ -60,13 +60,18 @@ class TrialRow:
         return self.metrics.get("kl", math.nan)
 
     @property
+    def use(self) -> float:
+        """Nats of a sample's code that the decoder uses; NaN if it was never evaluated."""
+        return code_use(self.metrics)
+
+    @property
     def scored(self) -> bool:
         """True if it was ever evaluated to a finite value."""
         return math.isfinite(self.bits_per_byte)
 
     def point(self) -> tuple[float, float]:
-        """Return negative ELBO and KL."""
-        return self.bits_per_byte, self.kl
+        """Return negative ELBO and use of the code."""
+        return self.bits_per_byte, self.use
 
 
 def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:

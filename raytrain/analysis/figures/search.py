@@ -32,7 +32,7 @@ from raytrain.analysis.figures.style import (
 from raytrain.config.models import has_latent
 from raytrain.config.schedules import kl_weight
 from raytrain.config.schema import ObjectiveConfig
-from raytrain.metrics import COLLAPSED_KL, pareto_front
+from raytrain.metrics import COLLAPSED, pareto_front
 
 BITS = "negative ELBO (bits per byte)"
 NOTHING = "No trial has been evaluated."
@@ -105,21 +105,21 @@ def _limit(axes: Axes, values: Sequence[float]) -> None:
         axes.annotate(text, (0.995, 0.93), xycoords="axes fraction", ha="right", fontsize=8, color=GREY)
 
 
-def bound_against_kl(rows: Sequence[TrialRow]) -> Figure:
-    """Draw the negative ELBO against the KL, with the Pareto front of trials that no other beats in both."""
-    usable = [row for row in ranked(rows) if math.isfinite(row.kl)]
+def bound_against_use(rows: Sequence[TrialRow]) -> Figure:
+    """Draw the negative ELBO against the use of the code, with the front of trials that no other beats in both."""
+    usable = [row for row in ranked(rows) if math.isfinite(row.use)]
     if not usable:
         return message(NOTHING)
     if not any(has_latent(row.model) for row in usable):
-        return message("A language model has no latent code: its KL is 0 throughout.")
+        return message("A language model has no latent code.")
     figure = new_figure(7.0, 4.6)
-    axes = dress(figure.add_subplot(), "KL (nats per sample)", BITS)
+    axes = dress(figure.add_subplot(), "used of the code (nats per sample)", BITS)
     axes.axvspan(
-        -1e9, COLLAPSED_KL, color=PALE, alpha=0.6, linewidth=0, label=f"collapsed (KL < {COLLAPSED_KL:g})", zorder=0
+        -1e9, COLLAPSED, color=PALE, alpha=0.6, linewidth=0, label=f"collapsed (less than {COLLAPSED:g})", zorder=0
     )
     best = pareto_front(usable, TrialRow.point)
     axes.plot(
-        *([row.kl for row in best], [row.bits_per_byte for row in best]),
+        *([row.use for row in best], [row.bits_per_byte for row in best]),
         color=INK,
         linewidth=1.2,
         drawstyle="steps-pre",
@@ -130,15 +130,15 @@ def bound_against_kl(rows: Sequence[TrialRow]) -> Figure:
         own = [row for row in usable if row.status == status]
         if own:
             axes.scatter(
-                *([row.kl for row in own], [row.bits_per_byte for row in own]),
+                *([row.use for row in own], [row.bits_per_byte for row in own]),
                 s=36,
                 color=colour,
                 marker=marker,
                 label=status,
                 zorder=2,
             )
-    kl_high = max(row.kl for row in usable)
-    axes.set_xlim(-0.03 * max(kl_high, 1.0), 1.06 * max(kl_high, 1.0))
+    highest = max(row.use for row in usable)
+    axes.set_xlim(-0.03 * max(highest, 1.0), 1.06 * max(highest, 1.0))
     _limit(axes, [row.bits_per_byte for row in usable])
     _name_points(axes, best)
     explain(axes)
@@ -150,11 +150,15 @@ def _name_points(axes: Axes, rows: Sequence[TrialRow]) -> None:
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     taken: list[tuple[float, float]] = []
     for row in rows:
-        x, y = (row.kl - left) / (right - left), (row.bits_per_byte - low) / (high - low)
+        x, y = (row.use - left) / (right - left), (row.bits_per_byte - low) / (high - low)
         if y <= 1 and all(abs(x - other) > 0.06 or abs(y - level) > 0.05 for other, level in taken):
             taken.append((x, y))
             axes.annotate(
-                plain(row.label), (row.kl, row.bits_per_byte), xytext=(5, -10), textcoords="offset points", fontsize=7.5
+                plain(row.label),
+                (row.use, row.bits_per_byte),
+                xytext=(5, -10),
+                textcoords="offset points",
+                fontsize=7.5,
             )
 
 

@@ -44,7 +44,7 @@ def trains(stock: Stock, given: Path, random: Random) -> Act:
         "--model.decoder-maps", "--model.decoder", "--objective.alpha", "--objective.annealing", "--optimizer.decay",
         "--data", "--data-path", "--data-field", "--sampling", "--preset", "--config", "--workers", "--cpus-per-worker",
         "--gpus-per-worker", "--name", "--storage", "--experiment", "--best-of", "--resume", "--precision", "--space",
-        "--evaluate-samples", "--num-samples", "--budget", "--algorithm", "--search-objective", "--min-kl",
+        "--evaluate-samples", "--num-samples", "--budget", "--algorithm", "--search-objective", "--min-used",
         "--warm-start",
         "--time-budget", "--max-concurrent", "--workers-per-trial", "--optimizer.learning-rate", "--log-every",
         "--threads", "--rounds", "--seconds", "--samples", "--only", "--quick", "--output",

@@ -17,13 +17,13 @@ from raytrain.data.vocabulary import PAD, STOP
 from raytrain.models import Model, build, build_empty
 from raytrain.models.byte_lstm import ByteLstm
 from raytrain.models.hybrid import Hybrid
-from raytrain.models.layers import GroupBatchNorm, gaussian_kl, synchronise_statistics
+from raytrain.models.layers import CodeNorm, GroupBatchNorm, gaussian_kl, synchronise_statistics
 from raytrain.models.noise import Noise
 from raytrain.models.sampling import sample
 from raytrain.utils.errors import UserError
-from tests.conftest import TINY_MODELS, tiny_config
+from tests.conftest import TINY_MODELS, TINY_VARIANTS, tiny_config
 
-MODELS = pytest.mark.parametrize("name", list(TINY_MODELS))
+MODELS = pytest.mark.parametrize("name", [*TINY_MODELS, *TINY_VARIANTS])
 
 
 def num_parameters(*modules: torch.nn.Module) -> int:
@@ -49,12 +49,12 @@ def test_a_model_that_is_first_built_empty_trains_in_the_same_process() -> None:
     code = """
 from raytrain.models import build, build_empty
 from raytrain.models.noise import Noise
-from tests.conftest import TINY_MODELS, tiny_config
+from tests.conftest import TINY_MODELS, TINY_VARIANTS, tiny_config
 import torch
 for name in TINY_MODELS:
     config = tiny_config(name)
     assert next(build_empty(config).parameters()).is_meta
-    terms = build(config)(torch.randint(256, (16, 24)), Noise(0, 0, [0], 16))
+    terms = build(config)(torch.randint(256, (16, 24)), Noise(0, 0, range(1), 16))
     terms.reconstruction.sum().backward()
     assert terms.reconstruction.isfinite().all()
 """
@@ -74,8 +74,9 @@ def test_an_implementation_that_is_not_there_is_one_line(monkeypatch: pytest.Mon
 @MODELS
 def test_models_implement_the_protocol(name: str) -> None:
     for sampling in ("windows", "documents"):
-        model = build_empty(tiny_config(name, sampling=sampling))
-        assert (model.latent > 0) == registry.MODELS[name].has_latent == hasattr(model, "encode")
+        config = tiny_config(name, sampling=sampling)
+        model = build_empty(config)
+        assert (model.latent > 0) == registry.MODELS[config.model_name].has_latent == hasattr(model, "encode")
         assert (model.length, model.documents) == (24, sampling == "documents")
         for member in ("from_config", "forward", "predict", "begin", "advance"):
             assert callable(getattr(model, member))
@@ -85,7 +86,7 @@ def with_statistics(model: Model) -> Model:
     """The model in evaluation mode, its running statistics moved away from their first values."""
     generator = torch.Generator().manual_seed(0)
     for layer in model.modules():
-        if isinstance(layer, GroupBatchNorm):
+        if isinstance(layer, GroupBatchNorm | CodeNorm):
             layer.running_mean.normal_(0, 0.1, generator=generator)
             layer.running_var.uniform_(0.5, 2.0, generator=generator)
     return model.eval()
@@ -213,7 +214,7 @@ def test_statistics_are_those_of_groups_and_leave_padding_out() -> None:
     torch.testing.assert_close(layer.running_mean, 0.1 * expected.mean(0))
 
 
-@MODELS
+@pytest.mark.parametrize("name", [*TINY_MODELS, "lstm_vae, pooled"])  # a normalised mean is of the whole batch
 def test_noise_belongs_to_sample_groups(name: str) -> None:
     """A group's terms are the same whether it is computed with others or by itself, dropout included."""
     model = build(tiny_config(name)).train()
@@ -274,7 +275,7 @@ def test_a_model_that_is_first_built_empty_trains_afterwards() -> None:
         "from tests.conftest import tiny_config\n"
         "config = tiny_config('hybrid')\n"
         "build_empty(config)\n"
-        "terms = build(config)(torch.full((16, 24), 97), Noise(0, 0, [0], 16))\n"
+        "terms = build(config)(torch.full((16, 24), 97), Noise(0, 0, range(1), 16))\n"
         "assert terms.reconstruction.isfinite().all()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)

@@ -261,15 +261,23 @@ def numbers(trials: list[Trial]) -> list[int]:
     return [trial.number for trial in trials]
 
 
-def test_without_the_kl_that_is_asked_for_no_trial_wins() -> None:
+def test_what_a_code_costs_is_not_what_of_it_is_used() -> None:
+    asked = SearchObjective("pareto", min_used=2.0)
+    unread, read = figures(2.0, 9.0) | {"used": 1.5}, figures(2.0, 1.0) | {"used": 2.5}
+    assert (asked.may_win(unread), asked.may_win(read)) == (False, True)
+    assert (asked.values(unread), asked.values(read)) == ([2.0, 1.5], [2.0, 2.5])
+    assert asked.score(unread) == INFEASIBLE_PENALTY + 0.5
+
+
+def test_without_the_use_that_is_asked_for_no_trial_wins() -> None:
     assert numbers(rank(SOME, SearchObjective()))[:5] == [0, 2, 1, 4, 5]
-    asked = SearchObjective(min_kl=1.8)
+    asked = SearchObjective(min_used=1.8)
     # those that lack it come after, the nearest to it first
     assert numbers(rank(SOME, asked)) == [1, 4, 5, 2, 0, 3, 6]
     best = winner(SOME, asked)
     assert best is not None
     assert best.number == 1
-    assert winner(SOME, SearchObjective(min_kl=10.0)) is None
+    assert winner(SOME, SearchObjective(min_used=10.0)) is None
     assert winner([SOME[3], SOME[6]], SearchObjective()) is None
 
 
@@ -309,9 +317,9 @@ def test_the_winner_of_a_front_is_its_lowest_bound_with_enough_kl() -> None:
 
 def test_the_summary_says_who_cannot_win_and_shows_the_front() -> None:
     text = search_summary(SOME, SearchObjective("pareto", 1.8))
-    assert "KL of at least 1.8 nats" in text
+    assert "at least 1.8 nats of the code used" in " ".join(text.split())
     assert "Pareto front: no trial beats these" in text
-    assert "cannot win, since their KL is below 1.8 nats: 000, 002" in text
+    assert "cannot win, since they use less than 1.8 nats of the code: 000, 002" in text
     assert "collapsed" not in text
     plain = search_summary(SOME, SearchObjective())
     assert "Pareto front" not in plain
@@ -322,7 +330,7 @@ def test_the_summary_says_who_cannot_win_and_shows_the_front() -> None:
 
 
 def test_the_table_says_where_each_stands_and_who_is_on_the_front() -> None:
-    columns = table(SOME, SearchObjective(min_kl=1.8))
+    columns = table(SOME, SearchObjective(min_used=1.8))
     assert columns["rank"] == [5, 1, 4, 6, 2, 3, 7]
     assert columns["front"] == [True, True, True, False, False, True, False]
 
@@ -363,7 +371,7 @@ def test_asha_stops_what_cannot_win_before_what_can() -> None:
     go, stop = TrialScheduler.CONTINUE, TrialScheduler.STOP
     results = [figures(2.4, 3.0), figures(2.0, 0.0), figures(2.5, 4.0), figures(2.3, 5.0), figures(1.9, 0.0)]
     assert decisions(SearchObjective(), results) == [go, go, stop, go, go]
-    assert decisions(SearchObjective(min_kl=1.0), results) == [go, stop, go, go, stop]
+    assert decisions(SearchObjective(min_used=1.0), results) == [go, stop, go, go, stop]
     # worse bounds, better likelihoods
     turned = [figures(bits) | {LIKELIHOOD: 5 - bits} for bits in (2.0, 2.1, 1.9)]
     assert decisions(SearchObjective(), turned) == [go, stop, go]
@@ -371,7 +379,7 @@ def test_asha_stops_what_cannot_win_before_what_can() -> None:
 
 
 def test_asha_remembers_scores_of_before() -> None:
-    scheduler, asked = Halving(80, SearchObjective(min_kl=1.0)), [figures(2.4, 3.0), figures(2.5, 3.0)]
+    scheduler, asked = Halving(80, SearchObjective(min_used=1.0)), [figures(2.4, 3.0), figures(2.5, 3.0)]
     scheduler.set_search_properties(METRIC, "min")
     for number, result in enumerate(asked):
         scheduler.recall(f"known-{number}", [{"step": 10, RUNG: 10, METRIC: result[METRIC], "kl": result["kl"]}])
@@ -429,7 +437,7 @@ def test_optuna_learns_what_is_looked_for() -> None:
     assert [trial.state for trial in bound.trials[3:]] == [
         states.FAIL, states.COMPLETE, states.COMPLETE, states.FAIL, states.PRUNED,
     ]  # fmt: skip
-    asked = told_of(a_plan(min_kl=1.8), trials)
+    asked = told_of(a_plan(min_used=1.8), trials)
     assert [trial.value for trial in asked.trials[:3]] == [
         pytest.approx(INFEASIBLE_PENALTY + 1.79),
         2.4,
@@ -598,7 +606,7 @@ def test_what_is_looked_for_and_started_from_is_part_of_the_plan(tmp_path: Path)
     storage = FolderStorage(tmp_path)
     plan = a_plan(
         objective="nll",
-        min_kl=1.5,
+        min_used=1.5,
         warm_starts=(
             WarmStart(reference="a.json", config=INSIDE, params={"alpha": 0.75}),
             WarmStart(reference="models:/x@champion", config=OUTSIDE),
@@ -610,7 +618,7 @@ def test_what_is_looked_for_and_started_from_is_part_of_the_plan(tmp_path: Path)
     assert (found.search_objective, found.warm_starts) == (SearchObjective("nll", 1.5), plan.warm_starts)
     assert plan.differences(found) == []
     assert "objective was nll, is bound" in replace(plan, objective="bound").differences(found)
-    assert "min_kl was 1.5, is 2.0" in replace(plan, min_kl=2.0).differences(found)
+    assert "min_used was 1.5, is 2.0" in replace(plan, min_used=2.0).differences(found)
     assert "it started from other configs" in replace(plan, warm_starts=plan.warm_starts[:1]).differences(found)
     renamed = (replace(plan.warm_starts[0], reference="b.json"), plan.warm_starts[1])
     assert replace(plan, warm_starts=renamed).differences(found) == []
@@ -620,7 +628,7 @@ def test_what_is_looked_for_and_started_from_is_part_of_the_plan(tmp_path: Path)
 def test_a_plan_of_before_looks_for_the_bound(tmp_path: Path) -> None:
     storage = FolderStorage(tmp_path)
     values = json.loads(a_plan().to_json())
-    for name in ("objective", "min_kl", "warm_starts"):
+    for name in ("objective", "min_used", "warm_starts"):
         del values[name]
     storage.write(PLAN, json.dumps(values).encode())
     found = read_plan(storage)
@@ -757,12 +765,12 @@ def test_an_interrupted_trial_is_not_told_to_optuna(corpus: Corpus, tmp_path: Pa
     ("arguments", "line"),
     [
         (["hybrid", "--search-objective", "kl"], "--search-objective is 'kl': must be one of bound, nll, pareto"),
-        (["hybrid", "--min-kl", "-1"], "--min-kl is -1: give nats of at least 0"),
-        (["hybrid", "--min-kl", "nan"], "--min-kl is nan: give nats of at least 0"),
-        (["byte_lstm", "--min-kl", "2"], "--min-kl 2: byte_lstm has no latent code, so its KL is 0"),
+        (["hybrid", "--min-used", "-1"], "--min-used is -1: give nats of at least 0"),
+        (["hybrid", "--min-used", "nan"], "--min-used is nan: give nats of at least 0"),
+        (["byte_lstm", "--min-used", "2"], "--min-used 2: byte_lstm has no latent code"),
         (
             ["byte_lstm", "--search-objective", "pareto"],
-            "--search-objective pareto: byte_lstm has no latent code, so its KL is 0",
+            "--search-objective pareto: byte_lstm has no latent code",
         ),
         (
             ["hybrid", "--warm-start", "a.json", "b.json", "--num-samples", "1"],
@@ -793,9 +801,19 @@ def test_a_mistake_in_what_is_built_upon_is_one_line(
 
 
 def test_what_is_looked_for_and_the_fields_of_the_objective_are_told_apart() -> None:
-    arguments = ["--search-objective", "pareto", "--objective.alpha", "0.3", "--min-kl", "2", "--warm-start", "a", "b"]
+    arguments = [
+        "--search-objective",
+        "pareto",
+        "--objective.alpha",
+        "0.3",
+        "--min-used",
+        "2",
+        "--warm-start",
+        "a",
+        "b",
+    ]
     options, config = parse_fields("raytrain.tune", SearchOptions(), tiny_config("hybrid"), arguments)
-    assert (options.search_objective, options.min_kl, options.warm_start) == ("pareto", 2.0, ("a", "b"))
+    assert (options.search_objective, options.min_used, options.warm_start) == ("pareto", 2.0, ("a", "b"))
     assert config.objective.alpha == 0.3
     options, config = parse_fields("raytrain.tune", SearchOptions(), tiny_config("hybrid"), ["--objective.end", "0.4"])
     assert (options.search_objective, config.objective.end) == ("bound", 0.4)

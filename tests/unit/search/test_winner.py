@@ -47,10 +47,12 @@ def test_the_winner_of_a_search_in_the_storage_is_the_one_it_looked_for(home: Pa
     # no tracking store was made by looking for it
     assert (found.parent, found.search, (home / "mlflow.db").exists()) == ("s", "s", False)
     assert (found.corpus, found.corpus_path) == ("0123456789abcdef", "/somewhere/corpus")
-    record("latent", min_kl=1.0)
+    record("latent", min_used=1.0)
     assert find_winner("latent", None, "raytrain").trial == "001"
-    record("none", min_kl=9.0)
-    with pytest.raises(UserError, match="no trial of the search has been evaluated with a KL of at least 9 nats yet"):
+    record("none", min_used=9.0)
+    with pytest.raises(
+        UserError, match="no trial of the search has been evaluated that uses at least 9 nats of its code yet"
+    ):
         find_winner("none", None, "raytrain")
 
 

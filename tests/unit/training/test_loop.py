@@ -30,6 +30,10 @@ from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
 from tests.support.away import Away
 
+RESUMED = ("hybrid", "hybrid, normalised", "byte_lstm")
+SHARED = ("hybrid", "hybrid, normalised", "lstm_vae", "lstm_vae, normalised", "byte_lstm")
+"""A normalised code has statistics of the batch of all workers, with gradients that cross them."""
+
 
 class Stop(Exception):
     """Ends a run from outside, as a lost machine would."""
@@ -94,17 +98,17 @@ def _worker(rank: int, size: int, port: int, body: Callable[..., None], argument
 
 def _undisturbed_and_resumed(world: World, corpus_path: str, out: str) -> None:
     corpus = Corpus.open(corpus_path)
-    for model in ("hybrid", "byte_lstm"):
-        config = tiny_config(model, steps=100, evaluate_every=50, checkpoint_every=50)
+    for model in RESUMED:
+        config = tiny_config(model, steps=24, evaluate_every=12, checkpoint_every=12)
         run(config, corpus, world, Path(out, model, "whole"))
-        run(config, corpus, world, Path(out, model, "parts"), stop_at=50)
+        run(config, corpus, world, Path(out, model, "parts"), stop_at=12)
         run(config, corpus, world, Path(out, model, "parts"))
 
 
 def assert_same_run(folder: Path) -> None:
-    for model in ("hybrid", "byte_lstm"):
+    for model in RESUMED:
         whole, parts = final(folder / model / "whole"), final(folder / model / "parts")
-        assert whole.step == parts.step == 100
+        assert whole.step == parts.step == 24
         for stem in ("model", "optimizer"):
             for name, tensor in whole.tensors(stem).items():
                 assert torch.equal(tensor, parts.tensors(stem)[name]), f"{model} {stem} {name}"
@@ -123,7 +127,7 @@ def test_a_resumed_run_is_bit_identical_on_several_workers(corpus: Corpus, tmp_p
 
 
 def _train_once(world: World, corpus_path: str, out: str) -> None:
-    for model in ("hybrid", "lstm_vae", "byte_lstm"):
+    for model in SHARED:
         config = tiny_config(model, steps=5, log_every=1, evaluate_every=5)
         records = run(config, Corpus.open(corpus_path), world, Path(out, model)).records
         if world.rank == 0:
@@ -138,7 +142,7 @@ def test_another_number_of_workers_gives_the_same_result(corpus: Corpus, tmp_pat
         (tmp_path / folder).mkdir()
     _train_once(World(), str(corpus.path), str(tmp_path / "one"))
     on_workers(size, _train_once, str(corpus.path), str(tmp_path / "several"))
-    for model in ("hybrid", "lstm_vae", "byte_lstm"):
+    for model in SHARED:
         one, several = (json.loads((tmp_path / folder / f"{model}.json").read_text()) for folder in ("one", "several"))
         for step, metrics in one.items():
             # Adam turns the rounding of gradients near 0 into full steps: differences grow with the steps
@@ -265,7 +269,7 @@ def test_learning_rate_decays_by_hundredths() -> None:
 def test_bfloat16_changes_the_bound_by_less_than_half_a_percent(corpus: Corpus, tmp_path: Path) -> None:
     bounds = []
     for precision in ("float32", "bfloat16"):
-        config = tiny_config("hybrid", steps=100, evaluate_every=100, precision=precision)
+        config = tiny_config("hybrid", steps=25, evaluate_every=25, precision=precision)
         run(config, corpus, World(), tmp_path / precision)
         bounds.append(final(tmp_path / precision).state["best"]["bound"])
     assert bounds[1] == pytest.approx(bounds[0], rel=0.005)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from raytrain.config.schedules import annealing_end, kl_weight
+from raytrain.config.schedules import annealing_end, auxiliary_weight, kl_weight
 from raytrain.config.schema import ObjectiveConfig
 from raytrain.models.layers import Terms
 from raytrain.training.loss import BoundTotals, loss
@@ -50,6 +50,14 @@ def test_every_schedule_ends_at_its_weight_and_never_leaves_its_range(annealing:
     assert set(weights[annealing_end(config, 333) :]) == {0.8}
 
 
+def test_alpha_falls_evenly_to_its_end() -> None:
+    assert {auxiliary_weight(ObjectiveConfig(alpha=0.3), step, 100) for step in (0, 50, 99)} == {0.3}
+    falling = ObjectiveConfig(alpha=0.8, alpha_end=0.5)
+    assert [auxiliary_weight(falling, step, 100) for step in (0, 25, 49, 50, 99)] == pytest.approx(
+        [0.8, 0.4, 0.016, 0, 0]
+    )
+
+
 def make_terms(num: int = 32, latent: int = 4) -> Terms:
     generator = torch.Generator().manual_seed(0)
     return Terms(
@@ -63,17 +71,17 @@ def make_terms(num: int = 32, latent: int = 4) -> Terms:
 def test_loss_is_the_weighted_sum() -> None:
     terms, config = make_terms(), tiny_config("hybrid")
     expected = terms.reconstruction.sum() + 0.5 * terms.kl.sum() + 0.2 * terms.auxiliary.sum()
-    torch.testing.assert_close(loss(terms, config, 0.5), expected)
+    torch.testing.assert_close(loss(terms, config, 0.5, 0.2), expected)
 
 
 def test_free_bits_cost_nothing_below_their_threshold() -> None:
     terms, config = make_terms(), tiny_config("hybrid", objective=ObjectiveConfig(alpha=0.0, free_bits=2.0))
     groups = terms.kl.unflatten(0, (2, 16)).mean(1)  # two groups of 16
     expected = terms.reconstruction.sum() + 16 * groups.clamp(min=0.5).sum()
-    torch.testing.assert_close(loss(terms, config, 1.0), expected)
+    torch.testing.assert_close(loss(terms, config, 1.0, 0.0), expected)
     free = replace(config, objective=ObjectiveConfig(alpha=0.0, free_bits=400.0))
     terms.kl.requires_grad_()
-    loss(terms, free, 1.0).backward()
+    loss(terms, free, 1.0, 0.0).backward()
     assert terms.kl.grad is not None
     assert not terms.kl.grad.any()
 
@@ -82,7 +90,7 @@ def test_target_kl_is_a_distance() -> None:
     terms, config = make_terms(), tiny_config("hybrid", objective=ObjectiveConfig(alpha=0.0, target_kl=3.0))
     groups = terms.kl.sum(1).unflatten(0, (2, 16)).mean(1)
     torch.testing.assert_close(
-        loss(terms, config, 0.7), terms.reconstruction.sum() + 0.7 * 16 * (groups - 3.0).abs().sum()
+        loss(terms, config, 0.7, 0.0), terms.reconstruction.sum() + 0.7 * 16 * (groups - 3.0).abs().sum()
     )
 
 
@@ -95,7 +103,7 @@ def test_loss_adds_up_over_slices_of_groups(objective: ObjectiveConfig) -> None:
         Terms(*(part[half] for part in (terms.reconstruction, terms.kl, terms.auxiliary, terms.mean)))
         for half in (slice(0, 16), slice(16, 32))
     ]
-    torch.testing.assert_close(sum(loss(part, config, 0.5) for part in slices), loss(terms, config, 0.5))
+    torch.testing.assert_close(sum(loss(part, config, 0.5, 0.2) for part in slices), loss(terms, config, 0.5, 0.2))
 
 
 def test_bound_has_full_weight_and_counts_active_units() -> None:
@@ -108,4 +116,14 @@ def test_bound_has_full_weight_and_counts_active_units() -> None:
     bound = (terms.reconstruction.sum() + terms.kl.sum()).item()
     assert metrics["bound"] == pytest.approx(bound / 32)
     assert metrics["bits_per_byte"] == pytest.approx(bound / 640 / math.log(2))
+    assert "used" not in metrics
     assert metrics["active_units"] == 3
+
+
+def test_what_is_used_of_a_code_is_what_another_samples_code_costs() -> None:
+    terms = make_terms()
+    totals = BoundTotals(4)
+    for half in (slice(0, 16), slice(16, 32)):
+        parts = [part[half] for part in (terms.reconstruction, terms.kl, terms.auxiliary, terms.mean)]
+        totals.add(Terms(*parts, swapped=parts[0] + 2.5), 320)
+    assert totals.metrics()["used"] == pytest.approx(2.5, rel=1e-5)

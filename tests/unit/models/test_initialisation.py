@@ -1,0 +1,152 @@
+"""Where training starts: the frequencies of the symbols, codes near the prior, first steps of the right size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from raytrain.config.models import MODELS
+from raytrain.config.presets import PRESETS, preset
+from raytrain.config.schema import RunConfig
+from raytrain.data.batches import TrainingBatches
+from raytrain.data.corpus import Corpus
+from raytrain.data.frequencies import symbol_counts, symbol_frequencies
+from raytrain.models import Model, build
+from raytrain.models.hybrid import Hybrid
+from raytrain.models.layers import CodeNorm, start_from_frequencies, synchronise_statistics
+from raytrain.models.noise import Noise
+from raytrain.training.trainer import Trainer, World
+from tests.conftest import TINY_MODELS, TINY_VARIANTS, tiny_config
+
+SHIPPED = pytest.mark.parametrize(("name", "model"), list(PRESETS))
+
+
+def started(config: RunConfig[Any], corpus: Corpus) -> Model:
+    """The model of a run before its first step."""
+    model = build(config)
+    start_from_frequencies(model, symbol_frequencies(corpus.split("train"), config.sampling))
+    return model.train()
+
+
+def first_batch(config: RunConfig[Any], corpus: Corpus) -> torch.Tensor:
+    """16 samples that the run would begin with."""
+    return TrainingBatches(corpus, replace(config, batch_size=16)).batch(0).tokens
+
+
+def unigram_nats(corpus: Corpus, sampling: str, tokens: torch.Tensor) -> float:
+    """Nats of a batch under the frequencies of single symbols."""
+    frequencies = symbol_frequencies(corpus.split("train"), sampling)
+    return -frequencies.log()[tokens[tokens < len(frequencies)]].sum().item()
+
+
+@SHIPPED
+def test_every_preset_starts_at_the_entropy_of_single_symbols_with_a_code_near_the_prior(
+    name: str, model: str, corpus: Corpus
+) -> None:
+    config = preset(name, model)
+    network = started(config, corpus)
+    tokens = first_batch(config, corpus)
+    with torch.no_grad():
+        terms = network(tokens, Noise(0, 0, range(1), 16))
+    unigram = unigram_nats(corpus, config.sampling, tokens)
+    assert terms.reconstruction.sum().item() == pytest.approx(unigram, rel=0.05)
+    if MODELS[model].has_latent:
+        assert terms.kl.sum(1).mean().item() < 10
+    if isinstance(network, Hybrid):
+        assert terms.auxiliary.sum().item() == pytest.approx(unigram, rel=0.05)
+
+
+def test_a_trainer_starts_from_the_frequencies_of_its_corpus(corpus: Corpus) -> None:
+    trainer = Trainer(tiny_config("byte_lstm"), corpus, World())
+    expected = symbol_frequencies(corpus.split("train"), "windows").log().float()
+    torch.testing.assert_close(trainer.model.get_parameter("output.bias").detach(), expected)
+
+
+def test_one_step_moves_what_reads_the_features_no_further_than_what_reads_a_byte(corpus: Corpus) -> None:
+    """Of the gates, one byte's weight moves by the learning rate; so may all dense features together, times ten."""
+    config = replace(preset("laptop", "hybrid"), batch_size=16, precision="float32")
+    trainer = Trainer(config, corpus, World())
+    model: Any = trainer.model
+    tokens = first_batch(config, corpus)
+    seen: dict[str, torch.Tensor] = {}
+    model.posterior.linear.register_forward_pre_hook(lambda module, inputs: seen.update(posterior=inputs[0].detach()))
+    with torch.no_grad():
+        z = torch.randn(16, model.latent, generator=torch.Generator().manual_seed(0))
+        features = model.deconvolve(z, model._masks(tokens)) * model.feature_scale
+        model.encode(tokens)
+    gates, posterior = model.lstm.weight_ih_l0, model.posterior.linear.weight
+    before = gates.detach().clone(), posterior.detach().clone()
+    trainer.train_step(0)
+    moved = [after.detach() - old for after, old in zip((gates, posterior), before, strict=True)]
+    rate = config.optimizer.learning_rate
+    assert (features @ moved[0][:, : features.shape[-1]].T).abs().max() < 10 * rate
+    # about the root of 2,048 features, where they summed up to 800 learning rates before
+    assert (seen["posterior"] @ moved[1].T).abs().max() < 40 * rate
+
+
+def test_counts_of_a_split_are_exact_and_stay_so_when_it_is_sampled(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = corpus.split("train")
+    exact = torch.bincount(torch.from_numpy(split.stream[:].copy()).long(), minlength=257).double()
+    torch.testing.assert_close(torch.from_numpy(symbol_counts(split, "windows")), exact)
+    documents = symbol_counts(split, "documents")
+    assert documents[256] == split.num_documents == 4000
+    assert documents.sum() == pytest.approx(len(split.stream))
+    monkeypatch.setattr("raytrain.data.frequencies.BLOCK", 1 << 10)
+    sampled = torch.from_numpy(symbol_counts(split, "windows"))
+    assert sampled.sum().item() == pytest.approx(len(split.stream))
+    common = exact > 1000
+    torch.testing.assert_close(sampled[common], exact[common], rtol=0.25, atol=0)
+
+
+# ------------------------------------------------------------------------------------- normalised codes
+
+
+def test_a_normalised_mean_has_its_standard_deviation_and_costs_what_it_promises() -> None:
+    norm = CodeNorm(4, 0.6).train()
+    mean = norm(torch.randn(256, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.01, 1.0, 30, 5]) + 9)
+    torch.testing.assert_close(mean.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(mean.std(0, unbiased=False)[1:], torch.full((3,), 0.6), atol=1e-4, rtol=0)
+    assert 0.5 * mean[:, 1:].square().mean(0).min() > 0.6**2 / 2 - 1e-3
+
+
+def test_running_statistics_are_of_the_unbiased_variance() -> None:
+    norm = CodeNorm(2, 0.5).train()
+    values = torch.randn(16, 2, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    for _ in range(200):
+        norm(values)
+        assert synchronise_statistics(norm, 1, torch.tensor(True))
+    torch.testing.assert_close(norm.running_mean, values.mean(0))
+    torch.testing.assert_close(norm.running_var, values.var(0, unbiased=True))
+    expected = 0.5 * (values - values.mean(0)) / values.std(0)
+    torch.testing.assert_close(norm.eval()(values), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_of_a_normalised_mean_is_that_of_its_formula() -> None:
+    norm = CodeNorm(3, 0.6).train()
+    values = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    weights = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    (norm(values) * weights).sum().backward()
+    found, values.grad = values.grad, None
+    centred = values - values.mean(0)
+    (0.6 * centred * torch.rsqrt(centred.square().mean(0) + norm.epsilon) * weights).sum().backward()
+    torch.testing.assert_close(found, values.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*TINY_MODELS, *TINY_VARIANTS])
+def test_every_weight_of_a_variant_learns(name: str, corpus: Corpus) -> None:
+    config = tiny_config(name)
+    trainer = Trainer(config, corpus, World())
+    before = {key: value.detach().clone() for key, value in trainer.model.named_parameters()}
+    for step in range(2):
+        _, terms, norm = trainer.train_step(step)
+        assert norm.isfinite()
+        assert math.isfinite(terms.reconstruction.sum().item())
+    after = dict(trainer.model.named_parameters())
+    # what precedes a batch normalisation is shifted back by it: its bias has no gradient but rounding
+    assert [key for key, value in before.items() if torch.equal(value, after[key])] == []
