@@ -90,11 +90,11 @@ def laptop(model: Any, learning_rate: float = 8e-3) -> RunConfig[Any]:
         sampling="windows",
         length=64,
         batch_size=32,
-        steps=600,
+        steps=512,
         log_every=25,
-        evaluate_every=75,
+        evaluate_every=64,
         evaluate_samples=512,
-        checkpoint_every=150,
+        checkpoint_every=128,
     )
 
 
