@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.leftovers import assert_nothing_left
+from tests.support.ray_instance import assert_nothing_left
 from tests.support.tiny import SPACE, TINY, mlflow_runs, write_text
 
 # one evaluation, at the end: the search has no step at which to stop a trial

@@ -22,8 +22,7 @@ import psutil
 from raytrain.runs.trials import Trial, TrialStore
 from raytrain.storage.local import FolderStorage
 from tests.faults.scripted import ENDS, SCRIPT, SPACE, STEPS
-from tests.support.leftovers import assert_nothing_left
-from tests.support.ray_instance import ray_instance
+from tests.support.ray_instance import assert_nothing_left, ray_instance
 
 LIMIT_S = 1800
 """A search that takes longer hangs; alone on the machine it takes a tenth of that."""

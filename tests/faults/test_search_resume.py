@@ -16,7 +16,7 @@ import pytest
 from raytrain.metrics import SearchObjective
 from raytrain.runs.trials import Trial, TrialStore, rank
 from raytrain.storage.local import FolderStorage
-from tests.support.leftovers import assert_nothing_left
+from tests.support.ray_instance import assert_nothing_left
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = (

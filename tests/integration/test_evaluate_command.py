@@ -23,8 +23,8 @@ from raytrain.training.loop import train
 from raytrain.training.reporters import PrintReporter
 from raytrain.training.trainer import World
 from tests.conftest import TINY_MODELS, tiny_config
-from tests.support.leftovers import assert_nothing_left
 from tests.support.mlflow_server import new_store
+from tests.support.ray_instance import assert_nothing_left
 from tests.support.refusal import refusal
 from tests.unit.analysis.test_evaluation import same
 

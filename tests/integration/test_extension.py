@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from raytrain.runs.trials import TRIALS
 from raytrain.storage import open_storage
-from tests.support.leftovers import assert_nothing_left
+from tests.support.ray_instance import assert_nothing_left
 from tests.support.tiny import TINY, mlflow_runs, run, write_text
 from tests.unit.config.test_plugins import PLUGIN
 

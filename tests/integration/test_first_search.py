@@ -14,7 +14,7 @@ from raytrain.metrics import REQUIRED_METRICS, SearchObjective
 from raytrain.runs.records import OUTCOME, PLAN
 from raytrain.runs.trials import TrialStore, winner
 from raytrain.storage import open_storage
-from tests.support.leftovers import assert_nothing_left
+from tests.support.ray_instance import assert_nothing_left
 from tests.support.tiny import SPACE, TINY, mlflow_runs, run, write_text
 
 

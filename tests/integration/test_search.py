@@ -13,7 +13,7 @@ import pytest
 
 from raytrain.runs import checkpoint
 from raytrain.storage import open_storage
-from tests.support.leftovers import assert_nothing_left
+from tests.support.ray_instance import assert_nothing_left
 from tests.support.tiny import TINY, mlflow_runs, run
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,7 @@ from raytrain.config.schema import ObjectiveConfig, OptimizerConfig, to_dict
 from raytrain.runs.trials import TrialStore
 from raytrain.storage import open_storage
 from tests.conftest import tiny_config
-from tests.support.leftovers import assert_nothing_left
+from tests.support.ray_instance import assert_nothing_left
 from tests.support.tiny import TINY, mlflow_runs, run
 
 pytestmark = pytest.mark.slow

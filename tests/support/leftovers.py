@@ -1,12 +1,11 @@
-"""What a search has left behind on the Ray instance that this process has joined."""
+"""What a search has left behind on the Ray instance that this process has joined.
+
+Stories send this file alone to a cluster, so it imports nothing of the tests or of the package.
+"""
 
 from __future__ import annotations
 
-import time
-
 import ray
-
-from tests.support.ray_instance import joined
 
 
 def leftovers() -> list[str]:
@@ -27,12 +26,3 @@ def leftovers() -> list[str]:
     if free != total:
         left.append(f"CPUs {free} of {total}")
     return left
-
-
-def assert_nothing_left(address: str, seconds: float = 60) -> None:
-    """Fail if anything is left after ``seconds`` on the instance at ``address``, which this process has not joined."""
-    with joined(address):
-        deadline = time.monotonic() + seconds
-        while left := leftovers():
-            assert time.monotonic() < deadline, left
-            time.sleep(0.5)

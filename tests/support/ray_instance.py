@@ -6,11 +6,14 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 import ray
+
+from tests.support.leftovers import leftovers
 
 CODE = """
 import sys
@@ -77,3 +80,12 @@ def ray_gpu() -> Iterator[str]:
     """Address of a Ray instance with two CPUs and two GPUs that are only numbers: the defaults are those for GPUs."""
     with ray_instance(gpus=2) as address:
         yield address
+
+
+def assert_nothing_left(address: str, seconds: float = 60) -> None:
+    """Fail if anything is left after ``seconds`` on the instance at ``address``, which this process has not joined."""
+    with joined(address):
+        deadline = time.monotonic() + seconds
+        while left := leftovers():
+            assert time.monotonic() < deadline, left
+            time.sleep(0.5)
