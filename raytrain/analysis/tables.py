@@ -153,8 +153,8 @@ def evaluation_summary(result: dict[str, Any]) -> str:
         console.print(f"{result['over_long_left_out']} documents are longer than the model takes and were left out")
     console.print(_likelihood(metrics))
     ladder = Ladder(**result["ngrams"])
-    orders = ", ".join(f"{order} {bits:.3f}" for order, bits in enumerate(ladder.bits, 1))
-    console.print(f"byte n-grams of the train split on these samples, bits/byte: {orders}", highlight=False)
+    orders = ", ".join(f"{bits:.3f}" for bits in ladder.bits)
+    console.print(f"bits/byte of byte n-grams, n = 1 to {len(ladder.bits)}: {orders}", highlight=False)
     console.print(ladder.verdict(metrics[METRIC]), highlight=False)
     if "kl_by_dimension" in metrics:
         console.print(_latent(metrics))

@@ -149,7 +149,9 @@ def test_another_number_of_workers_gives_the_same_result(corpus: Corpus, tmp_pat
             tolerance = 1e-5 if step == "1" else 1e-2
             for name, value in metrics.items():
                 if name != "train/bytes_per_second":
-                    assert several[step][name] == pytest.approx(value, rel=tolerance, abs=1e-5), (
+                    # both are near 0 yet, and what is used is a difference of two large sums
+                    least = 1e-3 if name.endswith(("/used", "/kl")) else 1e-5
+                    assert several[step][name] == pytest.approx(value, rel=tolerance, abs=least), (
                         f"{model} {step} {name}"
                     )
 
