@@ -1,4 +1,4 @@
-"""Early stopping against a baseline: a trial far worse than the unigram model ends, however poor the others are."""
+"""Early stopping against a baseline: a trial that has learnt no more than the byte frequencies ends."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from raytrain.data.frequencies import symbol_counts
 PATIENCE = 8
 """A trial is not judged before 1/PATIENCE of its steps ..."""
 FEWEST_STEPS = 200
-"""... nor before this many steps: a shorter run has had no time to learn the byte frequencies."""
-MARGIN = 1.05
-"""Factor by which a trial must be worse. Many networks first learn the byte frequencies and stay there for a while,
-and the validation samples are not the training text."""
+"""... nor before this many steps: a shorter run has had no time to learn."""
+MARGIN = 0.95
+"""Share of the unigram entropy that a trial must have reached: it began with the byte frequencies."""
 
 
 class EarlyStoppedError(Exception):
@@ -41,10 +40,11 @@ def unigram_bits(corpus: Corpus, sampling: str) -> float:
 def why_early_stopped(config: RunConfig[Any], step: int, metrics: dict[str, float], limit: float) -> str | None:
     """Return why a trial with these validation metrics at ``step`` is stopped early; ``None`` if it continues.
 
-    A trial is stopped if it is 5% worse than ``limit``, the ``unigram_bits`` of its corpus, after 1/8 of its steps (at
-    least 200). During KL annealing, and for the same number of steps after it, only the reconstruction is compared: a
-    code that costs nothing yet may be as large as it likes, and takes a while to become cheap. After that the negative
-    ELBO is compared. A trial whose metrics are not finite has diverged: the loop itself ends it, however early.
+    A trial is stopped if it is not 5% better than ``limit``, the ``unigram_bits`` of its corpus, after 1/8 of its steps
+    (at least 200). During KL annealing, and for the same number of steps after it, only the reconstruction is
+    compared: a code that costs nothing yet may be as large as it likes, and takes a while to become cheap. After that
+    the negative ELBO is compared. A trial whose metrics are not finite has diverged: the loop itself ends it, however
+    early.
     """
     patience = max(FEWEST_STEPS, math.ceil(config.steps / PATIENCE))
     if step < patience:
@@ -55,6 +55,6 @@ def why_early_stopped(config: RunConfig[Any], step: int, metrics: dict[str, floa
     if bits <= MARGIN * limit:
         return None
     return (
-        f"early-stopped at step {step}: its {name} of {bits:.3f} bits per byte is far worse than the {limit:.3f} of a "
-        "model that knows only the byte frequencies"
+        f"early-stopped at step {step}: its {name} of {bits:.3f} bits per byte is not 5% better than the {limit:.3f} "
+        "of a model that knows only the byte frequencies"
     )

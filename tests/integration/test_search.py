@@ -99,7 +99,7 @@ def test_a_run_started_again_goes_on_and_an_ended_one_is_not_repeated(ray_cpu: s
         cwd=home, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "RAY_ADDRESS": ray_cpu},
     )  # fmt: skip
     assert refused.returncode == 2
-    assert "--name r belongs to a run with another config (objective.alpha was 0.2, is 0.9)" in refused.stderr
+    assert "--name r belongs to a run with another config (objective.alpha was 1.0, is 0.9)" in refused.stderr
 
 
 def test_trials_that_diverge_are_counted_and_the_others_go_on(ray_cpu: str, home: Path) -> None:

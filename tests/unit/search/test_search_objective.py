@@ -135,7 +135,7 @@ def test_the_report_ends_a_hopeless_trial_after_it_was_heard_and_out_of_reach_of
     # rank 1 has no writer: what it does, every rank does
     report = RayReporter(a_job(config, unigram=4.0), config, rank=1, node=None, send=sent)
     report.evaluated(100, figures(6.0))
-    report.evaluated(250, figures(4.1))  # as good as knowing the bytes' frequencies: it may go on
+    report.evaluated(250, figures(3.8))  # 5% better than knowing the byte frequencies: it may go on
     with pytest.raises(EarlyStoppedError, match=r"early-stopped at step 500: its negative ELBO of 4\.500"):
         report.evaluated(500, figures(4.5))
     assert [(result["step"], RUNG in result) for result in sent.results] == [(100, True), (250, True), (500, False)]
