@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Split
 from raytrain.data.vocabulary import PAD, STOP
+from raytrain.models.noise import GOLDEN, MULTIPLIERS, SHIFTS
 
 MAX_ORDER = 7
 """Longest context, in symbols."""
@@ -104,8 +105,8 @@ def _lengthen(contexts: Keys, symbols: Keys, offsets: NDArray[np.int64], order: 
     """Return hashes of the contexts of ``order`` symbols, from those of one symbol less."""
     before = np.roll(symbols, order)
     before[offsets < order] = STOP
-    words = contexts * np.uint64(0x9E3779B97F4A7C15) + before + np.uint64(1)
-    for shift, multiplier in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+    words = contexts * np.uint64(GOLDEN) + before + np.uint64(1)
+    for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, 1), strict=True):
         words = (words ^ words >> np.uint64(shift)) * np.uint64(multiplier)
     return words
 

@@ -99,16 +99,16 @@ def _worker(rank: int, size: int, port: int, body: Callable[..., None], argument
 def _undisturbed_and_resumed(world: World, corpus_path: str, out: str) -> None:
     corpus = Corpus.open(corpus_path)
     for model in RESUMED:
-        config = tiny_config(model, steps=24, evaluate_every=12, checkpoint_every=12)
+        config = tiny_config(model, steps=40, evaluate_every=20, checkpoint_every=20)
         run(config, corpus, world, Path(out, model, "whole"))
-        run(config, corpus, world, Path(out, model, "parts"), stop_at=12)
+        run(config, corpus, world, Path(out, model, "parts"), stop_at=20)
         run(config, corpus, world, Path(out, model, "parts"))
 
 
 def assert_same_run(folder: Path) -> None:
     for model in RESUMED:
         whole, parts = final(folder / model / "whole"), final(folder / model / "parts")
-        assert whole.step == parts.step == 24
+        assert whole.step == parts.step == 40
         for stem in ("model", "optimizer"):
             for name, tensor in whole.tensors(stem).items():
                 assert torch.equal(tensor, parts.tensors(stem)[name]), f"{model} {stem} {name}"
@@ -149,8 +149,9 @@ def test_another_number_of_workers_gives_the_same_result(corpus: Corpus, tmp_pat
             tolerance = 1e-5 if step == "1" else 1e-2
             for name, value in metrics.items():
                 if name != "train/bytes_per_second":
-                    # both are near 0 yet, and what is used is a difference of two large sums
-                    least = 1e-3 if name.endswith(("/used", "/kl")) else 1e-5
+                    # what is used is a difference of two large sums; a normalised code's KL is near 0 yet
+                    small = name.endswith("/used") or (name.endswith("/kl") and "normalised" in model)
+                    least = 1e-3 if small else 1e-5
                     assert several[step][name] == pytest.approx(value, rel=tolerance, abs=least), (
                         f"{model} {step} {name}"
                     )
@@ -271,7 +272,7 @@ def test_learning_rate_decays_by_hundredths() -> None:
 def test_bfloat16_changes_the_bound_by_less_than_half_a_percent(corpus: Corpus, tmp_path: Path) -> None:
     bounds = []
     for precision in ("float32", "bfloat16"):
-        config = tiny_config("hybrid", steps=25, evaluate_every=25, precision=precision)
+        config = tiny_config("hybrid", steps=50, evaluate_every=50, precision=precision)
         run(config, corpus, World(), tmp_path / precision)
         bounds.append(final(tmp_path / precision).state["best"]["bound"])
     assert bounds[1] == pytest.approx(bounds[0], rel=0.005)
