@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support import s3_server
 from tests.support.postgres_server import REQUIRE_ALL
 
 NETWORK, OUTSIDE = "10.77.0", "10.78.0"
@@ -114,6 +115,7 @@ def enclosed() -> bool:
 
 def enclose(*command: str) -> int:
     """Run ``command`` of this interpreter inside a new lab; returns its exit status."""
+    s3_server.interpreter()  # inside there is no registry to install it from
     line = shlex.join([sys.executable, *command])
     # bash stays process 1: it takes care of those whose parent dies
     script = _LAB.format(gateway=GATEWAY, command=f"{line}\nexit $?")
