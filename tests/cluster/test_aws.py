@@ -109,7 +109,7 @@ def test_the_search_is_finished_in_spite_of_all_that(story: Story) -> None:
 
 
 def test_its_champion_is_in_the_bucket_and_outlives_the_cluster(story: Story) -> None:
-    assert re.search(r"models:/raytrain-hybrid/1, champion", story.search[1])
+    assert re.search(r"models:/raytrain-hybrid@champion \(version 1\)", story.search[1])
     names = [Path(name) for name in story.objects]
     assert any("mlflow-artifacts" in name.parts and name.suffix == ".safetensors" for name in names)
     assert "raytrain/mlflow.db" in story.objects

@@ -38,7 +38,7 @@ def test_a_search_is_finished_though_a_hosts_raylet_dies(story: Story) -> None:
 
 
 def test_its_champion_is_in_the_bucket_and_outlives_the_cluster(story: Story) -> None:
-    assert re.search(r"models:/raytrain-hybrid/1, champion", story.search[1])
+    assert re.search(r"models:/raytrain-hybrid@champion \(version 1\)", story.search[1])
     names = [Path(name) for name in story.objects]
     assert any("mlflow-artifacts" in name.parts and name.suffix == ".safetensors" for name in names)
     assert "raytrain/mlflow.db" in story.objects
