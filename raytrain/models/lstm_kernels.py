@@ -8,11 +8,14 @@ of a float32: NumPy has no such type. All others are float32, or float64 beside 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
-from numba import njit, types
+import torch
+from numba import njit, prange, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
@@ -28,17 +31,28 @@ _TO_WHOLE = np.float32(1.5 * 2**23)
 """Added to a float32 of at most 2^22 it leaves the nearest whole number, in the lower bits of the sum."""
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+_LEAST = 1 << 14
+"""Fewest elements for a thread: half of them take as long as to wake it."""
+# every Numba has this one; it ends the process if two threads use it at once
+numba.config.THREADING_LAYER = "workqueue"
+_one_at_a_time = threading.Lock()
+
+
+def _compiled(function: Callable[..., None], parallel: bool = False) -> Callable[..., None]:
     """Compile a kernel at its first call for each type, and keep the machine code on disk if there is a place for it.
 
     Products and sums may be fused, and nothing else may change: NaN and infinity pass through as in PyTorch.
     """
-    options = {"fastmath": {"contract"}, "error_model": "numpy", "nogil": True}
+    options = {"fastmath": {"contract"}, "error_model": "numpy", "nogil": True, "parallel": parallel}
     try:
         kernel: Callable[..., None] = njit(cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written
         kernel = njit(**options)(function)
     return kernel
+
+
+def _compiled_for_threads(function: Callable[..., None]) -> Callable[..., None]:
+    return _compiled(function, parallel=True)
 
 
 def _implement(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
@@ -103,18 +117,11 @@ def _narrow_of(x: types.Type, like: types.Type) -> Callable[..., Any]:
 
 
 @_compiled
-def forward(product: Array, gates: Array, cell: Array, next_cell: Array, output: Array) -> None:
-    """Compute a step from the pre-activations of its gates, input, forget, cell and output.
-
-    Args:
-        product: [4, hidden x batch], the pre-activations.
-        gates: [4, hidden x batch], where the gates are written.
-        cell: [hidden x batch], the cells before the step.
-        next_cell, output: [hidden x batch], where those after it, and the hidden state, are written.
-    """
+def _forward(product: Array, gates: Array, cell: Array, next_cell: Array, output: Array, first: int, end: int) -> None:
     one, like = cell.dtype.type(1), output.dtype.type(0)
     two = one + one
-    for i in range(len(cell)):
+    # unsigned: Numba would look at each index for a negative one, and the loop could not use vectors
+    for i in range(np.uint64(first), np.uint64(end)):
         update = one / (one + _exp(-_wide(product[0, i])))
         keep = one / (one + _exp(-_wide(product[1, i])))
         candidate = two / (one + _exp(-two * _wide(product[2, i]))) - one
@@ -127,6 +134,67 @@ def forward(product: Array, gates: Array, cell: Array, next_cell: Array, output:
 
 
 @_compiled
+def _backward(
+    of_output: Array,
+    of_hidden: Array,
+    gates: Array,
+    cell: Array,
+    next_cell: Array,
+    of_cell: Array,
+    of_gates: Array,
+    first: int,
+    end: int,
+) -> None:
+    one, like = cell.dtype.type(1), of_gates.dtype.type(0)
+    two = one + one
+    for i in range(np.uint64(first), np.uint64(end)):
+        update, keep, candidate, release = gates[0, i], gates[1, i], gates[2, i], gates[3, i]
+        squashed = two / (one + _exp(-two * next_cell[i])) - one
+        of_state = _wide(of_output[i]) + _wide(of_hidden[i])
+        of_after = of_cell[i] + of_state * release * (one - squashed * squashed)
+        of_gates[0, i] = _narrow(of_after * candidate * update * (one - update), like)
+        of_gates[1, i] = _narrow(of_after * cell[i] * keep * (one - keep), like)
+        of_gates[2, i] = _narrow(of_after * update * (one - candidate * candidate), like)
+        of_gates[3, i] = _narrow(of_state * squashed * release * (one - release), like)
+        of_cell[i] = of_after * keep
+
+
+@_compiled_for_threads
+def _forward_in_blocks(product: Array, gates: Array, cell: Array, next_cell: Array, output: Array, blocks: int) -> None:
+    size = -(-len(cell) // blocks)
+    for block in prange(blocks):
+        _forward(product, gates, cell, next_cell, output, block * size, min(block * size + size, len(cell)))
+
+
+@_compiled_for_threads
+def _backward_in_blocks(
+    of_output: Array,
+    of_hidden: Array,
+    gates: Array,
+    cell: Array,
+    next_cell: Array,
+    of_cell: Array,
+    of_gates: Array,
+    blocks: int,
+) -> None:
+    size = -(-len(cell) // blocks)
+    for block in prange(blocks):
+        first, end = block * size, min(block * size + size, len(cell))
+        _backward(of_output, of_hidden, gates, cell, next_cell, of_cell, of_gates, first, end)
+
+
+def forward(product: Array, gates: Array, cell: Array, next_cell: Array, output: Array) -> None:
+    """Compute a step from the pre-activations of its gates, input, forget, cell and output.
+
+    Args:
+        product: [4, hidden x batch], the pre-activations.
+        gates: [4, hidden x batch], where the gates are written.
+        cell: [hidden x batch], the cells before the step.
+        next_cell, output: [hidden x batch], where those after it, and the hidden state, are written.
+    """
+    _run(_forward, _forward_in_blocks, product, gates, cell, next_cell, output)
+
+
 def backward(
     of_output: Array, of_hidden: Array, gates: Array, cell: Array, next_cell: Array, of_cell: Array, of_gates: Array
 ) -> None:
@@ -138,15 +206,16 @@ def backward(
         of_cell: [hidden x batch], gradient of the cells after the step; overwritten by that of those before it.
         of_gates: [4, hidden x batch], where the gradients of the pre-activations are written.
     """
-    one, like = cell.dtype.type(1), of_gates.dtype.type(0)
-    two = one + one
-    for i in range(len(cell)):
-        update, keep, candidate, release = gates[0, i], gates[1, i], gates[2, i], gates[3, i]
-        squashed = two / (one + _exp(-two * next_cell[i])) - one
-        of_state = _wide(of_output[i]) + _wide(of_hidden[i])
-        of_after = of_cell[i] + of_state * release * (one - squashed * squashed)
-        of_gates[0, i] = _narrow(of_after * candidate * update * (one - update), like)
-        of_gates[1, i] = _narrow(of_after * cell[i] * keep * (one - keep), like)
-        of_gates[2, i] = _narrow(of_after * update * (one - candidate * candidate), like)
-        of_gates[3, i] = _narrow(of_state * squashed * release * (one - release), like)
-        of_cell[i] = of_after * keep
+    _run(_backward, _backward_in_blocks, of_output, of_hidden, gates, cell, next_cell, of_cell, of_gates)
+
+
+def _run(kernel: Callable[..., None], in_blocks: Callable[..., None], *arrays: Array) -> None:
+    """Run a kernel on as many threads as PyTorch uses, but for a small step on one."""
+    count = arrays[-1].shape[-1]
+    blocks = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, count // _LEAST)
+    if blocks < 2:
+        kernel(*arrays, 0, count)
+        return
+    with _one_at_a_time:
+        numba.set_num_threads(blocks)
+        in_blocks(*arrays, blocks)
