@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from raytrain.data.vocabulary import PAD
-from raytrain.models import buffers
+from raytrain.models import buffers, lstm_kernels
 from raytrain.models.layers import OneHot
 
 State = tuple[Tensor, Tensor]
@@ -70,9 +71,6 @@ def _by_onednn(left: Tensor) -> bool:
 
 _UNIT = 16
 """Rows for symbols are a multiple of this: the library prepares itself once for each shape of a product."""
-_MINUS_ONE = torch.tensor(-1.0, device="cpu")
-_SIGMOID = torch.ops.aten.sigmoid_backward.grad_input
-_TANH = torch.ops.aten.tanh_backward.grad_input
 
 
 class Recurrence(torch.autograd.Function):
@@ -106,14 +104,13 @@ class Recurrence(torch.autograd.Function):
         wide = torch.promote_types(dtype, torch.float32)
         gates = buffers.empty(length, 4, width, batch, dtype=wide)
         cells = buffers.empty(length + 1, width, batch, dtype=wide)
-        squashed = buffers.empty(length, width, batch, dtype=wide)
         outputs = reads[:, -width:]
         if hidden is None or cell is None:
             outputs[0], cells[0] = 0, 0
         else:
             outputs[0], cells[0] = hidden.t(), cell.t()
-        _go_forward(weight, reads, gates, cells, squashed)
-        ctx.save_for_backward(used, weight, reads, gates, cells, squashed)
+        _go_forward(weight, reads, gates, cells)
+        ctx.save_for_backward(used, weight, reads, gates, cells)
         ctx.num_dense, ctx.num_inputs, ctx.has_state = num_dense, parameters[0].shape[1], hidden is not None
         return outputs[1:].permute(2, 0, 1)
 
@@ -121,13 +118,13 @@ class Recurrence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the arguments of ``forward``."""
-        used, weight, reads, gates, cells, squashed = ctx.saved_tensors
+        used, weight, reads, gates, cells = ctx.saved_tensors
         length, _, width, batch = gates.shape
         rows, num_dense, wide = reads.shape[1], ctx.num_dense, gates.dtype
         learnt = rows - num_dense - width  # the first row that takes a gradient
         of_reads = buffers.empty(length, num_dense + width, batch, dtype=reads.dtype)
         of_gates = buffers.empty(length, 4 * width, batch, dtype=reads.dtype)
-        of_cell = _go_back(gradient, weight[:, learnt:], gates, cells, squashed, of_gates, of_reads)
+        of_cell = _go_back(gradient, weight[:, learnt:], gates, cells, of_gates, of_reads)
         of_weight = multiply(
             _steps_last(of_gates), _steps_last(reads[:-1]).t(), buffers.empty(4 * width, rows, dtype=reads.dtype)
         )
@@ -174,35 +171,26 @@ def _joined(
     weight[:, dense_rows - 1] = biases[0] + biases[1]
     weight[:, dense_rows:-width] = inputs[:, :num_dense]
     weight[:, -width:] = hidden
-    weight[2 * width : 3 * width] *= 2  # exact; see _to_tanh
     return weight
 
 
-def _go_forward(weight: Tensor, reads: Tensor, gates: Tensor, cells: Tensor, squashed: Tensor) -> None:
-    """Run all steps. Fill in the hidden states, which are the last rows of ``reads``, and all of the other arguments.
+def _go_forward(weight: Tensor, reads: Tensor, gates: Tensor, cells: Tensor) -> None:
+    """Run all steps. Fill in the hidden states, which are the last rows of ``reads``, and the other arguments.
 
-    These are ``gates`` [length, 4, hidden, batch], ``cells`` [length + 1, hidden, batch] and ``squashed`` [length,
-    hidden, batch], the tanh of the cells. ``reads`` and ``cells`` hold the first state already.
+    These are ``gates`` [length, 4, hidden, batch] and ``cells`` [length + 1, hidden, batch]. ``reads`` and ``cells``
+    hold the first state already.
     """
-    length, _, width, batch = gates.shape
+    width, batch = cells.shape[1:]
     product = torch.empty(4 * width, batch, dtype=reads.dtype)
-    # lists of views, since making a view takes as long as a small product
-    read, cell, squash, output = reads.unbind(), cells.unbind(), squashed.unbind(), reads[:, -width:].unbind()
-    gate = gates.flatten(1, 2).unbind()
-    update, keep, candidate, release = (one.unbind() for one in gates.unbind(1))
-    for t in range(length):
-        if gates.dtype == reads.dtype:
-            multiply(weight, read[t], gate[t]).sigmoid_()
-        else:
-            gate[t].copy_(multiply(weight, read[t], product)).sigmoid_()
-        _to_tanh(candidate[t])
-        torch.mul(keep[t], cell[t], out=cell[t + 1]).addcmul_(update[t], candidate[t])
-        _to_tanh(torch.mul(cell[t + 1], 2, out=squash[t]).sigmoid_())
-        torch.mul(release[t], squash[t], out=output[t + 1])
+    before = _flat(product.view(4, width, batch))
+    gate, cell, output = _flat(gates), _flat(cells), _flat(reads[:, -width:])
+    for t, read in enumerate(reads[:-1].unbind()):
+        multiply(weight, read, product)
+        lstm_kernels.forward(before, gate[t], cell[t], cell[t + 1], output[t + 1])
 
 
 def _go_back(
-    gradient: Tensor, weight: Tensor, gates: Tensor, cells: Tensor, squashed: Tensor, of_gates: Tensor, of_reads: Tensor
+    gradient: Tensor, weight: Tensor, gates: Tensor, cells: Tensor, of_gates: Tensor, of_reads: Tensor
 ) -> Tensor:
     """Run all steps backwards. Fill in ``of_gates`` [length, 4 hidden, batch] and ``of_reads`` [length, rows, batch].
 
@@ -211,36 +199,22 @@ def _go_back(
     """
     length, _, width, batch = gates.shape
     back = _matrix(weight.shape[1], 4 * width, weight.dtype).copy_(weight.t())
-    back[:, 2 * width : 3 * width] /= 2  # exact
-    of_output = buffers.empty(length, width, batch, dtype=of_reads.dtype).copy_(gradient.permute(1, 2, 0)).unbind()
-    of_gate, of_read, of_hidden = of_gates.unbind(), of_reads.unbind(), of_reads[:, -width:].unbind()
-    cell, squash = cells.unbind(), squashed.unbind()
-    update, keep, candidate, release = (one.unbind() for one in gates.unbind(1))
-    update_keep = gates[:, :2].flatten(1, 2).unbind()
-    step = torch.empty(4, width, batch, dtype=gates.dtype)
-    of_update, of_keep, of_candidate, of_release = step.unbind()
-    of_update_keep = step[:2].flatten(0, 1)
-    of_cell, of_state = torch.zeros(2, width, batch, dtype=gates.dtype).unbind()
-    for t in reversed(range(length)):
-        of_state.copy_(of_output[t])
-        if t + 1 < length:
-            of_state.add_(of_hidden[t + 1])
-        torch.mul(of_state, squash[t], out=of_release)
-        of_cell.add_(_TANH(of_state.mul_(release[t]), squash[t], grad_input=of_state))
-        torch.mul(of_cell, candidate[t], out=of_update)
-        torch.mul(of_cell, cell[t], out=of_keep)
-        torch.mul(of_cell, update[t], out=of_candidate)
-        of_cell.mul_(keep[t])
-        _SIGMOID(of_update_keep, update_keep[t], grad_input=of_update_keep)
-        _TANH(of_candidate, candidate[t], grad_input=of_candidate)
-        _SIGMOID(of_release, release[t], grad_input=of_release)
-        multiply(back, of_gate[t].copy_(step.flatten(0, 1)), of_read[t])
+    of_output = _flat(buffers.empty(length, width, batch, dtype=of_reads.dtype).copy_(gradient.permute(1, 2, 0)))
+    gate, cell, of_gate = _flat(gates), _flat(cells), _flat(of_gates.view(length, 4, width, batch))
+    of_hidden = [*_flat(of_reads[:, -width:]), np.zeros_like(of_output[0])]
+    of_cell = torch.zeros(width, batch, dtype=gates.dtype)
+    carried = _flat(of_cell)
+    for t, (of_step, of_read) in reversed(list(enumerate(zip(of_gates.unbind(), of_reads.unbind(), strict=True)))):
+        lstm_kernels.backward(of_output[t], of_hidden[t + 1], gate[t], cell[t], cell[t + 1], carried, of_gate[t])
+        multiply(back, of_step, of_read)
     return of_cell
 
 
-def _to_tanh(half: Tensor) -> None:
-    """Turn sigmoid(2x) into tanh(x), in place: five times as fast as PyTorch's tanh."""
-    torch.add(_MINUS_ONE, half, alpha=2, out=half)
+def _flat(steps: Tensor) -> Any:
+    """Return the array [..., hidden x batch] of ``steps`` [..., hidden, batch], in the same memory."""
+    steps = steps.detach()
+    steps = steps.view(torch.uint16) if steps.dtype == torch.bfloat16 else steps
+    return steps.view(*steps.shape[:-2], -1).numpy()
 
 
 def _matrix(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
