@@ -20,7 +20,7 @@ from raytrain.data.cache import open_anywhere
 from raytrain.data.vocabulary import PAD, STOP
 from raytrain.metrics import computed_metrics
 from raytrain.models import Model, build
-from raytrain.models.layers import Terms, draw_posterior, gaussian_kl, negative_log_likelihood
+from raytrain.models.layers import StreamState, Terms, draw_posterior, gaussian_kl, negative_log_likelihood
 from raytrain.models.likelihood import (
     SYMBOLS_AT_ONCE,
     aggregate_posterior,
@@ -29,6 +29,7 @@ from raytrain.models.likelihood import (
     swapped_loss,
 )
 from raytrain.models.noise import EVALUATION_SEED, Noise
+from raytrain.models.stream import state_before
 from raytrain.training.loss import BoundTotals
 
 MIXTURE_SAMPLES = 8192
@@ -84,8 +85,9 @@ def evaluate(
     device = next(model.parameters()).device
     mixture_stride = -(-batches.num_samples // MIXTURE_SAMPLES)
     totals = Totals.empty(model.latent, config, iw_samples if model.latent else 0)
+    state: StreamState | None = None
     for batch in batches.batches(rank, world_size):
-        totals.add_batch(model, batch, mixture_stride, device)
+        state = totals.add_batch(model, batch, mixture_stride, device, state_before(model, batch, state))
         if advance is not None:
             advance(len(batch.tokens))
     return totals
@@ -141,16 +143,30 @@ class Totals:
             mixture=torch.cat((self.mixture, other.mixture)),
         )
 
-    def add_batch(self, model: Model, batch: Batch, mixture_stride: int, device: torch.device) -> None:
-        """Add a batch; every ``mixture_stride``-th sample enters the aggregate posterior."""
+    def add_batch(
+        self,
+        model: Model,
+        batch: Batch,
+        mixture_stride: int,
+        device: torch.device,
+        state: StreamState | None = None,
+    ) -> StreamState | None:
+        """Add a batch; every ``mixture_stride``-th sample enters the aggregate posterior.
+
+        Return the state after the chunks of a stream, given that before them.
+        """
         tokens = batch.tokens.to(device)
         if model.latent == 0:
             nothing = torch.zeros(len(tokens), 0, device=device)
-            self._add_elbo(model, batch, tokens, nothing, nothing, nothing)
-            return
+            if batch.previous is None or state is None:
+                logits = model.predict(tokens, nothing)
+            else:
+                logits, state = model.read(tokens, batch.previous.to(device), state)
+            self._add_elbo(model, batch, tokens, logits, nothing, nothing, nothing)
+            return state
         mean, log_variance = model.encode(tokens)
         z = draw_posterior(mean, log_variance, self._noise(batch, device))
-        self._add_elbo(model, batch, tokens, mean, log_variance, z)
+        self._add_elbo(model, batch, tokens, model.predict(tokens, z), mean, log_variance, z)
         estimates = importance_weighted(
             lambda codes: log_likelihood(model, tokens, codes),
             mean,
@@ -164,15 +180,16 @@ class Totals:
         numbers = torch.cat([torch.arange(size) + group * size for group in batch.groups])[: len(tokens)]
         rows = torch.cat((mean, log_variance, z), dim=1).double().cpu()
         self.mixture = torch.cat((self.mixture, rows[numbers % mixture_stride == 0]))
+        return None
 
     def _noise(self, batch: Batch, device: torch.device) -> Noise:
         """Return the noise of the training loop's evaluation, from its first draw."""
         return Noise(EVALUATION_SEED, 0, batch.groups, self.config.group_size, count=len(batch.tokens), device=device)
 
     def _add_elbo(
-        self, model: Model, batch: Batch, tokens: Tensor, mean: Tensor, log_variance: Tensor, z: Tensor
+        self, model: Model, batch: Batch, tokens: Tensor, logits: Tensor, mean: Tensor, log_variance: Tensor, z: Tensor
     ) -> None:
-        nats = negative_log_likelihood(model.predict(tokens, z), tokens).double().cpu()
+        nats = negative_log_likelihood(logits, tokens).double().cpu()
         kl = gaussian_kl(mean, log_variance).double().cpu()
         terms = Terms(nats.sum(1), kl=kl, auxiliary=nats.new_zeros(len(nats)), mean=mean.cpu())
         if model.latent:
@@ -235,11 +252,12 @@ class Totals:
             if samples == 0:
                 continue
             low, high = number * BUCKET_WIDTH, number * BUCKET_WIDTH + BUCKET_WIDTH - 1
-            windows = self.config.sampling == "windows"
+            windows, documents = (self.config.sampling == name for name in ("windows", "documents"))
+            longest = self.config.length - documents  # a document has a STOP
             rows.append(
                 {
-                    "from_bytes": self.config.length if windows else low,
-                    "to_bytes": self.config.length if windows else min(high, self.config.length - 1),
+                    "from_bytes": longest if windows else low,
+                    "to_bytes": longest if windows else min(high, longest),
                     "samples": int(samples),
                     "bits_per_byte": (reconstruction + kl) / (math.log(2) * text_bytes),
                     "reconstruction": reconstruction / samples,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Split
-from raytrain.data.vocabulary import PAD, STOP
+from raytrain.data.vocabulary import STOP
 from raytrain.models.noise import GOLDEN, MULTIPLIERS, SHIFTS
 
 MAX_ORDER = 7
@@ -57,37 +57,38 @@ def measure_ngrams(train: Split, samples: EvaluationBatches) -> Ladder:
     """Count the n-grams of ``train`` and measure them on the evaluation's samples, which begin as a model's do.
 
     Whole documents begin with START and end with STOP; before START there is only START. A window has no known
-    beginning: the context of its first symbol is empty. Each order is interpolated with the shorter one by absolute
-    discounting (Ney, Essen and Kneser 1994): the discount is n1 / (n1 + 2 n2), of the numbers of n-grams that occur
-    once and twice.
+    beginning: the context of its first symbol is empty. So it is for a lane of a stream; its chunks follow each other
+    without another beginning, as the model's state is carried over them. Each order is interpolated with the shorter
+    one by absolute discounting (Ney, Essen and Kneser 1994): the discount is n1 / (n1 + 2 n2), of the numbers of
+    n-grams that occur once and twice.
     """
-    windows = samples.samples.windows
-    text, text_offsets = _training_symbols(train, windows)
-    rows = [row[row != PAD] for batch in samples.batches() for row in batch.tokens.numpy()]
+    documents = samples.samples.documents
+    text, text_offsets = _training_symbols(train, documents)
+    rows = samples.sequences()
     asked, offsets = np.concatenate(rows).astype(np.uint64), np.concatenate([np.arange(len(row)) for row in rows])
     contexts, queries = np.zeros_like(text), np.zeros_like(asked)
-    probability = np.full(len(asked), 1 / (STOP + (not windows)))
+    probability = np.full(len(asked), 1 / (STOP + documents))
     bits = []
     for order in range(MAX_ORDER + 1):
         if order:
             contexts = _lengthen(contexts, text, text_offsets, order)
             queries = _lengthen(queries, asked, offsets, order)
         counted, known = _keys(contexts, text), np.full(len(asked), True)
-        if windows:  # what lies before a window is not known
+        if not documents:  # what lies before a window, or before a lane, is not known
             counted, known = counted[text_offsets >= order], offsets >= order
         probability[known] = _interpolate(counted, _keys(queries, asked)[known], probability[known])
         bits.append(float(-np.log2(probability).sum() / (asked < STOP).sum()))
-    return Ladder(tuple(bits), int((text < STOP).sum()), len(train.stream) if windows else train.num_bytes)
+    return Ladder(tuple(bits), int((text < STOP).sum()), train.num_bytes if documents else len(train.stream))
 
 
-def _training_symbols(train: Split, windows: bool) -> tuple[Keys, NDArray[np.int64]]:
+def _training_symbols(train: Split, documents: bool) -> tuple[Keys, NDArray[np.int64]]:
     """Return symbols to count, and how many symbols of its document, or of its stretch, precede each of them."""
     size = len(train.stream)
     length = size if size <= COUNTED else COUNTED // STRETCHES
     starts = np.linspace(0, size - length, 1 if size <= COUNTED else STRETCHES).astype(np.int64)
     symbols, offsets = [], []
     for start in starts:
-        if windows:
+        if not documents:
             symbols.append(np.asarray(train.stream[start : start + length]).astype(np.uint64))
             offsets.append(np.arange(length))
             continue

@@ -139,6 +139,8 @@ class ModelSpec:
     """Name in figures and tables."""
     full_size: str
     """Preset that training starts from on machines with GPUs."""
+    carries_state: bool = False
+    """True if the network implements ``StreamModel``, so that it can read a stream; only without a latent code."""
     colour: str = ""
     """Colour in figures, as matplotlib takes it; empty: a colour that no other model has."""
     marker: str = ""
@@ -174,6 +176,7 @@ MODELS: dict[ModelName, ModelSpec] = {
         has_latent=False,
         label="LSTM language model",
         full_size="bios",
+        carries_state=True,
         colour="#767676",
         marker="^",
         line=":",
@@ -222,6 +225,25 @@ def model_name(config: object) -> ModelName:
     raise UserError(
         f"no model has the config class {type(config).__name__}: "
         "it must be registered by a module that RAYTRAIN_PLUGINS names"
+    )
+
+
+def require_stream_model(config: object) -> None:
+    """Refuse to read a stream with a model that carries no state, or with one that is not registered yet.
+
+    It does not load the plugins: the presets, which plugins import, are themselves configs that are checked.
+
+    Raises:
+        ValueError: the model of this config class cannot read a stream.
+    """
+    name, spec = next(((name, spec) for name, spec in MODELS.items() if type(config) is spec.config), (None, None))
+    able = ", ".join(other for other, known in MODELS.items() if known.carries_state)
+    require(
+        spec is not None and spec.carries_state,
+        "sampling",
+        "stream",
+        f"{name or type(config).__name__} carries no state from one chunk of text to the next; "
+        f"use windows or documents, or a model that does ({able})",
     )
 
 

@@ -11,7 +11,7 @@ from raytrain.utils.errors import UserError
 
 PresetName = str
 """One of ``PRESET_NAMES``."""
-PRESET_NAMES: tuple[PresetName, ...] = ("laptop", "paper-ptb", "paper-tweets", "bios")
+PRESET_NAMES: tuple[PresetName, ...] = ("laptop", "paper-ptb", "paper-tweets", "bios", "stream")
 SMALL_BUDGET: dict[str, Any] = {
     "batch_size": 32,
     "steps": 2000,
@@ -132,6 +132,20 @@ PRESETS: dict[tuple[PresetName, ModelName], RunConfig[Any]] = {
         evaluate_samples=4096,
         checkpoint_every=1000,
     ),
+    # figures per character that can stand beside published ones: all of the validation text, read without a break
+    ("stream", "byte_lstm"): RunConfig(
+        model=ByteLstmConfig(layers=1, hidden=512, dropout=0.0),
+        optimizer=OptimizerConfig(learning_rate=4e-3, decay_start=0.3, clip=10.0),
+        data="ptb_characters",
+        sampling="stream",
+        length=100,
+        batch_size=32,
+        steps=16_000,
+        log_every=100,
+        evaluate_every=1000,
+        evaluate_samples=4096,
+        checkpoint_every=1000,
+    ),
 }
 """The config of each preset and model. Plugins add those of their models."""
 
@@ -156,9 +170,12 @@ def full_size(model: ModelName) -> PresetName:
 
 
 def for_source(config: RunConfig[Any], source: str) -> RunConfig[Any]:
-    """Return ``config`` with another source of text, sampled as suits it: tweets and bios as whole documents."""
-    if source == config.data:
-        return config
+    """Return ``config`` with another source of text, sampled as suits it: tweets and bios as whole documents.
+
+    A stream stays one.
+    """
+    if source == config.data or config.sampling == "stream":
+        return replace(config, data=source)
     documents = {"tweets": 128, "bios": 201}
     if source in documents:
         return replace(config, data=source, sampling="documents", length=documents[source])

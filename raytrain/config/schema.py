@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal
 
 from raytrain.config import models
-from raytrain.config.models import HybridConfig, ModelName, ModelT, known_models, require
+from raytrain.config.models import HybridConfig, ModelName, ModelT, known_models, require, require_stream_model
 from raytrain.config.schedules import ObjectiveConfig, OptimizerConfig
 from raytrain.utils.errors import UserError, check_text
 from raytrain.utils.validation import validate_fields
@@ -44,15 +44,18 @@ class RunConfig(Generic[ModelT]):
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: str = "synthetic"
-    """Source of text: synthetic, ptb, tweets, bios, a file, a folder, an s3:// address, or a prepared corpus."""
+    """Source of text: synthetic, ptb, ptb_characters, tweets, bios, a file, a folder, an s3:// address, or a prepared
+    corpus."""
     data_path: str | None = None
     """File or folder that holds the source named by --data, if it is not to be downloaded; default: none."""
     data_field: str | None = None
     """Field or column that holds the text in .jsonl and .parquet sources; default: none."""
-    sampling: Literal["windows", "documents"] = "windows"
-    """Windows of ``length`` bytes from random positions, or whole documents of at most that many symbols."""
+    sampling: Literal["windows", "documents", "stream"] = "windows"
+    """Windows of ``length`` bytes from random positions; whole documents of at most that many symbols; or a stream:
+    contiguous text in ``batch_size`` lanes, of which each step reads the next ``length`` bytes, with the state of a
+    language model carried from step to step."""
     length: int = 60
-    """Bytes of a window, or symbols of the longest document, STOP included."""
+    """Bytes of a window or of a chunk of the stream, or symbols of the longest document, STOP included."""
     batch_size: int = 64
     """Samples of a step, over all workers together."""
     group_size: int = 16
@@ -64,7 +67,7 @@ class RunConfig(Generic[ModelT]):
     evaluate_every: int = 250
     """Steps between two evaluations on the validation split."""
     evaluate_samples: int = 1024
-    """Validation samples of an evaluation; the same for every run on the corpus."""
+    """Validation samples of an evaluation, chunks of a stream included; the same for every run on the corpus."""
     checkpoint_every: int = 250
     """Steps between two checkpoints."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -91,6 +94,8 @@ class RunConfig(Generic[ModelT]):
             f"must be a multiple of group_size ({self.group_size})",
         )
         require(0 <= self.seed < 2**31, "seed", self.seed, "must be in [0, 2**31)")
+        if self.sampling == "stream":
+            require_stream_model(self.model)
         if isinstance(self.model, HybridConfig):
             shrink = 2 ** len(self.model.feature_maps)
             require(
@@ -114,6 +119,11 @@ class RunConfig(Generic[ModelT]):
     def has_latent(self) -> bool:
         """True if the model has a latent code z."""
         return known_models()[self.model_name].has_latent
+
+    @property
+    def samples_noun(self) -> str:
+        """What the samples are, as text: windows, documents or, of a stream, chunks."""
+        return "chunks" if self.sampling == "stream" else self.sampling
 
 
 # ---------------------------------------------------------------------------------------------- JSON

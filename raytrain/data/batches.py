@@ -1,4 +1,8 @@
-"""Batches: the samples of a step follow from (seed, step) alone, then are cut by rank into slices of whole groups."""
+"""Batches: the samples of a step follow from (seed, step) alone, then are cut by rank into slices of whole groups.
+
+The samples of a stream are chunks of contiguous text: each row of a batch is a lane, and goes on where it ended in the
+batch before. A model carries its state over.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,8 @@ BUCKET_WIDTH = 16
 """Documents whose numbers of symbols round up to the same multiple of this share batches."""
 EVALUATION_GROUPS = 8
 """Groups of samples that are evaluated at once."""
+EVALUATION_LANES = 16
+"""Lanes in which a stream is evaluated, whatever the number of workers: each costs a beginning without context."""
 
 
 @dataclass(frozen=True)
@@ -32,22 +38,27 @@ class Batch:
     """The numbers of the sample groups in it, in order: they seed the noise."""
     text_bytes: int
     """Bytes of text in it, STOP and PAD not counted."""
+    previous: Tensor | None = None
+    """[samples] int64, of a stream only: the byte before each chunk; STOP where the lane begins."""
 
 
 class Samples:
-    """The samples of a split that a run can draw: windows of its stream, or its documents that fit."""
+    """The samples of a split that a run can draw: windows of its stream, chunks of it, or its documents that fit."""
 
     def __init__(self, split: Split, config: RunConfig[Any]) -> None:
         self.split = split
         self.length = config.length
-        self.windows = config.sampling == "windows"
-        if self.windows:
-            self.count = len(split.stream) - config.length + 1
-            shortage = f"{len(split.stream)} bytes"
-        else:
+        self.documents = config.sampling == "documents"
+        self.stream = config.sampling == "stream"
+        if self.documents:
             # a document takes its bytes and a STOP; longer ones are left out, here as in evaluation
             self.count = split.length_range(0, config.length)[1]
             shortage = f"no document of at most {config.length - 1} bytes"
+        else:
+            # windows begin anywhere; chunks follow each other, and the last may be shorter
+            size = len(split.stream)
+            self.count = -(-size // config.length) if self.stream else size - config.length + 1
+            shortage = f"{size} bytes"
         if self.count < 1:
             raise UserError(
                 f"the {split.name} split has {shortage}, less than one sample of length {config.length}: "
@@ -57,12 +68,16 @@ class Samples:
     @property
     def too_long(self) -> int:
         """Documents that are left out because they do not fit."""
-        return 0 if self.windows else self.split.num_documents - self.count
+        return self.split.num_documents - self.count if self.documents else 0
 
     def tokens(self, positions: np.ndarray, length: int) -> tuple[Tensor, int]:
-        """Tokens [len(positions), length] of the samples at ``positions``, and their bytes of text."""
-        if self.windows:
-            tokens = self.split.stream[positions[:, None] + np.arange(length)].astype(np.int64)
+        """Tokens [len(positions), length] of the samples at ``positions``, and their bytes of text.
+
+        After the end of a stream comes its beginning: no window reaches beyond the end.
+        """
+        if not self.documents:
+            places = (positions[:, None] + np.arange(length)) % len(self.split.stream)
+            tokens = self.split.stream[places].astype(np.int64)
             return torch.from_numpy(tokens), tokens.size
         tokens = np.full((len(positions), length), PAD, dtype=np.int64)
         text_bytes = 0
@@ -73,6 +88,11 @@ class Samples:
             text_bytes += int(end - start)
         return torch.from_numpy(tokens), text_bytes
 
+    def previous(self, positions: np.ndarray, begins: bool) -> Tensor:
+        """Symbols [len(positions)] before the chunks at ``positions``: STOP if the lanes begin there."""
+        before = np.full(len(positions), STOP) if begins else self.split.stream[positions - 1].astype(np.int64)
+        return torch.from_numpy(before)
+
 
 class TrainingBatches:
     """The batch of every step, a pure function of (seed, step).
@@ -80,6 +100,10 @@ class TrainingBatches:
     Windows start anywhere with equal probability. For documents a bucket of similar lengths is drawn
     by the number of documents in it, then documents of it with replacement: every document is as
     likely as any other, and no permutation of the corpus is kept in memory.
+
+    A stream is a ring of ``batch_size`` lanes of equal length. Each step reads the next ``length`` bytes of every
+    lane. At its end a lane goes on in the text of the next one, so that nothing begins anew. The order does not depend
+    on the seed.
     """
 
     def __init__(self, corpus: Corpus, config: RunConfig[Any]) -> None:
@@ -87,7 +111,13 @@ class TrainingBatches:
         self.config = config
         self.buckets = [(0, self.samples.count)]
         self.lengths = [config.length]
-        if not self.samples.windows:
+        size = len(self.samples.split.stream)
+        if self.samples.stream and size < config.batch_size * config.length:
+            raise UserError(
+                f"the train split has {size} bytes, less than one chunk of {config.length} for each of "
+                f"{config.batch_size} lanes: give more text, or a smaller --batch-size or --length"
+            )
+        if self.samples.documents:
             split = self.samples.split
             longest = int(split.lengths(split.by_length[-1:])[0])  # beyond it there are no buckets to fill
             edges = [*range(BUCKET_WIDTH, min(config.length, longest + BUCKET_WIDTH + 1), BUCKET_WIDTH), config.length]
@@ -104,11 +134,14 @@ class TrainingBatches:
         self.samples.split.check()
         positions, length = self._draw(step)
         groups = rank_groups(self.config, rank, world_size)
-        size = self.config.group_size
-        tokens, text_bytes = self.samples.tokens(positions[groups.start * size : groups.stop * size], length)
-        return Batch(tokens, groups, text_bytes)
+        own = positions[group_rows(self.config, groups)]
+        tokens, text_bytes = self.samples.tokens(own, length)
+        return Batch(tokens, groups, text_bytes, self.samples.previous(own, step == 0) if self.samples.stream else None)
 
     def _draw(self, step: int) -> tuple[np.ndarray, int]:
+        if self.samples.stream:
+            size, lanes = len(self.samples.split.stream), self.config.batch_size
+            return (np.arange(lanes) * (size // lanes) + step * self.config.length) % size, self.config.length
         key = hashlib.blake2b(f"{self.config.seed}/{step}".encode(), digest_size=16).digest()
         # only random() is used: its stream is stable over NumPy versions
         draws = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).random(
@@ -135,28 +168,48 @@ def rank_groups(config: RunConfig[Any], rank: int, world_size: int) -> range:
     return range(num_groups * rank // world_size, num_groups * (rank + 1) // world_size)
 
 
+def group_rows(config: RunConfig[Any], groups: range) -> slice:
+    """Return which samples of a whole batch are in consecutive ``groups``; of a stream, which lanes."""
+    return slice(groups.start * config.group_size, groups.stop * config.group_size)
+
+
 class EvaluationBatches:
     """A fixed set of samples of a split, the same for every run with the same sampling and length.
 
     Evenly spaced windows; or documents evenly spaced in the order of length, so that batches have
     little padding and the set has the split's distribution of lengths.
+
+    A stream is cut into chunks, and these into at most ``EVALUATION_LANES`` lanes of as many chunks each. The set is
+    the first chunks of every lane, in the order in which they are read. Rank 0 reads all of them: its model's state is
+    carried from one to the next.
     """
 
     def __init__(self, split: Split, config: RunConfig[Any], num_samples: int | None = None) -> None:
         """``num_samples``: how many at most; all that there are (windows: without overlap) if None."""
         self.samples = Samples(split, config)
         self.config = config
-        available = len(split.stream) // config.length if self.samples.windows else self.samples.count
+        available = len(split.stream) // config.length if config.sampling == "windows" else self.samples.count
         self.num_samples = min(available, num_samples or available)
-        self.positions = np.linspace(0, self.samples.count - 1, self.num_samples).astype(np.int64)
+        if self.samples.stream:
+            self.chunks_of_lane = -(-available // EVALUATION_LANES)
+            lanes = -(-available // self.chunks_of_lane)
+            in_order = np.arange(lanes * self.chunks_of_lane).reshape(lanes, -1).T.ravel()
+            self.positions = config.length * in_order[in_order < available][: self.num_samples]
+        else:
+            self.positions = np.linspace(0, self.samples.count - 1, self.num_samples).astype(np.int64)
 
     def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """Yield the batches that ``rank`` evaluates; every sample is in exactly one rank's share.
+
+        The rows of a stream's batches are lanes. Later batches may have fewer rows: the last lanes have ended then.
 
         Raises:
             UserError: the corpus was altered since it was opened.
         """
         self.samples.split.check()
+        if self.samples.stream:
+            yield from self._chunks() if rank == 0 else ()
+            return
         size = self.config.group_size
         groups = range(rank, -(-self.num_samples // size), world_size)
         for first in range(0, len(groups), EVALUATION_GROUPS):
@@ -165,8 +218,28 @@ class EvaluationBatches:
             tokens, text_bytes = self.samples.tokens(positions, self._length(positions))
             yield Batch(tokens, chosen, text_bytes)
 
+    def sequences(self) -> list[np.ndarray]:
+        """Return the symbols of each sample; of a stream those of each lane, whose chunks follow each other."""
+        batches = [[row[row != PAD] for row in batch.tokens.numpy()] for batch in self.batches()]
+        if not self.samples.stream:
+            return [row for rows in batches for row in rows]
+        return [np.concatenate([rows[lane] for rows in batches if lane < len(rows)]) for lane in range(len(batches[0]))]
+
+    def _chunks(self) -> Iterator[Batch]:
+        """Yield the chunks of a stream, those of all lanes together; PAD fills the one at the end of the text."""
+        length, numbers = self.config.length, self.positions // self.config.length
+        for number in range(self.chunks_of_lane):
+            positions = self.positions[numbers % self.chunks_of_lane == number]
+            if len(positions) == 0:
+                return
+            tokens, text_bytes = self.samples.tokens(positions, length)
+            beyond = max(0, int(positions[-1]) + length - len(self.samples.split.stream))
+            tokens[-1, length - beyond :] = PAD
+            groups = range(-(-len(positions) // self.config.group_size))
+            yield Batch(tokens, groups, text_bytes - beyond, self.samples.previous(positions, number == 0))
+
     def _length(self, positions: np.ndarray) -> int:
-        if self.samples.windows:
+        if not self.samples.documents:
             return self.config.length
         split = self.samples.split
         return int(split.lengths(split.by_length[positions]).max()) + 1

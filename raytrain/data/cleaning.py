@@ -1,6 +1,7 @@
 """Cleaning of text before it is stored.
 
 Every text source: each maximal run of bytes that is not valid UTF-8 becomes one space (``valid_utf8``).
+The characters of Penn Treebank (``without_outer_spaces``): a line loses the space at either end.
 Tweets and bios (``clean``) also, in this order: HTML entities are decoded; runs of white space, line ends
 included, become one space, and none is left at the ends; links become ``url``; mentions become ``@userid``.
 Cleaning cleaned text changes nothing. Their exact duplicates are dropped (``Seen``).
@@ -15,6 +16,7 @@ import re
 VERSION = 1
 """Part of the key of a prepared corpus: raise it when a rule changes."""
 VALID_RULE = "each run of bytes that is not valid UTF-8 becomes one space"
+CHARACTER_RULES = (VALID_RULE, "one space at the beginning and one at the end of a line left out")
 CLEAN_RULES = (
     VALID_RULE,
     "HTML entities decoded",
@@ -50,6 +52,14 @@ def valid_utf8(text: bytes) -> bytes:
         # surrogateescape turns each invalid byte, and nothing else, into a code point of this range.
         return _INVALID.sub(" ", text.decode("utf-8", "surrogateescape")).encode("utf-8")
     return text
+
+
+def without_outer_spaces(text: bytes) -> bytes:
+    """Return a line of Penn Treebank, " text ", as published figures per character count it: "text".
+
+    With the line ends these are 5,017,482, 393,042 and 442,423 characters for training, validation and test.
+    """
+    return valid_utf8(text).removeprefix(b" ").removesuffix(b" ")
 
 
 def clean(text: bytes) -> bytes:

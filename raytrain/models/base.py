@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from torch import Tensor, nn
 
 from raytrain.config.schema import RunConfig
-from raytrain.models.layers import Terms
+from raytrain.models.layers import StreamState, Terms
 from raytrain.models.noise import Noise
 
 
@@ -50,6 +50,35 @@ class TextModel(Protocol):
         """Return logits [batch, NUM_OUTPUTS] of the byte after ``previous`` [batch], and the state after it."""
 
 
+class StreamModel(TextModel, Protocol):
+    """A language model that reads a stream chunk by chunk: it takes the state of each lane and returns it.
+
+    Training does not go back beyond the beginning of a chunk: the states have no gradients.
+    """
+
+    def stream_state(self, lanes: int) -> StreamState:
+        """Return the state of so many lanes at their beginning."""
+
+    def forward(
+        self,
+        tokens: Tensor,
+        noise: Noise,
+        input_dropout: float = 0.0,
+        previous: Tensor | None = None,
+        state: StreamState | None = None,
+    ) -> Terms:
+        """Return the terms for chunks ``tokens`` [lanes, length] after the symbols ``previous`` [lanes] and ``state``.
+
+        ``Terms.state`` is the state after them. Without ``previous`` and ``state``, ``tokens`` are samples that begin.
+        """
+
+    def read(self, tokens: Tensor, previous: Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
+        """Return logits [lanes, length, NUM_OUTPUTS] of each of the chunks' symbols given all before, and the state.
+
+        The model is in evaluation mode.
+        """
+
+
 class LatentTextModel(TextModel, Protocol):
     """A ``TextModel`` with a latent code."""
 
@@ -59,8 +88,11 @@ class LatentTextModel(TextModel, Protocol):
 
 if TYPE_CHECKING:
 
-    class Model(nn.Module, LatentTextModel):
-        """A module that implements ``TextModel``; it has ``encode`` only where ``latent`` is above 0."""
+    class Model(nn.Module, StreamModel, LatentTextModel):
+        """A module that implements ``TextModel``.
+
+        It has ``encode`` only where ``latent`` is above 0, and what ``StreamModel`` adds only where its spec says so.
+        """
 
 else:
     Model = nn.Module

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from raytrain.config.models import ByteLstmConfig
 from raytrain.config.schema import RunConfig
 from raytrain.data.vocabulary import SIZE
-from raytrain.models.cpu_lstm import run_lstm
+from raytrain.models.cpu_lstm import continue_lstm
 from raytrain.models.decoding import LstmState, LstmStep
 from raytrain.models.layers import (
     OneHot,
+    StreamState,
     SymbolHead,
     Terms,
     drop_input,
@@ -59,31 +60,63 @@ class ByteLstm(nn.Module):
         """Build the model of a run."""
         return cls(config.model, config.length, documents=config.sampling == "documents")
 
-    def forward(self, tokens: Tensor, noise: Noise, input_dropout: float = 0.0) -> Terms:
-        """Return the terms for ``tokens`` [batch, length], PAD after each STOP: a reconstruction and nothing else."""
-        logits = self._decode(drop_input(shift_right(tokens), noise, input_dropout), noise)
+    def forward(
+        self,
+        tokens: Tensor,
+        noise: Noise,
+        input_dropout: float = 0.0,
+        previous: Tensor | None = None,
+        state: StreamState | None = None,
+    ) -> Terms:
+        """Return the terms for ``tokens`` [batch, length], PAD after each STOP: a reconstruction and nothing else.
+
+        The chunks of a stream come after the symbols ``previous`` [batch] and ``state``.
+        """
+        logits, last = self._decode(drop_input(shift_right(tokens, previous), noise, input_dropout), noise, state)
         reconstruction = negative_log_likelihood(logits, tokens).sum(1)
         nothing = reconstruction.new_zeros(len(tokens), 0)
-        return Terms(reconstruction, kl=nothing, auxiliary=reconstruction.new_zeros(len(tokens)), mean=nothing)
+        return Terms(
+            reconstruction,
+            kl=nothing,
+            auxiliary=reconstruction.new_zeros(len(tokens)),
+            mean=nothing,
+            state=None if state is None else last,
+        )
 
     def predict(self, tokens: Tensor, z: Tensor) -> Tensor:
         """Return logits [batch, length, NUM_OUTPUTS] of each of ``tokens`` [batch, length] given those before it.
 
         The model is in evaluation mode; ``z`` [batch, 0] is not read.
         """
-        return self._decode(shift_right(tokens), None)
+        return self._decode(shift_right(tokens), None, None)[0]
 
-    def _decode(self, inputs: Tensor, noise: Noise | None) -> Tensor:
-        """Return logits [batch, length, NUM_OUTPUTS] after ``inputs`` [batch, length]; no dropout without noise."""
-        first, *others = self._lstms()
-        features = run_lstm(first, self.one_hot, inputs)
-        for lstm in others:
-            if self.training and self.dropout > 0 and noise is not None:
+    def read(self, tokens: Tensor, previous: Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
+        """Return logits [lanes, length, NUM_OUTPUTS] of each of the chunks' symbols given all before, and the state."""
+        return self._decode(shift_right(tokens, previous), None, state)
+
+    def stream_state(self, lanes: int) -> StreamState:
+        """Return the state of so many lanes at their beginning: zeros."""
+        zeros = self.output.weight.new_zeros(lanes, self.output.in_features)
+        return {f"{part}.{layer}": zeros.clone() for layer in range(len(self.layers)) for part in ("hidden", "cell")}
+
+    def _decode(self, inputs: Tensor, noise: Noise | None, state: StreamState | None) -> tuple[Tensor, StreamState]:
+        """Return logits [batch, length, NUM_OUTPUTS] after ``inputs`` [batch, length], and the last state.
+
+        There is no dropout without noise, and the first state is zeros without ``state``.
+        """
+        features: Tensor | None = None
+        last: StreamState = {}
+        for layer, lstm in enumerate(self._lstms()):
+            if features is not None and self.training and self.dropout > 0 and noise is not None:
                 keep = noise.keep(1 - self.dropout, *features.shape[1:])
                 features = features * keep.to(features.dtype) / (1 - self.dropout)
-            features = run_lstm(lstm, self.one_hot, None, features)
+            names = f"hidden.{layer}", f"cell.{layer}"
+            first = None if state is None else (state[names[0]], state[names[1]])
+            symbols = inputs if layer == 0 else None
+            features, carried = continue_lstm(lstm, self.one_hot, symbols, features, first)
+            last |= dict(zip(names, carried, strict=True))
         logits: Tensor = self.output(features)
-        return logits
+        return logits, last
 
     def begin(self, z: Tensor) -> LstmState:
         """Return the state before the first byte: zeros. ``z`` [batch, 0] gives only the number of samples."""

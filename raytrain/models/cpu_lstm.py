@@ -15,7 +15,7 @@ from raytrain.models import buffers, lstm_kernels
 from raytrain.models.layers import OneHot
 
 State = tuple[Tensor, Tensor]
-"""Hidden and cell state before the first step, [batch, hidden] each."""
+"""Hidden and cell state before the first or after the last step, [batch, hidden] each."""
 ENABLED = os.environ.get("RAYTRAIN_CPU_LSTM", "on") != "off"
 """False if ``RAYTRAIN_CPU_LSTM=off`` was set before the import: CPUs then run ``nn.LSTM``, as GPUs do."""
 
@@ -30,18 +30,26 @@ def run_lstm(
         dense: [batch, length, features], or None if it reads nothing else.
         state: state before the first step; None for zeros.
     """
+    return continue_lstm(lstm, one_hot, symbols, dense, state)[0]
+
+
+def continue_lstm(
+    lstm: nn.LSTM, one_hot: OneHot, symbols: Tensor | None, dense: Tensor | None = None, state: State | None = None
+) -> tuple[Tensor, State]:
+    """Return the outputs of ``run_lstm`` and the state after the last step, without gradient and at least float32."""
     if ENABLED and lstm.weight_hh_l0.device.type == "cpu":
         autocast = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if autocast else lstm.weight_hh_l0.dtype
-        outputs: Tensor = Recurrence.apply(dtype, symbols, dense, *(state or (None, None)), *lstm.all_weights[0])
-        return outputs
+        outputs, *last = Recurrence.apply(dtype, symbols, dense, *(state or (None, None)), *lstm.all_weights[0])
+        return outputs, (last[0], last[1])
     inputs = [] if dense is None else [dense]
     if symbols is not None:
         vectors = one_hot(symbols)
         inputs.append(vectors if dense is None else vectors.to(dense.dtype))
     first = None if state is None else (state[0][None].contiguous(), state[1][None].contiguous())
-    outputs, _ = lstm(torch.cat(inputs, dim=-1), first)
-    return outputs
+    outputs, last = lstm(torch.cat(inputs, dim=-1), first)
+    hidden, cell = (part[0].detach().to(torch.promote_types(part.dtype, torch.float32)) for part in last)
+    return outputs, (hidden, cell)
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
@@ -94,8 +102,8 @@ class Recurrence(torch.autograd.Function):
         hidden: Tensor | None,
         cell: Tensor | None,
         *parameters: Tensor,
-    ) -> Tensor:
-        """Return the outputs [batch, length, hidden] in ``dtype``, the type of the products."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the outputs [batch, length, hidden] in ``dtype``, the type of the products, and the last state."""
         width = parameters[1].shape[1]
         num_dense = 0 if dense is None else dense.shape[2]
         reads, used = _reads(dtype, symbols, dense, width)
@@ -112,11 +120,14 @@ class Recurrence(torch.autograd.Function):
         _go_forward(weight, reads, gates, cells)
         ctx.save_for_backward(used, weight, reads, gates, cells)
         ctx.num_dense, ctx.num_inputs, ctx.has_state = num_dense, parameters[0].shape[1], hidden is not None
-        return outputs[1:].permute(2, 0, 1)
+        # copies, so that whoever carries the state on does not keep all of the steps in memory
+        last = outputs[-1].t().to(wide, copy=True), cells[-1].t().clone()
+        ctx.mark_non_differentiable(*last)
+        return outputs[1:].permute(2, 0, 1), *last
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the arguments of ``forward``."""
         used, weight, reads, gates, cells = ctx.saved_tensors
         length, _, width, batch = gates.shape

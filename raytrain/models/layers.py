@@ -17,6 +17,10 @@ NUM_OUTPUTS = STOP + 1
 """Number of symbols that can be predicted: the bytes and STOP. PAD and DROP are never predicted."""
 
 
+StreamState = dict[str, Tensor]
+"""What a model carries from one chunk of a stream to the next: name -> [lanes, ...], float32 and without gradients."""
+
+
 @dataclass
 class Terms:
     """Terms of the negative ELBO of a batch, in nats per sample and float32."""
@@ -31,6 +35,8 @@ class Terms:
     """[batch, latent]: mean of q(z | x)."""
     swapped: Tensor | None = None
     """[batch]: the reconstruction with another sample's code; only in evaluation, by ``likelihood.swapped_loss``."""
+    state: StreamState | None = None
+    """The state after a chunk of a stream, for the next one; only where one was given."""
 
 
 class OneHot(nn.Module):
@@ -133,9 +139,14 @@ def synchronise_statistics(model: nn.Module, num_groups: int, good: Tensor) -> T
 # ----------------------------------------------------------------------------------------- functions
 
 
-def shift_right(tokens: Tensor) -> Tensor:
-    """Return a decoder's inputs: START (which is STOP), then the tokens [batch, length] without the last."""
-    return F.pad(tokens[:, :-1], (1, 0), value=STOP)
+def shift_right(tokens: Tensor, previous: Tensor | None = None) -> Tensor:
+    """Return a decoder's inputs: ``previous`` [batch], then ``tokens`` [batch, length] without the last.
+
+    Without ``previous`` START comes first, which is STOP.
+    """
+    if previous is None:
+        return F.pad(tokens[:, :-1], (1, 0), value=STOP)
+    return torch.cat((previous[:, None], tokens[:, :-1]), dim=1)
 
 
 def drop_input(inputs: Tensor, noise: Noise, probability: float) -> Tensor:

@@ -258,7 +258,7 @@ def print_plan(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec, si
         parameters = sum(parameter.numel() for parameter in build_empty(config).parameters())
         print(
             f"{model}, {size}: {parameters:,} parameters, {config.steps} steps of {config.batch_size} "
-            f"{config.sampling} of {config.length}"
+            f"{config.samples_noun} of {config.length}"
         )
     print(
         f"corpus {corpus.name}: {corpus.split('train').num_bytes:,} bytes, digest {corpus.digest[:12]}\n"

@@ -196,6 +196,7 @@ def save(
         DivergedError: on all ranks: the state is not finite, and the writer refused it.
     """
     refusal = ""
+    trainer.gather_lanes()
     if writer is not None:
         snapshot = Snapshot(step, trainer.tensors(), state, to_dict(trainer.config))
         try:

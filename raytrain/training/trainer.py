@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raytrain.config.schedules import auxiliary_weight, kl_weight, learning_rate
 from raytrain.config.schema import RunConfig
-from raytrain.data.batches import Batch, EvaluationBatches, TrainingBatches, rank_groups
+from raytrain.data.batches import Batch, EvaluationBatches, TrainingBatches, group_rows, rank_groups
 from raytrain.data.corpus import Corpus
 from raytrain.data.frequencies import symbol_frequencies
 from raytrain.metrics import computed_metrics
@@ -22,6 +22,7 @@ from raytrain.models import Model, build
 from raytrain.models.layers import (
     CodeNorm,
     GroupBatchNorm,
+    StreamState,
     Terms,
     draw_posterior,
     start_from_frequencies,
@@ -29,6 +30,7 @@ from raytrain.models.layers import (
 )
 from raytrain.models.likelihood import estimate_likelihood, swapped_loss
 from raytrain.models.noise import EVALUATION_SEED, Noise
+from raytrain.models.stream import state_before
 from raytrain.runs import checkpoint as checkpoints
 from raytrain.training.divergence import SkippedSteps
 from raytrain.training.loss import BoundTotals, loss
@@ -65,16 +67,32 @@ class Trainer:
             )
         self.optimizer = build_optimizer(self.model, config)
         self.skipped = SkippedSteps(world.device)
+        self.lanes: StreamState = self.model.stream_state(config.batch_size) if config.sampling == "stream" else {}
+        """The state of all lanes of a stream; those of other ranks are as old as the last ``gather_lanes``."""
         self.precision = resolve_precision(config.precision, world.device)
 
     # ------------------------------------------------------------------------------------------ step
 
-    def forward(self, network: nn.Module, batch: Batch, seed: int, step: int, input_dropout: float) -> Terms:
-        """Return the loss terms of a batch, with noise drawn from (seed, step, sample group)."""
+    def forward(
+        self,
+        network: nn.Module,
+        batch: Batch,
+        seed: int,
+        step: int,
+        input_dropout: float,
+        state: StreamState | None = None,
+    ) -> Terms:
+        """Return the loss terms of a batch, with noise drawn from (seed, step, sample group).
+
+        ``state`` is that of the lanes before the chunks of a stream.
+        """
         device = self.world.device
         noise = Noise(seed, step, batch.groups, self.config.group_size, count=len(batch.tokens), device=device)
+        stream = {}
+        if batch.previous is not None:
+            stream = {"previous": batch.previous.to(device, non_blocking=True), "state": state}
         with self.autocast():
-            terms: Terms = network(batch.tokens.to(device, non_blocking=True), noise, input_dropout)
+            terms: Terms = network(batch.tokens.to(device, non_blocking=True), noise, input_dropout, **stream)
         return terms
 
     def forward_backward(self, batch: Batch, step: int) -> Terms:
@@ -83,7 +101,8 @@ class Trainer:
         A local loss that is not finite makes the gradients of every rank not finite.
         """
         config = self.config
-        terms = self.forward(self.network, batch, config.seed, step, config.objective.input_dropout)
+        state = {name: state[group_rows(config, batch.groups)] for name, state in self.lanes.items()}
+        terms = self.forward(self.network, batch, config.seed, step, config.objective.input_dropout, state)
         weight = kl_weight(config.objective, step, config.steps)
         alpha = auxiliary_weight(config.objective, step, config.steps)
         # DDP divides the sum over ranks by their number
@@ -111,7 +130,15 @@ class Trainer:
             group["lr"] = learning_rate(self.config.optimizer, step, self.config.steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
+        self.carry_on(batch, terms, good)
         return batch, terms, norm
+
+    def carry_on(self, batch: Batch, terms: Terms, good: Tensor) -> None:
+        """Carry the state of the batch's lanes to the next step; keep the old one if the step was not ``good``."""
+        rows = group_rows(self.config, batch.groups)
+        for name, state in (terms.state or {}).items():
+            old = self.lanes[name][rows]
+            old.copy_(torch.where(good, state, old))
 
     def rehearse(self) -> None:
         """Run a forward and a backward pass and discard its results.
@@ -136,8 +163,11 @@ class Trainer:
         """
         self.network.eval()
         totals = BoundTotals(self.model.latent, self.world.device)
+        state: StreamState | None = None
         for batch in self.valid_batches.batches(self.world.rank, self.world.size):
-            terms = self.forward(self.model, batch, EVALUATION_SEED, 0, 0.0)
+            state = state_before(self.model, batch, state)
+            terms = self.forward(self.model, batch, EVALUATION_SEED, 0, 0.0, state)
+            state = terms.state
             if self.model.latent:
                 terms.swapped = self.swapped(batch)
             totals.add(terms, batch.text_bytes)
@@ -184,13 +214,18 @@ class Trainer:
     # ----------------------------------------------------------------------------------------- state
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return CPU copies of everything that changes from step to step: weights, statistics, moments."""
+        """Return CPU copies of everything that changes from step to step: weights, statistics, moments, lanes.
+
+        Those of a stream's lanes that belong to other ranks are what ``gather_lanes`` has brought here.
+        """
         moments = {
             f"{key}.{name}": value
             for name, parameter in self.model.named_parameters()
             for key, value in self.optimizer.state[parameter].items()
         }
         groups = {"model": self.model.state_dict(), "optimizer": moments}
+        if self.lanes:
+            groups["stream"] = self.lanes
         return {
             stem: {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in group.items()}
             for stem, group in groups.items()
@@ -202,20 +237,30 @@ class Trainer:
         Raises:
             UserError: its tensors are not those of the model.
         """
-        expected = self.tensors()
-        weights, moments = (stored.matching(stem, expected[stem]) for stem in ("model", "optimizer"))
+        tensors = {stem: stored.matching(stem, expected) for stem, expected in self.tensors().items()}
         self.skipped.load(stored.state.get("skipped", [0, 0, 0]))
-        self.model.load_state_dict(weights)
+        self.model.load_state_dict(tensors["model"])
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
-                value.copy_(moments[f"{key}.{name}"])
+                value.copy_(tensors["optimizer"][f"{key}.{name}"])
+        for name, state in self.lanes.items():
+            state.copy_(tensors["stream"][name])
+
+    def gather_lanes(self) -> None:
+        """Bring the state of every rank's lanes to all ranks; each takes part. Nothing to do without a stream."""
+        if self.world.size == 1:
+            return
+        for rank in range(self.world.size):
+            rows = group_rows(self.config, rank_groups(self.config, rank, self.world.size))
+            for state in self.lanes.values():
+                dist.broadcast(state[rows], rank)
 
     def share(self, step: int) -> int:
         """Broadcast rank 0's state and step to all ranks; return that step."""
         if self.world.size == 1:
             return step
         moments = [value for slots in self.optimizer.state.values() for value in slots.values()]
-        for tensor in [self.skipped.counters, *self.model.state_dict().values(), *moments]:
+        for tensor in [self.skipped.counters, *self.model.state_dict().values(), *moments, *self.lanes.values()]:
             dist.broadcast(tensor, 0)
         return self.first(step)
 

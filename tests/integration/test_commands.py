@@ -59,6 +59,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["hybrid", "--length", "3"], "need a length of at least 4"),
         (["hybrid", "--preset", "big"], "unknown preset 'big'"),
         (["hybrid", "--preset", "bios"], "no preset 'bios' for hybrid"),
+        (["hybrid", "--preset", "stream"], "no preset 'stream' for hybrid"),
+        (["hybrid", "--sampling", "stream"], "sampling is 'stream': hybrid carries no state from one chunk of text"),
         (["hybrid", "--config", "none.json"], "cannot read the config none.json"),
         (["hybrid", "--data", "none.txt"], "none.txt"),
         (["hybrid", "--data", "empty.txt"], "empty.txt"),

@@ -13,6 +13,7 @@ import torch
 from raytrain.analysis import evaluation
 from raytrain.analysis.evaluation import evaluate
 from raytrain.config.schema import RunConfig
+from raytrain.data import batches as batches_module
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
 from raytrain.data.vocabulary import STOP
@@ -27,8 +28,14 @@ Estimate = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
 """The importance-weighted NLL and the Monte-Carlo bound, [batch] each, of so many draws."""
 WINDOWS = {"sampling": "windows", "length": 24}
 DOCUMENTS = {"sampling": "documents", "length": 64}
+STREAM = {"sampling": "stream", "length": 24}
 SAMPLINGS = pytest.mark.parametrize("sampling", [WINDOWS, DOCUMENTS], ids=["windows", "documents"])
 MODELS = pytest.mark.parametrize("name", list(TINY_MODELS))
+SAMPLED_MODELS = pytest.mark.parametrize(
+    ("name", "sampling"),
+    [*((name, sampling) for name in TINY_MODELS for sampling in (WINDOWS, DOCUMENTS)), ("byte_lstm", STREAM)],
+    ids=lambda value: value if isinstance(value, str) else str(value["sampling"]),
+)
 
 
 def speaking(config: RunConfig[Any]) -> Model:
@@ -143,8 +150,7 @@ def test_more_draws_never_raise_the_estimate_averaged_over_nested_subsets() -> N
 # -------------------------------------------------------------------------------------- real models
 
 
-@MODELS
-@SAMPLINGS
+@SAMPLED_MODELS
 def test_the_bound_is_the_one_that_training_reports(corpus: Corpus, name: str, sampling: dict[str, Any]) -> None:
     config = tiny_config(name, **sampling)
     trainer = Trainer(config, corpus, World())
@@ -160,8 +166,7 @@ def test_the_bound_is_the_one_that_training_reports(corpus: Corpus, name: str, s
         assert metrics["used"] == pytest.approx(expected["used"], rel=1e-3, abs=1e-3)
 
 
-@MODELS
-@SAMPLINGS
+@SAMPLED_MODELS
 def test_shares_of_workers_add_to_the_same(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch, name: str, sampling: dict[str, Any]
 ) -> None:
@@ -229,8 +234,7 @@ def test_more_draws_never_raise_a_models_estimate_averaged_over_nested_subsets(
     check_nested_subsets(estimate)
 
 
-@MODELS
-@SAMPLINGS
+@SAMPLED_MODELS
 def test_positions_and_lengths_sum_to_the_total(corpus: Corpus, name: str, sampling: dict[str, Any]) -> None:
     config = tiny_config(name, **sampling)
     batches = EvaluationBatches(corpus.split("valid"), config, 100)
@@ -251,6 +255,8 @@ def test_positions_and_lengths_sum_to_the_total(corpus: Corpus, name: str, sampl
     if config.sampling == "windows":
         assert [(row["from_bytes"], row["to_bytes"]) for row in lengths] == [(24, 24)]
         assert lengths[0]["bits_per_byte"] == pytest.approx(metrics["bits_per_byte"])
+    elif config.sampling == "stream":
+        assert [(row["from_bytes"], row["to_bytes"]) for row in lengths] == [(16, 24)]
     else:
         assert len(lengths) > 1
         numbers = batches.samples.split.by_length[batches.positions]
@@ -289,6 +295,25 @@ def test_a_language_models_bound_is_its_likelihood(corpus: Corpus) -> None:
                 total -= float(logits.log_softmax(-1)[0, token])
                 previous = token
     assert metrics["bound"] * 32 == pytest.approx(total, rel=1e-5)
+
+
+def test_a_stream_costs_what_its_text_costs_byte_by_byte(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lane is one text: its state is carried over the chunks, and it begins once."""
+    monkeypatch.setattr(batches_module, "EVALUATION_LANES", 3)
+    config = tiny_config("byte_lstm", **STREAM)
+    model = speaking(config)
+    batches = EvaluationBatches(corpus.split("valid"), config, 20)
+    metrics = evaluate(model, batches, 1).metrics()
+    total, lanes = 0.0, batches.sequences()
+    for lane in lanes:
+        state, previous = model.begin(torch.zeros(1, 0)), STOP
+        for token in lane.tolist():
+            logits, state = model.advance(torch.tensor([previous]), state)
+            total -= float(logits.log_softmax(-1)[0, token])
+            previous = token
+    assert [len(lane) for lane in lanes] == [7 * 24, 7 * 24, 6 * 24]
+    assert (metrics["samples"], metrics["text_bytes"]) == (20, 20 * 24)
+    assert metrics["bound"] * 20 == pytest.approx(total, rel=1e-5)
 
 
 # ------------------------------------------------------------------------------------ mutual information

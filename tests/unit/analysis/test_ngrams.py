@@ -11,11 +11,12 @@ import pytest
 
 from raytrain.analysis import ngrams
 from raytrain.analysis.ngrams import Ladder, measure_ngrams
+from raytrain.data import batches
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus, CorpusWriter
 from tests.conftest import tiny_config
 
-SAMPLINGS = pytest.mark.parametrize("sampling", ["windows", "documents"])
+SAMPLINGS = pytest.mark.parametrize("sampling", ["windows", "documents", "stream"])
 
 
 def a_corpus(folder: Path, train: list[bytes], valid: list[bytes]) -> Corpus:
@@ -29,8 +30,8 @@ def a_corpus(folder: Path, train: list[bytes], valid: list[bytes]) -> Corpus:
 class Counts:
     """The same model, as its formula is written: dictionaries of tuples."""
 
-    def __init__(self, sequences: list[list[int]], order: int, windows: bool) -> None:
-        self.order, self.windows = order, windows
+    def __init__(self, sequences: list[list[int]], order: int, documents: bool) -> None:
+        self.order, self.documents = order, documents
         self.grams: list[Counter[tuple[int, ...]]] = [Counter() for _ in range(order + 1)]
         for sequence in sequences:
             for place in range(len(sequence)):
@@ -39,13 +40,13 @@ class Counts:
                         self.grams[length][(*context, sequence[place])] += 1
 
     def context(self, sequence: list[int], place: int, length: int) -> list[int] | None:
-        if self.windows:
+        if not self.documents:
             return sequence[place - length : place] if place >= length else None
         return ([256] * length + sequence)[place : place + length]
 
     def probability(self, sequence: list[int], place: int, length: int) -> float:
         if length < 0:
-            return 1 / (256 if self.windows else 257)
+            return 1 / (257 if self.documents else 256)
         shorter = self.probability(sequence, place, length - 1)
         context = self.context(sequence, place, length)
         if context is None:
@@ -62,7 +63,8 @@ class Counts:
 
 
 @SAMPLINGS
-def test_the_bits_are_those_of_the_formula(sampling: str, tmp_path: Path) -> None:
+def test_the_bits_are_those_of_the_formula(sampling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "EVALUATION_LANES", 1)
     random = np.random.default_rng(0)
     texts = [bytes(random.choice(list(b"abc"), random.integers(3, 12))) for _ in range(40)]
     corpus = a_corpus(tmp_path / "corpus", texts, [b"abcab", b"ccb", b"a", b"dab"])
@@ -70,9 +72,11 @@ def test_the_bits_are_those_of_the_formula(sampling: str, tmp_path: Path) -> Non
     samples = EvaluationBatches(corpus.split("valid"), config)
     ladder = measure_ngrams(corpus.split("train"), samples)
     stream = corpus.split("train").stream.tolist()
-    sequences = [stream] if sampling == "windows" else [[*text, 256] for text in texts]
-    counts = Counts(sequences, 3, sampling == "windows")
+    sequences = [[*text, 256] for text in texts] if sampling == "documents" else [stream]
+    counts = Counts(sequences, 3, sampling == "documents")
     rows = [[token for token in row if token <= 256] for batch in samples.batches() for row in batch.tokens.tolist()]
+    if sampling == "stream":  # no chunk begins anew
+        rows = [corpus.split("valid").stream.tolist()]
     num_bytes = sum(token < 256 for row in rows for token in row)
     for order in range(4):
         nats = -sum(math.log(counts.probability(row, place, order)) for row in rows for place in range(len(row)))

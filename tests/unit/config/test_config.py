@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
-from raytrain.config.models import MODELS
-from raytrain.config.presets import PRESET_NAMES, preset
-from raytrain.config.schema import ObjectiveConfig, flatten, from_dict, identity, override, to_dict
+from raytrain.config.models import MODELS, ModelSpec
+from raytrain.config.presets import PRESET_NAMES, for_source, preset
+from raytrain.config.schema import ObjectiveConfig, RunConfig, flatten, from_dict, identity, override, to_dict
 from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
 
@@ -22,6 +23,7 @@ ALL_PRESETS = [
     ("paper-tweets", "lstm_vae"),
     ("paper-tweets", "byte_lstm"),
     ("bios", "byte_lstm"),
+    ("stream", "byte_lstm"),
 ]
 
 
@@ -57,11 +59,52 @@ def test_other_presets_are_refused() -> None:
         ),
         ({"model": {"name": "hybrid", "feature_maps": "128"}}, r"model\.feature_maps is '128': must be a list"),
         ({"batch_size": 60}, "batch_size is 60: must be a multiple of group_size"),
+        (
+            {"sampling": "stream"},
+            r"sampling is 'stream': hybrid carries no state from one chunk of text to the next; use windows or "
+            r"documents, or a model that does \(byte_lstm\)$",
+        ),
     ],
 )
 def test_a_bad_config_is_one_line_that_names_the_field(change: dict[str, Any], line: str) -> None:
     with pytest.raises(UserError, match=line):
         from_dict({**to_dict(tiny_config("hybrid")), **change})
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    """A model from outside the package."""
+
+
+def test_only_a_model_that_carries_its_state_reads_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tiny_config("byte_lstm", sampling="stream").sampling == "stream"
+    with pytest.raises(ValueError, match="lstm_vae carries no state"):
+        tiny_config("lstm_vae", sampling="stream")
+    toy: dict[str, Any] = {"model": ToyConfig(), "sampling": "stream"}
+    with pytest.raises(ValueError, match="ToyConfig carries no state"):
+        RunConfig(**toy)
+    spec = ModelSpec(config=ToyConfig, implementation="a:B", has_latent=False, label="toy", full_size="laptop")
+    monkeypatch.setitem(MODELS, "toy", spec)
+    with pytest.raises(ValueError, match="toy carries no state"):
+        RunConfig(**toy)
+    monkeypatch.setitem(MODELS, "toy", replace(spec, carries_state=True))
+    assert RunConfig(**toy).sampling == "stream"
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "sampling"),
+    [
+        ("laptop", "ptb_characters", "windows"),
+        ("laptop", "tweets", "documents"),
+        ("stream", "tweets", "stream"),
+        ("stream", "synthetic", "stream"),
+    ],
+)
+def test_another_source_is_sampled_as_suits_it_unless_it_is_read_as_a_stream(
+    name: str, source: str, sampling: str
+) -> None:
+    config = for_source(preset(name, "byte_lstm"), source)
+    assert (config.data, config.sampling) == (source, sampling)
 
 
 def test_flat_names_are_those_that_override_takes() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import collections
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from raytrain.config.schema import RunConfig
-from raytrain.data.batches import BUCKET_WIDTH, EvaluationBatches, TrainingBatches
+from raytrain.data.batches import BUCKET_WIDTH, EVALUATION_LANES, EvaluationBatches, TrainingBatches
 from raytrain.data.corpus import Corpus, CorpusWriter
 from raytrain.data.vocabulary import PAD, STOP
 from raytrain.utils.errors import UserError
@@ -17,14 +18,18 @@ from tests.conftest import tiny_config
 
 WINDOWS = {"sampling": "windows", "length": 24}
 DOCUMENTS = {"sampling": "documents", "length": 128}
+STREAM = {"sampling": "stream", "length": 24}
 SAMPLINGS = pytest.mark.parametrize("sampling", [WINDOWS, DOCUMENTS], ids=["windows", "documents"])
+ALL_SAMPLINGS = pytest.mark.parametrize(
+    "sampling", [WINDOWS, DOCUMENTS, STREAM], ids=["windows", "documents", "stream"]
+)
 
 
 def config(**changes: Any) -> RunConfig[Any]:
     return tiny_config("byte_lstm", **changes)
 
 
-@SAMPLINGS
+@ALL_SAMPLINGS
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_any_number_of_workers_sees_the_same_samples_in_the_same_order(
     corpus: Corpus, sampling: dict[str, Any], world_size: int
@@ -36,6 +41,10 @@ def test_any_number_of_workers_sees_the_same_samples_in_the_same_order(
         assert torch.equal(torch.cat([part.tokens for part in parts]), whole.tokens)
         assert [group for part in parts for group in part.groups] == list(whole.groups)
         assert sum(part.text_bytes for part in parts) == whole.text_bytes
+        if whole.previous is not None:
+            assert torch.equal(
+                torch.cat([part.previous for part in parts if part.previous is not None]), whole.previous
+            )
 
 
 @SAMPLINGS
@@ -96,7 +105,7 @@ def test_over_long_documents_are_left_out_in_training_and_evaluation(corpus: Cor
     assert all(batch.tokens.shape[1] <= 40 for batch in evaluation.batches())
 
 
-@SAMPLINGS
+@ALL_SAMPLINGS
 @pytest.mark.parametrize("num_samples", [10, 100, None])
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_evaluation_is_the_same_set_whoever_does_it(
@@ -117,6 +126,64 @@ def test_evaluation_is_the_same_set_whoever_does_it(
     assert collections.Counter(parts) == collections.Counter(whole)
 
 
+def text_of(folder: Path, num_bytes: int) -> Corpus:
+    """A corpus whose two splits are streams of so many bytes, no two places of which look alike."""
+    random = np.random.default_rng(0)
+    text = bytes(random.integers(97, 123, num_bytes - 1).astype(np.uint8))
+    with CorpusWriter(folder, name="text", source="test") as writer:
+        for split in ("train", "valid"):
+            writer.add(split, text)  # type: ignore[arg-type]
+    return Corpus.open(folder)
+
+
+def test_each_lane_of_a_stream_reads_on_and_round(tmp_path: Path) -> None:
+    """Lane i begins in the text of its own, goes on in that of lane i + 1, and never begins anew."""
+    corpus = text_of(tmp_path / "text", 1003)
+    text = corpus.split("train").stream[:]
+    batches = TrainingBatches(corpus, config(**STREAM, batch_size=32))
+    read = [batches.batch(step) for step in range(100)]  # 2,400 bytes: more than twice round
+    tokens = torch.cat([batch.tokens for batch in read], dim=1).numpy()
+    starts = np.arange(32) * (1003 // 32)
+    assert (tokens == text[(starts[:, None] + np.arange(2400)) % 1003]).all()
+    assert read[0].previous is not None
+    assert (read[0].previous == STOP).all()
+    for before, batch in pairwise(read):
+        assert batch.previous is not None
+        assert torch.equal(batch.previous, before.tokens[:, -1])
+    assert {batch.text_bytes for batch in read} == {32 * 24}
+
+
+@pytest.mark.parametrize("num_bytes", [2, 23, 24, 25, 16 * 24, 16 * 24 + 1, 1003])
+@pytest.mark.parametrize("group_size", [8, 64])
+def test_a_stream_is_evaluated_whole_and_without_a_break_in_a_lane(
+    tmp_path: Path, num_bytes: int, group_size: int
+) -> None:
+    valid = text_of(tmp_path / "text", num_bytes).split("valid")
+    batches = EvaluationBatches(valid, config(**STREAM, group_size=group_size))
+    read = list(batches.batches())
+    # every byte once: the lanes stand one after the other in the text
+    lanes = batches.sequences()
+    assert np.array_equal(np.concatenate(lanes), valid.stream)
+    assert len(lanes) <= EVALUATION_LANES
+    assert sum(batch.text_bytes for batch in read) == num_bytes
+    assert sum(len(batch.tokens) for batch in read) == batches.num_samples == -(-num_bytes // 24)
+    assert read[0].previous is not None
+    assert (read[0].previous == STOP).all()
+    for before, batch in pairwise(read):
+        assert batch.previous is not None
+        assert torch.equal(batch.previous, before.tokens[: len(batch.tokens), -1])
+    assert all(len(batch.groups) == -(-len(batch.tokens) // group_size) for batch in read)
+
+
+def test_an_evaluation_of_few_samples_reads_the_beginnings_of_all_lanes(corpus: Corpus) -> None:
+    valid = corpus.split("valid")
+    few, whole = (EvaluationBatches(valid, config(**STREAM), number) for number in (40, None))
+    assert [len(batch.tokens) for batch in few.batches()] == [16, 16, 8]
+    for batch, longer in zip(few.batches(), whole.batches(), strict=False):
+        assert torch.equal(batch.tokens, longer.tokens[: len(batch.tokens)])
+    assert few.num_samples == 40
+
+
 def test_a_corpus_shorter_than_one_sample_is_refused(tmp_path: Path) -> None:
     with CorpusWriter(tmp_path / "c", name="c", source="test") as writer:
         writer.add("train", b"a" * 50)
@@ -128,6 +195,8 @@ def test_a_corpus_shorter_than_one_sample_is_refused(tmp_path: Path) -> None:
         TrainingBatches(corpus, config(sampling="documents", length=40))
     with pytest.raises(UserError, match="valid split"):
         EvaluationBatches(corpus.split("valid"), config(length=24))
+    with pytest.raises(UserError, match="train split has 51 bytes, less than one chunk of 24 for each of 64 lanes"):
+        TrainingBatches(corpus, config(**STREAM))
 
 
 def test_more_workers_than_groups_are_refused(corpus: Corpus) -> None:

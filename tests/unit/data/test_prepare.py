@@ -75,6 +75,18 @@ def test_tweets_and_bios_are_cleaned_and_freed_of_duplicates(tmp_path: Path, sou
     assert (corpus.info["duplicates_dropped"], corpus.info["empty_dropped"]) == (1, 1)
 
 
+def test_the_characters_of_ptb_are_its_lines_without_their_outer_spaces(tmp_path: Path) -> None:
+    lines(tmp_path / "ptb.train.txt", [b" a  b ", b" <unk> N \xff ", b"no spaces", b"  two  "])
+    lines(tmp_path / "ptb.valid.txt", [b" c d "])
+    corpus, plain = (prepare(name, path=str(tmp_path), cache=tmp_path / "cache") for name in ("ptb_characters", "ptb"))
+    assert corpus.split("train").stream.tobytes() == b"a  b\n<unk> N  \nno spaces\n two \n"
+    assert corpus.split("valid").stream.tobytes() == b"c d\n"
+    assert plain.split("valid").stream.tobytes() == b" c d \n"
+    assert (corpus.name, plain.name) == ("ptb_characters", "ptb")
+    assert len(corpus.info["cleaning"]) == 2
+    assert "duplicates_dropped" not in corpus.info
+
+
 def test_the_synthetic_corpus(tmp_path: Path) -> None:
     corpus = prepare("synthetic", cache=tmp_path)
     counts = {name: corpus.split(name).num_documents for name in corpus.splits}
@@ -186,6 +198,18 @@ def test_real_ptb_is_the_original_file(tmp_path: Path) -> None:
     for split, documents in (("train", 42_068), ("valid", 3_370)):
         assert corpus.split(split).stream.tobytes() == (DATA / "ptb" / f"ptb.{split}.txt").read_bytes()
         assert corpus.split(split).num_documents == documents
+
+
+@needs_data
+def test_the_characters_of_real_ptb_are_as_many_as_published_figures_count(tmp_path: Path) -> None:
+    corpus = prepare("ptb_characters", path=str(DATA / "ptb"), cache=tmp_path)
+    known = {"train": 5_017_482, "valid": 393_042, "test": 442_423}
+    assert {split: len(corpus.split(split).stream) for split in corpus.splits} == {
+        split: known[split] for split in corpus.splits
+    }
+    for split in ("train", "valid"):
+        original = (DATA / "ptb" / f"ptb.{split}.txt").read_bytes()
+        assert corpus.split(split).stream.tobytes() == original.replace(b" \n ", b"\n")[1:-2] + b"\n"
 
 
 @needs_data

@@ -154,7 +154,9 @@ def test_damaged_gzip(tmp_path: Path, damage: str) -> None:
 
 
 def test_mistakes_in_sources(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no source 'tweeets': it is neither one of synthetic, ptb, tweets, bios nor a"):
+    with pytest.raises(
+        UserError, match="no source 'tweeets': it is neither one of synthetic, ptb, ptb_characters, tweets, bios nor"
+    ):
         texts("tweeets")
     with pytest.raises(UserError, match="no text in this folder"):
         texts(tmp_path)
@@ -164,23 +166,24 @@ def test_mistakes_in_sources(tmp_path: Path) -> None:
         texts("bios")
     with pytest.raises(UserError, match="--data-path does not go with synthetic"):
         texts("synthetic", tmp_path)
-    with pytest.raises(UserError, match="--data-path goes with ptb, tweets or bios"):
+    with pytest.raises(UserError, match="--data-path goes with ptb, ptb_characters, tweets or bios"):
         texts(tmp_path, tmp_path)
 
 
 # -------------------------------------------------------------------------------------- named, downloads
 
 
-def test_ptb_keeps_its_split_and_may_lack_a_test_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["ptb", "ptb_characters"])
+def test_ptb_keeps_its_split_and_may_lack_a_test_file(tmp_path: Path, name: str) -> None:
     write(tmp_path / "ptb.train.txt", b" a b \n c \n")
     with pytest.raises(UserError, match=r"no ptb.valid.txt; give the folder of ptb.train.txt and ptb.valid.txt"):
-        texts("ptb", tmp_path)
+        texts(name, tmp_path)
     write(tmp_path / "ptb.valid.txt", b" d \n")
     write(tmp_path / "other.txt", b" not read \n")
     expected = [("train", b" a b "), ("train", b" c "), ("valid", b" d ")]
-    assert list(sources.documents("ptb", str(tmp_path))) == expected
+    assert list(sources.documents(name, str(tmp_path))) == expected
     write(tmp_path / "ptb.test.txt", b" e \n")
-    assert list(sources.documents("ptb", str(tmp_path))) == [*expected, ("test", b" e ")]
+    assert list(sources.documents(name, str(tmp_path))) == [*expected, ("test", b" e ")]
 
 
 def test_synthetic() -> None:
@@ -225,6 +228,7 @@ def test_downloads_are_checked_and_kept(tmp_path: Path, server: Path, monkeypatc
     for split in contents:
         (server / f"ptb.{split}.txt").unlink()
     assert list(sources.documents("ptb", cache=cache)) == expected
+    assert list(sources.documents("ptb_characters", cache=cache)) == expected
     assert len(list((cache / "downloads").iterdir())) == 3
 
 
@@ -260,7 +264,7 @@ def test_the_fingerprint_follows_the_files(tmp_path: Path) -> None:
     assert sources.fingerprint(str(tmp_path)) == first
     os.utime(path, ns=(1, 1))
     assert sources.fingerprint(str(tmp_path)) != first
-    assert sources.fingerprint("ptb") == sources.PTB_SHA256
+    assert sources.fingerprint("ptb") == sources.fingerprint("ptb_characters") == sources.PTB_SHA256
     assert sources.fingerprint("synthetic") == sources.fingerprint("synthetic")
 
 

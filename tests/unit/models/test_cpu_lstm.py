@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from raytrain.data.vocabulary import DROP, PAD, SIZE, STOP
 from raytrain.models import buffers, cpu_lstm
-from raytrain.models.cpu_lstm import State, run_lstm
+from raytrain.models.cpu_lstm import State, continue_lstm, run_lstm
 from raytrain.models.layers import OneHot
 
 BATCH, LENGTH, WIDTH, FEATURES = 5, 7, 6, 3
@@ -77,6 +77,38 @@ def test_outputs_and_gradients_are_pytorchs(reads_symbols: bool, reads_dense: bo
     ours, pytorchs = case.gradients(case.ours()), case.gradients(case.pytorchs())
     for found, expected in zip(ours, pytorchs, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@READS
+@pytest.mark.parametrize("enabled", [True, False])
+def test_what_follows_goes_on_from_the_last_state(
+    monkeypatch: pytest.MonkeyPatch, reads_symbols: bool, reads_dense: bool, enabled: bool
+) -> None:
+    """The state after a part is the first of the rest, and takes no gradient."""
+    monkeypatch.setattr(cpu_lstm, "ENABLED", enabled)
+    case = Case(reads_symbols, reads_dense, has_state=True)
+
+    def part(steps: slice, state: State | None) -> tuple[Tensor, State]:
+        symbols, dense = (None if all_ is None else all_[:, steps] for all_ in (case.symbols, case.dense))
+        return continue_lstm(case.lstm, OneHot().double(), symbols, dense, state)
+
+    first, carried = part(slice(0, 4), case.state)
+    rest, last = part(slice(4, None), carried)
+    torch.testing.assert_close(torch.cat((first, rest), 1), case.pytorchs(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(last[0], rest[:, -1].detach(), rtol=0, atol=0)
+    assert not any(state.requires_grad for state in (*carried, *last))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_state_is_float32_whatever_the_type_of_the_products(monkeypatch: pytest.MonkeyPatch, enabled: bool) -> None:
+    monkeypatch.setattr(cpu_lstm, "ENABLED", enabled)
+    lstm = nn.LSTM(SIZE, WIDTH, batch_first=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, state = continue_lstm(lstm, OneHot(), tokens())
+        outputs, (hidden, cell) = continue_lstm(lstm, OneHot(), tokens(), None, state)
+    assert outputs.dtype == torch.bfloat16
+    assert hidden.dtype == cell.dtype == torch.float32
+    assert torch.equal(hidden, outputs[:, -1].float())
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])

@@ -80,6 +80,8 @@ def test_models_implement_the_protocol(name: str) -> None:
         assert (model.length, model.documents) == (24, sampling == "documents")
         for member in ("from_config", "forward", "predict", "begin", "advance"):
             assert callable(getattr(model, member))
+        for member in ("stream_state", "read"):
+            assert hasattr(model, member) == registry.MODELS[config.model_name].carries_state
 
 
 def with_statistics(model: Model) -> Model:

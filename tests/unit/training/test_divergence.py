@@ -58,8 +58,8 @@ def poisoned(steps: set[int], rank: int = 0, fault: Callable[[Trainer, Terms], T
     """The given training steps go wrong on one rank."""
     real = Trainer.forward
 
-    def forward(self: Trainer, network: Any, batch: Batch, seed: int, step: int, dropout: float) -> Terms:
-        terms = real(self, network, batch, seed, step, dropout)
+    def forward(self: Trainer, network: Any, batch: Batch, seed: int, step: int, *others: Any) -> Terms:
+        terms = real(self, network, batch, seed, step, *others)
         return fault(self, terms) if network.training and step in steps and self.world.rank == rank else terms
 
     with pytest.MonkeyPatch.context() as patch:
@@ -109,8 +109,11 @@ def test_what_one_rank_cannot_use_no_rank_uses(bad_runs: tuple[int, Path]) -> No
         assert all(same(first, torch.load(folder / f"{fault.__name__}-{rank}")) for rank in range(size))
 
 
-@pytest.mark.parametrize("model", ["hybrid", "lstm_vae", "byte_lstm"])
-def test_a_step_brings_no_number_to_the_host(corpus: Corpus, model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "sampling"),
+    [("hybrid", "windows"), ("lstm_vae", "windows"), ("byte_lstm", "windows"), ("byte_lstm", "stream")],
+)
+def test_a_step_brings_no_number_to_the_host(corpus: Corpus, model: str, sampling: str) -> None:
     """On a GPU that would be a wait at each step."""
 
     class NoWaiting(TorchDispatchMode):
@@ -118,7 +121,8 @@ def test_a_step_brings_no_number_to_the_host(corpus: Corpus, model: str) -> None
             assert func is not torch.ops.aten._local_scalar_dense.default, "the host asked the device for a number"
             return func(*args, **(kwargs or {}))
 
-    trainer = Trainer(tiny_config(model, optimizer=OptimizerConfig(clip=1.0)), corpus, World())
+    config = tiny_config(model, sampling=sampling, optimizer=OptimizerConfig(clip=1.0))
+    trainer = Trainer(config, corpus, World())
     with NoWaiting():
         trainer.train_step(0)
         with pytest.raises(AssertionError, match="asked the device"):
