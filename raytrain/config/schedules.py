@@ -59,7 +59,7 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam, with a schedule of the learning rate and clipping."""
+    """AdamW (Loshchilov & Hutter 2019), with a schedule, clipping and a moving average of the weights."""
 
     learning_rate: float = 1e-3
     """Learning rate after the warm-up and before any decay."""
@@ -75,8 +75,12 @@ class OptimizerConfig:
     """Factor of the exponential schedule at every hundredth of the steps after ``decay_start``."""
     decay_start: float = 0.2
     """Start of the exponential schedule's decay, as a fraction of the steps."""
+    weight_decay: float = 0.0
+    """Each step multiplies weight matrices and convolution kernels by 1 - learning rate * ``weight_decay``."""
     clip: float = 10.0
     """Largest global norm of the gradient; 0 does not clip."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights: it is what is evaluated, sampled and served; 0 keeps none."""
 
     def __post_init__(self) -> None:
         if self.schedule not in LEARNING_RATE_SCHEDULES:
@@ -92,7 +96,9 @@ class OptimizerConfig:
             require(0 <= value < 1, f"optimizer.{name}", value, "must be in [0, 1)")
         require(0 < self.decay <= 1, "optimizer.decay", self.decay, "must be in (0, 1]")
         require(0 <= self.decay_start <= 1, "optimizer.decay_start", self.decay_start, "must be in [0, 1]")
+        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "must not be negative")
         require(self.clip >= 0, "optimizer.clip", self.clip, "must not be negative")
+        require(0 <= self.ema < 1, "optimizer.ema", self.ema, "must be in [0, 1)")
 
 
 # -------------------------------------------------------------------------------------------- KL weight
@@ -209,3 +215,11 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     risen = (step + 1) / warming if step + 1 < warming else 1.0
     share = LEARNING_RATE_SCHEDULES[config.schedule](max(step / steps, config.warmup), config)
     return config.learning_rate * risen * share
+
+
+def average_decay(config: OptimizerConfig, step: int) -> float:
+    """Return the decay of the moving average of the weights at ``step``: less than ``config.ema`` at first.
+
+    So the average forgets the initial weights at once and has a longer memory as the run goes on.
+    """
+    return min(config.ema, (1 + step) / (10 + step))

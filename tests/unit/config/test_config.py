@@ -62,6 +62,8 @@ def test_other_presets_are_refused() -> None:
             r"optimizer\.schedule is 'step': must be one of exponential, constant, lin",
         ),
         ({"optimizer": {"warmup": 1.0}}, r"optimizer\.warmup is 1\.0: a fraction of the steps, in \[0, 1\)"),
+        ({"optimizer": {"weight_decay": -0.1}}, r"optimizer\.weight_decay is -0\.1: must not be negative"),
+        ({"optimizer": {"ema": 1.0}}, r"optimizer\.ema is 1\.0: must be in \[0, 1\)"),
         ({"objective": {"alpha": float("nan")}}, r"objective\.alpha is nan: must be a finite number"),
         ({"objective": 3}, "objective must be an object"),
         (

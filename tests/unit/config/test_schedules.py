@@ -1,4 +1,4 @@
-"""The learning rate over the steps."""
+"""The learning rate over the steps, and the decay of the moving average."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from raytrain.config.schedules import LEARNING_RATE_SCHEDULES, OptimizerConfig, learning_rate
+from raytrain.config.schedules import LEARNING_RATE_SCHEDULES, OptimizerConfig, average_decay, learning_rate
 
 
 def rates(config: OptimizerConfig, *steps: int, of: int = 1000) -> list[float]:
@@ -42,3 +42,8 @@ def test_the_rate_rises_evenly_over_the_warm_up_and_never_after_it(schedule: str
 @pytest.mark.parametrize("schedule", list(LEARNING_RATE_SCHEDULES))
 def test_without_a_warm_up_the_first_step_has_the_whole_rate(schedule: str) -> None:
     assert rates(OptimizerConfig(0.3, schedule=schedule), 0, of=7) == [0.3]
+
+
+def test_the_average_starts_with_a_short_memory() -> None:
+    config = OptimizerConfig(ema=0.99)
+    assert [average_decay(config, step) for step in (0, 8, 890, 10**6)] == pytest.approx([0.1, 0.5, 0.99, 0.99])

@@ -29,7 +29,11 @@ from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
 from tests.support.away import Away
 
-RESUMED = ("hybrid", "hybrid, normalised", "byte_lstm")
+RECIPE = OptimizerConfig(schedule="cosine", warmup=0.1, weight_decay=0.1, ema=0.9)
+HALVES: dict[str, Any] = {"steps": 40, "evaluate_every": 20, "checkpoint_every": 20}
+RESUMED = {model: tiny_config(model, **HALVES) for model in ("hybrid", "hybrid, normalised", "byte_lstm")} | {
+    "hybrid, averaged": tiny_config("hybrid, normalised", optimizer=RECIPE, **HALVES)
+}
 SHARED = ("hybrid", "hybrid, normalised", "lstm_vae", "lstm_vae, normalised", "byte_lstm")
 """A normalised code has statistics of the batch of all workers, with gradients that cross them."""
 
@@ -97,8 +101,7 @@ def _worker(rank: int, size: int, port: int, body: Callable[..., None], argument
 
 def _undisturbed_and_resumed(world: World, corpus_path: str, out: str) -> None:
     corpus = Corpus.open(corpus_path)
-    for model in RESUMED:
-        config = tiny_config(model, steps=40, evaluate_every=20, checkpoint_every=20)
+    for model, config in RESUMED.items():
         run(config, corpus, world, Path(out, model, "whole"))
         run(config, corpus, world, Path(out, model, "parts"), stop_at=20)
         run(config, corpus, world, Path(out, model, "parts"))
