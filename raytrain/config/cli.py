@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin, get_
 from raytrain.config.models import ModelName, find_model, known_models
 from raytrain.config.plugins import load_plugins
 from raytrain.config.presets import PRESET_NAMES, PresetName, for_source, preset
-from raytrain.config.schedules import KL_SCHEDULES, ObjectiveConfig
+from raytrain.config.schedules import KL_SCHEDULES, LEARNING_RATE_SCHEDULES, ObjectiveConfig, OptimizerConfig
 from raytrain.config.schema import RunConfig, from_dict, to_dict
 from raytrain.utils.errors import UserError
 from raytrain.utils.validation import parse_json
@@ -116,8 +116,10 @@ def parse_fields(
 
     for owner in (type(options), RunConfig):
         show_plainly(owner)
-    schedules = tyro.conf.arg(metavar=f"{{{','.join(KL_SCHEDULES)}}}")
-    ObjectiveConfig.__annotations__["annealing"] = Annotated[str, schedules]
+    names = tyro.conf.arg(metavar=f"{{{','.join(KL_SCHEDULES)}}}")
+    ObjectiveConfig.__annotations__["annealing"] = Annotated[str, names]
+    names = tyro.conf.arg(metavar=f"{{{','.join(LEARNING_RATE_SCHEDULES)}}}")
+    OptimizerConfig.__annotations__["schedule"] = Annotated[str, names]
     kind: Any = RunConfig[type(config.model)]  # type: ignore[misc]
     bare = tyro.conf.arg(name="", prefix_name=False)
     fields: list[Any] = [

@@ -33,6 +33,7 @@ def paper_ptb(model: Any) -> RunConfig[Any]:
     """
     return RunConfig(
         model=model,
+        optimizer=OptimizerConfig(clip=0.0),
         data="ptb",
         sampling="windows",
         length=60,
@@ -52,7 +53,7 @@ def paper_tweets(model: Any) -> RunConfig[Any]:
     return RunConfig(
         model=model,
         objective=ObjectiveConfig(start=0.5, end=0.6),
-        optimizer=OptimizerConfig(decay_start=0.7),
+        optimizer=OptimizerConfig(decay_start=0.7, clip=0.0),
         data="tweets",
         sampling="documents",
         length=128,
@@ -86,7 +87,7 @@ def laptop(model: Any, learning_rate: float = 8e-3) -> RunConfig[Any]:
     return RunConfig(
         model=model,
         objective=ObjectiveConfig(annealing="constant", alpha=0.0),
-        optimizer=OptimizerConfig(learning_rate=learning_rate, decay_start=0.3, clip=10.0),
+        optimizer=OptimizerConfig(learning_rate=learning_rate, decay_start=0.3),
         sampling="windows",
         length=64,
         batch_size=32,

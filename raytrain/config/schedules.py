@@ -59,29 +59,46 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam with the paper's exponential decay: x ``decay`` at every hundredth of the steps."""
+    """AdamW (Loshchilov & Hutter 2019), with a schedule, clipping and a moving average of the weights."""
 
     learning_rate: float = 1e-3
-    """Learning rate before decay."""
+    """Learning rate after the warm-up and before any decay."""
+    schedule: str = "exponential"
+    """Shape of the learning rate: exponential (the paper's), constant, linear, cosine, or a schedule of a plugin."""
+    warmup: float = 0.0
+    """Warm-up: fraction of the steps over which the learning rate rises evenly to its value; 0 has none."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.999
     """Decay of the second moment."""
     decay: float = 0.95
-    """Factor on the learning rate at every hundredth of the steps after ``decay_start``."""
+    """Factor of the exponential schedule at every hundredth of the steps after ``decay_start``."""
     decay_start: float = 0.2
-    """Start of the decay, as a fraction of the steps."""
-    clip: float = 0.0
+    """Start of the exponential schedule's decay, as a fraction of the steps."""
+    weight_decay: float = 0.0
+    """Each step multiplies weight matrices and convolution kernels by 1 - learning rate * ``weight_decay``."""
+    clip: float = 10.0
     """Largest global norm of the gradient; 0 does not clip."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights: it is what is evaluated, sampled and served; 0 keeps none."""
 
     def __post_init__(self) -> None:
+        if self.schedule not in LEARNING_RATE_SCHEDULES:
+            load_plugins()
+        known = ", ".join(LEARNING_RATE_SCHEDULES)
+        require(
+            self.schedule in LEARNING_RATE_SCHEDULES, "optimizer.schedule", self.schedule, f"must be one of {known}"
+        )
         require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "must be positive")
+        require(0 <= self.warmup < 1, "optimizer.warmup", self.warmup, "a fraction of the steps, in [0, 1)")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             require(0 <= value < 1, f"optimizer.{name}", value, "must be in [0, 1)")
         require(0 < self.decay <= 1, "optimizer.decay", self.decay, "must be in (0, 1]")
         require(0 <= self.decay_start <= 1, "optimizer.decay_start", self.decay_start, "must be in [0, 1]")
+        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "must not be negative")
         require(self.clip >= 0, "optimizer.clip", self.clip, "must not be negative")
+        require(0 <= self.ema < 1, "optimizer.ema", self.ema, "must be in [0, 1)")
 
 
 # -------------------------------------------------------------------------------------------- KL weight
@@ -150,11 +167,59 @@ def auxiliary_weight(config: ObjectiveConfig, step: int, steps: int) -> float:
 # ---------------------------------------------------------------------------------------- learning rate
 
 
-def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Return the learning rate at ``step`` of ``steps``: the paper's decay, with a hundredth of the steps for an epoch.
+def exponential_decay(progress: float, config: OptimizerConfig) -> float:
+    """Return the paper's decay, with a hundredth of the steps for an epoch.
 
     It is multiplied by ``config.decay`` at each hundredth after ``config.decay_start``.
     """
     # the small number keeps a step that is a whole hundredth from being rounded down
-    hundredths = math.floor(100 * (step / steps - config.decay_start) + 1e-9)
-    return config.learning_rate * config.decay ** max(0, hundredths)
+    hundredths = math.floor(100 * (progress - config.decay_start) + 1e-9)
+    return config.decay ** max(0, hundredths)
+
+
+def no_decay(progress: float, config: OptimizerConfig) -> float:
+    """Return 1."""
+    return 1.0
+
+
+def linear_decay(progress: float, config: OptimizerConfig) -> float:
+    """Fall evenly from the end of the warm-up to 0 at the end of the run."""
+    return (1 - progress) / (1 - config.warmup)
+
+
+def cosine_decay(progress: float, config: OptimizerConfig) -> float:
+    """Fall by half a cosine from the end of the warm-up to 0 at the end of the run (Loshchilov & Hutter 2017)."""
+    return (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup))) / 2
+
+
+LEARNING_RATE_SCHEDULES: dict[str, Callable[[float, OptimizerConfig], float]] = {
+    "exponential": exponential_decay,
+    "constant": no_decay,
+    "linear": linear_decay,
+    "cosine": cosine_decay,
+}
+"""Shape of the learning rate after the warm-up: fraction of the steps in [warmup, 1] -> share of ``learning_rate``.
+
+The names are the values of ``optimizer.schedule``. Plugins add theirs.
+"""
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Return the learning rate at ``step`` of ``steps``.
+
+    It rises evenly during the warm-up, whose first step is not 0, and follows the schedule from there.
+    """
+    if config.schedule not in LEARNING_RATE_SCHEDULES:
+        load_plugins()  # a config that was unpickled has not been validated in this process
+    warming = config.warmup * steps
+    risen = (step + 1) / warming if step + 1 < warming else 1.0
+    share = LEARNING_RATE_SCHEDULES[config.schedule](max(step / steps, config.warmup), config)
+    return config.learning_rate * risen * share
+
+
+def average_decay(config: OptimizerConfig, step: int) -> float:
+    """Return the decay of the moving average of the weights at ``step``: less than ``config.ema`` at first.
+
+    So the average forgets the initial weights at once and has a longer memory as the run goes on.
+    """
+    return min(config.ema, (1 + step) / (10 + step))

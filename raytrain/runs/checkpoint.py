@@ -47,7 +47,7 @@ class Snapshot:
 
     step: int
     tensors: dict[str, dict[str, torch.Tensor]]
-    """File stem (``model``, ``optimizer``, ``average``) -> name -> tensor, on the CPU and not changed afterwards."""
+    """File stem (``model``, ``optimizer``) -> name -> tensor, on the CPU and not changed afterwards."""
     state: dict[str, Any]
     """Everything else that is needed to resume, as JSON. Copied when it is saved."""
     config: dict[str, Any]

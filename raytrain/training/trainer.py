@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raytrain.config.schedules import auxiliary_weight, kl_weight, learning_rate
+from raytrain.config.schedules import auxiliary_weight, average_decay, kl_weight, learning_rate
 from raytrain.config.schema import RunConfig
 from raytrain.data.batches import Batch, EvaluationBatches, TrainingBatches, group_rows, rank_groups
 from raytrain.data.corpus import Corpus
@@ -54,18 +55,21 @@ class Trainer:
         self.world = world
         self.train_batches = TrainingBatches(corpus, config)
         self.valid_batches = EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples)
-        self.model: Model = build(config)
-        start_from_frequencies(self.model, symbol_frequencies(corpus.split("train"), config.sampling))
-        self.model.to(world.device)
-        self.network: nn.Module = self.model
+        self.raw: Model = build(config)
+        """The model whose weights the optimiser changes."""
+        start_from_frequencies(self.raw, symbol_frequencies(corpus.split("train"), config.sampling))
+        self.raw.to(world.device)
+        self.model: Model = copy_for_average(self.raw) if config.optimizer.ema else self.raw
+        """The model that the run makes: the moving average of ``raw``'s weights or, without one, ``raw`` itself."""
+        self.network: nn.Module = self.raw
         if world.size > 1:
             self.network = DistributedDataParallel(
-                self.model,
+                self.raw,
                 device_ids=[world.device] if world.device.type == "cuda" else None,
                 forward_sync_buffers=False,  # synchronise_statistics keeps them equal on all ranks
                 gradient_as_bucket_view=True,
             )
-        self.optimizer = build_optimizer(self.model, config)
+        self.optimizer = build_optimizer(self.raw, config)
         self.skipped = SkippedSteps(world.device)
         self.lanes: StreamState = self.model.stream_state(config.batch_size) if config.sampling == "stream" else {}
         """The state of all lanes of a stream; those of other ranks are as old as the last ``gather_lanes``."""
@@ -121,17 +125,27 @@ class Trainer:
         batch = self.train_batches.batch(step, self.world.rank, self.world.size)
         terms = self.forward_backward(batch, step)
         clip = self.config.optimizer.clip or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        norm = nn.utils.clip_grad_norm_(self.raw.parameters(), clip)
         num_groups = self.config.batch_size // self.config.group_size
-        good = synchronise_statistics(self.model, num_groups, norm.isfinite())
+        good = synchronise_statistics(self.raw, num_groups, norm.isfinite())
+        skipped = self.skipped.count(good)
         # the fused Adam kernels read this private attribute and leave every tensor unchanged where it is 1
-        self.optimizer.found_inf = self.skipped.count(good)  # type: ignore[attr-defined]
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config.optimizer, step, self.config.steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
+        if self.model is not self.raw:
+            self.update_average(step, skipped)
         self.carry_on(batch, terms, good)
         return batch, terms, norm
+
+    @torch.no_grad()
+    def update_average(self, step: int, skipped: Tensor) -> None:
+        """Move the average towards the raw weights; where ``skipped`` is 1.0 instead of 0.0, it stays as it is."""
+        weight = (1 - average_decay(self.config.optimizer, step)) * (1 - skipped)
+        for average, parameter in zip(self.model.parameters(), self.raw.parameters(), strict=True):
+            average.lerp_(parameter, weight)
 
     def carry_on(self, batch: Batch, terms: Terms, good: Tensor) -> None:
         """Carry the state of the batch's lanes to the next step; keep the old one if the step was not ``good``."""
@@ -149,7 +163,7 @@ class Trainer:
         self.network.train()
         self.forward_backward(self.train_batches.batch(0, self.world.rank, self.world.size), 0)
         self.optimizer.zero_grad(set_to_none=False)
-        for layer in self.model.modules():
+        for layer in self.raw.modules():
             if isinstance(layer, GroupBatchNorm | CodeNorm):
                 layer.batch_statistics = None
 
@@ -161,7 +175,7 @@ class Trainer:
         bits per byte. The noise follows from the samples alone. Metrics that are registered with a function come last:
         see ``raytrain.metrics.Metric``.
         """
-        self.network.eval()
+        self.model.eval()
         totals = BoundTotals(self.model.latent, self.world.device)
         state: StreamState | None = None
         for batch in self.valid_batches.batches(self.world.rank, self.world.size):
@@ -213,38 +227,43 @@ class Trainer:
 
     # ----------------------------------------------------------------------------------------- state
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return CPU copies of everything that changes from step to step: weights, statistics, moments, lanes.
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Return everything that changes from step to step but the counters, by stem of a checkpoint's file and name.
 
-        Those of a stream's lanes that belong to other ranks are what ``gather_lanes`` has brought here.
+        ``model`` is what readers of a trained model take. ``optimizer`` is what only training needs: the moments and,
+        beside a moving average, the raw weights. ``stream`` is the state of a stream's lanes; those of other ranks are
+        what ``gather_lanes`` has brought here.
         """
-        moments = {
+        training = {
             f"{key}.{name}": value
-            for name, parameter in self.model.named_parameters()
+            for name, parameter in self.raw.named_parameters()
             for key, value in self.optimizer.state[parameter].items()
         }
-        groups = {"model": self.model.state_dict(), "optimizer": moments}
-        if self.lanes:
-            groups["stream"] = self.lanes
+        if self.model is not self.raw:
+            training |= {f"raw.{name}": parameter.detach() for name, parameter in self.raw.named_parameters()}
+        stream = {"stream": self.lanes} if self.lanes else {}
+        return {"model": self.model.state_dict(), "optimizer": training, **stream}
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Return CPU copies of ``state``."""
         return {
             stem: {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in group.items()}
-            for stem, group in groups.items()
+            for stem, group in self.state().items()
         }
 
     def load(self, stored: checkpoints.Checkpoint) -> None:
         """Load the tensors and the counters of a checkpoint.
 
         Raises:
-            UserError: its tensors are not those of the model.
+            UserError: its tensors are not those of the model and its optimiser.
         """
-        tensors = {stem: stored.matching(stem, expected) for stem, expected in self.tensors().items()}
+        state = self.state()
+        found = {stem: stored.matching(stem, group) for stem, group in state.items()}
         self.skipped.load(stored.state.get("skipped", [0, 0, 0]))
-        self.model.load_state_dict(tensors["model"])
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state[parameter].items():
-                value.copy_(tensors["optimizer"][f"{key}.{name}"])
-        for name, state in self.lanes.items():
-            state.copy_(tensors["stream"][name])
+        self.model.load_state_dict(found["model"])
+        for stem in state.keys() - {"model"}:
+            for name, tensor in state[stem].items():
+                tensor.copy_(found[stem][name])
 
     def gather_lanes(self) -> None:
         """Bring the state of every rank's lanes to all ranks; each takes part. Nothing to do without a stream."""
@@ -259,9 +278,9 @@ class Trainer:
         """Broadcast rank 0's state and step to all ranks; return that step."""
         if self.world.size == 1:
             return step
-        moments = [value for slots in self.optimizer.state.values() for value in slots.values()]
-        for tensor in [self.skipped.counters, *self.model.state_dict().values(), *moments, *self.lanes.values()]:
-            dist.broadcast(tensor, 0)
+        for group in ({"skipped": self.skipped.counters}, *self.state().values()):
+            for tensor in group.values():
+                dist.broadcast(tensor, 0)
         return self.first(step)
 
     def first(self, number: int) -> int:
@@ -285,11 +304,32 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bfloat16" if fast else "float32"
 
 
-def build_optimizer(model: nn.Module, config: RunConfig[Any]) -> torch.optim.Adam:
-    """Return fused Adam with its moments allocated, so that a checkpoint can be loaded into them."""
+def copy_for_average(model: Model) -> Model:
+    """Return a copy of ``model`` with weights of its own and the buffers of ``model`` itself.
+
+    Running statistics are averages already, so those of the raw weights serve the average of the weights too.
+    """
+    average = copy.deepcopy(model, {id(buffer): buffer for buffer in model.buffers()}).requires_grad_(False)
+    for layer in average.modules():
+        if isinstance(layer, nn.RNNBase):
+            layer.flatten_parameters()  # cuDNN wants the weights of a layer in one block, and they were copied singly
+    return average
+
+
+def build_optimizer(model: nn.Module, config: RunConfig[Any]) -> torch.optim.AdamW:
+    """Return fused AdamW with its moments allocated, so that a checkpoint can be loaded into them.
+
+    Weight decay acts on parameters of two or more dimensions: matrices and convolution kernels, neither biases nor the
+    scales of normalisation.
+    """
     settings = config.optimizer
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True
+    decaying = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decaying, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        fused=True,
     )
     for parameter in model.parameters():
         optimizer.state[parameter] = {

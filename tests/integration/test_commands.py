@@ -56,6 +56,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["hybrid", "--steps", "0"], "steps is 0: must be positive"),
         (["hybrid", "--model.layers", "3"], "unknown option '--model.layers'"),
         (["hybrid", "--objective.annealing", "cosine"], "must be one of constant, linear, sigmoid, cyclical"),
+        (["hybrid", "--optimizer.schedule", "step"], "must be one of exponential, constant, linear, cosine"),
         (["hybrid", "--length", "3"], "need a length of at least 4"),
         (["hybrid", "--preset", "big"], "unknown preset 'big'"),
         (["hybrid", "--preset", "bios"], "no preset 'bios' for hybrid"),

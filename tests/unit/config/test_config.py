@@ -34,6 +34,14 @@ def test_presets_survive_json(name: Any, model: Any) -> None:
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 
+def test_gradients_are_clipped_but_as_the_paper_does() -> None:
+    clips = {(name, model): preset(name, model).optimizer.clip for name, model in ALL_PRESETS}
+    paper = {pair: clip for pair, clip in clips.items() if pair[0].startswith("paper")}
+    assert {clip for pair, clip in paper.items() if pair[1] == "lstm_vae"} == {100.0}
+    assert {clip for pair, clip in paper.items() if pair[1] != "lstm_vae"} == {0.0}
+    assert {clip for pair, clip in clips.items() if pair not in paper} == {10.0}
+
+
 def test_other_presets_are_refused() -> None:
     refused = {(name, model) for name in PRESET_NAMES for model in MODELS} - set(ALL_PRESETS)
     assert refused
@@ -51,6 +59,13 @@ def test_other_presets_are_refused() -> None:
         ({"speed": 1}, "unknown field speed"),
         ({"objective": {"alhpa": 1}}, r"unknown field objective\.alhpa"),
         ({"objective": {"annealing": "cosine"}}, r"objective\.annealing is 'cosine': must be one of constant"),
+        (
+            {"optimizer": {"schedule": "step"}},
+            r"optimizer\.schedule is 'step': must be one of exponential, constant, lin",
+        ),
+        ({"optimizer": {"warmup": 1.0}}, r"optimizer\.warmup is 1\.0: a fraction of the steps, in \[0, 1\)"),
+        ({"optimizer": {"weight_decay": -0.1}}, r"optimizer\.weight_decay is -0\.1: must not be negative"),
+        ({"optimizer": {"ema": 1.0}}, r"optimizer\.ema is 1\.0: must be in \[0, 1\)"),
         ({"objective": {"alpha": float("nan")}}, r"objective\.alpha is nan: must be a finite number"),
         ({"objective": 3}, "objective must be an object"),
         (

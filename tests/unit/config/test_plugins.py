@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import raytrain
 from raytrain.config import plugins
 from raytrain.config.models import MODELS, ModelSpec, known_models
+from raytrain.config.schedules import LEARNING_RATE_SCHEDULES, OptimizerConfig
 from raytrain.data.corpus import Corpus
 from raytrain.runs.trained_model import load
 from raytrain.utils.errors import UserError
@@ -22,7 +24,7 @@ from dataclasses import dataclass
 
 from raytrain.config.models import MODELS, ModelSpec
 from raytrain.config.presets import PRESETS, laptop
-from raytrain.config.schedules import KL_SCHEDULES
+from raytrain.config.schedules import KL_SCHEDULES, LEARNING_RATE_SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class ToyConfig:
 
 
 KL_SCHEDULES["square"] = lambda progress, config: progress**2
+LEARNING_RATE_SCHEDULES["root"] = lambda progress, config: (1 - progress) ** 0.5
 MODELS["toy"] = ModelSpec(config=ToyConfig, implementation="net:Toy", has_latent=False, label="toy", full_size="laptop")
 PRESETS["laptop", "toy"] = laptop(ToyConfig())
 """
@@ -185,9 +188,22 @@ def test_commands_know_the_names_of_a_plugin(tmp_path: Path) -> None:
     page = python(tmp_path, "-m", "raytrain.train", "toy", "--help", plugins=str(tmp_path / "toy.py")).stdout
     assert "--model.hidden" in page
     assert "{constant,linear,sigmoid,cyclical,square}" in page
+    assert "{exponential,constant,linear,cosine,root}" in page
     # an importable module: the working directory is on the path of ``python -m``
     page = python(tmp_path, "-m", "raytrain.train", "toy", "--help", plugins="json, toy").stdout
     assert "--model.hidden" in page
+
+
+def test_an_unpickled_config_knows_the_schedule_of_a_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LEARNING_RATE_SCHEDULES, "root", LEARNING_RATE_SCHEDULES["linear"])
+    pickled = pickle.dumps(OptimizerConfig(1.0, schedule="root"))
+    (tmp_path / "toy.py").write_text(LIGHT)
+    code = f"""
+import pickle
+from raytrain.config.schedules import learning_rate
+print(learning_rate(pickle.loads({pickled!r}), 3, 4))
+"""
+    assert python(tmp_path, "-c", code, plugins="toy.py").stdout == "0.5\n"
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def _gradients_alone(trainer: Trainer, terms: Terms) -> Terms:
 
 
 def _statistics_alone(trainer: Trainer, terms: Terms) -> Terms:
-    for layer in trainer.model.modules():
+    for layer in trainer.raw.modules():
         if isinstance(layer, GroupBatchNorm) and layer.batch_statistics is not None:
             layer.batch_statistics[1, 0] = math.inf
     return terms
@@ -81,7 +81,8 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def _skips(world: World, corpus: Corpus, out: Path, rank: int, clip: float) -> None:
     for fault in FAULTS:
         with poisoned({2}, rank, fault):
-            trainer = Trainer(tiny_config("hybrid", optimizer=OptimizerConfig(clip=clip)), corpus, world)
+            settings = OptimizerConfig(clip=clip, weight_decay=0.1, ema=0.9)
+            trainer = Trainer(tiny_config("hybrid", optimizer=settings), corpus, world)
             trainer.train_step(0)
             trainer.train_step(1)
             before = flat(trainer)
@@ -121,8 +122,8 @@ def test_a_step_brings_no_number_to_the_host(corpus: Corpus, model: str, samplin
             assert func is not torch.ops.aten._local_scalar_dense.default, "the host asked the device for a number"
             return func(*args, **(kwargs or {}))
 
-    config = tiny_config(model, sampling=sampling, optimizer=OptimizerConfig(clip=1.0))
-    trainer = Trainer(config, corpus, World())
+    settings = OptimizerConfig(clip=1.0, weight_decay=0.1, ema=0.9)
+    trainer = Trainer(tiny_config(model, sampling=sampling, optimizer=settings), corpus, World())
     with NoWaiting():
         trainer.train_step(0)
         with pytest.raises(AssertionError, match="asked the device"):

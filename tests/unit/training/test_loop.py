@@ -19,7 +19,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from raytrain.config.models import ByteLstmConfig
-from raytrain.config.schedules import learning_rate
 from raytrain.config.schema import ObjectiveConfig, OptimizerConfig, RunConfig, to_dict
 from raytrain.data.corpus import Corpus, CorpusWriter
 from raytrain.runs import checkpoint
@@ -30,7 +29,11 @@ from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
 from tests.support.away import Away
 
-RESUMED = ("hybrid", "hybrid, normalised", "byte_lstm")
+RECIPE = OptimizerConfig(schedule="cosine", warmup=0.1, weight_decay=0.1, ema=0.9)
+HALVES: dict[str, Any] = {"steps": 40, "evaluate_every": 20, "checkpoint_every": 20}
+RESUMED = {model: tiny_config(model, **HALVES) for model in ("hybrid", "hybrid, normalised", "byte_lstm")} | {
+    "hybrid, averaged": tiny_config("hybrid, normalised", optimizer=RECIPE, **HALVES)
+}
 SHARED = ("hybrid", "hybrid, normalised", "lstm_vae", "lstm_vae, normalised", "byte_lstm")
 """A normalised code has statistics of the batch of all workers, with gradients that cross them."""
 
@@ -98,8 +101,7 @@ def _worker(rank: int, size: int, port: int, body: Callable[..., None], argument
 
 def _undisturbed_and_resumed(world: World, corpus_path: str, out: str) -> None:
     corpus = Corpus.open(corpus_path)
-    for model in RESUMED:
-        config = tiny_config(model, steps=40, evaluate_every=20, checkpoint_every=20)
+    for model, config in RESUMED.items():
         run(config, corpus, world, Path(out, model, "whole"))
         run(config, corpus, world, Path(out, model, "parts"), stop_at=20)
         run(config, corpus, world, Path(out, model, "parts"))
@@ -269,13 +271,6 @@ def test_training_goes_on_while_the_storage_is_away(misleading: Corpus, tmp_path
     assert best is not None
     assert best.step == ended.state["best_step"] == undisturbed.state["best_step"] < 70
     assert sorted(observer.records) == sorted(whole.records)
-
-
-def test_learning_rate_decays_by_hundredths() -> None:
-    config = OptimizerConfig(1.0, decay=0.95, decay_start=0.2)
-    rates = [learning_rate(config, step, 1000) for step in (0, 200, 209, 210, 220)]
-    assert rates == pytest.approx([1, 1, 1, 0.95, 0.95**2])
-    assert learning_rate(config, 999, 1000) == pytest.approx(0.95**79)
 
 
 def test_bfloat16_changes_the_bound_by_less_than_half_a_percent(corpus: Corpus, tmp_path: Path) -> None:
