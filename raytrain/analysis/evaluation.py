@@ -149,7 +149,7 @@ class Totals:
         batch: Batch,
         mixture_stride: int,
         device: torch.device,
-        state: StreamState | None = None,
+        state: StreamState | None,
     ) -> StreamState | None:
         """Add a batch; every ``mixture_stride``-th sample enters the aggregate posterior.
 

@@ -136,7 +136,7 @@ PRESETS: dict[tuple[PresetName, ModelName], RunConfig[Any]] = {
     # figures per character that can stand beside published ones: all of the validation text, read without a break
     ("stream", "byte_lstm"): RunConfig(
         model=ByteLstmConfig(layers=1, hidden=512, dropout=0.0),
-        optimizer=OptimizerConfig(learning_rate=4e-3, decay_start=0.3, clip=10.0),
+        optimizer=OptimizerConfig(learning_rate=8e-3, decay_start=0.3, clip=10.0),
         data="ptb_characters",
         sampling="stream",
         length=100,
