@@ -24,6 +24,8 @@ class ObjectiveConfig:
     """Cycles of the cyclical schedule between start and end; each rises over its first half."""
     weight: float = 1.0
     """KL weight after annealing (throughout, for ``constant``)."""
+    floor: float = 0.001
+    """Least KL weight during annealing, as in the code of Semeniuta et al. 2017; never above ``weight``."""
     free_bits: float = 0.0
     """Nats per sample of KL that cost nothing, shared equally by the latent dimensions."""
     target_kl: float = 0.0
@@ -44,6 +46,7 @@ class ObjectiveConfig:
         require(self.start <= self.end <= 1, "objective.end", self.end, "must be in [objective.start, 1]")
         require(self.cycles > 0, "objective.cycles", self.cycles, "must be positive")
         require(self.weight >= 0, "objective.weight", self.weight, "must not be negative")
+        require(self.floor >= 0, "objective.floor", self.floor, "must not be negative")
         require(self.free_bits >= 0, "objective.free_bits", self.free_bits, "must not be negative")
         require(self.target_kl >= 0, "objective.target_kl", self.target_kl, "must not be negative")
         require(
@@ -121,18 +124,20 @@ The names are the values of ``objective.annealing``. Plugins add theirs.
 
 
 def kl_weight(config: ObjectiveConfig, step: int, steps: int) -> float:
-    """Return the weight of the KL term at ``step`` of ``steps``, in [0, config.weight].
+    """Return the weight of the KL term at ``step`` of ``steps``.
 
-    Every schedule but ``constant`` is 0 up to the start, and ``config.weight`` from the end on.
+    Every schedule but ``constant`` is ``config.floor`` up to the start, never below it, and ``config.weight`` from the
+    end on. A weight below the floor is the floor.
     """
     start, end = config.start * steps, config.end * steps
     if config.annealing == "constant" or step >= end:
         return config.weight
+    floor = min(config.floor, config.weight)
     if step <= start:
-        return 0.0
+        return floor
     if config.annealing not in KL_SCHEDULES:
         load_plugins()  # a config that was unpickled has not been validated in this process
-    return config.weight * KL_SCHEDULES[config.annealing]((step - start) / (end - start), config)
+    return max(floor, config.weight * KL_SCHEDULES[config.annealing]((step - start) / (end - start), config))
 
 
 def annealing_end(config: ObjectiveConfig, steps: int) -> int:

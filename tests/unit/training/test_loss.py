@@ -20,21 +20,21 @@ def test_constant_is_constant() -> None:
 
 
 def test_linear_rises_evenly_between_start_and_end() -> None:
-    config = ObjectiveConfig(annealing="linear", start=0.1, end=0.5, weight=2.0)
+    config = ObjectiveConfig(annealing="linear", start=0.1, end=0.5, weight=2.0, floor=0.0)
     weights = [kl_weight(config, step, 1000) for step in (0, 100, 200, 300, 400, 499, 500, 1000)]
     assert weights == pytest.approx([0, 0, 0.5, 1.0, 1.5, 1.995, 2.0, 2.0])
     assert annealing_end(config, 1000) == 500
 
 
 def test_sigmoid_is_bowmans() -> None:
-    config = ObjectiveConfig(annealing="sigmoid", start=0.0, end=0.7)
+    config = ObjectiveConfig(annealing="sigmoid", start=0.0, end=0.7, floor=0.0)
     for step in (500, 2000, 3500, 5000, 6500):
         assert kl_weight(config, step, 10_000) == pytest.approx((math.tanh((step - 3500) / 1000) + 1) / 2, abs=1e-12)
     assert kl_weight(config, 7000, 10_000) == 1.0
 
 
 def test_cyclical_ramps_over_half_of_each_cycle() -> None:
-    config = ObjectiveConfig(annealing="cyclical", start=0.0, end=0.4, cycles=4)
+    config = ObjectiveConfig(annealing="cyclical", start=0.0, end=0.4, cycles=4, floor=0.0)
     cycle = [kl_weight(config, step, 1000) for step in (0, 25, 50, 75, 99)]
     assert cycle == pytest.approx([0, 0.5, 1, 1, 1])
     assert [kl_weight(config, 100 + step, 1000) for step in (0, 25, 50, 75, 99)] == pytest.approx(cycle)
@@ -48,6 +48,23 @@ def test_every_schedule_ends_at_its_weight_and_never_leaves_its_range(annealing:
     weights = [kl_weight(config, step, 333) for step in range(400)]
     assert all(0 <= weight <= 0.8 for weight in weights)
     assert set(weights[annealing_end(config, 333) :]) == {0.8}
+
+
+@pytest.mark.parametrize("annealing", ["linear", "sigmoid", "cyclical"])
+def test_the_weight_is_never_below_its_floor_while_it_is_annealed(annealing: str) -> None:
+    config = ObjectiveConfig(annealing=annealing, start=0.1, end=0.5)
+    plain = replace(config, floor=0.0)
+    weights = [(kl_weight(config, step, 1000), kl_weight(plain, step, 1000)) for step in range(1000)]
+    assert config.floor == 0.001  # that of the authors' code
+    assert weights[0] == weights[100] == (0.001, 0.0)
+    assert all(floored == max(0.001, weight) for floored, weight in weights)
+
+
+def test_a_floor_is_never_above_the_weight_and_leaves_a_constant_one_alone() -> None:
+    small = ObjectiveConfig(annealing="linear", weight=1e-4)
+    assert {kl_weight(small, step, 100) for step in range(100)} == {1e-4}
+    assert kl_weight(ObjectiveConfig(annealing="constant", weight=0.0), 0, 100) == 0.0
+    assert kl_weight(ObjectiveConfig(annealing="linear", weight=0.0), 0, 100) == 0.0
 
 
 def test_alpha_falls_evenly_to_its_end() -> None:
