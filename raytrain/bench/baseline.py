@@ -1,7 +1,8 @@
 """Plain PyTorch baseline: the training step that a user would write without raytrain.
 
 The equations are those of ``raytrain.models``, in float32: one-hot inputs, ``nn.LSTM``, ``nn.BatchNorm1d`` over the
-whole batch, Adam. What raytrain adds is left out: noise by sample group, batch statistics without PAD, free bits.
+whole batch, Adam. What raytrain adds is left out: noise by sample group, batch statistics without PAD, free bits, the
+multiplier of a rate.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 
 from raytrain.config.models import require
 from raytrain.config.plugins import load_plugins
@@ -30,6 +31,9 @@ class ObjectiveConfig:
     """Nats per sample of KL that cost nothing, shared equally by the latent dimensions."""
     target_kl: float = 0.0
     """If above 0, the KL term is |KL - target_kl| instead of KL, in nats per sample."""
+    rate: float = 0.0
+    """If above 0, a Lagrange multiplier holds the mean KL at this many nats per sample or more (Pelsmaeker and Aziz
+    2020); meant for constant annealing."""
     alpha: float = 0.2
     """Weight of the auxiliary reconstruction (hybrid only)."""
     alpha_end: float = 0.0
@@ -49,12 +53,14 @@ class ObjectiveConfig:
         require(self.floor >= 0, "objective.floor", self.floor, "must not be negative")
         require(self.free_bits >= 0, "objective.free_bits", self.free_bits, "must not be negative")
         require(self.target_kl >= 0, "objective.target_kl", self.target_kl, "must not be negative")
-        require(
-            self.free_bits == 0 or self.target_kl == 0,
-            "objective.free_bits",
-            self.free_bits,
-            "cannot be combined with objective.target_kl; set one of them to 0",
-        )
+        require(self.rate >= 0, "objective.rate", self.rate, "must not be negative")
+        for first, second in combinations(("free_bits", "target_kl", "rate"), 2):
+            require(
+                getattr(self, first) == 0 or getattr(self, second) == 0,
+                f"objective.{first}",
+                getattr(self, first),
+                f"cannot be combined with objective.{second}; set one of them to 0",
+            )
         require(self.alpha >= 0, "objective.alpha", self.alpha, "must not be negative")
         require(0 <= self.alpha_end <= 1, "objective.alpha_end", self.alpha_end, "a fraction of the steps, in [0, 1]")
         require(0 <= self.input_dropout <= 1, "objective.input_dropout", self.input_dropout, "must be in [0, 1]")

@@ -105,6 +105,8 @@ def train(
                     "train/skipped_steps": skipped,
                     "train/bytes_per_second": throughput.rate(),
                 }
+                if trainer.multiplier is not None:
+                    metrics["train/multiplier"] = trainer.multiplier.value.abs().item()
 
             # ------------------------------------------------------------------------------- evaluate
             evaluation: dict[str, float] = {}

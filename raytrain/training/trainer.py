@@ -32,6 +32,7 @@ from raytrain.models.noise import EVALUATION_SEED, Noise
 from raytrain.runs import checkpoint as checkpoints
 from raytrain.training.divergence import SkippedSteps
 from raytrain.training.loss import BoundTotals, loss
+from raytrain.training.multiplier import Multiplier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,8 @@ class Trainer:
             )
         self.optimizer = build_optimizer(self.model, config)
         self.skipped = SkippedSteps(world.device)
+        rate = config.objective.rate
+        self.multiplier = Multiplier(rate, world.device) if rate > 0 and self.model.latent > 0 else None
         self.precision = resolve_precision(config.precision, world.device)
 
     # ------------------------------------------------------------------------------------------ step
@@ -87,7 +90,7 @@ class Trainer:
         weight = kl_weight(config.objective, step, config.steps)
         alpha = auxiliary_weight(config.objective, step, config.steps)
         # DDP divides the sum over ranks by their number
-        mean = loss(terms, config, weight, alpha) * (self.world.size / config.batch_size)
+        mean = loss(terms, config, weight, alpha, self.multiplier) * (self.world.size / config.batch_size)
         # a loss may overflow while its gradients do not: NaN gradients tell the other ranks without another message
         mean.backward(torch.where(mean.detach().isfinite(), 1.0, math.nan))
         return terms
@@ -107,9 +110,12 @@ class Trainer:
         good = synchronise_statistics(self.model, num_groups, norm.isfinite())
         # the fused Adam kernels read this private attribute and leave every tensor unchanged where it is 1
         self.optimizer.found_inf = self.skipped.count(good)  # type: ignore[attr-defined]
+        rate = learning_rate(self.config.optimizer, step, self.config.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config.optimizer, step, self.config.steps)
+            group["lr"] = rate
         self.optimizer.step()
+        if self.multiplier is not None:
+            self.multiplier.ascend(self.mean_kl(terms), rate, good)
         self.optimizer.zero_grad(set_to_none=False)
         return batch, terms, norm
 
@@ -171,6 +177,13 @@ class Trainer:
         totals.add(terms, batch.text_bytes)
         return self.reduce(totals).metrics()
 
+    def mean_kl(self, terms: Terms) -> Tensor:
+        """Return the mean KL per sample of the step's batch over all ranks, without dimensions."""
+        total = terms.kl.detach().sum()
+        if self.world.size > 1:
+            dist.all_reduce(total)
+        return total / self.config.batch_size
+
     def reduce(self, totals: BoundTotals) -> BoundTotals:
         """Sum the totals over all ranks, in place."""
         if self.world.size > 1:
@@ -184,17 +197,21 @@ class Trainer:
     # ----------------------------------------------------------------------------------------- state
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return CPU copies of everything that changes from step to step: weights, statistics, moments."""
+        """Return CPU copies of everything that changes from step to step: weights, statistics, moments, multiplier."""
+        groups = {"model": self.model.state_dict(), "optimizer": self.moments()}
+        return {
+            stem: {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in group.items()}
+            for stem, group in groups.items()
+        }
+
+    def moments(self) -> dict[str, Tensor]:
+        """Return the state of the optimisers by its names in a checkpoint: Adam's moments, and the multiplier."""
         moments = {
             f"{key}.{name}": value
             for name, parameter in self.model.named_parameters()
             for key, value in self.optimizer.state[parameter].items()
         }
-        groups = {"model": self.model.state_dict(), "optimizer": moments}
-        return {
-            stem: {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in group.items()}
-            for stem, group in groups.items()
-        }
+        return moments | ({} if self.multiplier is None else self.multiplier.tensors())
 
     def load(self, stored: checkpoints.Checkpoint) -> None:
         """Load the tensors and the counters of a checkpoint.
@@ -206,16 +223,14 @@ class Trainer:
         weights, moments = (stored.matching(stem, expected[stem]) for stem in ("model", "optimizer"))
         self.skipped.load(stored.state.get("skipped", [0, 0, 0]))
         self.model.load_state_dict(weights)
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state[parameter].items():
-                value.copy_(moments[f"{key}.{name}"])
+        for name, value in self.moments().items():
+            value.copy_(moments[name])
 
     def share(self, step: int) -> int:
         """Broadcast rank 0's state and step to all ranks; return that step."""
         if self.world.size == 1:
             return step
-        moments = [value for slots in self.optimizer.state.values() for value in slots.values()]
-        for tensor in [self.skipped.counters, *self.model.state_dict().values(), *moments]:
+        for tensor in [self.skipped.counters, *self.model.state_dict().values(), *self.moments().values()]:
             dist.broadcast(tensor, 0)
         return self.first(step)
 

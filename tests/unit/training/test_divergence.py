@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raytrain.config.schema import OptimizerConfig, RunConfig
+from raytrain.config.schema import ObjectiveConfig, OptimizerConfig, RunConfig
 from raytrain.data.batches import Batch
 from raytrain.data.corpus import Corpus
 from raytrain.models.layers import GroupBatchNorm, Terms
@@ -109,8 +109,9 @@ def test_what_one_rank_cannot_use_no_rank_uses(bad_runs: tuple[int, Path]) -> No
         assert all(same(first, torch.load(folder / f"{fault.__name__}-{rank}")) for rank in range(size))
 
 
+@pytest.mark.parametrize("rate", [0.0, 4.0])
 @pytest.mark.parametrize("model", ["hybrid", "lstm_vae", "byte_lstm"])
-def test_a_step_brings_no_number_to_the_host(corpus: Corpus, model: str) -> None:
+def test_a_step_brings_no_number_to_the_host(corpus: Corpus, model: str, rate: float) -> None:
     """On a GPU that would be a wait at each step."""
 
     class NoWaiting(TorchDispatchMode):
@@ -118,7 +119,8 @@ def test_a_step_brings_no_number_to_the_host(corpus: Corpus, model: str) -> None
             assert func is not torch.ops.aten._local_scalar_dense.default, "the host asked the device for a number"
             return func(*args, **(kwargs or {}))
 
-    trainer = Trainer(tiny_config(model, optimizer=OptimizerConfig(clip=1.0)), corpus, World())
+    objective = ObjectiveConfig(annealing="constant", rate=rate)
+    trainer = Trainer(tiny_config(model, objective=objective, optimizer=OptimizerConfig(clip=1.0)), corpus, World())
     with NoWaiting():
         trainer.train_step(0)
         with pytest.raises(AssertionError, match="asked the device"):

@@ -30,8 +30,15 @@ from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
 from tests.support.away import Away
 
-RESUMED = ("hybrid", "hybrid, normalised", "byte_lstm")
-SHARED = ("hybrid", "hybrid, normalised", "lstm_vae", "lstm_vae, normalised", "byte_lstm")
+RATE = ObjectiveConfig(annealing="constant", rate=2.0)
+RESUMED: dict[str, dict[str, Any]] = {
+    "hybrid": {},
+    "hybrid, normalised": {},
+    "lstm_vae, pooled": {"objective": RATE},
+    "byte_lstm": {},
+}
+"""Models and the changes to their configs. A rate has a multiplier that belongs to the run's state."""
+SHARED = RESUMED | {"lstm_vae": {}, "lstm_vae, normalised": {}}
 """A normalised code has statistics of the batch of all workers, with gradients that cross them."""
 
 
@@ -98,8 +105,8 @@ def _worker(rank: int, size: int, port: int, body: Callable[..., None], argument
 
 def _undisturbed_and_resumed(world: World, corpus_path: str, out: str) -> None:
     corpus = Corpus.open(corpus_path)
-    for model in RESUMED:
-        config = tiny_config(model, steps=40, evaluate_every=20, checkpoint_every=20)
+    for model, changes in RESUMED.items():
+        config = tiny_config(model, steps=40, evaluate_every=20, checkpoint_every=20, **changes)
         run(config, corpus, world, Path(out, model, "whole"))
         run(config, corpus, world, Path(out, model, "parts"), stop_at=20)
         run(config, corpus, world, Path(out, model, "parts"))
@@ -127,8 +134,8 @@ def test_a_resumed_run_is_bit_identical_on_several_workers(corpus: Corpus, tmp_p
 
 
 def _train_once(world: World, corpus_path: str, out: str) -> None:
-    for model in SHARED:
-        config = tiny_config(model, steps=5, log_every=1, evaluate_every=5)
+    for model, changes in SHARED.items():
+        config = tiny_config(model, steps=5, log_every=1, evaluate_every=5, **changes)
         records = run(config, Corpus.open(corpus_path), world, Path(out, model)).records
         if world.rank == 0:
             Path(out, f"{model}.json").write_text(json.dumps(records))
@@ -158,8 +165,9 @@ def test_another_number_of_workers_gives_the_same_result(corpus: Corpus, tmp_pat
 
 
 @pytest.mark.parametrize("model", ["hybrid", "lstm_vae", "byte_lstm"])
-def test_gradients_of_slices_add_up_to_those_of_the_batch(corpus: Corpus, model: str) -> None:
-    config = tiny_config(model, objective=ObjectiveConfig(annealing="constant", free_bits=1.0, input_dropout=0.2))
+@pytest.mark.parametrize("held", [{"free_bits": 1.0}, {"rate": 2.0}])
+def test_gradients_of_slices_add_up_to_those_of_the_batch(corpus: Corpus, model: str, held: dict[str, float]) -> None:
+    config = tiny_config(model, objective=ObjectiveConfig(annealing="constant", input_dropout=0.2, **held))  # type: ignore[arg-type]
 
     def gradients(size: int) -> list[torch.Tensor]:
         trainer = Trainer(config, corpus, World())

@@ -10,6 +10,7 @@ from raytrain.config.schedules import annealing_end, auxiliary_weight, kl_weight
 from raytrain.config.schema import ObjectiveConfig
 from raytrain.models.layers import Terms
 from raytrain.training.loss import BoundTotals, loss
+from raytrain.training.multiplier import Multiplier
 from tests.conftest import tiny_config
 
 
@@ -111,8 +112,28 @@ def test_target_kl_is_a_distance() -> None:
     )
 
 
+def test_a_rate_costs_what_the_kl_lacks_and_has_no_gradient_for_the_multiplier() -> None:
+    terms, config = make_terms(), tiny_config("hybrid", objective=ObjectiveConfig(alpha=0.0, rate=5.0))
+    multiplier = Multiplier(5.0)
+    multiplier.value.fill_(-0.4)  # its sign has no meaning
+    terms.kl.requires_grad_()
+    found = loss(terms, config, 1.0, 0.0, multiplier)
+    expected = terms.reconstruction.sum() + terms.kl.sum() + 0.4 * 32 * (5.0 - terms.kl.sum() / 32)
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    torch.testing.assert_close(terms.kl.grad, torch.full_like(terms.kl, 1.0 - 0.4))
+    assert multiplier.value.grad is None
+
+
+@pytest.mark.parametrize("pair", [("free_bits", "target_kl"), ("free_bits", "rate"), ("target_kl", "rate")])
+def test_only_one_thing_may_hold_the_kl(pair: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match=rf"objective\.{pair[0]} is 1.0: cannot be combined with objective\.{pair[1]}"):
+        ObjectiveConfig(**dict.fromkeys(pair, 1.0))
+
+
 @pytest.mark.parametrize(
-    "objective", [ObjectiveConfig(), ObjectiveConfig(free_bits=2.0), ObjectiveConfig(target_kl=3.0)]
+    "objective",
+    [ObjectiveConfig(), ObjectiveConfig(free_bits=2.0), ObjectiveConfig(target_kl=3.0), ObjectiveConfig(rate=3.0)],
 )
 def test_loss_adds_up_over_slices_of_groups(objective: ObjectiveConfig) -> None:
     terms, config = make_terms(), tiny_config("hybrid", objective=objective)
@@ -120,7 +141,9 @@ def test_loss_adds_up_over_slices_of_groups(objective: ObjectiveConfig) -> None:
         Terms(*(part[half] for part in (terms.reconstruction, terms.kl, terms.auxiliary, terms.mean)))
         for half in (slice(0, 16), slice(16, 32))
     ]
-    torch.testing.assert_close(sum(loss(part, config, 0.5, 0.2) for part in slices), loss(terms, config, 0.5, 0.2))
+    multiplier = Multiplier(objective.rate) if objective.rate else None
+    total = sum(loss(part, config, 0.5, 0.2, multiplier) for part in slices)
+    torch.testing.assert_close(total, loss(terms, config, 0.5, 0.2, multiplier))
 
 
 def test_bound_has_full_weight_and_counts_active_units() -> None:
