@@ -91,6 +91,12 @@ class RunConfig(Generic[ModelT]):
             f"must be a multiple of group_size ({self.group_size})",
         )
         require(0 <= self.seed < 2**31, "seed", self.seed, "must be in [0, 2**31)")
+        require(
+            self.objective.rate == 0 or not getattr(self.model, "fixed_variance", False),
+            "objective.rate",
+            self.objective.rate,
+            "model.fixed_variance fixes the KL; set one of them",
+        )
         if isinstance(self.model, HybridConfig):
             shrink = 2 ** len(self.model.feature_maps)
             require(

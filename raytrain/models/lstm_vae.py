@@ -51,7 +51,7 @@ class LstmVae(nn.Module):
         self.one_hot = OneHot()
         self.encoder = nn.LSTM(SIZE, config.hidden, batch_first=True)
         self.pool = config.pool
-        self.posterior = Posterior(config.hidden, config.latent, config.mean_norm)
+        self.posterior = Posterior(config.hidden, config.latent, config.mean_norm, config.fixed_variance)
         self.first_state = nn.Linear(config.latent, 2 * config.hidden)
         self.code_to_inputs = config.code_to_inputs
         width = SIZE + (config.latent if config.code_to_inputs else 0)

@@ -57,6 +57,10 @@ def test_other_presets_are_refused() -> None:
         ),
         ({"model": {"name": "hybrid", "feature_maps": "128"}}, r"model\.feature_maps is '128': must be a list"),
         ({"batch_size": 60}, "batch_size is 60: must be a multiple of group_size"),
+        (
+            {"objective": {"rate": 4.0}, "model": {"name": "hybrid", "mean_norm": 0.4, "fixed_variance": True}},
+            r"objective\.rate is 4\.0: model\.fixed_variance fixes the KL",
+        ),
     ],
 )
 def test_a_bad_config_is_one_line_that_names_the_field(change: dict[str, Any], line: str) -> None:
