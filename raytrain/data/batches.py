@@ -33,6 +33,11 @@ class Batch:
     text_bytes: int
     """Bytes of text in it, STOP and PAD not counted."""
 
+    def numbers(self, group_size: int) -> Tensor:
+        """Return the numbers [samples] of its samples; only the last group of all may have fewer than the others."""
+        starts = torch.tensor([*self.groups])[:, None] * group_size
+        return (starts + torch.arange(group_size)).flatten()[: len(self.tokens)]
+
 
 class Samples:
     """The samples of a split that a run can draw: windows of its stream, or its documents that fit."""

@@ -62,9 +62,7 @@ class ByteLstm(nn.Module):
     def forward(self, tokens: Tensor, noise: Noise, input_dropout: float = 0.0) -> Terms:
         """Return the terms for ``tokens`` [batch, length], PAD after each STOP: a reconstruction and nothing else."""
         logits = self._decode(drop_input(shift_right(tokens), noise, input_dropout), noise)
-        reconstruction = negative_log_likelihood(logits, tokens).sum(1)
-        nothing = reconstruction.new_zeros(len(tokens), 0)
-        return Terms(reconstruction, kl=nothing, auxiliary=reconstruction.new_zeros(len(tokens)), mean=nothing)
+        return Terms.without_code(negative_log_likelihood(logits, tokens).sum(1))
 
     def predict(self, tokens: Tensor, z: Tensor) -> Tensor:
         """Return logits [batch, length, NUM_OUTPUTS] of each of ``tokens`` [batch, length] given those before it.

@@ -121,6 +121,8 @@ class Hybrid(nn.Module):
             kl=gaussian_kl(mean, log_variance),
             auxiliary=negative_log_likelihood(self.auxiliary(features), tokens).sum(1),
             mean=mean,
+            log_variance=log_variance,
+            z=z,
         )
 
     def predict(self, tokens: Tensor, z: Tensor) -> Tensor:

@@ -30,8 +30,18 @@ class Terms:
     """[batch]: reconstruction loss of the auxiliary head; zeros for models without one."""
     mean: Tensor
     """[batch, latent]: mean of q(z | x)."""
+    log_variance: Tensor
+    """[batch, latent]: log variance of q(z | x)."""
+    z: Tensor
+    """[batch, latent]: the code that the sample was reconstructed from."""
     swapped: Tensor | None = None
     """[batch]: the reconstruction with another sample's code; only in evaluation, by ``likelihood.swapped_loss``."""
+
+    @classmethod
+    def without_code(cls, reconstruction: Tensor) -> Terms:
+        """Return the terms of a model that has neither a latent code nor an auxiliary head."""
+        nothing = reconstruction.new_zeros(len(reconstruction), 0)
+        return cls(reconstruction, nothing, torch.zeros_like(reconstruction), nothing, nothing, nothing)
 
 
 class OneHot(nn.Module):

@@ -74,6 +74,8 @@ class LstmVae(nn.Module):
             kl=gaussian_kl(mean, log_variance),
             auxiliary=mean.new_zeros(len(tokens)),
             mean=mean,
+            log_variance=log_variance,
+            z=z,
         )
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,11 +23,10 @@ from raytrain.models.layers import (
     CodeNorm,
     GroupBatchNorm,
     Terms,
-    draw_posterior,
     start_from_frequencies,
     synchronise_statistics,
 )
-from raytrain.models.likelihood import estimate_likelihood, swapped_loss
+from raytrain.models.likelihood import MIXTURE_SAMPLES, aggregate_posterior, estimate_likelihood, swapped_loss
 from raytrain.models.noise import EVALUATION_SEED, Noise
 from raytrain.runs import checkpoint as checkpoints
 from raytrain.training.divergence import SkippedSteps
@@ -141,23 +140,35 @@ class Trainer:
         see ``raytrain.metrics.Metric``.
         """
         self.network.eval()
-        totals = BoundTotals(self.model.latent, self.world.device)
+        latent, device, size = self.model.latent, self.world.device, self.config.group_size
+        totals = BoundTotals(latent, device)
+        stride = -(-self.valid_batches.num_samples // MIXTURE_SAMPLES)
+        mixture = torch.zeros(-(-self.valid_batches.num_samples // stride), 3 * latent, device=device)
         for batch in self.valid_batches.batches(self.world.rank, self.world.size):
             terms = self.forward(self.model, batch, EVALUATION_SEED, 0, 0.0)
-            if self.model.latent:
-                terms.swapped = self.swapped(batch)
+            if latent:
+                with self.autocast():
+                    terms.swapped = swapped_loss(self.model, batch.tokens.to(device), terms.z, size)
+                numbers = batch.numbers(size)
+                taken = numbers % stride == 0
+                rows = torch.cat((terms.mean, terms.log_variance, terms.z), dim=1)
+                mixture[(numbers[taken] // stride).to(device)] = rows[taken.to(device)]
             totals.add(terms, batch.text_bytes)
         metrics = self.reduce(totals).metrics()
+        if latent:
+            metrics |= self.information(mixture)
         if draws:
             metrics |= self.likelihood(metrics, draws)
         return metrics | computed_metrics(self.model, metrics)
 
-    def swapped(self, batch: Batch) -> Tensor:
-        """Return the reconstruction [batch] at another sample's code, drawn with the noise of ``evaluate``."""
-        tokens, size = batch.tokens.to(self.world.device), self.config.group_size
-        noise = Noise(EVALUATION_SEED, 0, batch.groups, size, count=len(tokens), device=self.world.device)
-        with self.autocast():
-            return swapped_loss(self.model, tokens, draw_posterior(*self.model.encode(tokens), noise), size)
+    def information(self, mixture: Tensor) -> dict[str, float]:
+        """Return the mutual information of samples and codes.
+
+        ``mixture`` [samples, 3 x latent] has mean, log variance and z of this rank's samples, and zeros elsewhere.
+        """
+        if self.world.size > 1:
+            dist.all_reduce(mixture)  # each row is one rank's: the sum rounds nothing
+        return {"mutual_information": aggregate_posterior(*mixture.chunk(3, dim=1))["mutual_information"]}
 
     def likelihood(self, metrics: dict[str, float], draws: int) -> dict[str, float]:
         """Return the importance-weighted estimate; for a model without z it equals the negative log-likelihood."""

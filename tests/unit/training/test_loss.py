@@ -83,7 +83,14 @@ def make_terms(num: int = 32, latent: int = 4) -> Terms:
         kl=torch.rand(num, latent, generator=generator),
         auxiliary=torch.rand(num, generator=generator) * 100,
         mean=torch.randn(num, latent, generator=generator),
+        log_variance=torch.randn(num, latent, generator=generator),
+        z=torch.randn(num, latent, generator=generator),
     )
+
+
+def part_of(terms: Terms, rows: slice) -> Terms:
+    """The terms of some samples."""
+    return Terms(*(part[rows] for name, part in vars(terms).items() if name != "swapped"))
 
 
 def test_loss_is_the_weighted_sum() -> None:
@@ -137,10 +144,7 @@ def test_only_one_thing_may_hold_the_kl(pair: tuple[str, str]) -> None:
 )
 def test_loss_adds_up_over_slices_of_groups(objective: ObjectiveConfig) -> None:
     terms, config = make_terms(), tiny_config("hybrid", objective=objective)
-    slices = [
-        Terms(*(part[half] for part in (terms.reconstruction, terms.kl, terms.auxiliary, terms.mean)))
-        for half in (slice(0, 16), slice(16, 32))
-    ]
+    slices = [part_of(terms, half) for half in (slice(0, 16), slice(16, 32))]
     multiplier = Multiplier(objective.rate) if objective.rate else None
     total = sum(loss(part, config, 0.5, 0.2, multiplier) for part in slices)
     torch.testing.assert_close(total, loss(terms, config, 0.5, 0.2, multiplier))
@@ -150,8 +154,8 @@ def test_bound_has_full_weight_and_counts_active_units() -> None:
     terms = make_terms()
     terms.mean[:, 0] = 1.0  # says nothing
     totals = BoundTotals(4)
-    totals.add(Terms(terms.reconstruction[:20], terms.kl[:20], terms.auxiliary[:20], terms.mean[:20]), 400)
-    totals.add(Terms(terms.reconstruction[20:], terms.kl[20:], terms.auxiliary[20:], terms.mean[20:]), 240)
+    totals.add(part_of(terms, slice(20)), 400)
+    totals.add(part_of(terms, slice(20, 32)), 240)
     metrics = totals.metrics()
     bound = (terms.reconstruction.sum() + terms.kl.sum()).item()
     assert metrics["bound"] == pytest.approx(bound / 32)
@@ -164,6 +168,6 @@ def test_what_is_used_of_a_code_is_what_another_samples_code_costs() -> None:
     terms = make_terms()
     totals = BoundTotals(4)
     for half in (slice(0, 16), slice(16, 32)):
-        parts = [part[half] for part in (terms.reconstruction, terms.kl, terms.auxiliary, terms.mean)]
-        totals.add(Terms(*parts, swapped=parts[0] + 2.5), 320)
+        half_terms = part_of(terms, half)
+        totals.add(replace(half_terms, swapped=half_terms.reconstruction + 2.5), 320)
     assert totals.metrics()["used"] == pytest.approx(2.5, rel=1e-5)
