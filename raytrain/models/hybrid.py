@@ -53,6 +53,8 @@ class Hybrid(nn.Module):
     ``padded_length``, a multiple of 2^depth, and masks them: the loss of a document does not depend on its batch.
     """
 
+    encoder_parts = ("convolutions", "encoder_norms", "posterior")
+
     def __init__(self, config: HybridConfig, length: int, group_size: int, documents: bool = True) -> None:
         """Build the modules.
 

@@ -43,6 +43,8 @@ class LstmVaeState:
 class LstmVae(nn.Module):
     """LSTM encoder, Gaussian latent code, and an LSTM decoder with z in its first state and, if asked, its inputs."""
 
+    encoder_parts = ("encoder", "posterior")
+
     def __init__(self, config: LstmVaeConfig, length: int, documents: bool = True) -> None:
         super().__init__()
         self.latent = config.latent

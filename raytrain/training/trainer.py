@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -236,6 +237,10 @@ class Trainer:
         self.model.load_state_dict(weights)
         for name, value in self.moments().items():
             value.copy_(moments[name])
+
+    def load_encoder(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load the weights and statistics that compute q(z | x), by their names in the model; all others stay."""
+        self.model.load_state_dict({**self.model.state_dict(), **tensors})
 
     def share(self, step: int) -> int:
         """Broadcast rank 0's state and step to all ranks; return that step."""

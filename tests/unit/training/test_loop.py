@@ -70,10 +70,17 @@ class Recorder:
         return False
 
 
-def run(config: RunConfig[Any], corpus: Corpus, world: World, folder: Path, stop_at: int | None = None) -> Recorder:
+def run(
+    config: RunConfig[Any],
+    corpus: Corpus,
+    world: World,
+    folder: Path,
+    stop_at: int | None = None,
+    encoder: Callable[[], dict[str, torch.Tensor]] | None = None,
+) -> Recorder:
     recorder = Recorder(stop_at)
     try:
-        train(config, corpus, world, open_storage(folder), recorder)
+        train(config, corpus, world, open_storage(folder), recorder, encoder=encoder)
     except Stop:
         assert stop_at is not None
     return recorder
