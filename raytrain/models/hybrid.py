@@ -85,7 +85,9 @@ class Hybrid(nn.Module):
             nn.Conv1d(before, after, kernel_size=3, stride=2, padding=1) for before, after in pairwise(widths)
         )
         self.encoder_norms = nn.ModuleList(GroupBatchNorm(width, group_size) for width in config.feature_maps)
-        self.posterior = Posterior(self.code_maps * self.code_length, config.latent, config.mean_norm, config.fixed_variance)
+        self.posterior = Posterior(
+            self.code_maps * self.code_length, config.latent, config.mean_norm, config.fixed_variance
+        )
         self.expand = nn.Linear(config.latent, self.code_maps * self.code_length)
         widths = (self.code_maps, *config.decoder_maps)
         self.deconvolutions = nn.ModuleList(

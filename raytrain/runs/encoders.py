@@ -90,9 +90,9 @@ class Encoder:
 
 
 def find_encoder(config: RunConfig[Any], storage: Storage) -> Encoder | None:
-    """Return the encoder that ``config`` starts from, by a model reference or the digest under which ``storage`` has it.
+    """Return the encoder that ``config`` starts from, ``None`` where it starts from new weights.
 
-    ``None`` for a config that starts from new weights.
+    The config names it by a model reference, or by the digest under which ``storage`` has it.
 
     Raises:
         UserError: there is no such thing, or the model has no encoder.

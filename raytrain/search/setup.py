@@ -53,8 +53,9 @@ def new_search(without_gpus: SearchRequest, with_gpus: SearchRequest) -> Search 
     if encoder is not None:
         without_gpus, with_gpus = (with_encoder(each, encoder) for each in (without_gpus, with_gpus))
     largest = max(config.batch_size // config.group_size for config in with_gpus.bases.values())
-    workers = 1 if options.workers_per_trial <= largest else None
-    checked = check_request(without_gpus, workspace, workers, encoder if without_gpus.bases == with_gpus.bases else None)
+    # the sizes for machines with GPUs may fit an encoder where the others do not
+    fits_now = encoder if without_gpus.bases == with_gpus.bases else None
+    checked = check_request(without_gpus, workspace, 1 if options.workers_per_trial <= largest else None, fits_now)
 
     connect(options.address)
     cluster = read_cluster()

@@ -88,7 +88,9 @@ def test_what_was_kept_is_read_back_and_checked(trained: Path, storage: Storage)
     storage.write(key, storage.read(key)[:-1] + b"\1")
     with pytest.raises(UserError, match=r"encoder_from: .* was altered"):
         read_encoder(storage, encoder.digest)
-    with pytest.raises(UserError, match=r"encoder_from: there is no .*/encoders/0{64}\.safetensors; give --encoder-from"):
+    with pytest.raises(
+        UserError, match=r"encoder_from: there is no .*/encoders/0{64}\.safetensors; give --encoder-from"
+    ):
         find_encoder(starting("0" * 64), storage)
 
 
@@ -121,14 +123,16 @@ def test_what_has_no_encoder_is_one_line(corpus: Corpus, storage: Storage, tmp_p
     run(tiny_config("byte_lstm", steps=1), corpus, World(), tmp_path / "lm" / "checkpoints")
     with pytest.raises(UserError, match=r"--encoder-from .*/lm: that model has no encoder"):
         find_encoder(starting(tmp_path / "lm", "lstm_vae"), storage)
-    with pytest.raises(UserError, match="--encoder-from: .*nothing does not exist or is empty"):
+    with pytest.raises(UserError, match=r"--encoder-from: .*nothing does not exist or is empty"):
         find_encoder(starting(tmp_path / "nothing"), storage)
 
 
 # ------------------------------------------------------------------------------------ the training loop
 
 
-def test_a_run_starts_from_it_with_a_new_decoder(trained: Path, corpus: Corpus, storage: Storage, tmp_path: Path) -> None:
+def test_a_run_starts_from_it_with_a_new_decoder(
+    trained: Path, corpus: Corpus, storage: Storage, tmp_path: Path
+) -> None:
     """Bit-identical when it is stopped and resumed, without the encoder at hand."""
     encoder = found(trained, storage)
     config = encoder.start(starting(trained, steps=20, seed=7), storage)
