@@ -64,6 +64,7 @@ METRICS: dict[str, Metric] = {
         Metric("reconstruction", label="reconstruction", unit="nats per sample", digits=1, better="lower", shown=False),
         Metric("kl", label="KL", unit="nats per sample", digits=2, better="neither"),
         Metric("used", label="used", unit="nats per sample", digits=2, better="higher"),
+        Metric("mutual_information", label="MI", unit="nats per sample", digits=2, better="higher"),
         Metric("auxiliary", label="auxiliary", unit="nats per sample", digits=1, better="lower", shown=False),
         Metric("active_units", label="active", unit="latent dimensions", digits=0, better="neither"),
     )

@@ -85,6 +85,8 @@ TINY_VARIANTS = {
     "hybrid, normalised": HybridConfig((16, 32), (32, 16), latent=8, hidden=32, skip=True, mean_norm=0.6),
     "lstm_vae, normalised": LstmVaeConfig(latent=8, hidden=32, mean_norm=0.6, pool="mean", code_to_inputs=True),
     "lstm_vae, pooled": LstmVaeConfig(latent=8, hidden=32, pool="max"),
+    "hybrid, fixed": HybridConfig((16, 32), (32, 16), latent=8, hidden=32, mean_norm=0.6, fixed_variance=True),
+    "lstm_vae, fixed": LstmVaeConfig(latent=8, hidden=32, mean_norm=0.6, fixed_variance=True),
 }
 """The same models with the remedies against posterior collapse."""
 

@@ -22,6 +22,7 @@ from raytrain.metrics import computed_metrics
 from raytrain.models import Model, build
 from raytrain.models.layers import StreamState, Terms, draw_posterior, gaussian_kl, negative_log_likelihood
 from raytrain.models.likelihood import (
+    MIXTURE_SAMPLES,
     SYMBOLS_AT_ONCE,
     aggregate_posterior,
     importance_weighted,
@@ -31,9 +32,6 @@ from raytrain.models.likelihood import (
 from raytrain.models.noise import EVALUATION_SEED, Noise
 from raytrain.models.stream import state_before
 from raytrain.training.loss import BoundTotals
-
-MIXTURE_SAMPLES = 8192
-"""Most samples whose posteriors make up the aggregate posterior. Its cost grows with the square of their number."""
 
 
 @dataclass(frozen=True)
@@ -176,10 +174,9 @@ class Totals:
             draws_at_once=max(1, SYMBOLS_AT_ONCE // tokens.numel()),
         )
         self.weighted += torch.stack(estimates).sum(1).cpu()
-        size = self.config.group_size
-        numbers = torch.cat([torch.arange(size) + group * size for group in batch.groups])[: len(tokens)]
         rows = torch.cat((mean, log_variance, z), dim=1).double().cpu()
-        self.mixture = torch.cat((self.mixture, rows[numbers % mixture_stride == 0]))
+        taken = batch.numbers(self.config.group_size) % mixture_stride == 0
+        self.mixture = torch.cat((self.mixture, rows[taken]))
         return None
 
     def _noise(self, batch: Batch, device: torch.device) -> Noise:
@@ -191,7 +188,8 @@ class Totals:
     ) -> None:
         nats = negative_log_likelihood(logits, tokens).double().cpu()
         kl = gaussian_kl(mean, log_variance).double().cpu()
-        terms = Terms(nats.sum(1), kl=kl, auxiliary=nats.new_zeros(len(nats)), mean=mean.cpu())
+        code = mean.cpu(), log_variance.cpu(), z.cpu()
+        terms = Terms(nats.sum(1), kl, nats.new_zeros(len(nats)), *code)
         if model.latent:
             terms.swapped = swapped_loss(model, tokens, z, self.config.group_size).double().cpu()
         self.bound.add(terms, batch.text_bytes)

@@ -29,7 +29,7 @@ from raytrain.utils.text import table as markdown
 
 MAX_ROWS = 12
 """Positions and latent dimensions that the terminal shows. The JSON has all of them."""
-IN_OTHER_TABLES = (*REQUIRED_METRICS, "active_units", "used")
+IN_OTHER_TABLES = (*REQUIRED_METRICS, "active_units", "used", "mutual_information")
 """Metrics of an evaluation that have a table of their own."""
 GAP = "&nbsp;&nbsp;&nbsp;"
 """MLflow's page leaves no space between the columns of a Markdown table."""

@@ -1,7 +1,8 @@
 """Plain PyTorch baseline: the training step that a user would write without raytrain.
 
 The equations are those of ``raytrain.models``, in float32: one-hot inputs, ``nn.LSTM``, ``nn.BatchNorm1d`` over the
-whole batch, Adam. What raytrain adds is left out: noise by sample group, batch statistics without PAD, free bits.
+whole batch, Adam. What raytrain adds is left out: noise by sample group, batch statistics without PAD, free bits, the
+multiplier of a rate.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class PlainLstmVae(nn.Module):
         super().__init__()
         self.encoder = nn.LSTM(SIZE, config.hidden, batch_first=True)
         self.pool, self.code_to_inputs = config.pool, config.code_to_inputs
-        self.posterior = Posterior(config.hidden, config.latent, config.mean_norm)
+        self.posterior = Posterior(config.hidden, config.latent, config.mean_norm, config.fixed_variance)
         self.first_state = nn.Linear(config.latent, 2 * config.hidden)
         width = SIZE + config.latent * config.code_to_inputs
         self.decoder = nn.LSTM(width, config.hidden, batch_first=True)
@@ -107,7 +108,7 @@ class PlainHybrid(nn.Module):
         for before, after in pairwise((SIZE, *config.feature_maps)):
             self.convolutions.append(nn.Conv1d(before, after, 3, stride=2, padding=1))
             self.convolutions.extend([nn.BatchNorm1d(after), nn.ReLU()])
-        self.posterior = Posterior(self.code[0] * self.code[1], config.latent, config.mean_norm)
+        self.posterior = Posterior(self.code[0] * self.code[1], config.latent, config.mean_norm, config.fixed_variance)
         self.expand = nn.Linear(config.latent, self.code[0] * self.code[1])
         self.deconvolutions = nn.Sequential()
         for before, after in pairwise((self.code[0], *config.decoder_maps)):

@@ -70,7 +70,8 @@ def parse_command(arguments: list[str]) -> BenchOptions:
     defaults = QUICK if values.quick else FULL
     numbers = {name: getattr(values, name) or defaults[name] for name in defaults}
     batch_sizes = values.batch_size or [config.batch_size, 4 * config.batch_size]
-    config = override(config, {"batch_size": batch_sizes[0]})
+    # time does not depend on where weights start
+    config = override(config, {"batch_size": batch_sizes[0], "encoder_from": None})
     for size in batch_sizes[1:]:
         override(config, {"batch_size": size})  # refuses an impossible one
     device = torch.device("cuda" if cuda else "cpu")

@@ -29,6 +29,21 @@ def require(condition: bool, name: str, value: object, rule: str) -> None:
         raise ValueError(f"{name} is {value!r}: {rule}")
 
 
+def require_norm(mean_norm: float, fixed_variance: bool) -> None:
+    """Refuse a normalisation of the code that cannot be.
+
+    Raises:
+        ValueError: see ``require``.
+    """
+    require(0 <= mean_norm < 10, "model.mean_norm", mean_norm, "must be in [0, 10)")
+    require(
+        not fixed_variance or 0 < mean_norm < 1,
+        "model.mean_norm",
+        mean_norm,
+        "must be in (0, 1) with model.fixed_variance, which leaves 1 - mean_norm^2 for the variance",
+    )
+
+
 # --------------------------------------------------------------------------------------------- configs
 
 
@@ -54,6 +69,9 @@ class HybridConfig:
     mean_norm: float = 0.0
     """If above 0, posterior means are batch-normalised to this standard deviation (Zhu et al. 2020). The KL is then at
     least latent x mean_norm^2 / 2 nats."""
+    fixed_variance: bool = False
+    """Fix the posterior's variance at 1 - mean_norm^2, so that codes have the prior's variance (Braithwaite and Kleijn
+    2018). The KL is then latent x -ln(1 - mean_norm^2) / 2 nats."""
 
     def __post_init__(self) -> None:
         require(len(self.feature_maps) > 0, "model.feature_maps", self.feature_maps, "give at least one width")
@@ -68,7 +86,7 @@ class HybridConfig:
             require(all(width > 0 for width in widths), f"model.{name}", widths, "widths must be positive")
         require(self.latent > 0, "model.latent", self.latent, "must be positive")
         require(self.hidden > 0, "model.hidden", self.hidden, "must be positive")
-        require(0 <= self.mean_norm < 10, "model.mean_norm", self.mean_norm, "must be in [0, 10)")
+        require_norm(self.mean_norm, self.fixed_variance)
         require(
             0 < self.decoder_layers <= MAX_LAYERS,
             "model.decoder_layers",
@@ -98,11 +116,14 @@ class LstmVaeConfig:
     mean_norm: float = 0.0
     """If above 0, posterior means are batch-normalised to this standard deviation (Zhu et al. 2020). The KL is then at
     least latent x mean_norm^2 / 2 nats."""
+    fixed_variance: bool = False
+    """Fix the posterior's variance at 1 - mean_norm^2, so that codes have the prior's variance (Braithwaite and Kleijn
+    2018). The KL is then latent x -ln(1 - mean_norm^2) / 2 nats."""
 
     def __post_init__(self) -> None:
         require(self.latent > 0, "model.latent", self.latent, "must be positive")
         require(self.hidden > 0, "model.hidden", self.hidden, "must be positive")
-        require(0 <= self.mean_norm < 10, "model.mean_norm", self.mean_norm, "must be in [0, 10)")
+        require_norm(self.mean_norm, self.fixed_variance)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 
 from raytrain.config.models import require
 from raytrain.config.plugins import load_plugins
@@ -24,10 +25,15 @@ class ObjectiveConfig:
     """Cycles of the cyclical schedule between start and end; each rises over its first half."""
     weight: float = 1.0
     """KL weight after annealing (throughout, for ``constant``)."""
+    floor: float = 0.001
+    """Least KL weight during annealing, as in the code of Semeniuta et al. 2017; never above ``weight``."""
     free_bits: float = 0.0
     """Nats per sample of KL that cost nothing, shared equally by the latent dimensions."""
     target_kl: float = 0.0
     """If above 0, the KL term is |KL - target_kl| instead of KL, in nats per sample."""
+    rate: float = 0.0
+    """If above 0, a Lagrange multiplier holds the mean KL at this many nats per sample or more (Pelsmaeker and Aziz
+    2020); meant for constant annealing."""
     alpha: float = 0.2
     """Weight of the auxiliary reconstruction (hybrid only)."""
     alpha_end: float = 0.0
@@ -44,14 +50,17 @@ class ObjectiveConfig:
         require(self.start <= self.end <= 1, "objective.end", self.end, "must be in [objective.start, 1]")
         require(self.cycles > 0, "objective.cycles", self.cycles, "must be positive")
         require(self.weight >= 0, "objective.weight", self.weight, "must not be negative")
+        require(self.floor >= 0, "objective.floor", self.floor, "must not be negative")
         require(self.free_bits >= 0, "objective.free_bits", self.free_bits, "must not be negative")
         require(self.target_kl >= 0, "objective.target_kl", self.target_kl, "must not be negative")
-        require(
-            self.free_bits == 0 or self.target_kl == 0,
-            "objective.free_bits",
-            self.free_bits,
-            "cannot be combined with objective.target_kl; set one of them to 0",
-        )
+        require(self.rate >= 0, "objective.rate", self.rate, "must not be negative")
+        for first, second in combinations(("free_bits", "target_kl", "rate"), 2):
+            require(
+                getattr(self, first) == 0 or getattr(self, second) == 0,
+                f"objective.{first}",
+                getattr(self, first),
+                f"cannot be combined with objective.{second}; set one of them to 0",
+            )
         require(self.alpha >= 0, "objective.alpha", self.alpha, "must not be negative")
         require(0 <= self.alpha_end <= 1, "objective.alpha_end", self.alpha_end, "a fraction of the steps, in [0, 1]")
         require(0 <= self.input_dropout <= 1, "objective.input_dropout", self.input_dropout, "must be in [0, 1]")
@@ -138,18 +147,20 @@ The names are the values of ``objective.annealing``. Plugins add theirs.
 
 
 def kl_weight(config: ObjectiveConfig, step: int, steps: int) -> float:
-    """Return the weight of the KL term at ``step`` of ``steps``, in [0, config.weight].
+    """Return the weight of the KL term at ``step`` of ``steps``.
 
-    Every schedule but ``constant`` is 0 up to the start, and ``config.weight`` from the end on.
+    Every schedule but ``constant`` is ``config.floor`` up to the start, never below it, and ``config.weight`` from the
+    end on. A weight below the floor is the floor.
     """
     start, end = config.start * steps, config.end * steps
     if config.annealing == "constant" or step >= end:
         return config.weight
+    floor = min(config.floor, config.weight)
     if step <= start:
-        return 0.0
+        return floor
     if config.annealing not in KL_SCHEDULES:
         load_plugins()  # a config that was unpickled has not been validated in this process
-    return config.weight * KL_SCHEDULES[config.annealing]((step - start) / (end - start), config)
+    return max(floor, config.weight * KL_SCHEDULES[config.annealing]((step - start) / (end - start), config))
 
 
 def annealing_end(config: ObjectiveConfig, steps: int) -> int:

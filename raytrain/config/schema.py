@@ -50,6 +50,9 @@ class RunConfig(Generic[ModelT]):
     """File or folder that holds the source named by --data, if it is not to be downloaded; default: none."""
     data_field: str | None = None
     """Field or column that holds the text in .jsonl and .parquet sources; default: none."""
+    encoder_from: str | None = None
+    """Checkpoint whose encoder the run starts from, with a new decoder (Li et al. 2019); the run's config names it by
+    the digest of its weights; default: none."""
     sampling: Literal["windows", "documents", "stream"] = "windows"
     """Windows of ``length`` bytes from random positions; whole documents of at most that many symbols; or a stream:
     contiguous text in ``batch_size`` lanes, of which each step reads the next ``length`` bytes, with the state of a
@@ -96,6 +99,12 @@ class RunConfig(Generic[ModelT]):
         require(0 <= self.seed < 2**31, "seed", self.seed, "must be in [0, 2**31)")
         if self.sampling == "stream":
             require_stream_model(self.model)
+        require(
+            self.objective.rate == 0 or not getattr(self.model, "fixed_variance", False),
+            "objective.rate",
+            self.objective.rate,
+            "model.fixed_variance fixes the KL; set one of them",
+        )
         if isinstance(self.model, HybridConfig):
             shrink = 2 ** len(self.model.feature_maps)
             require(
@@ -194,7 +203,8 @@ def override(config: RunConfig[Any], changes: dict[str, Any]) -> RunConfig[Any]:
 def identity(config: RunConfig[Any], corpus_digest: str, repeat: int = 0) -> str:
     """Return the identity of a run: a hash of its resolved config (seed included), its corpus and its repeat index.
 
-    The location of the text on this machine is left out: the digest identifies it.
+    The location of the text on this machine is left out: the digest identifies it. An encoder that the run starts from
+    is in the config by its digest.
     """
     values = to_dict(config)
     for name in LOCATION:

@@ -41,6 +41,11 @@ class Batch:
     previous: Tensor | None = None
     """[samples] int64, of a stream only: the byte before each chunk; STOP where the lane begins."""
 
+    def numbers(self, group_size: int) -> Tensor:
+        """Return the numbers [samples] of its samples; only the last group of all may have fewer than the others."""
+        starts = torch.tensor([*self.groups])[:, None] * group_size
+        return (starts + torch.arange(group_size)).flatten()[: len(self.tokens)]
+
 
 class Samples:
     """The samples of a split that a run can draw: windows of its stream, chunks of it, or its documents that fit."""

@@ -6,13 +6,14 @@ import importlib
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from raytrain.config.models import find_model
 from raytrain.config.schema import RunConfig
 from raytrain.models.base import Model, TextModel
 from raytrain.utils.errors import UserError
 
-__all__ = ["Model", "TextModel", "build", "build_empty"]
+__all__ = ["Model", "TextModel", "build", "build_empty", "encoder_tensors"]
 
 
 def build(config: RunConfig[Any]) -> Model:
@@ -35,6 +36,12 @@ def build_empty(config: RunConfig[Any]) -> Model:
     implementation = _implementation(config)
     with torch.device("meta"):
         return _build(implementation, config)
+
+
+def encoder_tensors(model: Model) -> dict[str, Tensor]:
+    """Return the parameters and statistics that compute q(z | x), by their names in ``model``; none without a code."""
+    parts: tuple[str, ...] = getattr(model, "encoder_parts", ())
+    return {name: tensor for name, tensor in model.state_dict().items() if name.partition(".")[0] in parts}
 
 
 def _build(implementation: Any, config: RunConfig[Any]) -> Model:

@@ -82,6 +82,9 @@ class StreamModel(TextModel, Protocol):
 class LatentTextModel(TextModel, Protocol):
     """A ``TextModel`` with a latent code."""
 
+    encoder_parts: tuple[str, ...]
+    """Attributes that hold the modules which ``encode`` uses, and no others."""
+
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of q(z | x), [batch, latent] each, in float32."""
 

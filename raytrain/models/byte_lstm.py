@@ -73,15 +73,9 @@ class ByteLstm(nn.Module):
         The chunks of a stream come after the symbols ``previous`` [batch] and ``state``.
         """
         logits, last = self._decode(drop_input(shift_right(tokens, previous), noise, input_dropout), noise, state)
-        reconstruction = negative_log_likelihood(logits, tokens).sum(1)
-        nothing = reconstruction.new_zeros(len(tokens), 0)
-        return Terms(
-            reconstruction,
-            kl=nothing,
-            auxiliary=reconstruction.new_zeros(len(tokens)),
-            mean=nothing,
-            state=None if state is None else last,
-        )
+        terms = Terms.without_code(negative_log_likelihood(logits, tokens).sum(1))
+        terms.state = None if state is None else last
+        return terms
 
     def predict(self, tokens: Tensor, z: Tensor) -> Tensor:
         """Return logits [batch, length, NUM_OUTPUTS] of each of ``tokens`` [batch, length] given those before it.

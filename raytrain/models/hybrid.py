@@ -53,6 +53,8 @@ class Hybrid(nn.Module):
     ``padded_length``, a multiple of 2^depth, and masks them: the loss of a document does not depend on its batch.
     """
 
+    encoder_parts = ("convolutions", "encoder_norms", "posterior")
+
     def __init__(self, config: HybridConfig, length: int, group_size: int, documents: bool = True) -> None:
         """Build the modules.
 
@@ -83,7 +85,9 @@ class Hybrid(nn.Module):
             nn.Conv1d(before, after, kernel_size=3, stride=2, padding=1) for before, after in pairwise(widths)
         )
         self.encoder_norms = nn.ModuleList(GroupBatchNorm(width, group_size) for width in config.feature_maps)
-        self.posterior = Posterior(self.code_maps * self.code_length, config.latent, config.mean_norm)
+        self.posterior = Posterior(
+            self.code_maps * self.code_length, config.latent, config.mean_norm, config.fixed_variance
+        )
         self.expand = nn.Linear(config.latent, self.code_maps * self.code_length)
         widths = (self.code_maps, *config.decoder_maps)
         self.deconvolutions = nn.ModuleList(
@@ -121,6 +125,8 @@ class Hybrid(nn.Module):
             kl=gaussian_kl(mean, log_variance),
             auxiliary=negative_log_likelihood(self.auxiliary(features), tokens).sum(1),
             mean=mean,
+            log_variance=log_variance,
+            z=z,
         )
 
     def predict(self, tokens: Tensor, z: Tensor) -> Tensor:

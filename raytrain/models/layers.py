@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +34,20 @@ class Terms:
     """[batch]: reconstruction loss of the auxiliary head; zeros for models without one."""
     mean: Tensor
     """[batch, latent]: mean of q(z | x)."""
+    log_variance: Tensor
+    """[batch, latent]: log variance of q(z | x)."""
+    z: Tensor
+    """[batch, latent]: the code that the sample was reconstructed from."""
     swapped: Tensor | None = None
     """[batch]: the reconstruction with another sample's code; only in evaluation, by ``likelihood.swapped_loss``."""
     state: StreamState | None = None
     """The state after a chunk of a stream, for the next one; only where one was given."""
+
+    @classmethod
+    def without_code(cls, reconstruction: Tensor) -> Terms:
+        """Return the terms of a model that has neither a latent code nor an auxiliary head."""
+        nothing = reconstruction.new_zeros(len(reconstruction), 0)
+        return cls(reconstruction, nothing, torch.zeros_like(reconstruction), nothing, nothing, nothing)
 
 
 class OneHot(nn.Module):
@@ -185,19 +196,31 @@ class Posterior(nn.Module):
     Features are divided by the root of their number. One step of Adam changes each weight by the learning rate, so it
     would otherwise move a sum over thousands of features thousands of times as far as one of them.
 
-    The log variance is bounded softly: while the KL weight is near 0, nothing else holds it.
+    The log variance is bounded softly: while the KL weight is near 0, nothing else holds it. With a fixed variance it
+    is the constant ln(1 - gamma^2), gamma being ``mean_norm``, so that the aggregate posterior has the variance 1 of
+    the prior (bounded information rate: Braithwaite and Kleijn 2018). With b the bias of the normalised mean, the KL of
+    a dimension is then -ln(1 - gamma^2) / 2 + b^2 / 2 nats on average over a training batch, however it is weighed. For
+    b = 0 that is the capacity of a Gaussian channel: the mutual information can come near it, and not above.
     """
 
     LOG_VARIANCE_BOUND = 10.0
     INITIAL_BOUND = 0.5
     """Initial weights are uniform in +- this: the KL of a dimension starts below 0.1 nats."""
 
-    def __init__(self, inputs: int, latent: int, mean_norm: float = 0.0) -> None:
-        """``mean_norm``: see ``CodeNorm``; 0 does not normalise."""
+    def __init__(self, inputs: int, latent: int, mean_norm: float = 0.0, fixed_variance: bool = False) -> None:
+        """Build the modules.
+
+        Args:
+            inputs: number of features.
+            latent: dimensions of the code.
+            mean_norm: see ``CodeNorm``; 0 does not normalise.
+            fixed_variance: the variance is 1 - ``mean_norm``^2 and not learnt.
+        """
         super().__init__()
-        self.linear = nn.Linear(inputs, 2 * latent)
+        self.linear = nn.Linear(inputs, latent if fixed_variance else 2 * latent)
         self.scale = inputs**-0.5
         self.norm = CodeNorm(latent, mean_norm) if mean_norm else None
+        self.fixed_log_variance = math.log1p(-(mean_norm**2)) if fixed_variance else None
 
     def initialise(self) -> None:
         """Draw the weights; the prior's mean and variance are where the posterior starts."""
@@ -205,10 +228,13 @@ class Posterior(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_variance = self.linear(features * self.scale).float().chunk(2, dim=-1)
-        if self.norm is not None:
-            mean = self.norm(mean)
-        return mean, self.LOG_VARIANCE_BOUND * torch.tanh(log_variance / self.LOG_VARIANCE_BOUND)
+        outputs: Tensor = self.linear(features * self.scale).float()
+        if self.fixed_log_variance is None:
+            mean, log_variance = outputs.chunk(2, dim=-1)
+            log_variance = self.LOG_VARIANCE_BOUND * torch.tanh(log_variance / self.LOG_VARIANCE_BOUND)
+        else:
+            mean, log_variance = outputs, torch.full_like(outputs, self.fixed_log_variance)
+        return mean if self.norm is None else self.norm(mean), log_variance
 
 
 class CodeNorm(nn.Module):

@@ -20,6 +20,8 @@ from raytrain.models.noise import EVALUATION_SEED, Noise
 
 SYMBOLS_AT_ONCE = 1 << 15
 """Symbols, over samples and draws, that are predicted at once. It bounds the memory of many draws."""
+MIXTURE_SAMPLES = 8192
+"""Most samples whose posteriors make up the aggregate posterior. Its cost grows with the square of their number."""
 ROWS_AT_ONCE = 512
 """Number of codes whose density under the whole mixture is computed at once."""
 

@@ -43,6 +43,8 @@ class LstmVaeState:
 class LstmVae(nn.Module):
     """LSTM encoder, Gaussian latent code, and an LSTM decoder with z in its first state and, if asked, its inputs."""
 
+    encoder_parts = ("encoder", "posterior")
+
     def __init__(self, config: LstmVaeConfig, length: int, documents: bool = True) -> None:
         super().__init__()
         self.latent = config.latent
@@ -51,7 +53,7 @@ class LstmVae(nn.Module):
         self.one_hot = OneHot()
         self.encoder = nn.LSTM(SIZE, config.hidden, batch_first=True)
         self.pool = config.pool
-        self.posterior = Posterior(config.hidden, config.latent, config.mean_norm)
+        self.posterior = Posterior(config.hidden, config.latent, config.mean_norm, config.fixed_variance)
         self.first_state = nn.Linear(config.latent, 2 * config.hidden)
         self.code_to_inputs = config.code_to_inputs
         width = SIZE + (config.latent if config.code_to_inputs else 0)
@@ -74,6 +76,8 @@ class LstmVae(nn.Module):
             kl=gaussian_kl(mean, log_variance),
             auxiliary=mean.new_zeros(len(tokens)),
             mean=mean,
+            log_variance=log_variance,
+            z=z,
         )
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from raytrain.config.schema import RunConfig, flatten, to_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.metrics import SearchObjective
 from raytrain.models import build_empty
+from raytrain.runs.encoders import Encoder, find_encoder
 from raytrain.runs.records import PLAN, check_name
 from raytrain.runs.trials import TrialStore
 from raytrain.runs.workspace import Workspace, open_workspace, reopen_workspace
@@ -48,14 +49,23 @@ def new_search(without_gpus: SearchRequest, with_gpus: SearchRequest) -> Search 
     for reference in options.bench:
         read_benchmark(reference)
     workspace = open_workspace(without_gpus.first, options.storage, published=not options.dry_run)
+    encoder = find_encoder(without_gpus.first, workspace.storage)
+    if encoder is not None:
+        without_gpus, with_gpus = (with_encoder(each, encoder) for each in (without_gpus, with_gpus))
     largest = max(config.batch_size // config.group_size for config in with_gpus.bases.values())
-    checked = check_request(without_gpus, workspace, 1 if options.workers_per_trial <= largest else None)
+    # the sizes for machines with GPUs may fit an encoder where the others do not
+    fits_now = encoder if without_gpus.bases == with_gpus.bases else None
+    checked = check_request(without_gpus, workspace, 1 if options.workers_per_trial <= largest else None, fits_now)
 
     connect(options.address)
     cluster = read_cluster()
     request = with_gpus if cluster.has_gpus and options.device != "cpu" else without_gpus
-    if request is with_gpus or options.workers_per_trial > 1:
-        checked = check_request(request, workspace)
+    if request is with_gpus or options.workers_per_trial > 1 or encoder is not None:
+        checked = check_request(request, workspace, encoder=encoder)
+    if encoder is not None:
+        print(f"every trial starts from the encoder of {encoder.reference}, digest {encoder.digest[:12]}")
+        if not options.dry_run:
+            encoder.publish(workspace.storage)
     plan = make_plan(request, workspace, checked)
     kind = request.first.model_name if len(request.bases) == 1 else request.space.name
     name = options.name or f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -63,10 +73,22 @@ def new_search(without_gpus: SearchRequest, with_gpus: SearchRequest) -> Search 
     return admit(name, plan, workspace, cluster, options, request.size)
 
 
-def check_request(request: SearchRequest, workspace: Workspace, workers: int | None = None) -> tuple[WarmStart, ...]:
+def with_encoder(request: SearchRequest, encoder: Encoder) -> SearchRequest:
+    """Return the request of a search whose trials all start from ``encoder``."""
+    bases = {model: encoder.named(config) for model, config in request.bases.items()}
+    return dataclasses.replace(request, bases=bases)
+
+
+def check_request(
+    request: SearchRequest, workspace: Workspace, workers: int | None = None, encoder: Encoder | None = None
+) -> tuple[WarmStart, ...]:
     """Check every config that the space may draw, and read those of ``--warm-start``.
 
-    ``workers`` per trial are those of the options if ``None``.
+    Args:
+        request: the search.
+        workspace: its corpus.
+        workers: workers per trial; those of the options if ``None``.
+        encoder: the encoder that every trial starts from.
 
     Raises:
         UserError: a field, a value or a combination that cannot be trained.
@@ -81,6 +103,11 @@ def check_request(request: SearchRequest, workspace: Workspace, workers: int | N
     shapes = {(each.sampling, each.length, each.batch_size, each.group_size): each for each in configs}
     for config in shapes.values():
         check_samples(config, workspace.corpus, workers or options.workers_per_trial)
+    if any(config.encoder_from != request.first.encoder_from for config in points):
+        raise UserError(f"search space {space.name} sets encoder_from: give it by --encoder-from, for all trials")
+    if encoder is not None:
+        for config in {(each.model, each.length): each for each in configs}.values():
+            encoder.check(config)
     return warm_starts
 
 

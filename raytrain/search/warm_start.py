@@ -22,6 +22,7 @@ from raytrain.utils.errors import UserError
 
 FROM_THE_SEARCH = (
     *LOCATION,
+    "encoder_from",
     "sampling",
     "length",
     "steps",
@@ -30,8 +31,8 @@ FROM_THE_SEARCH = (
     "evaluate_samples",
     "checkpoint_every",
 )
-"""Fields that a config takes over from the search that it joins: its text, its length and its validation samples.
-Schedules are fractions of the steps and follow by themselves."""
+"""Fields that a config takes over from the search that it joins: its text, the encoder that its trials start from, its
+length and its validation samples. Schedules are fractions of the steps and follow by themselves."""
 
 
 def read_warm_starts(references: Sequence[str], bases: dict[str, RunConfig[Any]]) -> tuple[WarmStart, ...]:

@@ -14,6 +14,7 @@ from raytrain.cluster.ray_internals import delete_value, get_value
 from raytrain.cluster.resources import connect, read_cluster, worker_spec
 from raytrain.config.schema import RunConfig, flatten, identity, to_dict
 from raytrain.config.workers import WorkerSpec, parse_workers
+from raytrain.runs.encoders import find_encoder
 from raytrain.runs.records import UNSENT, claim_name, read_outcome, write_run_address
 from raytrain.runs.workspace import Workspace
 from raytrain.tracking.client import check_tracking
@@ -60,6 +61,10 @@ def train(
     """
     fewest, most = parse_workers(options.workers)
     workers = most or fewest
+    # a run that is resumed has taken its encoder
+    encoder = find_encoder(without_gpus, workspace.storage) if options.resume is None else None
+    if encoder is not None and without_gpus == with_gpus:
+        encoder.check(without_gpus)
     fits_later = workers <= with_gpus.batch_size // with_gpus.group_size
     check_samples(without_gpus, workspace.corpus, 1 if fits_later else workers)
 
@@ -71,6 +76,8 @@ def train(
     spec = worker_spec(options.worker_options(), cluster)
     cluster.admit(spec, 1, head_memory=float("inf"))
 
+    if encoder is not None:
+        config = encoder.start(config, workspace.storage)
     name = options.name or f"{config.model_name}-{identity(config, workspace.corpus.digest)[:8]}"
     claim = claim_name(
         workspace.storage,
@@ -84,6 +91,8 @@ def train(
     outcome = read_outcome(location)
     experiment = Experiment.open(workspace.tracking_uri, claim.experiment, workspace.artifact_root())
     print(f"run {name}: {config.model_name} on {workspace.corpus.name}, {spec}, kept in {location}", flush=True)
+    if encoder is not None:
+        print(f"encoder of {encoder.reference}, digest {encoder.digest[:12]}", flush=True)
     if outcome is not None:
         print("this run has ended already; choose another --name to train again")
         run = experiment.find_run(claim.identity)
@@ -100,7 +109,8 @@ def train(
                 "workers": str(spec),
                 "location": location,
             }
-            | ({"best_of": best_of} if best_of is not None else {}),
+            | ({"best_of": best_of} if best_of is not None else {})
+            | ({"encoder_from": encoder.reference} if encoder is not None else {}),
         )
         write_run_address(workspace.storage.child(name), run)
         workspace.log_corpus(run)

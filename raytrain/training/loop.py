@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from raytrain.config.schedules import kl_weight, learning_rate
 from raytrain.config.schema import RunConfig, to_dict
@@ -49,20 +51,30 @@ class Outcome:
 
 
 def train(
-    config: RunConfig[Any], corpus: Corpus, world: World, storage: Storage, report: Reporter, draws: int = 0
+    config: RunConfig[Any],
+    corpus: Corpus,
+    world: World,
+    storage: Storage,
+    report: Reporter,
+    draws: int = 0,
+    encoder: Callable[[], Mapping[str, Tensor]] | None = None,
 ) -> Outcome:
     """Train until ``config.steps``, from the newest valid checkpoint under ``storage`` if there is one.
 
     The best checkpoint has the lowest negative ELBO or, if evaluations take ``draws`` of z, the lowest estimate of the
-    negative log-likelihood.
+    negative log-likelihood. ``encoder`` reads the tensors of ``config.encoder_from``; rank 0 calls it where there is no
+    checkpoint.
 
     Raises:
-        UserError: more workers than sample groups, a corpus shorter than one sample, or checkpoints of another run.
+        UserError: more workers than sample groups, a corpus shorter than one sample, checkpoints of another run, or a
+            config with an encoder that the caller cannot read.
         DivergedError: on all workers: too many steps in a row were skipped because loss or gradients were not finite,
             or a validation metric or the state to be saved is not finite.
         StorageError: the storage was away for longer than ``CheckpointWriter`` retries.
         PreemptedError: a worker's machine is about to be taken away; the newest checkpoint has every step.
     """
+    if config.encoder_from is not None and encoder is None:
+        raise UserError(f"encoder_from is {config.encoder_from!r}: only python -m raytrain.train and tune can read it")
     score = "nll" if draws else "bound"
     trainer = Trainer(config, corpus, world)
     trainer.rehearse()
@@ -73,6 +85,8 @@ def train(
         trainer.load(stored)
         step, best_step, best = stored.step, stored.state["best_step"], stored.state["best"]
         report.replay(stored.state["pending"])
+    elif world.rank == 0 and encoder is not None:
+        trainer.load_encoder(encoder())
     step = trainer.share(step)
 
     throughput, rounds = Throughput(world.size), Rounds(world, step)
@@ -105,6 +119,8 @@ def train(
                     "train/skipped_steps": skipped,
                     "train/bytes_per_second": throughput.rate(),
                 }
+                if trainer.multiplier is not None:
+                    metrics["train/multiplier"] = trainer.multiplier.value.abs().item()
 
             # ------------------------------------------------------------------------------- evaluate
             evaluation: dict[str, float] = {}

@@ -10,13 +10,17 @@ from torch import Tensor
 
 from raytrain.config.schema import RunConfig
 from raytrain.models.layers import Terms
+from raytrain.training.multiplier import Multiplier
 
 
-def loss(terms: Terms, config: RunConfig[Any], weight: float, alpha: float) -> Tensor:
+def loss(
+    terms: Terms, config: RunConfig[Any], weight: float, alpha: float, multiplier: Multiplier | None = None
+) -> Tensor:
     """Return J = reconstruction + weight * KL + alpha * auxiliary, in nats, summed over the local samples.
 
     Free bits and the target KL act on the mean KL of each group of samples, never of the local batch, so that J does
-    not depend on how the batch is split over workers.
+    not depend on how the batch is split over workers. The term of a ``multiplier`` is linear in the KL: the mean over
+    the workers of its gradient is the gradient for the mean KL of the whole batch.
     """
     objective = config.objective
     kl = terms.kl.unflatten(0, (-1, config.group_size)).mean(1)
@@ -26,7 +30,8 @@ def loss(terms: Terms, config: RunConfig[Any], weight: float, alpha: float) -> T
         penalty = (kl.sum(1) - objective.target_kl).abs()
     else:
         penalty = kl.sum(1)
-    return terms.reconstruction.sum() + weight * config.group_size * penalty.sum() + alpha * terms.auxiliary.sum()
+    total = terms.reconstruction.sum() + weight * config.group_size * penalty.sum() + alpha * terms.auxiliary.sum()
+    return total if multiplier is None else total + multiplier.term(terms.kl)
 
 
 class BoundTotals:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,16 +26,16 @@ from raytrain.models.layers import (
     GroupBatchNorm,
     StreamState,
     Terms,
-    draw_posterior,
     start_from_frequencies,
     synchronise_statistics,
 )
-from raytrain.models.likelihood import estimate_likelihood, swapped_loss
+from raytrain.models.likelihood import MIXTURE_SAMPLES, aggregate_posterior, estimate_likelihood, swapped_loss
 from raytrain.models.noise import EVALUATION_SEED, Noise
 from raytrain.models.stream import state_before
 from raytrain.runs import checkpoint as checkpoints
 from raytrain.training.divergence import SkippedSteps
 from raytrain.training.loss import BoundTotals, loss
+from raytrain.training.multiplier import Multiplier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,8 @@ class Trainer:
         self.skipped = SkippedSteps(world.device)
         self.lanes: StreamState = self.model.stream_state(config.batch_size) if config.sampling == "stream" else {}
         """The state of all lanes of a stream; those of other ranks are as old as the last ``gather_lanes``."""
+        rate = config.objective.rate
+        self.multiplier = Multiplier(rate, world.device) if rate > 0 and self.model.latent > 0 else None
         self.precision = resolve_precision(config.precision, world.device)
 
     # ------------------------------------------------------------------------------------------ step
@@ -110,7 +113,7 @@ class Trainer:
         weight = kl_weight(config.objective, step, config.steps)
         alpha = auxiliary_weight(config.objective, step, config.steps)
         # DDP divides the sum over ranks by their number
-        mean = loss(terms, config, weight, alpha) * (self.world.size / config.batch_size)
+        mean = loss(terms, config, weight, alpha, self.multiplier) * (self.world.size / config.batch_size)
         # a loss may overflow while its gradients do not: NaN gradients tell the other ranks without another message
         mean.backward(torch.where(mean.detach().isfinite(), 1.0, math.nan))
         return terms
@@ -131,9 +134,12 @@ class Trainer:
         skipped = self.skipped.count(good)
         # the fused Adam kernels read this private attribute and leave every tensor unchanged where it is 1
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        rate = learning_rate(self.config.optimizer, step, self.config.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config.optimizer, step, self.config.steps)
+            group["lr"] = rate
         self.optimizer.step()
+        if self.multiplier is not None:
+            self.multiplier.ascend(self.mean_kl(terms), rate, good)
         self.optimizer.zero_grad(set_to_none=False)
         if self.model is not self.raw:
             self.update_average(step, skipped)
@@ -176,26 +182,38 @@ class Trainer:
         see ``raytrain.metrics.Metric``.
         """
         self.model.eval()
-        totals = BoundTotals(self.model.latent, self.world.device)
+        latent, device, size = self.model.latent, self.world.device, self.config.group_size
+        totals = BoundTotals(latent, device)
+        stride = -(-self.valid_batches.num_samples // MIXTURE_SAMPLES)
+        mixture = torch.zeros(-(-self.valid_batches.num_samples // stride), 3 * latent, device=device)
         state: StreamState | None = None
         for batch in self.valid_batches.batches(self.world.rank, self.world.size):
             state = state_before(self.model, batch, state)
             terms = self.forward(self.model, batch, EVALUATION_SEED, 0, 0.0, state)
             state = terms.state
-            if self.model.latent:
-                terms.swapped = self.swapped(batch)
+            if latent:
+                with self.autocast():
+                    terms.swapped = swapped_loss(self.model, batch.tokens.to(device), terms.z, size)
+                numbers = batch.numbers(size)
+                taken = numbers % stride == 0
+                rows = torch.cat((terms.mean, terms.log_variance, terms.z), dim=1)
+                mixture[(numbers[taken] // stride).to(device)] = rows[taken.to(device)]
             totals.add(terms, batch.text_bytes)
         metrics = self.reduce(totals).metrics()
+        if latent:
+            metrics |= self.information(mixture)
         if draws:
             metrics |= self.likelihood(metrics, draws)
         return metrics | computed_metrics(self.model, metrics)
 
-    def swapped(self, batch: Batch) -> Tensor:
-        """Return the reconstruction [batch] at another sample's code, drawn with the noise of ``evaluate``."""
-        tokens, size = batch.tokens.to(self.world.device), self.config.group_size
-        noise = Noise(EVALUATION_SEED, 0, batch.groups, size, count=len(tokens), device=self.world.device)
-        with self.autocast():
-            return swapped_loss(self.model, tokens, draw_posterior(*self.model.encode(tokens), noise), size)
+    def information(self, mixture: Tensor) -> dict[str, float]:
+        """Return the mutual information of samples and codes.
+
+        ``mixture`` [samples, 3 x latent] has mean, log variance and z of this rank's samples, and zeros elsewhere.
+        """
+        if self.world.size > 1:
+            dist.all_reduce(mixture)  # each row is one rank's: the sum rounds nothing
+        return {"mutual_information": aggregate_posterior(*mixture.chunk(3, dim=1))["mutual_information"]}
 
     def likelihood(self, metrics: dict[str, float], draws: int) -> dict[str, float]:
         """Return the importance-weighted estimate; for a model without z it equals the negative log-likelihood."""
@@ -214,6 +232,13 @@ class Trainer:
         totals = BoundTotals(self.model.latent, self.world.device)
         totals.add(terms, batch.text_bytes)
         return self.reduce(totals).metrics()
+
+    def mean_kl(self, terms: Terms) -> Tensor:
+        """Return the mean KL per sample of the step's batch over all ranks, without dimensions."""
+        total = terms.kl.detach().sum()
+        if self.world.size > 1:
+            dist.all_reduce(total)
+        return total / self.config.batch_size
 
     def reduce(self, totals: BoundTotals) -> BoundTotals:
         """Sum the totals over all ranks, in place."""
@@ -241,6 +266,8 @@ class Trainer:
         }
         if self.model is not self.raw:
             training |= {f"raw.{name}": parameter.detach() for name, parameter in self.raw.named_parameters()}
+        if self.multiplier is not None:
+            training |= self.multiplier.tensors()
         stream = {"stream": self.lanes} if self.lanes else {}
         return {"model": self.model.state_dict(), "optimizer": training, **stream}
 
@@ -273,6 +300,11 @@ class Trainer:
             rows = group_rows(self.config, rank_groups(self.config, rank, self.world.size))
             for state in self.lanes.values():
                 dist.broadcast(state[rows], rank)
+
+    def load_encoder(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load the weights and statistics that compute q(z | x), by their names in the model; all others stay."""
+        for model in {self.raw, self.model}:
+            model.load_state_dict({**model.state_dict(), **tensors})
 
     def share(self, step: int) -> int:
         """Broadcast rank 0's state and step to all ranks; return that step."""

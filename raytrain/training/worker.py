@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from raytrain.metrics import RUNG
 from raytrain.models import buffers
 from raytrain.models.sampling import sample_text
 from raytrain.runs import checkpoint
+from raytrain.runs.encoders import read_encoder
 from raytrain.runs.records import CHECKPOINTS, OUTCOME, UNSENT, read_outcome
 from raytrain.runs.trained_model import from_checkpoint
 from raytrain.storage import open_storage
@@ -135,8 +136,13 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
     config = from_dict(job.config)
     storage = open_storage(job.storage)
     report = RayReporter(job, config, rank=world.rank, node=node, send=send)
+    encoder = None
+    if config.encoder_from is not None:
+        # the storage that keeps the corpora for all nodes keeps the encoders too
+        encoder = partial(read_encoder, open_storage(job.corpus["storage"]), config.encoder_from)
     try:
-        trained = train(config, open_anywhere(job.corpus), world, storage.child(CHECKPOINTS), report, job.draws)
+        corpus = open_anywhere(job.corpus)
+        trained = train(config, corpus, world, storage.child(CHECKPOINTS), report, job.draws, encoder)
         outcome: dict[str, Any] = asdict(trained)
     except (FloatingPointError, EarlyStoppedError) as error:
         outcome = {"early_stopped": str(error)}  # from the same metrics on every worker

@@ -164,6 +164,32 @@ def test_the_bound_is_the_one_that_training_reports(corpus: Corpus, name: str, s
     if name != "byte_lstm":
         assert metrics["active_units"] == expected["active_units"]
         assert metrics["used"] == pytest.approx(expected["used"], rel=1e-3, abs=1e-3)
+        assert metrics["mutual_information"] == pytest.approx(expected["mutual_information"], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("most", [8192, 30])
+def test_training_reports_the_mutual_information_of_as_many_samples_and_encodes_them_once(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    for module in ("raytrain.analysis.evaluation", "raytrain.training.trainer"):
+        monkeypatch.setattr(f"{module}.MIXTURE_SAMPLES", most)
+    config = tiny_config("hybrid", evaluate_samples=150)  # the last group is not full
+    trainer = Trainer(config, corpus, World())
+    trainer.model.load_state_dict(speaking(config).state_dict())
+    encoded: list[int] = []
+    encode = trainer.model.encode
+
+    def counted(tokens: torch.Tensor, *masks: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        encoded.append(len(tokens))
+        return encode(tokens, *masks)
+
+    monkeypatch.setattr(trainer.model, "encode", counted)
+    found = trainer.evaluate()
+    assert sum(encoded) == 150
+    metrics = evaluate(trainer.model, EvaluationBatches(corpus.split("valid"), config, 150), 1).metrics()
+    assert metrics["mixture_samples"] == min(most, 150)
+    assert found["mutual_information"] == pytest.approx(metrics["mutual_information"], rel=1e-5)
+    assert found["mutual_information"] > 0.1
 
 
 @SAMPLED_MODELS

@@ -79,6 +79,10 @@ def test_other_presets_are_refused() -> None:
             r"sampling is 'stream': hybrid carries no state from one chunk of text to the next; use windows or "
             r"documents, or a model that does \(byte_lstm\)$",
         ),
+        (
+            {"objective": {"rate": 4.0}, "model": {"name": "hybrid", "mean_norm": 0.4, "fixed_variance": True}},
+            r"objective\.rate is 4\.0: model\.fixed_variance fixes the KL",
+        ),
     ],
 )
 def test_a_bad_config_is_one_line_that_names_the_field(change: dict[str, Any], line: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from raytrain.config.models import MODELS
+from raytrain.config.models import MODELS, HybridConfig, LstmVaeConfig
 from raytrain.config.presets import PRESETS, preset
 from raytrain.config.schema import RunConfig
 from raytrain.data.batches import TrainingBatches
@@ -136,6 +136,30 @@ def test_the_gradient_of_a_normalised_mean_is_that_of_its_formula() -> None:
     centred = values - values.mean(0)
     (0.6 * centred * torch.rsqrt(centred.square().mean(0) + norm.epsilon) * weights).sum().backward()
     torch.testing.assert_close(found, values.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["hybrid, fixed", "lstm_vae, fixed"])
+def test_the_kl_of_a_fixed_variance_is_known(name: str, corpus: Corpus) -> None:
+    config = tiny_config(name)
+    model: Any = started(config, corpus)
+    tokens = TrainingBatches(corpus, config).batch(0).tokens
+    terms = model(tokens, Noise(0, 0, range(4), 16))
+    nats = -0.5 * math.log(1 - 0.6**2)
+    torch.testing.assert_close(terms.kl.mean(0), torch.full((8,), nats), rtol=1e-4, atol=0)
+    # the code has the prior's variance; the bias costs what it adds to the squared mean
+    log_variance = model.posterior(torch.randn(4, model.posterior.linear.in_features))[1]
+    torch.testing.assert_close(log_variance.exp(), torch.full((4, 8), 1 - 0.6**2))
+    with torch.no_grad():
+        model.posterior.norm.bias.fill_(0.5)
+    terms = model(tokens, Noise(0, 0, range(4), 16))
+    torch.testing.assert_close(terms.kl.mean(0), torch.full((8,), nats + 0.5**2 / 2), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("mean_norm", [0.0, 1.0, 1.5])
+@pytest.mark.parametrize("kind", [HybridConfig, LstmVaeConfig])
+def test_a_fixed_variance_needs_a_normalised_mean_that_leaves_some(kind: Any, mean_norm: float) -> None:
+    with pytest.raises(ValueError, match=rf"model\.mean_norm is {mean_norm}: must be in \(0, 1\) with model\.fixed_v"):
+        kind(mean_norm=mean_norm, fixed_variance=True)
 
 
 @pytest.mark.parametrize("name", [*TINY_MODELS, *TINY_VARIANTS])

@@ -14,7 +14,7 @@ from raytrain.config import models as registry
 from raytrain.config.models import ByteLstmConfig, HybridConfig, LstmVaeConfig
 from raytrain.config.schema import RunConfig
 from raytrain.data.vocabulary import PAD, STOP
-from raytrain.models import Model, build, build_empty
+from raytrain.models import Model, build, build_empty, encoder_tensors
 from raytrain.models.byte_lstm import ByteLstm
 from raytrain.models.hybrid import Hybrid
 from raytrain.models.layers import CodeNorm, GroupBatchNorm, gaussian_kl, synchronise_statistics
@@ -82,6 +82,27 @@ def test_models_implement_the_protocol(name: str) -> None:
             assert callable(getattr(model, member))
         for member in ("stream_state", "read"):
             assert hasattr(model, member) == registry.MODELS[config.model_name].carries_state
+
+
+@pytest.mark.parametrize("name", [name for name in (*TINY_MODELS, *TINY_VARIANTS) if name != "byte_lstm"])
+def test_a_model_declares_what_encodes(name: str) -> None:
+    """With another's encoder it encodes as that one does, and nothing but its encoder has a gradient by that."""
+    tokens = documents([5, 23, 1, 12] * 4, 24)
+    model, other = build(tiny_config(name)), with_statistics(build(tiny_config(name, seed=1)))
+    before = model.state_dict()["posterior.linear.weight"].clone()
+    model.load_state_dict({**model.state_dict(), **encoder_tensors(other)})
+    assert not torch.equal(before, model.state_dict()["posterior.linear.weight"])
+    pairs = zip(model.eval().encode(tokens), other.encode(tokens), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+    model.train()
+    mean, log_variance = model.encode(tokens)
+    (mean.square().sum() + log_variance.sum()).backward()
+    moved = {key for key, parameter in model.named_parameters() if parameter.grad is not None}
+    assert moved == {key for key, _ in model.named_parameters()} & encoder_tensors(model).keys()
+
+
+def test_a_language_model_has_no_encoder() -> None:
+    assert encoder_tensors(build(tiny_config("byte_lstm"))) == {}
 
 
 def with_statistics(model: Model) -> Model:

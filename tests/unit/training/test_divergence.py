@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raytrain.config.schema import OptimizerConfig, RunConfig
+from raytrain.config.schema import ObjectiveConfig, OptimizerConfig, RunConfig
 from raytrain.data.batches import Batch
 from raytrain.data.corpus import Corpus
 from raytrain.models.layers import GroupBatchNorm, Terms
@@ -111,10 +111,17 @@ def test_what_one_rank_cannot_use_no_rank_uses(bad_runs: tuple[int, Path]) -> No
 
 
 @pytest.mark.parametrize(
-    ("model", "sampling"),
-    [("hybrid", "windows"), ("lstm_vae", "windows"), ("byte_lstm", "windows"), ("byte_lstm", "stream")],
+    ("model", "sampling", "rate"),
+    [
+        ("hybrid", "windows", 0.0),
+        ("hybrid", "windows", 4.0),
+        ("lstm_vae", "windows", 0.0),
+        ("lstm_vae", "windows", 4.0),
+        ("byte_lstm", "windows", 0.0),
+        ("byte_lstm", "stream", 0.0),
+    ],
 )
-def test_a_step_brings_no_number_to_the_host(corpus: Corpus, model: str, sampling: str) -> None:
+def test_a_step_brings_no_number_to_the_host(corpus: Corpus, model: str, sampling: str, rate: float) -> None:
     """On a GPU that would be a wait at each step."""
 
     class NoWaiting(TorchDispatchMode):
@@ -122,8 +129,10 @@ def test_a_step_brings_no_number_to_the_host(corpus: Corpus, model: str, samplin
             assert func is not torch.ops.aten._local_scalar_dense.default, "the host asked the device for a number"
             return func(*args, **(kwargs or {}))
 
+    objective = ObjectiveConfig(annealing="constant", rate=rate)
     settings = OptimizerConfig(clip=1.0, weight_decay=0.1, ema=0.9)
-    trainer = Trainer(tiny_config(model, sampling=sampling, optimizer=settings), corpus, World())
+    config = tiny_config(model, sampling=sampling, objective=objective, optimizer=settings)
+    trainer = Trainer(config, corpus, World())
     with NoWaiting():
         trainer.train_step(0)
         with pytest.raises(AssertionError, match="asked the device"):
