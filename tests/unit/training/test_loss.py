@@ -90,7 +90,7 @@ def make_terms(num: int = 32, latent: int = 4) -> Terms:
 
 def part_of(terms: Terms, rows: slice) -> Terms:
     """The terms of some samples."""
-    return Terms(*(part[rows] for name, part in vars(terms).items() if name != "swapped"))
+    return Terms(*(part[rows] for name, part in vars(terms).items() if name not in ("swapped", "state")))
 
 
 def test_loss_is_the_weighted_sum() -> None:
