@@ -13,5 +13,5 @@ def space(trial: optuna.Trial) -> dict[str, Any]:
         "model.layers": trial.suggest_int("layers", 1, 2),
         "model.hidden": trial.suggest_categorical("hidden", [128, 192, 256]),
         "model.dropout": trial.suggest_float("dropout", 0.0, 0.2),
-        "optimizer.learning_rate": trial.suggest_float("learning_rate", 4e-3, 2e-2, log=True),
+        "optimizer.learning_rate": trial.suggest_float("learning_rate", 8e-3, 2.4e-2, log=True),
     }

@@ -42,5 +42,5 @@ def space(trial: optuna.Trial) -> dict[str, Any]:
         "model.decoder_maps": decoder,
         "model.latent": latent,
         "model.mean_norm": math.sqrt(2 * trial.suggest_float("least_kl", 2.5, 5.0) / latent),
-        "optimizer.learning_rate": trial.suggest_float("learning_rate", 6e-3, 2e-2, log=True),
+        "optimizer.learning_rate": trial.suggest_float("learning_rate", 8e-3, 2.4e-2, log=True),
     }

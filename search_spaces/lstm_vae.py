@@ -27,5 +27,5 @@ def space(trial: optuna.Trial) -> dict[str, Any]:
         "model.latent": latent,
         "model.mean_norm": math.sqrt(2 * trial.suggest_float("least_kl", 2.5, 5.0) / latent),
         "model.hidden": trial.suggest_categorical("hidden", [128, 192, 256]),
-        "optimizer.learning_rate": trial.suggest_float("learning_rate", 4e-3, 1.6e-2, log=True),
+        "optimizer.learning_rate": trial.suggest_float("learning_rate", 6e-3, 1.8e-2, log=True),
     }

@@ -79,15 +79,16 @@ def lstm_vae(config: RunConfig[Any], start: float, end: float) -> RunConfig[Any]
     )
 
 
-def laptop(model: Any, learning_rate: float = 8e-3) -> RunConfig[Any]:
+def laptop(model: Any, learning_rate: float = 1.6e-2) -> RunConfig[Any]:
     """Return a config that trains in a minute or two on one CPU core.
 
-    Batches are small: in so short a run, the number of steps matters most.
+    Batches are small and the learning rate is high for long: in so short a run, the number of steps that learn fast
+    matters most.
     """
     return RunConfig(
         model=model,
         objective=ObjectiveConfig(annealing="constant", alpha=0.0),
-        optimizer=OptimizerConfig(learning_rate=learning_rate, decay_start=0.3),
+        optimizer=OptimizerConfig(learning_rate=learning_rate, decay=0.92, decay_start=0.6),
         sampling="windows",
         length=64,
         batch_size=32,
@@ -106,10 +107,10 @@ def auxiliary_first(config: RunConfig[Any]) -> RunConfig[Any]:
 
 PRESETS: dict[tuple[PresetName, ModelName], RunConfig[Any]] = {
     ("laptop", "hybrid"): auxiliary_first(
-        laptop(HybridConfig((32, 64), (64, 32), latent=32, hidden=256, skip=True, mean_norm=0.4), 1.2e-2)
+        laptop(HybridConfig((32, 64), (64, 32), latent=32, hidden=256, skip=True, mean_norm=0.4))
     ),
     ("laptop", "lstm_vae"): laptop(
-        LstmVaeConfig(latent=32, hidden=256, pool="max", code_to_inputs=True, mean_norm=0.4)
+        LstmVaeConfig(latent=32, hidden=256, pool="max", code_to_inputs=True, mean_norm=0.4), 1.2e-2
     ),
     ("laptop", "byte_lstm"): laptop(ByteLstmConfig(layers=1, hidden=256, dropout=0.0)),
     ("paper-ptb", "hybrid"): paper_ptb(HybridConfig()),
