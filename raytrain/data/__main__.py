@@ -25,7 +25,7 @@ NUM_SAMPLES = 5
 NGRAM_SAMPLES = 4096
 """Validation samples of each kind that n-grams are measured on."""
 _SHOWN = 200
-_CHUNK = 1 << 24
+_CHUNK = 1 << 20
 
 
 def main() -> None:
@@ -64,6 +64,9 @@ def _show_info(corpus: Corpus) -> None:
     for rule in corpus.info["cleaning"]:
         console.print(f"  {escape(rule)}", soft_wrap=True)
     console.print(f"digest: {corpus.digest}", soft_wrap=True)
+    for key in ("pieces_of_longer", "invalid_replaced"):
+        if corpus.info.get(key):
+            console.print(f"{key.replace('_', ' ')}: {_figure(corpus.info[key])}")
     for key in ("empty_dropped", "duplicates_dropped", "entropy_bits_per_byte"):
         if key in corpus.info:
             console.print(f"{key.replace('_', ' ')}: {_figure(corpus.info[key])}")
