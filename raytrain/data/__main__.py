@@ -19,6 +19,7 @@ from raytrain.config.schema import RunConfig
 from raytrain.data.corpus import Corpus, Split
 from raytrain.data.prepare import prepare
 from raytrain.utils.errors import UserError, run_command
+from raytrain.utils.files import expanded
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 NUM_SAMPLES = 5
@@ -35,7 +36,7 @@ def main() -> None:
     if options.command == "prepare":
         _show_info(prepare(options.source, path=options.data_path, field=options.field, output=options.output))
     else:
-        corpus = Corpus.open(options.corpus)
+        corpus = Corpus.open(expanded(options.corpus))
         corpus.verify()
         _show_info(corpus)
         _show_ngrams(corpus)

@@ -15,7 +15,7 @@ from raytrain.data import files as inputs
 from raytrain.data.corpus import FORMAT, SPLITS, Corpus, CorpusWriter, SplitName, partial_prefix
 from raytrain.data.cutting import pieces
 from raytrain.utils.errors import UserError, check_text
-from raytrain.utils.files import expanded, locked
+from raytrain.utils.files import expanded, local_path, locked
 
 TRAIN_SHARE = 0.9
 VALID_SHARE = 0.05
@@ -51,6 +51,7 @@ def prepare(
         corpus = Corpus.open(expanded(source))
         corpus.verify()
         return corpus
+    output = None if output is None else local_path(output, "--output")
     corpus = _prepared(source, path, field, output, cache or inputs.default_cache())
     if lost := corpus.info.get("invalid_replaced", 0):
         _log.warning(
