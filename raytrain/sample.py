@@ -16,13 +16,13 @@ import base64
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from raytrain.config.cli import parse_options
 from raytrain.utils.errors import UserError, run_command
+from raytrain.utils.files import expanded
 from raytrain.utils.text import one_line
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def read_texts(location: str) -> list[bytes]:
         UserError: the file cannot be read, or holds no text.
     """
     try:
-        data = sys.stdin.buffer.read() if location == "-" else Path(location).read_bytes()
+        data = sys.stdin.buffer.read() if location == "-" else expanded(location).read_bytes()
     except OSError as error:
         raise UserError(f"--reconstruct cannot read {location}: {error.strerror}") from None
     texts = [text for line in data.split(b"\n") if (text := line.removesuffix(b"\r"))]

@@ -18,6 +18,7 @@ from raytrain.tracking.client import check_tracking, tracking_uri
 from raytrain.tracking.queries import find_search
 from raytrain.tracking.runs import Run
 from raytrain.utils.errors import UserError
+from raytrain.utils.files import local_path
 
 
 def report_run(
@@ -107,6 +108,7 @@ def writable_folder(folder: Path) -> Path:
     Raises:
         UserError: it cannot be written.
     """
+    folder = local_path(folder, "--output")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

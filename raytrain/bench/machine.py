@@ -134,4 +134,4 @@ def peak_memory(device: torch.device) -> dict[str, int]:
 
 
 def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines()
+    return Path(path).read_text("utf-8", "replace").splitlines()

@@ -100,7 +100,7 @@ class OnRay:
             progress="raytrain/progress/bench",
         )
         self.held.train({"job": asdict(job), "cores": self.cores}, lambda metrics: None)
-        return dict(json.loads((location / "times.json").read_text()))
+        return dict(json.loads((location / "times.json").read_text("utf-8")))
 
     def result(self, measured: Measured) -> dict[str, Any]:
         """Return the rates of both, their ratio with its confidence interval, and the time inside report calls."""

@@ -168,7 +168,7 @@ def node_types(gcs_address: str) -> tuple[tuple[dict[str, float], int], ...]:
     if file is None:
         return ()
     # `ray up` has filled in the resources of each instance type, and replaces the file whenever it changes anything
-    config: dict[str, Any] = yaml.safe_load(file.read_text())
+    config: dict[str, Any] = yaml.safe_load(file.read_text("utf-8"))
     limit = int(config["max_workers"])
     found = []
     for kind in config["available_node_types"].values():

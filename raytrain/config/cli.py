@@ -14,6 +14,7 @@ from raytrain.config.presets import PRESET_NAMES, PresetName, for_source, preset
 from raytrain.config.schedules import KL_SCHEDULES, LEARNING_RATE_SCHEDULES, ObjectiveConfig, OptimizerConfig
 from raytrain.config.schema import RunConfig, from_dict, to_dict
 from raytrain.utils.errors import UserError
+from raytrain.utils.files import expanded
 from raytrain.utils.validation import parse_json
 
 OptionsT = TypeVar("OptionsT")
@@ -98,7 +99,7 @@ def read_config(file: Path) -> RunConfig[Any]:
         UserError: the file cannot be read or is not a config.
     """
     try:
-        values = parse_json(file.read_bytes())
+        values = parse_json(expanded(file).read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the config {file}: {error}") from None
     return from_dict(values)

@@ -19,13 +19,14 @@ from raytrain.config.schema import RunConfig
 from raytrain.data.corpus import Corpus, Split
 from raytrain.data.prepare import prepare
 from raytrain.utils.errors import UserError, run_command
+from raytrain.utils.files import expanded
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 NUM_SAMPLES = 5
 NGRAM_SAMPLES = 4096
 """Validation samples of each kind that n-grams are measured on."""
 _SHOWN = 200
-_CHUNK = 1 << 24
+_CHUNK = 1 << 20
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
     if options.command == "prepare":
         _show_info(prepare(options.source, path=options.data_path, field=options.field, output=options.output))
     else:
-        corpus = Corpus.open(options.corpus)
+        corpus = Corpus.open(expanded(options.corpus))
         corpus.verify()
         _show_info(corpus)
         _show_ngrams(corpus)
@@ -64,6 +65,9 @@ def _show_info(corpus: Corpus) -> None:
     for rule in corpus.info["cleaning"]:
         console.print(f"  {escape(rule)}", soft_wrap=True)
     console.print(f"digest: {corpus.digest}", soft_wrap=True)
+    for key in ("pieces_of_longer", "invalid_replaced"):
+        if corpus.info.get(key):
+            console.print(f"{key.replace('_', ' ')}: {_figure(corpus.info[key])}")
     for key in ("empty_dropped", "duplicates_dropped", "entropy_bits_per_byte"):
         if key in corpus.info:
             console.print(f"{key.replace('_', ' ')}: {_figure(corpus.info[key])}")

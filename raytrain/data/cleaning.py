@@ -13,7 +13,7 @@ import hashlib
 import html
 import re
 
-VERSION = 1
+VERSION = 2
 """Part of the key of a prepared corpus: raise it when a rule changes."""
 VALID_RULE = "each run of bytes that is not valid UTF-8 becomes one space"
 CHARACTER_RULES = (VALID_RULE, "one space at the beginning and one at the end of a line left out")
@@ -46,12 +46,18 @@ _MENTION = re.compile(r"(?<!\w)@[A-Za-z0-9_]+")
 
 def valid_utf8(text: bytes) -> bytes:
     """``text`` with every maximal run of invalid bytes replaced by one space."""
+    return replace_invalid(text)[0]
+
+
+def replace_invalid(text: bytes) -> tuple[bytes, int]:
+    """Return what ``valid_utf8`` returns, and the number of runs that were replaced."""
     try:
         text.decode("utf-8")
     except UnicodeDecodeError:
         # surrogateescape turns each invalid byte, and nothing else, into a code point of this range.
-        return _INVALID.sub(" ", text.decode("utf-8", "surrogateescape")).encode("utf-8")
-    return text
+        replaced, runs = _INVALID.subn(" ", text.decode("utf-8", "surrogateescape"))
+        return replaced.encode("utf-8"), runs
+    return text, 0
 
 
 def without_outer_spaces(text: bytes) -> bytes:

@@ -230,7 +230,7 @@ class CorpusWriter:
             if split not in documents:
                 raise UserError(
                     f"{self._info['source']}: no document for the {split} split (non-empty documents: "
-                    f"{sum(documents.values())}); give more text"
+                    f"{sum(documents.values())}); give more text, or more lines: each is a document"
                 )
         splits: dict[str, Any] = {
             split: {**self._files[split].finish(), **self._split_notes[split]}
@@ -304,7 +304,8 @@ def _check_info(info: dict[str, Any]) -> None:
     """
     kinds: dict[str, Any] = {"name": str, "source": str, "digest": str, "cleaning": list[str]}
     kinds |= {"splits": dict[SplitName, dict[str, Any]]}
-    optional = {"empty_dropped": int, "duplicates_dropped": int, "entropy_bits_per_byte": float}
+    counts = ("empty_dropped", "duplicates_dropped", "pieces_of_longer", "invalid_replaced")
+    optional = {**dict.fromkeys(counts, int), "entropy_bits_per_byte": float}
     kinds |= {name: kind for name, kind in optional.items() if name in info}
     for name, kind in kinds.items():
         validate_type(info[name], kind, name)

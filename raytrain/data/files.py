@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.utils.errors import UserError
-from raytrain.utils.files import expanded
+from raytrain.utils.files import expanded, local_path
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
 """What can be read; see formats.py."""
@@ -60,12 +60,21 @@ class Input:
 
 
 def is_s3(path: str) -> bool:
-    return path.startswith("s3://")
+    return path[:5].lower() == "s3://"
 
 
 def default_cache() -> Path:
-    """``$RAYTRAIN_CACHE`` or ``~/.cache/raytrain``."""
-    return Path(os.environ.get("RAYTRAIN_CACHE") or Path.home() / ".cache" / "raytrain")
+    """``$RAYTRAIN_CACHE`` or ``~/.cache/raytrain``.
+
+    Raises:
+        UserError: the variable names no folder; or without it there is no home, as in a container whose user has none.
+    """
+    if cache := os.environ.get("RAYTRAIN_CACHE"):
+        return local_path(cache, "RAYTRAIN_CACHE")
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home) or os.environ.get("HOME") == "":
+        raise UserError("there is no home folder for the cache of corpora: set RAYTRAIN_CACHE to a folder, or HOME")
+    return Path(home) / ".cache" / "raytrain"
 
 
 def find(path: str) -> list[Input]:
@@ -145,7 +154,7 @@ def _find_s3(path: str) -> list[Input]:
 
 
 def _bucket_and_key(path: str) -> tuple[str, str]:
-    bucket, _, key = path.removeprefix("s3://").partition("/")
+    bucket, _, key = path[len("s3://") :].partition("/")
     if not bucket:
         raise UserError(f"{path}: give s3://BUCKET/KEY or s3://BUCKET/PREFIX")
     return bucket, key

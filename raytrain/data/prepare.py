@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -13,11 +14,13 @@ from pathlib import Path
 from raytrain.data import cleaning, sources, synthetic
 from raytrain.data import files as inputs
 from raytrain.data.corpus import FORMAT, SPLITS, Corpus, CorpusWriter, SplitName, partial_prefix
+from raytrain.data.cutting import pieces
 from raytrain.utils.errors import UserError, check_text
-from raytrain.utils.files import expanded, locked
+from raytrain.utils.files import expanded, local_path, locked
 
 TRAIN_SHARE = 0.9
 VALID_SHARE = 0.05
+_log = logging.getLogger(__name__)
 
 
 def prepare(
@@ -49,7 +52,20 @@ def prepare(
         corpus = Corpus.open(expanded(source))
         corpus.verify()
         return corpus
-    cache = cache or inputs.default_cache()
+    output = None if output is None else local_path(output, "--output")
+    corpus = _prepared(source, path, field, output, cache or inputs.default_cache())
+    if lost := corpus.info.get("invalid_replaced", 0):
+        _log.warning(
+            "%s: %s runs of bytes are not UTF-8 and became spaces; if it is text in Latin-1, convert it first: "
+            "iconv -f LATIN1 -t UTF-8",
+            corpus.info["source"],
+            f"{lost:,}",
+        )
+    return corpus
+
+
+def _prepared(source: str, path: str | None, field: str | None, output: Path | None, cache: Path) -> Corpus:
+    """Return the corpus of a source that is no corpus yet, built unless it is there."""
     key = _key(source, path, field)
     folder = output or cache / "corpora" / f"{_name(source)}-{key}"
     if (found := _existing(folder, key)) is not None:
@@ -95,13 +111,18 @@ def _build(source: str, path: str | None, field: str | None, folder: Path, cache
             _add_synthetic(writer)
             return
         seen = cleaning.Seen()
-        duplicates = 0
-        for split, text in sources.documents(source, path, field, cache):
-            text = clean(text)
-            if cleaned and text and not seen.add(text):
-                duplicates += 1
-                continue
-            writer.add(split or split_of(text), text)
+        cut = invalid = duplicates = 0
+        for split, document in sources.documents(source, path, field, cache):
+            for piece in pieces(document):
+                cut += len(piece) < len(document)
+                text, runs = cleaning.replace_invalid(piece)
+                invalid += runs
+                text = clean(text)
+                if cleaned and text and not seen.add(text):
+                    duplicates += 1
+                    continue
+                writer.add(split or split_of(text), text)
+        writer.annotate({"pieces_of_longer": cut, "invalid_replaced": invalid})
         if cleaned:
             writer.annotate({"duplicates_dropped": duplicates})
 

@@ -31,6 +31,7 @@ from raytrain.tracking.client import (
     download,
     explain,
     is_there,
+    is_usable,
     retry_tracking,
     shown,
     tracking_uri,
@@ -131,7 +132,7 @@ def _of_search(location: Storage) -> ResolvedModel:
 def _known_run(address: dict[str, Any]) -> Run | None:
     """Return the run if the current tracking store has it."""
     uri = tracking_uri()
-    if not is_there(uri):
+    if not is_usable(uri):
         return None
     try:
         run = Run(uri, **validate_fields(Run, address))
@@ -152,7 +153,7 @@ def _store() -> str:
     """
     uri = tracking_uri()
     if not is_there(uri):
-        raise UserError(f"there is no tracking store {uri}; MLFLOW_TRACKING_URI says where to look")
+        raise UserError(f"there is no tracking store {shown(uri)}; MLFLOW_TRACKING_URI says where to look")
     check_tracking(uri)
     return uri
 

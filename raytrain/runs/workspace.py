@@ -15,7 +15,7 @@ from raytrain.data.prepare import prepare
 from raytrain.storage import ARTIFACTS, open_storage_root
 from raytrain.storage.base import Storage
 from raytrain.storage.check import check_writable
-from raytrain.tracking.client import check_tracking, tracking_uri
+from raytrain.tracking.client import check_tracking, older_store, tracking_uri
 from raytrain.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -132,4 +132,10 @@ def _open_locations(storage: str | None) -> tuple[Storage, str]:
     check_writable(location)
     uri = tracking_uri()
     check_tracking(uri)
+    if (older := older_store(uri)) is not None:
+        print(
+            f"note: {older} holds runs of an older MLflow, and a plain `mlflow ui` shows those: "
+            f"see these by mlflow ui --backend-store-uri {uri}",
+            flush=True,
+        )
     return location, uri

@@ -104,7 +104,7 @@ class TrialRecorder(tune.Callback):
 
 def _last_line(error_file: str | None) -> str:
     try:
-        lines = Path(error_file or "").read_text().strip().splitlines()
+        lines = Path(error_file or "").read_text("utf-8", "replace").strip().splitlines()
     except OSError:
         lines = []
     return lines[-1] if lines else "the trial ended with an error, of which Ray kept no message"

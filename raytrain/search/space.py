@@ -30,6 +30,7 @@ from raytrain.config.models import ModelName, known_models
 from raytrain.config.presets import PRESET_NAMES, PresetName
 from raytrain.config.schema import RunConfig, override
 from raytrain.utils.errors import UserError
+from raytrain.utils.files import expanded
 
 GRID = "grid"
 """The algorithm that tries every point of a space once. All others are in ``search.algorithms.SAMPLERS``."""
@@ -103,11 +104,11 @@ def load_space(name: str) -> Space:
     Raises:
         UserError: there is none, its file fails, or it defines something that a space may not define.
     """
-    file = Path(name)
+    file = expanded(name)
     if file.suffix != ".py":
         file = find_space(name)
     try:
-        return read_space(file.stem, file.read_text())
+        return read_space(file.stem, file.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"--space {file}: there is no such file") from None
     except OSError as error:

@@ -16,7 +16,7 @@ from raytrain.runs.trials import TrialStore, winner
 from raytrain.runs.workspace import Workspace, open_workspace, reopen_workspace
 from raytrain.storage import open_storage_root
 from raytrain.storage.base import Storage
-from raytrain.tracking.client import check_tracking, connect, is_there, retry_tracking, tracking_uri
+from raytrain.tracking.client import check_tracking, connect, is_there, is_usable, retry_tracking, tracking_uri
 from raytrain.tracking.queries import CORPUS, download, searches
 from raytrain.tracking.runs import PARENT
 from raytrain.utils.errors import UserError
@@ -99,7 +99,7 @@ def _recorded(name: str, location: Storage, values: dict[str, Any]) -> Winner:
 def _parent(run_id: str) -> str | None:
     """Return the run id of the search, if the tracking store that is set now has the trial's run."""
     uri = tracking_uri()
-    if not run_id or not is_there(uri):
+    if not run_id or not is_usable(uri):
         return None
     try:
         tags: dict[str, str] = connect(uri).get_run(run_id).data.tags

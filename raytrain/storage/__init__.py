@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from raytrain.storage.base import Storage, checked_key
 from raytrain.storage.local import FolderStorage
 from raytrain.utils.errors import UserError
-from raytrain.utils.files import expanded
+from raytrain.utils.files import is_address, local_path
 
 ARTIFACTS = "mlflow-artifacts"
 """Where under the storage MLflow keeps artifacts when there is no tracking server."""
@@ -22,8 +22,8 @@ def open_storage_root(storage: str | None) -> Storage:
     Raises:
         UserError: an address that is neither a folder nor s3://.
     """
-    root = storage or os.environ.get("RAYTRAIN_STORAGE") or "runs"
-    return open_storage(root if "://" in root else Path(root).resolve())  # workers run in other directories
+    root = open_storage(storage or os.environ.get("RAYTRAIN_STORAGE") or "runs")
+    return root if root.folder is None else FolderStorage(root.folder.resolve())
 
 
 _SETTINGS = (
@@ -44,14 +44,17 @@ def open_storage(uri: str | Path) -> Storage:
         UserError: an address that is neither, AWS settings that cannot be read, or no boto3.
     """
     text = str(uri)
-    if not text or "\0" in text:
+    if not text:
         raise UserError("storage: give a folder or s3://bucket/prefix")
-    if not re.match(r"(?i)s3:|[a-z0-9+.-]+://", text):
-        return FolderStorage(expanded(text))
-    match = re.fullmatch(r"(?i:s3)://([A-Za-z0-9][A-Za-z0-9._-]+)(?:/([^?#]*))?", text)
+    if not is_address(text):
+        return FolderStorage(local_path(text, "storage"))
+    match = re.fullmatch(r"(?i:s3)://([A-Za-z0-9][A-Za-z0-9._-]+)(?:/([^?#\x00-\x1f\x7f]*))?(?<! )", text)
     if match is None:
         # The address is not repeated: it may hold keys.
-        raise UserError("storage: the address must be a folder or s3://bucket/prefix, without keys or options in it")
+        raise UserError(
+            "storage: the address must be a folder or s3://bucket/prefix, without keys, options or control characters "
+            "in it, or a space at its end"
+        )
     prefix = "/".join(part for part in (match[2] or "").split("/") if part)
     try:
         from raytrain.storage.s3 import S3Storage
@@ -69,6 +72,7 @@ def check_output(file: Path) -> Path:
     Raises:
         UserError: it cannot be written.
     """
+    file = local_path(file, "--output")
     try:
         existed = file.exists()
         file.open("a").close()

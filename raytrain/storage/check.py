@@ -9,6 +9,7 @@ import secrets
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from raytrain.storage import open_storage
 from raytrain.storage.base import Storage, StorageError
@@ -105,11 +106,11 @@ def _arrow(location: Storage, data: bytes) -> Finding:
     from pyarrow.fs import FileSystem
 
     try:
-        system, path = FileSystem.from_uri(location.uri("arrow/d"))
+        system, path = FileSystem.from_uri(quote(location.uri("arrow/d"), safe=":/"))
         with system.open_output_stream(path) as stream:
             stream.write(data)
         _require(location.read("arrow/d") == data, "it reads back as something else")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # pyarrow's own errors are of both kinds
         note = " ".join(str(error).split())
         if os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "").lower() != "when_required":
             note = f"{_WHEN_REQUIRED}, if this is about checksums or lengths: {note}"

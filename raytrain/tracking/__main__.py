@@ -17,6 +17,7 @@ from pathlib import Path
 
 from raytrain.config.cli import OneLineParser
 from raytrain.utils.errors import UserError, run_command
+from raytrain.utils.files import local_path
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -48,7 +49,8 @@ def _serve(options: argparse.Namespace) -> None:
         raise UserError(f"--port is {options.port}: give one from 1 to {2**16 - 1}")
     logging.basicConfig(format="%(asctime)s raytrain.tracking: %(message)s")
     logging.getLogger("raytrain.tracking").setLevel(logging.INFO)
-    serve(options.host, options.port, options.folder, open_storage_root(options.storage), options.interval)
+    folder = local_path(options.folder, "--folder")
+    serve(options.host, options.port, folder, open_storage_root(options.storage), options.interval)
 
 
 def _send_file(options: argparse.Namespace) -> None:

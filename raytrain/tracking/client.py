@@ -7,6 +7,8 @@ import functools
 import hashlib
 import logging
 import os
+import re
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,17 +20,28 @@ from botocore.exceptions import BotoCoreError, ClientError
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
+from sqlalchemy import create_engine
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from raytrain.utils.errors import UserError
-from raytrain.utils.files import locked
+from raytrain.utils.files import local_path, locked
 from raytrain.utils.retry import retry
 
 LOG = logging.getLogger("raytrain.tracking")
 SQLITE = "sqlite:///"
+_SQLITE_HEAD = b"SQLite format 3\0"
 PATIENCE_S = 120.0
 """How long what can be repeated is tried for while the store is away."""
 T = TypeVar("T")
+
+
+DATABASES = ("postgresql", "mysql", "mssql")
+"""Databases, beside sqlite, that MLflow keeps runs in."""
+_PACKAGES = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+"""Module of a database's driver -> the package that it comes with, where that has another name."""
+_EXPECTED = "give sqlite:///FILE, http://HOST:PORT, or postgresql+psycopg2://USER:PASSWORD@HOST/DATABASE"
 
 
 def tracking_uri() -> str:
@@ -38,22 +51,82 @@ def tracking_uri() -> str:
     since workers run in other directories.
 
     Raises:
-        UserError: the variable names a plain folder, a kind of store that MLflow has given up.
+        UserError: the variable names a plain folder, a kind of store that MLflow has given up; or as ``check_address``.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     if uri.startswith(SQLITE):
-        return SQLITE + str(Path.cwd() / uri.removeprefix(SQLITE))
-    if urlsplit(uri).scheme in ("", "file"):
+        uri = SQLITE + str(Path.cwd() / local_path(uri.removeprefix(SQLITE), "MLFLOW_TRACKING_URI"))
+    elif "@" not in uri and ("://" not in uri or uri.startswith("file:")):
+        path = urlsplit(uri).path.rstrip("/")
         raise UserError(
             f"MLFLOW_TRACKING_URI is {uri!r}: MLflow no longer keeps runs in a plain folder; "
-            f"use sqlite:///{urlsplit(uri).path.rstrip('/')}/mlflow.db or the address of an mlflow server"
+            f"use sqlite:///{path}/mlflow.db or the address of an mlflow server"
         )
-    return uri.rstrip("/")
+    uri = uri.rstrip("/")
+    check_address(uri)
+    return uri
 
 
 def is_server(uri: str) -> bool:
     """Return whether ``uri`` is a tracking server, which then owns the artifacts too."""
     return urlsplit(uri).scheme in ("http", "https")
+
+
+def check_address(uri: str) -> None:
+    """Make sure that ``uri`` is the address of a store, without asking it.
+
+    Raises:
+        UserError: it is not, or there is no driver for its database. The line does not repeat what may be a password.
+    """
+    scheme = uri.partition("://")[0]
+    if uri.startswith(SQLITE):
+        if sqlite_file(uri).name in ("", ":memory:"):
+            raise UserError("MLFLOW_TRACKING_URI: a database in memory cannot be shared; give sqlite:///FILE")
+    elif scheme in ("http", "https"):
+        try:
+            parts = urlsplit(uri)
+            usable = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise UserError(
+                "MLFLOW_TRACKING_URI is no address of a server: write http://HOST:PORT; a password goes into "
+                "MLFLOW_TRACKING_PASSWORD, or has %23 for # and %2F for /"
+            )
+    elif scheme.partition("+")[0] in DATABASES:
+        _check_driver(uri)
+    else:
+        raise UserError(f"MLFLOW_TRACKING_URI is no address of a store that MLflow knows: {_EXPECTED}")
+
+
+def _check_driver(uri: str) -> None:
+    try:
+        make_url(uri).get_dialect().import_dbapi()
+    except ModuleNotFoundError as error:
+        package = _PACKAGES.get(error.name or "", error.name)
+        raise UserError(
+            f"MLFLOW_TRACKING_URI: the database's driver is missing: pip install {package}, or name the one that is "
+            "installed, as in postgresql+psycopg2:// or mysql+pymysql://"
+        ) from None
+    except (SQLAlchemyError, ValueError):
+        raise UserError(f"MLFLOW_TRACKING_URI cannot be parsed: {_EXPECTED}") from None
+
+
+def sqlite_file(uri: str) -> Path:
+    """Return the file of a sqlite address."""
+    return Path(uri.removeprefix(SQLITE).partition("?")[0])
+
+
+def _check_file(file: Path) -> None:
+    if file.is_dir():
+        raise UserError(f"tracking: {file} is a folder: name a file in it, such as sqlite:///{file}/mlflow.db")
+    try:
+        with open(file, "rb") as opened:
+            head = opened.read(len(_SQLITE_HEAD))
+    except OSError:  # it will be made, or check_tracking says why it cannot be
+        return
+    if head not in (b"", _SQLITE_HEAD):
+        raise UserError(f"tracking: {file} is not a database; remove it or set MLFLOW_TRACKING_URI to another")
 
 
 def check_tracking(uri: str, num_nodes: int = 1) -> None:
@@ -62,13 +135,29 @@ def check_tracking(uri: str, num_nodes: int = 1) -> None:
     Raises:
         UserError: no answer, not allowed, not a usable database, or a sqlite file for several machines.
     """
+    check_address(uri)
     if uri.startswith(SQLITE):
         _check_sqlite(uri, num_nodes)
     try:
+        if not uri.startswith(SQLITE) and not is_server(uri):
+            _check_database(uri)
         with one_at_a_time(uri):
             connect(uri).search_experiments(max_results=1)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise UserError(f"tracking: {shown(uri)} cannot be used: {explain(error)}") from None
+
+
+def _check_database(uri: str) -> None:
+    """Connect to a database once: MLflow itself would try for minutes, and print each failure.
+
+    Raises:
+        SQLAlchemyError, OSError: it does not answer, or refuses.
+    """
+    url = make_url(uri)
+    port = url.port or {"postgresql": 5432, "mysql": 3306, "mssql": 1433}[url.get_backend_name()]
+    if url.host and "," not in url.host:
+        socket.create_connection((url.host, port), timeout=10).close()
+    create_engine(url, poolclass=NullPool).connect().close()
 
 
 def _check_sqlite(uri: str, num_nodes: int) -> None:
@@ -77,11 +166,20 @@ def _check_sqlite(uri: str, num_nodes: int) -> None:
             f"tracking: {uri} is a file and cannot be shared by {num_nodes} nodes; "
             "start `mlflow server` and set MLFLOW_TRACKING_URI to its address"
         )
-    path = Path(uri.removeprefix(SQLITE))
+    path = sqlite_file(uri)
+    _check_file(path)
     target = path if path.exists() else path.parent
     if not target.exists() or not os.access(target, os.W_OK):
         problem = "cannot be written" if target.exists() else "does not exist"
         raise UserError(f"tracking: {target} {problem}; set MLFLOW_TRACKING_URI to a location that can be written")
+
+
+def older_store(uri: str) -> Path | None:
+    """Return the folder of an older MLflow beside the sqlite file at ``uri``; a plain ``mlflow ui`` there takes it."""
+    if not uri.startswith(SQLITE):
+        return None
+    folder = sqlite_file(uri).parent / "mlruns"
+    return folder if any(item.parent.name.isdigit() for item in folder.glob("*/meta.yaml")) else None
 
 
 def explain(error: Exception) -> str:
@@ -94,7 +192,7 @@ def explain(error: Exception) -> str:
             "refused (403): the user that MLFLOW_TRACKING_USERNAME names may not do this, "
             "or the server was started without --allowed-hosts naming this address"
         )
-    text = " ".join(str(error).split())
+    text = re.sub(r"(://)\S*@|(password=)[^\s&]*", r"\1\2", " ".join(str(error).split()))
     no_answer = "no answer; is the server running, and MLFLOW_TRACKING_URI right?"
     for sign, advice in {
         "error responses": "the server answers that it has failed; its log says why",
@@ -111,11 +209,11 @@ def explain(error: Exception) -> str:
 
 
 def shown(uri: str) -> str:
-    """``uri`` without the user name and password that it may hold."""
-    parts = urlsplit(uri)
-    if parts.username is None and parts.password is None:
+    """``uri`` without the user name and password that it may hold, whatever characters are in them."""
+    if uri.startswith(SQLITE):
         return uri
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    scheme, separator, rest = uri.partition("://")
+    return (scheme + separator + rest.rpartition("@")[2]).partition("?")[0]
 
 
 def ui_hint(uri: str, experiment_id: str, run_id: str | None = None) -> str:
@@ -195,4 +293,16 @@ def one_at_a_time(uri: str) -> Iterator[None]:
 
 def is_there(uri: str) -> bool:
     """Return whether ``uri`` can be asked: to ask for a sqlite file that does not exist would make it."""
-    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
+    return not uri.startswith(SQLITE) or sqlite_file(uri).exists()
+
+
+def is_usable(uri: str) -> bool:
+    """Return whether a store at ``uri`` answers, for callers that can do without one: MLflow itself would wait."""
+    try:
+        if uri.startswith(SQLITE):
+            _check_file(sqlite_file(uri))
+        elif not is_server(uri):
+            _check_database(uri)
+    except (UserError, SQLAlchemyError, OSError):
+        return False
+    return is_there(uri)

@@ -48,7 +48,7 @@ def log_model(
         FileNotFoundError: the folder has no ``manifest.json`` or ``config.json``.
     """
     client = connect(run.uri)
-    config = json.loads((checkpoint / "config.json").read_text())
+    config = json.loads((checkpoint / "config.json").read_text("utf-8"))
     length = config["length"]
     digest = hashlib.sha256((checkpoint / "manifest.json").read_bytes()).hexdigest()
     if (existing := _find(run, name, digest)) is not None:
@@ -64,7 +64,7 @@ def log_model(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         _save(folder, created, run, checkpoint, length)
-        (folder / "README.md").write_text(card)
+        (folder / "README.md").write_text(card, "utf-8")
         retry_tracking(lambda: client.log_model_artifacts(created.model_id, str(folder)))
     retry_tracking(lambda: client.log_outputs(run.run_id, [LoggedModelOutput(created.model_id, step)]))
     _log_metrics(run, created.model_id, metrics, step)

@@ -130,7 +130,7 @@ class MetricWriter:
                 json.dumps({"run_id": self.run_id, "step": step, "timestamp_ms": timestamp_ms, "metrics": metrics})
                 for step, timestamp_ms, metrics in records
             )
-            unsent.write_text("".join(line + "\n" for line in lines))
+            unsent.write_text("".join(line + "\n" for line in lines), "utf-8")
             LOG.error(
                 "%d metric records of run %s were not sent: %s. They are in %s; send them with "
                 "`python -m raytrain.tracking send %s`",

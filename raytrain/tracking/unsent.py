@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from raytrain.tracking.client import check_tracking, connect, explain, retry_tracking, shown, tracking_uri
 from raytrain.tracking.metric_writer import MetricWriter, parse_record
 from raytrain.utils.errors import UserError
+from raytrain.utils.files import expanded
 from raytrain.utils.validation import parse_json, validate_type
 
 
@@ -36,7 +37,7 @@ def read_file(path: Path) -> dict[str, list[list[Any]]]:
         UserError: the file cannot be read, or holds something else.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = expanded(path).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     records: dict[str, list[list[Any]]] = {}

@@ -25,6 +25,7 @@ from raytrain.training.checks import check_samples
 from raytrain.training.loop import train
 from raytrain.training.reporters import PrintReporter
 from raytrain.training.trainer import World
+from raytrain.utils.files import expanded
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--corpus", required=True, help="folder of a prepared corpus")
     parser.add_argument("--storage", required=True, help="folder or s3:// address for checkpoints")
     arguments = parser.parse_args()
-    config, corpus = read_config(arguments.config), Corpus.open(arguments.corpus)
+    config, corpus = read_config(arguments.config), Corpus.open(expanded(arguments.corpus))
     corpus.verify()
     storage = open_storage(arguments.storage)
     check_writable(storage)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         yield
 
 
-def expanded(path: str) -> Path:
+def expanded(path: str | Path) -> Path:
     """Return ``path`` with the home folder in place of ``~``.
 
     Raises:
@@ -37,7 +38,40 @@ def expanded(path: str) -> Path:
     try:
         return Path(path).expanduser()
     except (RuntimeError, ValueError):
-        raise UserError(f"{path}: there is no such home folder") from None
+        raise UserError(f"{path}: there is no such home folder; write the path out, or set HOME") from None
+
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/|s3:|s3//", re.IGNORECASE)
+"""Start of an address; of one that has lost a slash, a colon or a bucket, too."""
+_VARIABLE = re.compile(r"(?:^|/)\$[A-Za-z_{(]")
+
+
+def is_address(text: str) -> bool:
+    """Return whether ``text`` is or was meant to be an address such as s3://bucket/prefix, not a path."""
+    return _ADDRESS.match(text) is not None
+
+
+def local_path(path: str | Path, what: str) -> Path:
+    """Return the file or folder of this machine that ``path`` names, with the home folder in place of ``~``.
+
+    For what will be made if it is not there: a slip must not become a folder of that name.
+
+    Raises:
+        UserError: an address, or what a shell would have taken away: quotes, a variable, white space, control
+            characters, or a home that there is not. The line calls it ``what``.
+    """
+    text = str(path)
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    if quoted or text != text.strip() or any(ord(character) < 32 or ord(character) == 127 for character in text):
+        # not repeated, nor is an address: it may hold keys
+        raise UserError(f"{what}: there are quotes or white space around it, or a control character in it: remove them")
+    if is_address(text):
+        raise UserError(
+            f"{what}: this is an address, not a file or folder of this machine; write ./ before such a name"
+        )
+    if _VARIABLE.search(text) and not os.path.lexists(text):
+        raise UserError(f"{what}: {text} holds a variable that no shell has replaced; write the path out")
+    return expanded(path)
 
 
 @contextlib.contextmanager

@@ -71,6 +71,9 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["hybrid", "--data", "bios"], "--data-path"),
         (["hybrid", "--data", "text.txt", "--storage", "text.txt/below"], "text.txt"),
         (["hybrid", "--data", "text.txt", "--storage", "ftp://host/x"], "s3://bucket/prefix"),
+        (["hybrid", "--data", "text.txt", "--storage", "s3:/bucket/x"], "s3://bucket/prefix"),
+        (["hybrid", "--data", "text.txt", "--storage", '"s3://bucket/x"'], "quotes"),
+        (["hybrid", "--data", "s3:/bucket/x"], "no source 's3:/bucket/x'"),
         (["hybrid", "--name", "../x"], "--name '../x'"),
     ],
 )

@@ -13,6 +13,8 @@ from raytrain.cluster.check.common import PLACEHOLDER
 from raytrain.cluster.check.file import ClusterFile
 
 PINNED = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([A-Za-z0-9.!+_-]+)")
+INDEX_OPTIONS = ("-i", "--index-url", "--extra-index-url", "-f", "--find-links", "--trusted-host")
+"""Options of pip whose values are no requirements."""
 EVERYWHERE = ("setup_commands", "head_setup_commands", "worker_setup_commands")
 
 
@@ -74,7 +76,8 @@ def _pins(file: ClusterFile, commands: list[str], mistakes: list[str]) -> dict[s
                 if (match := PINNED.fullmatch(requirement)) is not None:
                     pins[match[1].lower().replace("_", "-")] = match[2]
                 else:
-                    mistakes.append(f"setup_commands: {requirement} has no exact version; write {requirement}==VERSION")
+                    shown = _without_user(requirement)
+                    mistakes.append(f"setup_commands: {shown} has no exact version; write {shown}==VERSION")
     return pins
 
 
@@ -95,9 +98,16 @@ def _requirements(file: ClusterFile, words: str, mistakes: list[str]) -> list[st
                 continue
             lines = (line.partition("#")[0].strip() for line in local.read_text(errors="replace").splitlines())
             found += [line for line in lines if line]
+        elif argument in INDEX_OPTIONS:
+            next(arguments, "")
         elif not argument.startswith(("-", ".", "/", "~")):
             found.append(argument)
     return found
+
+
+def _without_user(address: str) -> str:
+    """Return an address without what may be a password in it."""
+    return re.sub(r"://\S*@", "://...@", address)
 
 
 # ------------------------------------------------------------------------------------------ services
@@ -109,7 +119,10 @@ def _storage(file: ClusterFile) -> Iterator[str]:
         yield "setup_commands: RAYTRAIN_STORAGE is not set, so nothing would outlive the nodes; export s3://BUCKET/PREFIX"
     for uri in (uri.strip("'\"") for uri in found):
         if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w./-]*)?", uri) and PLACEHOLDER not in uri:
-            yield f"setup_commands: RAYTRAIN_STORAGE={uri} is not a bucket that all nodes reach; write s3://BUCKET/PREFIX"
+            yield (
+                f"setup_commands: RAYTRAIN_STORAGE={_without_user(uri)} is not a bucket that all nodes reach; "
+                "write s3://BUCKET/PREFIX"
+            )
 
 
 def _ray(file: ClusterFile) -> Iterator[str]:

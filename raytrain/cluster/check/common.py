@@ -10,17 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.cluster.check.file import ClusterFile, at
+from raytrain.cluster.check.secrets import secret_mistakes
 from raytrain.utils.files import expanded
 
 PLACEHOLDER = "CHANGE-ME"
 TOKEN = "~/.ray/auth_token"
 """Path at which Ray looks for the token, on every machine."""
-SECRETS = {
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY",
-    "a token, secret or key": r"(?i)(?:token|secret|api_?key)['\"]?\s*[:=]\s*['\"]?[^\s'\"$~/]",
-    "a password": r"(?i)\b\w*password['\"]?\s*[:=]\s*['\"]?[^\s'\"$]",
-    "an address with a password": r"://[^\s/:@'\"]*:(?!\$\w+@|\$\{\w+\}@)[^\s/@'\"]+@",
-}
 
 
 def common_mistakes(file: ClusterFile, secrets: Mapping[str, str]) -> Iterator[str]:
@@ -31,7 +26,8 @@ def common_mistakes(file: ClusterFile, secrets: Mapping[str, str]) -> Iterator[s
         secrets: secrets of the provider: name -> pattern.
     """
     yield from _placeholders(file.config, "")
-    yield from _secrets(file, {**SECRETS, **secrets})
+    yield from secret_mistakes(file, secrets)
+    yield from _docker(file)
     yield from _shipped(file)
     yield from _token(file)
     key = at(file.config, "auth", "ssh_private_key")
@@ -53,14 +49,16 @@ def _placeholders(value: Any, location: str) -> Iterator[str]:
         yield f"{location}: {PLACEHOLDER} is still there; replace it by your own value"
 
 
-def _secrets(file: ClusterFile, secrets: dict[str, str]) -> Iterator[str]:
-    for number, line in enumerate(file.text.splitlines(), 1):
-        for what, pattern in secrets.items():
-            if re.search(pattern, line):
-                # the secret itself is not printed: terminals and logs would keep it
+def _docker(file: ClusterFile) -> Iterator[str]:
+    """Yield a mistake for each image: no command here says what Python, Ray and CUDA are in it."""
+    sections = {"docker": file.config.get("docker")}
+    sections |= {f"available_node_types.{name}.docker": kind.get("docker") for name, kind in file.types.items()}
+    for location, section in sections.items():
+        for name in ("image", "head_image", "worker_image"):
+            if image := at(section, name):
                 yield (
-                    f"{file.path}, line {number}: holds {what}, and every node keeps a copy of this file; take it out "
-                    "and use the instance profiles, or a file that file_mounts ships"
+                    f"{location}.{name}: the nodes would run in {image}, whose Python and Ray are not looked at here; "
+                    "take the section out: setup_commands installs exact versions on the machines themselves"
                 )
 
 

@@ -95,7 +95,7 @@ def read_file(path: Path) -> ClusterFile:
             return mapping
 
     try:
-        text = path.read_text()
+        text = expanded(path).read_text("utf-8")
         # a subclass of SafeLoader: it makes plain values only
         config = yaml.load(text, Loader)
         check_nesting(config, MOST_VALUES)
@@ -123,7 +123,9 @@ def schema_mistakes(
     if spec is None or not spec.submodule_search_locations:
         raise UserError("Ray is not installed: pip install 'ray[default]'")
     # found without importing Ray, which takes a second
-    schema = json.loads((Path(spec.submodule_search_locations[0]) / "autoscaler" / "ray-schema.json").read_text())
+    schema = json.loads(
+        (Path(spec.submodule_search_locations[0]) / "autoscaler" / "ray-schema.json").read_text("utf-8")
+    )
     config = {name: value for name, value in file.config.items() if name not in ignored}
     for looked_at, rules, whose in (
         (config, schema, "Ray's schema of cluster files says"),

@@ -350,6 +350,130 @@ def test_a_secret_is_not_repeated(laptop: Path) -> None:
     assert f"line {AWS.count(chr(10)) + 1}" in line
 
 
+KEY = "0123456789abcdef0123456789abcdef01234567"
+"""Made up, as all that follow."""
+WRITTEN_OUT = [
+    f"wandb login {KEY}",
+    f"wandb login --relogin --host=https://wandb.example {KEY}",
+    f"wandb login <<< {KEY}",
+    f"echo {KEY} | wandb login",
+    f"hf auth login --token hf_{'MadeUp' * 5}0123",
+    f"~/venv/bin/huggingface-cli login --add-to-git-credential --token={KEY}",
+    f"git clone https://ghp_{'MadeUp' * 5}0123@github.com/me/private.git",
+    f"git clone https://{KEY}@git.example/private.git",
+    f"git clone https://oauth2:glpat-{'MadeUp' * 3}0@gitlab.com/me/private.git",
+    f"git config --global http.extraheader 'Authorization: Basic {KEY}'",
+    f"pip install git+https://github_pat_{'MadeUp' * 5}@github.com/me/private",
+    f"pip install --extra-index-url https://me:{KEY}@pypi.example/simple x==1",
+    f"aws configure set aws_secret_access_key {'MadeUp' * 6}0123",
+    f"aws configure set aws_secret_access_key {'MadeUp' * 6}0123 --profile me",
+    f"aws configure set aws_session_token {KEY}",
+    "aws configure set aws_access_key_id AKIAABCDEFGHIJKLMNOP",
+    "docker login -u me -p made-up-password registry.example",
+    "docker login --username me --password made-up registry.example",
+    "echo made-up | docker login -u me --password-stdin registry.example",
+    "printf 'made-up' | gh auth login --with-token",
+    "az login --service-principal -u me -p made-up --tenant x",
+    "echo machine git.example login me password made-up > ~/.netrc",
+    "printf 'machine git.example\\nlogin me\\npassword made-up\\n' > ~/.netrc",
+    f"export KAGGLE_USERNAME=me KAGGLE_KEY={KEY}",
+    f"""echo '{{"username":"me","key":"{KEY}"}}' > ~/.kaggle/kaggle.json""",
+    f"kaggle config set -n key -v {KEY}",
+    f"export WANDB_API_KEY={KEY}",
+    f"export HF_TOKEN={KEY}",
+    f"OPENAI_API_KEY=sk-proj-{KEY} python x.py",
+    f"echo sk-ant-{KEY} > ~/.key",
+    "export PGPASSWORD=made-up DB_PASS=x",
+    "PGPASS_FILE=x DB_PASS=made-up psql",
+    "sshpass -p made-up ssh me@host",
+    "mysql -u me -pmade-up db",
+    "curl -u me:made-up https://host/x",
+    f"curl -H 'Authorization: Bearer {KEY}' https://host/x",
+    f"curl -H 'PRIVATE-TOKEN: {KEY}' https://host/x",
+    f"wget 'https://store.example/x?sv=2026&sig={KEY}'",
+    f"wget 'https://bucket.s3.amazonaws.com/x?X-Amz-Expires=9&X-Amz-Signature={KEY}'",
+    f"ngrok config add-authtoken {KEY}",
+    f"sudo tailscale up --auth-key=tskey-auth-{KEY}",
+    "ray start --head --redis-password made-up",
+    "echo ubuntu:made-up | sudo chpasswd",
+    "echo made-up | sudo -S apt-get update",
+    f"mc alias set store https://s3.example me {KEY}",
+    f"npm config set //registry.example/:_authToken {KEY}",
+    f"export GOOGLE_API_KEY=AIza{KEY}",
+    f"cat > key <<< eyJhbGciOiJIUzI1NiIsInR5cCI6.eyJzdWIiOiIxMjM0NTY3ODkw.{KEY}",
+]
+LOOKED_UP = [
+    "wandb login $(cat ~/.wandb_key)",
+    'wandb login "$WANDB_API_KEY"',
+    "wandb login --host=https://wandb.example",
+    "hf auth login --token $HF_TOKEN",
+    'hf auth login --token "$(cat ~/.hf_token)"',
+    "hf auth login --token-file ~/.hf_token",
+    "export HF_TOKEN=$(cat ~/.hf_token) HF_TOKEN_PATH=~/.hf_token",
+    "export WANDB_API_KEY=$(<~/.wandb_key)",
+    "docker login -u me -p $REGISTRY_PASSWORD registry.example",
+    "docker login registry.with-a-long-name-2026.example.com",
+    "cat ~/.password | docker login -u me --password-stdin registry.example",
+    "gh auth login --with-token < ~/.gh_token",
+    "aws sso login --profile research-of-2026",
+    "aws configure set region us-west-2",
+    "aws configure set aws_secret_access_key $AWS_SECRET",
+    "az login --identity --tenant 01234567-89ab-cdef-0123-456789abcdef",
+    "git clone https://github.com/me/public.git",
+    "git clone git@github.com:me/private.git && git checkout 0123456789abcdef0123456789abcdef01234567",
+    "git clone ssh://git@github.com/me/private.git",
+    "git clone https://$GH_TOKEN@github.com/me/private.git",
+    "pip install git+https://github.com/me/x@0123456789abcdef0123456789abcdef01234567",
+    "pip install --extra-index-url https://me:$PYPI_TOKEN@pypi.example/simple -r ~/project/cluster-requirements.txt",
+    "gcloud auth activate-service-account --key-file=/home/ubuntu/key.json",
+    "export GOOGLE_APPLICATION_CREDENTIALS=~/key.json SSH_KEY=~/.ssh/id_ed25519 MONKEY=business",
+    "ssh-keygen -t ed25519 -f ~/.ssh/id_ed25519",
+    "echo login at https://wandb.example",
+    "echo 'the token is shipped by file_mounts'",
+    "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=~/.ray/auth_token",
+    "curl -fsSL https://host/key.gpg | sudo apt-key add -",
+    "wget -q https://host/x?version=2026",
+    "mysql -u me db",
+    "sha256sum -c <<< '0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef  file'",
+]
+
+
+@pytest.mark.parametrize("command", WRITTEN_OUT)
+def test_a_secret_that_is_written_out_is_refused(command: str, laptop: Path) -> None:
+    text = AWS.replace("setup_commands:\n", "setup_commands:\n  - |\n    " + command + "\n", 1)
+    found = mistakes_in(text, laptop)
+    assert any(", line " in line and "holds a" in line and "every node keeps a copy" in line for line in found), found
+    assert not any(KEY in line or "made-up" in line for line in found)
+
+
+@pytest.mark.parametrize("command", LOOKED_UP)
+def test_what_is_looked_up_on_the_node_is_no_secret(command: str, laptop: Path) -> None:
+    text = AWS.replace("setup_commands:\n", "setup_commands:\n  - |\n    " + command + "\n", 1)
+    assert not [line for line in mistakes_in(text, laptop) if "holds a" in line]
+
+
+def test_a_secret_in_a_command_of_several_lines_is_found(laptop: Path) -> None:
+    """YAML makes one line of them."""
+    text = AWS.replace("setup_commands:\n", f"setup_commands:\n  - wandb\n    login\n    {KEY}\n", 1)
+    (line,) = mistakes_in(text, laptop)
+    assert line.startswith("setup_commands[0]: holds a secret in a command")
+
+
+@pytest.mark.parametrize("text", [AWS, ONPREM], ids=["aws", "onprem"])
+@pytest.mark.parametrize("name", ["image", "head_image", "worker_image"])
+def test_an_image_that_is_not_looked_at_is_refused(text: str, name: str, laptop: Path) -> None:
+    section = f"docker:\n  {name}: rayproject/ray-ml:latest-gpu\n  container_name: ray\n"
+    (line,) = mistakes_in(changed(text, "\nauth:", f"\n{section}auth:"), laptop)
+    assert line.startswith(f"docker.{name}: the nodes would run in rayproject/ray-ml:latest-gpu")
+
+
+def test_an_image_of_one_node_type_is_refused(laptop: Path) -> None:
+    section = "  gpu_spot:\n    docker:\n      worker_image: rayproject/ray:2.60.0-gpu\n"
+    (line,) = mistakes_in(changed(AWS, "  gpu_spot:\n", section), laptop)
+    assert line.startswith("available_node_types.gpu_spot.docker.worker_image: the nodes would run in")
+    assert mistakes_in(changed(AWS, "\nauth:", '\ndocker: {image: ""}\nauth:'), laptop) == []
+
+
 def test_a_token_that_others_can_read_is_refused(laptop: Path) -> None:
     (laptop / ".ray" / "auth_token").chmod(0o644)
     (line,) = mistakes_in(AWS, laptop)

@@ -65,6 +65,41 @@ def test_a_file_keeps_its_bytes_but_invalid_utf8(tmp_path: Path) -> None:
     assert "duplicates_dropped" not in corpus.info
 
 
+@pytest.mark.parametrize("kind", ["one line", "one line without spaces", "a title and a line", "a field"])
+def test_a_text_that_is_one_line_is_cut_for_its_splits(tmp_path: Path, kind: str) -> None:
+    """Windows need no documents: a text of some size must not be refused for want of line ends."""
+    words = ["😀", *(f"wörd{number % 5000}" for number in range(200_000))]
+    text = ("" if "without" in kind else " ").join(words).encode()
+    file = tmp_path / ("a.jsonl" if kind == "a field" else "a.txt")
+    title = b"A title\n" if kind == "a title and a line" else b""
+    file.write_bytes(title + (json.dumps({"text": text.decode()}).encode() if kind == "a field" else text))
+    corpus = prepare(str(file), cache=tmp_path / "cache")
+    found = [text for split in all_texts(corpus).values() for text in split]
+    assert corpus.info["invalid_replaced"] == 0, "no character is cut"
+    assert corpus.info["pieces_of_longer"] > 1000
+    assert sum(map(len, found)) > 0.99 * len(text)
+    assert sum(text in (b"A title",) for text in found) == bool(title)
+    small = [text for text in found if len(text) > 1024]
+    assert len(small) <= 2, "what is left at the end of a part may stay whole"
+    if "without" not in kind:
+        assert sorted(b" ".join(found).replace(b"A title", b"").split()) == sorted(text.split()), "no word is cut"
+
+
+def test_what_is_not_utf8_is_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    latin = [f"Fünf von tausend Büchern stehen über der Tür, {number}".encode("latin-1") for number in range(300)]
+    items = [b'{"text": "%s"}' % text for text in latin]
+    for name, texts in {"a.txt": latin, "a.jsonl": items}.items():
+        for _ in range(2):  # a corpus that is found again has lost as much
+            caplog.clear()
+            corpus = prepare(str(lines(tmp_path / name, texts)), cache=tmp_path / "cache")
+            assert corpus.info["invalid_replaced"] == 1200
+            assert f"{name}: 1,200 runs of bytes are not UTF-8 and became spaces" in caplog.text
+            assert "iconv -f LATIN1 -t UTF-8" in caplog.text
+    caplog.clear()
+    assert prepare(str(lines(tmp_path / "b.txt", NUMBERED)), cache=tmp_path / "cache").info["invalid_replaced"] == 0
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("source", ["tweets", "bios"])
 def test_tweets_and_bios_are_cleaned_and_freed_of_duplicates(tmp_path: Path, source: str) -> None:
     special = [b"@bob see https://x.org", b"@ann  see https://y.org ", b"&nbsp;"]

@@ -8,7 +8,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -55,7 +55,8 @@ def test_json_lines(tmp_path: Path, name: str) -> None:
 
 
 def test_an_invalid_byte_does_not_spoil_a_json_line(tmp_path: Path) -> None:
-    assert texts(write(tmp_path / "a.jsonl", b'{"t": "caf\xe9 au lait"}\n')) == [b"caf  au lait"]
+    content = b'{"t": "caf\xe9 au lait"}\n{"t": "\xfc\xfc \\ud83d"}\n'
+    assert texts(write(tmp_path / "a.jsonl", content)) == [b"caf\xe9 au lait", b"\xfc\xfc \xed\xa0\xbd"]
 
 
 @pytest.mark.parametrize("usual", ["text", "bio", "tweet", "content"])
@@ -66,6 +67,147 @@ def test_the_field_is_found_or_named(tmp_path: Path, usual: str) -> None:
     path = table(tmp_path / "a.parquet", user=["u"], **{usual: ["x"]})
     assert texts(path) == [b"x"]
     assert texts(path, field="user") == [b"u"]
+
+
+IDS = [f"id-{number}" for number in range(200)]
+
+
+def json_lines(path: Path, items: Sequence[object]) -> Path:
+    return write(path, "".join(json.dumps(item) + "\n" for item in items).encode())
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        {"text": None},
+        {"text": ""},
+        {"text": None, "n": 1},
+        {"text": None, "entities": {"text": "x"}, "lang": "de"},
+        {"bio": None, "content": "no"},
+    ],
+)
+def test_a_null_is_no_reason_to_read_another_field(tmp_path: Path, first: dict[str, Any]) -> None:
+    field = next(iter(first))
+    items = [{"id": IDS[0], **first}, *({"id": name, **first, field: f"of {name}"} for name in IDS[1:])]
+    expected = [b"", *(f"of {name}".encode() for name in IDS[1:])]
+    assert texts(json_lines(tmp_path / "a.jsonl", items)) == expected
+    columns = {name: [item[name] for item in items] for name in ("id", field)}
+    assert texts(table(tmp_path / "a.parquet", **columns)) == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        # nothing but a null, or something with parts, may be the text as well as the only string
+        ([{"id": "i", "words": None}], "line 1: which field holds the text. It has id, words"),
+        ([{"id": "i", "words": ["x"]}], "line 1: which field"),
+        ([{"id": "i", "words": {"text": "x"}}], "line 1: which field"),
+        ([{"words": None}], "line 1: which field"),
+        # the usual name goes first, and is not passed over
+        ([{"id": "i", "text": ["x"]}], "line 1: field 'text' holds no text; it has id, text: name"),
+        ([{"id": "i", "text": {"body": "x"}}], "field 'text' holds no text"),
+        ([{"id": "i", "bio": "x", "text": 5}], "field 'text' holds no text"),
+        # a later line has what the first lacks, soon or late
+        ([{"id": "i"}, {"id": "j", "words": "x"}], "line 1: which field"),
+        ([{"id": "i"}] * 150 + [{"id": "j", "words": "x"}], "line 151: which field"),
+        (
+            [{"id": "i"}] * 150 + [{"id": "j", "text": "x"}],
+            "line 151 has a field 'text', but the lines before have 'id'",
+        ),
+        ([{"id": "i"}] * 150 + [{"id": "j", "text": None}], "line 151 has a field 'text'"),
+        ([{"id": "i", "n": 1}] * 150 + [{"id": "j", "n": "x"}], "line 151: which field"),
+        ([{"text": "x"}, {"id": "j"}], "line 2 has no field 'text'; it has id"),
+        ([{}, {}], "line 1: which field holds the text. It has none"),
+    ],
+)
+def test_no_other_field_of_json_is_taken_silently(tmp_path: Path, lines: list[object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        texts(json_lines(tmp_path / "a.jsonl", lines))
+
+
+def test_the_only_string_is_the_text_beside_numbers(tmp_path: Path) -> None:
+    items = [{"n": None, "t": None}, {"n": 1, "t": "a", "ok": True}, {"n": None, "t": "b", "ok": None, "f": 0.5}]
+    assert texts(json_lines(tmp_path / "a.jsonl", items)) == [b"", b"a", b"b"]
+
+
+@pytest.mark.parametrize("line", ['{"text": "a", "text": "b"}', '{"n": {"text": 1}, "text": "a", "x": 1, "text": "b"}'])
+def test_a_field_that_is_there_twice_is_refused(tmp_path: Path, line: str) -> None:
+    path = write(tmp_path / "a.jsonl", b'{"text": "x", "n": {"text": "y"}}\n' + line.encode())
+    for field in (None, "text"):
+        with pytest.raises(UserError, match=r"a.jsonl line 2 has the field 'text' twice"):
+            texts(path, field=field)
+
+
+@pytest.mark.parametrize("names", [["text", "text"], ["words", "words"], ["text", "id", "text"]])
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, names: list[str]) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table([pyarrow.array(["x"] * 20) for _ in names], names=names), path)
+    for field in (None, names[0]):
+        with pytest.raises(UserError, match=f"a.parquet has the column '{names[0]}' twice"):
+            texts(path, field=field)
+    assert texts(path, field="id") == [b"x"] * 20 if "id" in names else True
+
+
+def as_type(kind: Any) -> Any:
+    return lambda words: pyarrow.array([word if word is None else word.encode() for word in words], kind)
+
+
+TEXT_TYPES = {
+    "dictionary": lambda words: pyarrow.array(words).dictionary_encode(),
+    "dictionary of bytes": lambda words: as_type(pyarrow.binary())(words).dictionary_encode(),
+    "string_view": lambda words: pyarrow.array(words, pyarrow.string_view()),
+    "large_string": lambda words: pyarrow.array(words, pyarrow.large_string()),
+    "binary": as_type(pyarrow.binary()),
+    "binary_view": as_type(pyarrow.binary_view()),
+    "large_binary": as_type(pyarrow.large_binary()),
+    "fixed size": lambda words: pyarrow.array(
+        [word if word is None else word.encode().ljust(40, b"\0") for word in words], pyarrow.binary(40)
+    ),
+    "json": lambda words: pyarrow.ExtensionArray.from_storage(pyarrow.json_(), pyarrow.array(words)),
+}
+
+
+@pytest.mark.parametrize("kind", TEXT_TYPES)
+@pytest.mark.parametrize("name", ["text", "words"])
+def test_text_of_any_type_is_text(tmp_path: Path, kind: str, name: str) -> None:
+    words = [None, "", *(f"word {number} é" for number in range(5_000))]
+    column = TEXT_TYPES[kind](words)
+    expected = [(word or "").encode() for word in words]
+    path = table(tmp_path / "a.parquet", n=list(range(len(words))), **{name: column})
+    assert texts(path) == texts(path, field=name) == expected
+    path = table(tmp_path / "b.parquet", id=["i"] * len(words), **{name: column})
+    if name == "text":
+        assert texts(path) == expected
+    else:  # and no other column is taken for it
+        with pytest.raises(UserError, match=r"which field holds the text\? It has id, words"):
+            texts(path)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pyarrow.array([["x"]] * 3),
+        pyarrow.array([{"x": "y"}] * 3),
+        pyarrow.array([[("x", "y")]] * 3, pyarrow.map_(pyarrow.string(), pyarrow.string())),
+        pyarrow.array([1, 2, 3]).dictionary_encode(),
+    ],
+    ids=str,
+)
+def test_a_column_text_that_cannot_be_read_is_named(tmp_path: Path, column: Any) -> None:
+    with pytest.raises(UserError, match=r"a.parquet: field 'text' holds no text; it has id, text: name"):
+        texts(table(tmp_path / "a.parquet", id=["i"] * 3, text=column))
+    if not pyarrow.types.is_dictionary(column.type):
+        with pytest.raises(UserError, match="which field holds the text"):
+            texts(table(tmp_path / "b.parquet", id=["i"] * 3, words=column))
+    assert texts(table(tmp_path / "c.parquet", id=["i"] * 3, text=pyarrow.nulls(3))) == [b""] * 3
+    with pytest.raises(UserError, match="which field holds the text"):
+        texts(table(tmp_path / "d.parquet", id=["i"] * 3, words=pyarrow.nulls(3)))
+
+
+def test_a_column_is_found_by_its_whole_name(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.parquet", **{"text.lang": ["de"], "text": ["x"], "user.bio": ["y"]})
+    assert texts(path) == [b"x"]
+    assert texts(path, field="user.bio") == [b"y"]
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -92,8 +234,17 @@ def test_a_folder_is_read_in_order(tmp_path: Path) -> None:
 def test_a_line_of_100_megabytes_takes_linear_time(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", b"ab " * 33_333_333 + b"\nend\n")
     started = time.process_time()
-    assert [len(text) for text in texts(path)] == [99_999_999, 3]
+    *parts, last = texts(path)
+    assert (sum(map(len, parts)), last) == (99_999_999, b"end")
+    assert all(len(part) <= 2**20 and part.startswith(b"ab ") for part in parts), "in parts, none of them within a word"
     assert time.process_time() - started < 10
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl"])
+def test_lines_may_end_as_on_old_macs_and_begin_with_a_byte_order_mark(tmp_path: Path, name: str) -> None:
+    lines = [b'{"t": "%d"}' % number for number in range(20_000)]
+    found = texts(write(tmp_path / name, b"\xef\xbb\xbf" + b"\r".join(lines)))
+    assert found == ([b"%d" % number for number in range(20_000)] if "jsonl" in name else lines)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +258,8 @@ def test_a_line_of_100_megabytes_takes_linear_time(tmp_path: Path) -> None:
         ("a.jsonl", b'{"a": "b"}\n{"a": ', None, "a.jsonl line 2 is not JSON"),
         ("a.jsonl", b'{"a": ' * 100_000, None, "a.jsonl line 1 is not JSON"),
         ("a.jsonl", b'{"a": "b"}\n[1]\n', None, "line 2 is not a JSON object"),
-        ("a.jsonl", b'{"a": "b"}\n{"b": "b", "c": 1}\n', None, "line 2 has no field 'a'; it has b, c"),
+        ("a.jsonl", b'{"a": "b"}\n{"b": "b", "c": 1}\n', "a", "line 2 has no field 'a'; it has b, c"),
+        ("a.txt", "text\n".encode("utf-16"), None, "is UTF-16 text: convert it by iconv"),
         ("a.jsonl", b'{"a": "b"}\n', "bio", "line 1 has no field 'bio'; it has a"),
         ("a.jsonl", b'{"a": "b"}\n{"a": 7}\n', None, "line 2: field 'a' is not a string"),
         ("a.jsonl", b'{"a": "b", "c": "d", "n": 1}\n', None, "line 1: which field.* It has a, c, n; name one"),

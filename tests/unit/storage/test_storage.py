@@ -14,9 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import boto3
 import pytest
 
-from raytrain.storage import base, open_storage, storage_environment
+from raytrain.storage import base, check, open_storage, storage_environment
 from raytrain.storage.base import NotFoundError, Storage, StorageError, retry_storage
 from raytrain.storage.check import check_writable
 from raytrain.storage.local import FolderStorage
@@ -144,6 +145,11 @@ def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path: Path) -> None:
         "https://host/x",
         "s3://b:ucket/x",
         "file:///x",
+        "s3//bucket/x",
+        "http:/host/x",
+        "s3://bucket/x\r",
+        "s3://bucket/x ",
+        "s3://bucket/a\tb",
     ],
 )
 def test_addresses_that_are_refused(address: str) -> None:
@@ -164,6 +170,41 @@ def test_an_address_is_normalised(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert open_storage("s3://bucket").uri() == "s3://bucket"
     with pytest.raises(UserError, match="not a path"):
         open_storage("s3://bucket/a/../b")
+
+
+@pytest.mark.parametrize("prefix", ["my prefix", "50%25", "a%2/ü+[dt=2026-01-01]&b;c"])
+def test_any_prefix_passes_the_check(
+    prefix: str, moto_bucket: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["storage", "check", f"s3://bucket/{prefix}"])
+    monkeypatch.setattr(check, "_LARGE", 1000)
+    check.main()
+    shown = capsys.readouterr().out
+    assert shown.count("works") == 7
+    assert "hecksum" not in shown.replace("checksum trailer", "")
+    assert open_storage(f"s3://bucket/{prefix}").list() == []
+
+
+@pytest.fixture(scope="module")
+def moto_bucket() -> Iterator[None]:
+    """A bucket ``bucket`` in moto's server, reached through the AWS_* variables alone."""
+    server = pytest.importorskip("moto.server", reason="needs moto[s3,server]").ThreadedMotoServer(
+        "127.0.0.1", 0, False
+    )
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL_S3", f"http://{host}:{port}")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("no_proxy", "*")
+        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="bucket")
+        yield
+    server.stop()
 
 
 def test_importing_loads_nothing_heavy() -> None:

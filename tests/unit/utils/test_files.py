@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import raytrain.evaluate as evaluate
+import raytrain.sample as sample
+import raytrain.train as train
+import raytrain.tune as tune
+from raytrain.cluster import __main__ as cluster_command
+from raytrain.data import __main__ as data_command
+from raytrain.data.files import default_cache
+from raytrain.storage import open_storage_root
+from raytrain.tracking import __main__ as tracking_command
+from raytrain.utils.errors import UserError
+from raytrain.utils.files import expanded, local_path
+from tests.support.refusal import refusal
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home folder; the working directory is another, empty one."""
+    for name in ("home", "work"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "work")
+    for name in ("RAYTRAIN_CACHE", "RAYTRAIN_STORAGE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "home"
+
+
+def test_a_tilde_is_the_home_folder_wherever_it_comes_from(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert expanded("~/x") == local_path("~/x", "--output") == home / "x"
+    assert open_storage_root("~/x").uri() == str(home / "x")
+    monkeypatch.setenv("RAYTRAIN_STORAGE", "~/y")
+    assert open_storage_root(None).uri() == str(home / "y")
+    monkeypatch.setenv("RAYTRAIN_CACHE", "~/z")
+    assert default_cache() == home / "z"
+    for name in ("~root/x", "~/x"):
+        assert "~" not in str(local_path(name, "--output"))
+
+
+@pytest.mark.parametrize("path", ["a b", "a:b", "./s3:/x", "a/s3:/x", "$", "a$b", "-x", "ü", "'x", "~x/../y"[1:], "x~"])
+def test_any_other_name_is_a_path(path: str) -> None:
+    assert local_path(path, "--output") == Path(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        *((path, "address") for path in ("s3://b/x", "s3:/b/x", "S3:b", "s3//b/x", "gs://b", "http:/h", "file:///x")),
+        *((path, "quotes or white space") for path in ('"s3://b/x"', "'~/x'", " s3://b", "x ", "x\r", "x\ny")),
+        *((path, "variable") for path in ("$HOME/x", "${HOME}/x", "/data/$USER/x", "$(pwd)/x")),
+        ("~nobody-has-this-name/x", "no such home folder"),
+    ],
+)  # fmt: skip
+def test_a_slip_does_not_become_a_folder(home: Path, path: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=f"^--output: .*{words}|^~.*{words}") as caught:
+        local_path(path, "--output")
+    assert "\n" not in str(caught.value)
+    if path.lower().startswith("s3://"):
+        return
+    with pytest.raises(UserError):
+        open_storage_root(path)
+    monkeypatch.setenv("RAYTRAIN_CACHE", path)
+    with pytest.raises(UserError):
+        default_cache()
+
+
+def test_a_name_with_a_dollar_that_is_there_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "$x").mkdir()
+    assert local_path("$x", "--output") == Path("$x")
+
+
+SLIPS: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {
+    "prepare --output": (data_command.main, ("prepare", "text.txt", "--output", "{}")),
+    "evaluate --output": (evaluate.main, ("absent", "--output", "{}.json")),
+    "serve --folder": (lambda: tracking_command.main(sys.argv[1:]), ("serve", "--folder", "{}", "--host", "10.0.0.5")),
+    "train --config": (train.main, ("byte_lstm", "--config", "{}/config.json")),
+    "tune --space": (tune.main, ("byte_lstm", "--space", "{}/space.py")),
+    "sample --reconstruct": (sample.main, ("absent", "--reconstruct", "{}")),
+    "cluster check": (lambda: cluster_command.main(sys.argv[1:]), ("check", "{}")),
+    "data info": (data_command.main, ("info", "{}")),
+}
+
+
+@pytest.mark.parametrize("path", ["s3:/bucket/x", '"s3://bucket/x"', "$HOME/x", "~nobody-has-this-name/x"])
+@pytest.mark.parametrize("command", SLIPS)
+def test_no_command_makes_a_folder_of_a_slip(
+    home: Path, command: str, path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("text.txt").write_text("".join(f"line {number}\n" for number in range(300)))
+    main, arguments = SLIPS[command]
+    refusal(main, tuple(argument.format(path) for argument in arguments), monkeypatch, capsys)
+    assert os.listdir() == ["text.txt"]
+    assert not list(home.iterdir())
+
+
+def test_the_output_of_prepare_may_be_in_the_home_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("text.txt").write_text("".join(f"line {number}\n" for number in range(300)))
+    monkeypatch.setattr(sys, "argv", ["data", "prepare", "text.txt", "--output=~/corpus"])
+    data_command.main()
+    assert (home / "corpus" / "corpus.json").is_file()
+    assert (home / ".cache" / "raytrain").is_dir()
+    assert os.listdir() == ["text.txt"]
+
+
+@pytest.mark.parametrize("home", ["", "~", None])
+def test_without_a_home_the_cache_asks_for_a_folder(home: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAYTRAIN_CACHE", raising=False)
+    if home is None:  # as in a container whose user is not in the password file
+        monkeypatch.delenv("HOME", raising=False)
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    else:
+        monkeypatch.setenv("HOME", home)
+    with pytest.raises(UserError, match="set RAYTRAIN_CACHE to a folder, or HOME"):
+        default_cache()
+    monkeypatch.setenv("RAYTRAIN_CACHE", "/tmp/cache")
+    assert default_cache() == Path("/tmp/cache")
