@@ -235,33 +235,31 @@ def _parquet(path: Path, name: str, field: str | None) -> Iterator[bytes]:
 def _column_kind(kind: Any) -> str:
     """Return what a column of this Arrow type holds, in the words of ``_text_field``."""
     import pyarrow
-    from pyarrow import types
 
     if isinstance(kind, pyarrow.BaseExtensionType):
         return _column_kind(kind.storage_type)
-    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
+    if pyarrow.types.is_dictionary(kind) or pyarrow.types.is_run_end_encoded(kind):
         return _column_kind(kind.value_type)
-    if types.is_null(kind):
+    if pyarrow.types.is_null(kind):
         return "null"
     texts = (
-        *(types.is_string, types.is_large_string, types.is_string_view),
-        *(types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary),
+        *(pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_string_view),
+        *(pyarrow.types.is_binary, pyarrow.types.is_large_binary, pyarrow.types.is_binary_view, pyarrow.types.is_fixed_size_binary),
     )
     if any(check(kind) for check in texts):
         return "text"
-    return "object" if types.is_nested(kind) else "number"
+    return "object" if pyarrow.types.is_nested(kind) else "number"
 
 
 def _column_bytes(column: Any) -> Iterator[bytes]:
     """Yield the values of a column that holds text or nulls; a null is empty."""
     import pyarrow
-    from pyarrow import types
 
     if isinstance(column, pyarrow.ExtensionArray):
         column = column.storage
-    if types.is_dictionary(column.type):
+    if pyarrow.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    padded = types.is_fixed_size_binary(column.type)
+    padded = pyarrow.types.is_fixed_size_binary(column.type)
     for value in column.to_pylist():
         text = value.encode() if isinstance(value, str) else value or b""
         yield text.rstrip(b"\0") if padded else text
