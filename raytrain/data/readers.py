@@ -236,19 +236,21 @@ def _column_kind(kind: Any) -> str:
     """Return what a column of this Arrow type holds, in the words of ``_text_field``."""
     import pyarrow
 
+    types = pyarrow.types
+
     if isinstance(kind, pyarrow.BaseExtensionType):
         return _column_kind(kind.storage_type)
-    if pyarrow.types.is_dictionary(kind) or pyarrow.types.is_run_end_encoded(kind):
+    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
         return _column_kind(kind.value_type)
-    if pyarrow.types.is_null(kind):
+    if types.is_null(kind):
         return "null"
     texts = (
-        *(pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_string_view),
-        *(pyarrow.types.is_binary, pyarrow.types.is_large_binary, pyarrow.types.is_binary_view, pyarrow.types.is_fixed_size_binary),
+        *(types.is_string, types.is_large_string, types.is_string_view),
+        *(types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary),
     )
     if any(check(kind) for check in texts):
         return "text"
-    return "object" if pyarrow.types.is_nested(kind) else "number"
+    return "object" if types.is_nested(kind) else "number"
 
 
 def _column_bytes(column: Any) -> Iterator[bytes]:
