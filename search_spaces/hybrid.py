@@ -37,10 +37,10 @@ def space(trial: optuna.Trial) -> dict[str, Any]:
     return fields | {
         "objective.alpha": trial.suggest_float("alpha", 0.5, 1.5),
         "objective.alpha_end": trial.suggest_float("alpha_end", 0.3, 0.5),
-        "objective.input_dropout": trial.suggest_float("input_dropout", 0.0, 0.1),
+        "objective.input_dropout": trial.suggest_float("input_dropout", 0.0, 0.05),
         "model.feature_maps": encoder,
         "model.decoder_maps": decoder,
         "model.latent": latent,
-        "model.mean_norm": math.sqrt(2 * trial.suggest_float("least_kl", 2.5, 5.0) / latent),
+        "model.mean_norm": math.sqrt(2 * trial.suggest_float("least_kl", 2.0, 4.0) / latent),
         "optimizer.learning_rate": trial.suggest_float("learning_rate", 8e-3, 2.4e-2, log=True),
     }
