@@ -1,7 +1,8 @@
 """Plain PyTorch baseline: the training step that a user would write without raytrain.
 
 The equations are those of ``raytrain.models``, in float32: one-hot inputs, ``nn.LSTM``, ``nn.BatchNorm1d`` over the
-whole batch, Adam. What raytrain adds is left out: noise by sample group, batch statistics without PAD, free bits.
+whole batch, Adam. What raytrain adds is left out: noise by sample group, batch statistics without PAD, free bits. So is
+weight dropout: an LSTM with it has no plain version.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ PLAIN: dict[type, Callable[[RunConfig[Any]], nn.Module]] = {
 
 def has_plain(config: RunConfig[Any]) -> bool:
     """Return whether the model has a plain version. Without one there is nothing to compare with or to count."""
-    return type(config.model) in PLAIN
+    return type(config.model) in PLAIN and config.model.weight_dropout == 0
 
 
 def build_plain(config: RunConfig[Any]) -> nn.Module:

@@ -54,6 +54,8 @@ class HybridConfig:
     mean_norm: float = 0.0
     """If above 0, posterior means are batch-normalised to this standard deviation (Zhu et al. 2020). The KL is then at
     least latent x mean_norm^2 / 2 nats."""
+    weight_dropout: float = 0.0
+    """Dropout of the recurrent weights of the LSTM on top, one mask a step for all samples (Merity et al. 2018)."""
 
     def __post_init__(self) -> None:
         require(len(self.feature_maps) > 0, "model.feature_maps", self.feature_maps, "give at least one width")
@@ -81,6 +83,13 @@ class HybridConfig:
             self.decoder_layers,
             "the LSTM has 1; set model.decoder to bytenet for more",
         )
+        require(0 <= self.weight_dropout < 1, "model.weight_dropout", self.weight_dropout, "must be in [0, 1)")
+        require(
+            self.decoder == "lstm" or self.weight_dropout == 0,
+            "model.weight_dropout",
+            self.weight_dropout,
+            "causal convolutions have no recurrent weights; set model.decoder to lstm, or this to 0",
+        )
 
 
 @dataclass(frozen=True)
@@ -98,11 +107,14 @@ class LstmVaeConfig:
     mean_norm: float = 0.0
     """If above 0, posterior means are batch-normalised to this standard deviation (Zhu et al. 2020). The KL is then at
     least latent x mean_norm^2 / 2 nats."""
+    weight_dropout: float = 0.0
+    """Dropout of the decoder's recurrent weights, one mask a step for all samples (Merity et al. 2018)."""
 
     def __post_init__(self) -> None:
         require(self.latent > 0, "model.latent", self.latent, "must be positive")
         require(self.hidden > 0, "model.hidden", self.hidden, "must be positive")
         require(0 <= self.mean_norm < 10, "model.mean_norm", self.mean_norm, "must be in [0, 10)")
+        require(0 <= self.weight_dropout < 1, "model.weight_dropout", self.weight_dropout, "must be in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -115,11 +127,14 @@ class ByteLstmConfig:
     """Units of each layer."""
     dropout: float = 0.5
     """Dropout between layers (not after the last)."""
+    weight_dropout: float = 0.0
+    """Dropout of the recurrent weights of every layer, one mask a step for all samples (Merity et al. 2018)."""
 
     def __post_init__(self) -> None:
         require(0 < self.layers <= MAX_LAYERS, "model.layers", self.layers, f"must be in [1, {MAX_LAYERS}]")
         require(self.hidden > 0, "model.hidden", self.hidden, "must be positive")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must be in [0, 1)")
+        require(0 <= self.weight_dropout < 1, "model.weight_dropout", self.weight_dropout, "must be in [0, 1)")
 
 
 # -------------------------------------------------------------------------------------------- registry

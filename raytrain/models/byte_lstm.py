@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from raytrain.config.models import ByteLstmConfig
 from raytrain.config.schema import RunConfig
 from raytrain.data.vocabulary import SIZE
-from raytrain.models.cpu_lstm import continue_lstm
 from raytrain.models.decoding import LstmState, LstmStep
 from raytrain.models.layers import (
     OneHot,
@@ -22,6 +21,7 @@ from raytrain.models.layers import (
     negative_log_likelihood,
     shift_right,
 )
+from raytrain.models.lstm import Lstm, continue_lstm
 from raytrain.models.noise import Noise
 
 
@@ -49,7 +49,7 @@ class ByteLstm(nn.Module):
         self.dropout = config.dropout
         self.one_hot = OneHot(inputs)
         self.layers = nn.ModuleList(
-            nn.LSTM(inputs if layer == 0 else config.hidden, config.hidden, batch_first=True)
+            Lstm(inputs if layer == 0 else config.hidden, config.hidden, config.weight_dropout)
             for layer in range(config.layers)
         )
         self.output = SymbolHead(config.hidden) if outputs is None else nn.Linear(config.hidden, outputs)
@@ -113,7 +113,7 @@ class ByteLstm(nn.Module):
             names = f"hidden.{layer}", f"cell.{layer}"
             first = None if state is None else (state[names[0]], state[names[1]])
             symbols = inputs if layer == 0 else None
-            features, carried = continue_lstm(lstm, self.one_hot, symbols, features, first)
+            features, carried = continue_lstm(lstm, self.one_hot, symbols, features, first, noise)
             last |= dict(zip(names, carried, strict=True))
         logits: Tensor = self.output(features)
         return logits, last
@@ -125,8 +125,8 @@ class ByteLstm(nn.Module):
         steps = [LstmStep(lstm, symbols if layer == 0 else 0) for layer, lstm in enumerate(self._lstms())]
         return LstmState(steps, [[zeros, zeros] for _ in steps])
 
-    def _lstms(self) -> list[nn.LSTM]:
-        return [lstm for lstm in self.layers if isinstance(lstm, nn.LSTM)]
+    def _lstms(self) -> list[Lstm]:
+        return [lstm for lstm in self.layers if isinstance(lstm, Lstm)]
 
     @torch.no_grad()
     def advance(self, previous: Tensor, state: LstmState) -> tuple[Tensor, LstmState]:

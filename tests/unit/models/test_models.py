@@ -155,6 +155,10 @@ def test_the_hybrid_takes_any_feature_maps_that_fit(length: int, maps: tuple[int
         ("model.decoder_maps", lambda: HybridConfig(decoder_maps=(8, -1))),
         ("model.latent", lambda: LstmVaeConfig(latent=0)),
         ("model.dropout", lambda: ByteLstmConfig(dropout=1.0)),
+        ("model.weight_dropout", lambda: ByteLstmConfig(weight_dropout=1.0)),
+        ("model.weight_dropout", lambda: LstmVaeConfig(weight_dropout=-0.1)),
+        ("model.weight_dropout", lambda: HybridConfig(weight_dropout=1.5)),
+        ("model.weight_dropout", lambda: HybridConfig(decoder="bytenet", weight_dropout=0.1)),
         ("model.feature_maps", lambda: RunConfig(model=HybridConfig(), length=3)),
     ],
 )
@@ -216,7 +220,8 @@ def test_statistics_are_those_of_groups_and_leave_padding_out() -> None:
     torch.testing.assert_close(layer.running_mean, 0.1 * expected.mean(0))
 
 
-@pytest.mark.parametrize("name", [*TINY_MODELS, "lstm_vae, pooled"])  # a normalised mean is of the whole batch
+# a normalised mean is of the whole batch
+@pytest.mark.parametrize("name", [*TINY_MODELS, *(name for name in TINY_VARIANTS if "normalised" not in name)])
 def test_noise_belongs_to_sample_groups(name: str) -> None:
     """A group's terms are the same whether it is computed with others or by itself, dropout included."""
     model = build(tiny_config(name)).train()
@@ -226,6 +231,24 @@ def test_noise_belongs_to_sample_groups(name: str) -> None:
     torch.testing.assert_close(part.reconstruction, whole.reconstruction[16:32])
     other_step = model(tokens[16:32], Noise(3, 8, range(1, 2), 16), 0.3)
     assert not torch.equal(other_step.reconstruction, part.reconstruction)
+
+
+@pytest.mark.parametrize("name", [name for name in TINY_VARIANTS if "regularised" in name])
+def test_what_predicts_bytes_drops_recurrent_weights_in_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[int, ...]] = []
+
+    def keep(noise: Noise, probability: float, *shape: int) -> torch.Tensor:
+        drawn.append(shape)
+        return torch.zeros(shape, dtype=torch.bool)
+
+    monkeypatch.setattr(Noise, "keep_shared", keep)
+    model, tokens = build(tiny_config(name)), documents([23] * 16, 24)
+    model.train()(tokens, noise(16))
+    expected = [(4 * 32, 32)] * (2 if name.startswith("byte_lstm") else 1)
+    assert drawn == expected
+    model.eval()(tokens, noise(16))
+    model.predict(tokens, torch.zeros(16, model.latent))
+    assert drawn == expected
 
 
 @MODELS

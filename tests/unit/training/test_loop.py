@@ -31,10 +31,10 @@ from tests.support.away import Away
 
 RECIPE = OptimizerConfig(schedule="cosine", warmup=0.1, weight_decay=0.1, ema=0.9)
 HALVES: dict[str, Any] = {"steps": 40, "evaluate_every": 20, "checkpoint_every": 20}
-RESUMED = {model: tiny_config(model, **HALVES) for model in ("hybrid", "hybrid, normalised", "byte_lstm")} | {
-    "hybrid, averaged": tiny_config("hybrid, normalised", optimizer=RECIPE, **HALVES)
-}
-SHARED = ("hybrid", "hybrid, normalised", "lstm_vae", "lstm_vae, normalised", "byte_lstm")
+RESUMED = {
+    model: tiny_config(model, **HALVES) for model in ("hybrid", "hybrid, normalised", "byte_lstm, regularised")
+} | {"hybrid, averaged": tiny_config("hybrid, normalised", optimizer=RECIPE, **HALVES)}
+SHARED = ("hybrid", "hybrid, normalised", "lstm_vae", "lstm_vae, normalised", "byte_lstm", "byte_lstm, regularised")
 """A normalised code has statistics of the batch of all workers, with gradients that cross them."""
 
 
@@ -159,7 +159,7 @@ def test_another_number_of_workers_gives_the_same_result(corpus: Corpus, tmp_pat
                     )
 
 
-@pytest.mark.parametrize("model", ["hybrid", "lstm_vae", "byte_lstm"])
+@pytest.mark.parametrize("model", ["hybrid", "lstm_vae", "byte_lstm", "byte_lstm, regularised"])
 def test_gradients_of_slices_add_up_to_those_of_the_batch(corpus: Corpus, model: str) -> None:
     config = tiny_config(model, objective=ObjectiveConfig(annealing="constant", free_bits=1.0, input_dropout=0.2))
 
