@@ -52,14 +52,15 @@ class PlainByteLstm(nn.Module):
 
     def __init__(self, config: ByteLstmConfig) -> None:
         super().__init__()
-        dropout = config.dropout if config.layers > 1 else 0.0
+        dropout = config.dropout if config.layers > 1 else 0.0  # nn.LSTM's is between layers, and warns without
         self.lstm = nn.LSTM(SIZE, config.hidden, config.layers, batch_first=True, dropout=dropout)
+        self.dropout = nn.Dropout(config.dropout)
         self.output = nn.Linear(config.hidden, NUM_OUTPUTS)
 
     def forward(self, tokens: Tensor, weight: float, alpha: float, input_dropout: float) -> Tensor:
         """Return the loss of ``tokens`` [batch, length], summed over the batch; there is no KL to weigh."""
         hidden, _ = self.lstm(one_hot(decoder_inputs(tokens, input_dropout)))
-        return cross_entropy(self.output(hidden), tokens)
+        return cross_entropy(self.output(self.dropout(hidden)), tokens)
 
 
 class PlainLstmVae(nn.Module):

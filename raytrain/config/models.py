@@ -126,7 +126,7 @@ class ByteLstmConfig:
     hidden: int = 512
     """Units of each layer."""
     dropout: float = 0.5
-    """Dropout between layers (not after the last)."""
+    """Dropout of the outputs of every layer, the last included; a mask for each sample and position."""
     weight_dropout: float = 0.0
     """Dropout of the recurrent weights of every layer, one mask a step for all samples (Merity et al. 2018)."""
 

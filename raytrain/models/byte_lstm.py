@@ -16,6 +16,7 @@ from raytrain.models.layers import (
     StreamState,
     SymbolHead,
     Terms,
+    drop_features,
     drop_input,
     initialise_uniform,
     negative_log_likelihood,
@@ -26,7 +27,7 @@ from raytrain.models.noise import Noise
 
 
 class ByteLstm(nn.Module):
-    """Stack of one-layer LSTMs with dropout between them, then a linear classifier over the next byte.
+    """Stack of one-layer LSTMs with dropout of their outputs, then a linear classifier over the next byte.
 
     Dropout is drawn from the step's noise. The fused dropout of a deep ``nn.LSTM`` would depend on the rank, and
     re-seeding it at every step is slow on GPUs.
@@ -107,13 +108,12 @@ class ByteLstm(nn.Module):
         features: Tensor | None = None
         last: StreamState = {}
         for layer, lstm in enumerate(self._lstms()):
-            if features is not None and self.training and self.dropout > 0 and noise is not None:
-                keep = noise.keep(1 - self.dropout, *features.shape[1:])
-                features = features * keep.to(features.dtype) / (1 - self.dropout)
             names = f"hidden.{layer}", f"cell.{layer}"
             first = None if state is None else (state[names[0]], state[names[1]])
             symbols = inputs if layer == 0 else None
             features, carried = continue_lstm(lstm, self.one_hot, symbols, features, first, noise)
+            if self.training and self.dropout > 0 and noise is not None:
+                features = drop_features(features, noise, self.dropout)
             last |= dict(zip(names, carried, strict=True))
         logits: Tensor = self.output(features)
         return logits, last

@@ -139,6 +139,14 @@ def test_the_plain_step_is_ours_without_noise(corpus: Corpus, model: Any, monkey
     assert isinstance(plain.model, nn.Module)
 
 
+def test_the_plain_step_drops_outputs_of_the_last_layer_too() -> None:
+    model = baseline.PlainByteLstm(ByteLstmConfig(layers=1, hidden=32, dropout=0.5))
+    tokens = torch.randint(256, (4, 8), generator=torch.Generator().manual_seed(0))
+    assert len({model(tokens, 1.0, 0.0, 0.0).item() for _ in range(3)}) == 3
+    model.eval()
+    assert len({model(tokens, 1.0, 0.0, 0.0).item() for _ in range(3)}) == 1
+
+
 def test_a_regularised_lstm_has_no_plain_step() -> None:
     assert baseline.has_plain(tiny_config("byte_lstm"))
     assert not baseline.has_plain(tiny_config("byte_lstm, regularised"))

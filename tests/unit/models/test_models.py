@@ -233,6 +233,25 @@ def test_noise_belongs_to_sample_groups(name: str) -> None:
     assert not torch.equal(other_step.reconstruction, part.reconstruction)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_dropout_acts_on_the_outputs_of_every_layer(layers: int) -> None:
+    model = ByteLstm(ByteLstmConfig(layers=layers, hidden=64, dropout=0.25), 24)
+    tokens = documents([23] * 48, 24)
+    read: dict[str, torch.Tensor] = {}
+    model.output.register_forward_pre_hook(lambda module, inputs: read.update(last=inputs[0]))
+    model.eval()(tokens, noise(48))
+    whole = read["last"]
+    model.train()(tokens, noise(48))
+    kept = read["last"] != 0
+    # a mask for each sample, position and unit: its mean is that of any part
+    for part in (kept, kept[0], kept[:, 0], kept[:, :, 0]):
+        assert abs(part.double().mean() - 0.75) < 4.5 * math.sqrt(0.25 * 0.75 / part.numel())
+    if layers == 1:  # what is kept is scaled; above a dropout the outputs are others
+        torch.testing.assert_close(read["last"][kept], whole[kept] / 0.75)
+    else:
+        assert not torch.allclose(read["last"][kept], whole[kept] / 0.75)
+
+
 @pytest.mark.parametrize("name", [name for name in TINY_VARIANTS if "regularised" in name])
 def test_what_predicts_bytes_drops_recurrent_weights_in_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[int, ...]] = []
