@@ -87,8 +87,11 @@ TINY_VARIANTS = {
     "lstm_vae, pooled": LstmVaeConfig(latent=8, hidden=32, pool="max"),
     "hybrid, fixed": HybridConfig((16, 32), (32, 16), latent=8, hidden=32, mean_norm=0.6, fixed_variance=True),
     "lstm_vae, fixed": LstmVaeConfig(latent=8, hidden=32, mean_norm=0.6, fixed_variance=True),
+    "hybrid, regularised": HybridConfig((16, 32), (32, 16), latent=8, hidden=32, weight_dropout=0.3),
+    "lstm_vae, regularised": LstmVaeConfig(latent=8, hidden=32, weight_dropout=0.3),
+    "byte_lstm, regularised": ByteLstmConfig(layers=2, hidden=32, dropout=0.3, weight_dropout=0.3),
 }
-"""The same models with the remedies against posterior collapse."""
+"""The same models with the remedies against posterior collapse, and with regularised LSTMs."""
 
 
 def tiny_config(model: str, **changes: Any) -> RunConfig[Any]:

@@ -2,7 +2,7 @@
 
 The equations are those of ``raytrain.models``, in float32: one-hot inputs, ``nn.LSTM``, ``nn.BatchNorm1d`` over the
 whole batch, Adam. What raytrain adds is left out: noise by sample group, batch statistics without PAD, free bits, the
-multiplier of a rate.
+multiplier of a rate. So is weight dropout: an LSTM with it has no plain version.
 """
 
 from __future__ import annotations
@@ -52,14 +52,15 @@ class PlainByteLstm(nn.Module):
 
     def __init__(self, config: ByteLstmConfig) -> None:
         super().__init__()
-        dropout = config.dropout if config.layers > 1 else 0.0
+        dropout = config.dropout if config.layers > 1 else 0.0  # nn.LSTM's is between layers, and warns without
         self.lstm = nn.LSTM(SIZE, config.hidden, config.layers, batch_first=True, dropout=dropout)
+        self.dropout = nn.Dropout(config.dropout)
         self.output = nn.Linear(config.hidden, NUM_OUTPUTS)
 
     def forward(self, tokens: Tensor, weight: float, alpha: float, input_dropout: float) -> Tensor:
         """Return the loss of ``tokens`` [batch, length], summed over the batch; there is no KL to weigh."""
         hidden, _ = self.lstm(one_hot(decoder_inputs(tokens, input_dropout)))
-        return cross_entropy(self.output(hidden), tokens)
+        return cross_entropy(self.output(self.dropout(hidden)), tokens)
 
 
 class PlainLstmVae(nn.Module):
@@ -167,7 +168,7 @@ PLAIN: dict[type, Callable[[RunConfig[Any]], nn.Module]] = {
 
 def has_plain(config: RunConfig[Any]) -> bool:
     """Return whether the model has a plain version. Without one there is nothing to compare with or to count."""
-    return type(config.model) in PLAIN
+    return type(config.model) in PLAIN and config.model.weight_dropout == 0
 
 
 def build_plain(config: RunConfig[Any]) -> nn.Module:

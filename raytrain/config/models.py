@@ -72,6 +72,8 @@ class HybridConfig:
     fixed_variance: bool = False
     """Fix the posterior's variance at 1 - mean_norm^2, so that codes have the prior's variance (Braithwaite and Kleijn
     2018). The KL is then latent x -ln(1 - mean_norm^2) / 2 nats."""
+    weight_dropout: float = 0.0
+    """Dropout of the recurrent weights of the LSTM on top, one mask a step for all samples (Merity et al. 2018)."""
 
     def __post_init__(self) -> None:
         require(len(self.feature_maps) > 0, "model.feature_maps", self.feature_maps, "give at least one width")
@@ -99,6 +101,13 @@ class HybridConfig:
             self.decoder_layers,
             "the LSTM has 1; set model.decoder to bytenet for more",
         )
+        require(0 <= self.weight_dropout < 1, "model.weight_dropout", self.weight_dropout, "must be in [0, 1)")
+        require(
+            self.decoder == "lstm" or self.weight_dropout == 0,
+            "model.weight_dropout",
+            self.weight_dropout,
+            "causal convolutions have no recurrent weights; set model.decoder to lstm, or this to 0",
+        )
 
 
 @dataclass(frozen=True)
@@ -119,11 +128,14 @@ class LstmVaeConfig:
     fixed_variance: bool = False
     """Fix the posterior's variance at 1 - mean_norm^2, so that codes have the prior's variance (Braithwaite and Kleijn
     2018). The KL is then latent x -ln(1 - mean_norm^2) / 2 nats."""
+    weight_dropout: float = 0.0
+    """Dropout of the decoder's recurrent weights, one mask a step for all samples (Merity et al. 2018)."""
 
     def __post_init__(self) -> None:
         require(self.latent > 0, "model.latent", self.latent, "must be positive")
         require(self.hidden > 0, "model.hidden", self.hidden, "must be positive")
         require_norm(self.mean_norm, self.fixed_variance)
+        require(0 <= self.weight_dropout < 1, "model.weight_dropout", self.weight_dropout, "must be in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -135,12 +147,15 @@ class ByteLstmConfig:
     hidden: int = 512
     """Units of each layer."""
     dropout: float = 0.5
-    """Dropout between layers (not after the last)."""
+    """Dropout of the outputs of every layer, the last included; a mask for each sample and position."""
+    weight_dropout: float = 0.0
+    """Dropout of the recurrent weights of every layer, one mask a step for all samples (Merity et al. 2018)."""
 
     def __post_init__(self) -> None:
         require(0 < self.layers <= MAX_LAYERS, "model.layers", self.layers, f"must be in [1, {MAX_LAYERS}]")
         require(self.hidden > 0, "model.hidden", self.hidden, "must be positive")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must be in [0, 1)")
+        require(0 <= self.weight_dropout < 1, "model.weight_dropout", self.weight_dropout, "must be in [0, 1)")
 
 
 # -------------------------------------------------------------------------------------------- registry

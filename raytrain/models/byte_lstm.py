@@ -10,23 +10,24 @@ from torch import Tensor, nn
 from raytrain.config.models import ByteLstmConfig
 from raytrain.config.schema import RunConfig
 from raytrain.data.vocabulary import SIZE
-from raytrain.models.cpu_lstm import continue_lstm
 from raytrain.models.decoding import LstmState, LstmStep
 from raytrain.models.layers import (
     OneHot,
     StreamState,
     SymbolHead,
     Terms,
+    drop_features,
     drop_input,
     initialise_uniform,
     negative_log_likelihood,
     shift_right,
 )
+from raytrain.models.lstm import Lstm, continue_lstm
 from raytrain.models.noise import Noise
 
 
 class ByteLstm(nn.Module):
-    """Stack of one-layer LSTMs with dropout between them, then a linear classifier over the next byte.
+    """Stack of one-layer LSTMs with dropout of their outputs, then a linear classifier over the next byte.
 
     Dropout is drawn from the step's noise. The fused dropout of a deep ``nn.LSTM`` would depend on the rank, and
     re-seeding it at every step is slow on GPUs.
@@ -49,7 +50,7 @@ class ByteLstm(nn.Module):
         self.dropout = config.dropout
         self.one_hot = OneHot(inputs)
         self.layers = nn.ModuleList(
-            nn.LSTM(inputs if layer == 0 else config.hidden, config.hidden, batch_first=True)
+            Lstm(inputs if layer == 0 else config.hidden, config.hidden, config.weight_dropout)
             for layer in range(config.layers)
         )
         self.output = SymbolHead(config.hidden) if outputs is None else nn.Linear(config.hidden, outputs)
@@ -101,13 +102,12 @@ class ByteLstm(nn.Module):
         features: Tensor | None = None
         last: StreamState = {}
         for layer, lstm in enumerate(self._lstms()):
-            if features is not None and self.training and self.dropout > 0 and noise is not None:
-                keep = noise.keep(1 - self.dropout, *features.shape[1:])
-                features = features * keep.to(features.dtype) / (1 - self.dropout)
             names = f"hidden.{layer}", f"cell.{layer}"
             first = None if state is None else (state[names[0]], state[names[1]])
             symbols = inputs if layer == 0 else None
-            features, carried = continue_lstm(lstm, self.one_hot, symbols, features, first)
+            features, carried = continue_lstm(lstm, self.one_hot, symbols, features, first, noise)
+            if self.training and self.dropout > 0 and noise is not None:
+                features = drop_features(features, noise, self.dropout)
             last |= dict(zip(names, carried, strict=True))
         logits: Tensor = self.output(features)
         return logits, last
@@ -119,8 +119,8 @@ class ByteLstm(nn.Module):
         steps = [LstmStep(lstm, symbols if layer == 0 else 0) for layer, lstm in enumerate(self._lstms())]
         return LstmState(steps, [[zeros, zeros] for _ in steps])
 
-    def _lstms(self) -> list[nn.LSTM]:
-        return [lstm for lstm in self.layers if isinstance(lstm, nn.LSTM)]
+    def _lstms(self) -> list[Lstm]:
+        return [lstm for lstm in self.layers if isinstance(lstm, Lstm)]
 
     @torch.no_grad()
     def advance(self, previous: Tensor, state: LstmState) -> tuple[Tensor, LstmState]:

@@ -1,4 +1,4 @@
-"""LSTMs over symbols and dense features, with an implementation of their own for CPUs."""
+"""LSTM over symbols and dense features for CPUs, and the matrix products that it is made of."""
 
 from __future__ import annotations
 
@@ -7,49 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from raytrain.data.vocabulary import PAD
 from raytrain.models import buffers, lstm_kernels
-from raytrain.models.layers import OneHot
 
-State = tuple[Tensor, Tensor]
-"""Hidden and cell state before the first or after the last step, [batch, hidden] each."""
 ENABLED = os.environ.get("RAYTRAIN_CPU_LSTM", "on") != "off"
 """False if ``RAYTRAIN_CPU_LSTM=off`` was set before the import: CPUs then run ``nn.LSTM``, as GPUs do."""
-
-
-def run_lstm(
-    lstm: nn.LSTM, one_hot: OneHot, symbols: Tensor | None, dense: Tensor | None = None, state: State | None = None
-) -> Tensor:
-    """Return the outputs [batch, length, hidden] of a one-layer ``lstm``, which reads ``dense``, then one-hot vectors.
-
-    Args:
-        symbols: [batch, length], or None if the LSTM reads no symbols.
-        dense: [batch, length, features], or None if it reads nothing else.
-        state: state before the first step; None for zeros.
-    """
-    return continue_lstm(lstm, one_hot, symbols, dense, state)[0]
-
-
-def continue_lstm(
-    lstm: nn.LSTM, one_hot: OneHot, symbols: Tensor | None, dense: Tensor | None = None, state: State | None = None
-) -> tuple[Tensor, State]:
-    """Return the outputs of ``run_lstm`` and the state after the last step, without gradient and at least float32."""
-    if ENABLED and lstm.weight_hh_l0.device.type == "cpu":
-        autocast = torch.is_autocast_enabled("cpu")
-        dtype = torch.get_autocast_dtype("cpu") if autocast else lstm.weight_hh_l0.dtype
-        outputs, *last = Recurrence.apply(dtype, symbols, dense, *(state or (None, None)), *lstm.all_weights[0])
-        return outputs, (last[0], last[1])
-    inputs = [] if dense is None else [dense]
-    if symbols is not None:
-        vectors = one_hot(symbols)
-        inputs.append(vectors if dense is None else vectors.to(dense.dtype))
-    first = None if state is None else (state[0][None].contiguous(), state[1][None].contiguous())
-    outputs, last = lstm(torch.cat(inputs, dim=-1), first)
-    hidden, cell = (part[0].detach().to(torch.promote_types(part.dtype, torch.float32)) for part in last)
-    return outputs, (hidden, cell)
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
@@ -75,7 +40,7 @@ def _by_onednn(left: Tensor) -> bool:
     return left.device.type == "cpu" and left.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
-# ------------------------------------------------------------------------------ an implementation for CPUs
+# ----------------------------------------------------------------------------------------- the recurrence
 
 _UNIT = 16
 """Rows for symbols are a multiple of this: the library prepares itself once for each shape of a product."""

@@ -14,7 +14,6 @@ from raytrain.config.models import HybridConfig
 from raytrain.config.schema import RunConfig
 from raytrain.data.vocabulary import PAD, SIZE
 from raytrain.models.bytenet import ByteNet, ByteNetState
-from raytrain.models.cpu_lstm import run_lstm
 from raytrain.models.decoding import LstmState, LstmStep
 from raytrain.models.layers import (
     NUM_OUTPUTS,
@@ -30,6 +29,7 @@ from raytrain.models.layers import (
     negative_log_likelihood,
     shift_right,
 )
+from raytrain.models.lstm import Lstm, run_lstm
 from raytrain.models.noise import Noise
 
 
@@ -99,7 +99,7 @@ class Hybrid(nn.Module):
         self.auxiliary = SymbolHead(config.decoder_maps[-1])
         self.feature_scale = config.decoder_maps[-1] ** -0.5
         width = config.decoder_maps[-1] + SIZE
-        self.lstm = nn.LSTM(width, config.hidden, batch_first=True) if config.decoder == "lstm" else None
+        self.lstm = Lstm(width, config.hidden, config.weight_dropout) if config.decoder == "lstm" else None
         self.bytenet = (
             ByteNet(width, config.hidden, config.decoder_layers, group_size) if config.decoder == "bytenet" else None
         )
@@ -119,7 +119,7 @@ class Hybrid(nn.Module):
         mean, log_variance = self.encode(tokens, masks)
         z = draw_posterior(mean, log_variance, noise)
         features = self.deconvolve(z, masks)[:, : tokens.shape[1]]
-        logits = self._decode(drop_input(shift_right(tokens), noise, input_dropout), features, masks[0])
+        logits = self._decode(drop_input(shift_right(tokens), noise, input_dropout), features, masks[0], noise)
         return Terms(
             reconstruction=negative_log_likelihood(logits, tokens).sum(1),
             kl=gaussian_kl(mean, log_variance),
@@ -136,7 +136,7 @@ class Hybrid(nn.Module):
         """
         return self._decode(shift_right(tokens), self.deconvolve(z)[:, : tokens.shape[1]], self._masks(tokens)[0])
 
-    def _decode(self, inputs: Tensor, features: Tensor, mask: Tensor) -> Tensor:
+    def _decode(self, inputs: Tensor, features: Tensor, mask: Tensor, noise: Noise | None = None) -> Tensor:
         """Return logits [batch, length, NUM_OUTPUTS] after ``inputs`` [batch, length] and the deconvolved features."""
         scaled = features * self.feature_scale
         if self.bytenet is not None:
@@ -144,7 +144,7 @@ class Hybrid(nn.Module):
             hidden = self.bytenet(joined, mask[..., : inputs.shape[1]])
         else:
             assert self.lstm is not None
-            hidden = run_lstm(self.lstm, self.one_hot, inputs, scaled)
+            hidden = run_lstm(self.lstm, self.one_hot, inputs, scaled, noise=noise)
         return self._logits(hidden, features)
 
     def _logits(self, hidden: Tensor, features: Tensor) -> Tensor:

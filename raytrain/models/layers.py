@@ -168,6 +168,12 @@ def drop_input(inputs: Tensor, noise: Noise, probability: float) -> Tensor:
     return torch.where(keep | (inputs >= STOP), inputs, DROP)
 
 
+def drop_features(features: Tensor, noise: Noise, probability: float) -> Tensor:
+    """Set each of ``features`` [batch, length, width] to 0 with ``probability``; scale the others, to keep the mean."""
+    keep = noise.keep(1 - probability, *features.shape[1:])
+    return features * keep.to(features.dtype) / (1 - probability)
+
+
 def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the nats [batch, length] of ``targets`` under ``logits`` [batch, length, NUM_OUTPUTS]; 0 at PAD."""
     losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="none")

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from raytrain.config.models import LstmVaeConfig
 from raytrain.config.schema import RunConfig
 from raytrain.data.vocabulary import PAD, SIZE
-from raytrain.models.cpu_lstm import run_lstm
 from raytrain.models.decoding import LstmState, LstmStep
 from raytrain.models.layers import (
     OneHot,
@@ -25,6 +24,7 @@ from raytrain.models.layers import (
     negative_log_likelihood,
     shift_right,
 )
+from raytrain.models.lstm import Lstm, run_lstm
 from raytrain.models.noise import Noise
 
 
@@ -51,13 +51,13 @@ class LstmVae(nn.Module):
         self.length = length
         self.documents = documents
         self.one_hot = OneHot()
-        self.encoder = nn.LSTM(SIZE, config.hidden, batch_first=True)
+        self.encoder = Lstm(SIZE, config.hidden)
         self.pool = config.pool
         self.posterior = Posterior(config.hidden, config.latent, config.mean_norm, config.fixed_variance)
         self.first_state = nn.Linear(config.latent, 2 * config.hidden)
         self.code_to_inputs = config.code_to_inputs
         width = SIZE + (config.latent if config.code_to_inputs else 0)
-        self.decoder = nn.LSTM(width, config.hidden, batch_first=True)
+        self.decoder = Lstm(width, config.hidden, config.weight_dropout)
         self.output = SymbolHead(config.hidden)
         initialise_uniform(self)
 
@@ -70,7 +70,7 @@ class LstmVae(nn.Module):
         """Return the terms of the ELBO for ``tokens`` [batch, length], PAD after each STOP."""
         mean, log_variance = self.encode(tokens)
         z = draw_posterior(mean, log_variance, noise)
-        logits = self._decode(drop_input(shift_right(tokens), noise, input_dropout), z)
+        logits = self._decode(drop_input(shift_right(tokens), noise, input_dropout), z, noise)
         return Terms(
             reconstruction=negative_log_likelihood(logits, tokens).sum(1),
             kl=gaussian_kl(mean, log_variance),
@@ -96,10 +96,10 @@ class LstmVae(nn.Module):
         """Return logits [batch, length, NUM_OUTPUTS] of each of ``tokens`` [batch, length] given z and those before."""
         return self._decode(shift_right(tokens), z)
 
-    def _decode(self, inputs: Tensor, z: Tensor) -> Tensor:
+    def _decode(self, inputs: Tensor, z: Tensor, noise: Noise | None = None) -> Tensor:
         """Return logits [batch, length, NUM_OUTPUTS] after ``inputs`` [batch, length], for codes z [batch, latent]."""
         codes = z[:, None].expand(-1, inputs.shape[1], -1) if self.code_to_inputs else None
-        outputs = run_lstm(self.decoder, self.one_hot, inputs, codes, state=self._first_state(z))
+        outputs = run_lstm(self.decoder, self.one_hot, inputs, codes, self._first_state(z), noise)
         logits: Tensor = self.output(outputs)
         return logits
 

@@ -24,6 +24,8 @@ MULTIPLIERS = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 """Factors of SplitMix64's finaliser (Steele, Lea and Flood 2014, with Stafford's variant 13)."""
 SHIFTS = 30, 27, 31
 WORD = 1 << 64
+WHOLE_STEP = -1
+"""Number of what all samples of a step share, in the place of a sample's number."""
 
 
 class Noise:
@@ -54,28 +56,36 @@ class Noise:
         A number is the sum of two entries of a table, chosen by 16 random bits each: an addition has the same bits on
         every device, logarithms and cosines have not. No number is beyond 6.1.
         """
-        bits = self._draw(2 * math.prod(shape), torch.int16)
+        bits = self._draw(self._samples, 2 * math.prod(shape), torch.int16)
         first, second = normal_table(self._device)[bits.int() + LEVELS // 2].unflatten(1, (-1, 2)).unbind(2)
         return (first + second).unflatten(1, shape)
 
     def keep(self, probability: float, *shape: int) -> Tensor:
         """Draw a Bernoulli mask, bool [samples, *shape]: true with ``probability``, to the nearest of 2^-16."""
-        bits = self._draw(math.prod(shape), torch.int16)
+        return self._keep(self._samples, probability, shape)
+
+    def keep_shared(self, probability: float, *shape: int) -> Tensor:
+        """Draw a Bernoulli mask that all samples of the step share, bool [*shape]: the same on every rank."""
+        return self._keep(torch.full((1,), WHOLE_STEP, device=self._device), probability, shape)[0]
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Draw uniform noise in [0, 1), [samples, *shape], in steps of 2^-24."""
+        bits = self._draw(self._samples, math.prod(shape), torch.int32) & 0xFFFFFF
+        return (bits.float() * 2.0**-24).unflatten(1, shape)
+
+    def _keep(self, samples: Tensor, probability: float, shape: tuple[int, ...]) -> Tensor:
+        """Return a mask, bool [len(samples), *shape]; see ``keep``."""
+        bits = self._draw(samples, math.prod(shape), torch.int16)
         kept = round(probability * LEVELS)
         # int16 is signed: -LEVELS / 2 stands for 0
         mask = bits <= kept - 1 - LEVELS // 2 if kept else torch.zeros_like(bits, dtype=torch.bool)
         return mask.unflatten(1, shape)
 
-    def uniform(self, *shape: int) -> Tensor:
-        """Draw uniform noise in [0, 1), [samples, *shape], in steps of 2^-24."""
-        bits = self._draw(math.prod(shape), torch.int32) & 0xFFFFFF
-        return (bits.float() * 2.0**-24).unflatten(1, shape)
-
-    def _draw(self, count: int, kind: torch.dtype) -> Tensor:
-        """Return [samples, count] integers of ``kind`` that no other draw, sample or index has a part in."""
+    def _draw(self, samples: Tensor, count: int, kind: torch.dtype) -> Tensor:
+        """Return [len(samples), count] integers of ``kind`` that no other draw, sample or index has a part in."""
         self._draws += 1
         words = torch.arange(-(-count * kind.itemsize // 8), device=self._device)
-        streams = scramble(self._samples * signed(GOLDEN) + signed(mix(self._key + self._draws * GOLDEN)))
+        streams = scramble(samples * signed(GOLDEN) + signed(mix(self._key + self._draws * GOLDEN)))
         return scramble(streams[:, None] + words * signed(GOLDEN)).view(kind)[:, :count]
 
 

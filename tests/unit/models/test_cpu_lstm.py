@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from raytrain.data.vocabulary import DROP, PAD, SIZE, STOP
 from raytrain.models import buffers, cpu_lstm
-from raytrain.models.cpu_lstm import State, continue_lstm, run_lstm
 from raytrain.models.layers import OneHot
+from raytrain.models.lstm import Lstm, State, continue_lstm, run_lstm
 
 BATCH, LENGTH, WIDTH, FEATURES = 5, 7, 6, 3
 READS = pytest.mark.parametrize(("reads_symbols", "reads_dense"), [(True, False), (False, True), (True, True)])
@@ -36,7 +36,7 @@ class Case:
     def __init__(self, reads_symbols: bool, reads_dense: bool, has_state: bool, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.symbols = tokens(seed) if reads_symbols else None
-        self.lstm = nn.LSTM(FEATURES * reads_dense + SIZE * reads_symbols, WIDTH, batch_first=True).double()
+        self.lstm = Lstm(FEATURES * reads_dense + SIZE * reads_symbols, WIDTH).double()
         for parameter in self.lstm.parameters():
             nn.init.uniform_(parameter, -1, 1, generator=generator)
 
@@ -102,7 +102,7 @@ def test_what_follows_goes_on_from_the_last_state(
 @pytest.mark.parametrize("enabled", [True, False])
 def test_a_state_is_float32_whatever_the_type_of_the_products(monkeypatch: pytest.MonkeyPatch, enabled: bool) -> None:
     monkeypatch.setattr(cpu_lstm, "ENABLED", enabled)
-    lstm = nn.LSTM(SIZE, WIDTH, batch_first=True)
+    lstm = Lstm(SIZE, WIDTH)
     with torch.autocast("cpu", torch.bfloat16):
         _, state = continue_lstm(lstm, OneHot(), tokens())
         outputs, (hidden, cell) = continue_lstm(lstm, OneHot(), tokens(), None, state)

@@ -176,6 +176,10 @@ def test_the_hybrid_takes_any_feature_maps_that_fit(length: int, maps: tuple[int
         ("model.decoder_maps", lambda: HybridConfig(decoder_maps=(8, -1))),
         ("model.latent", lambda: LstmVaeConfig(latent=0)),
         ("model.dropout", lambda: ByteLstmConfig(dropout=1.0)),
+        ("model.weight_dropout", lambda: ByteLstmConfig(weight_dropout=1.0)),
+        ("model.weight_dropout", lambda: LstmVaeConfig(weight_dropout=-0.1)),
+        ("model.weight_dropout", lambda: HybridConfig(weight_dropout=1.5)),
+        ("model.weight_dropout", lambda: HybridConfig(decoder="bytenet", weight_dropout=0.1)),
         ("model.feature_maps", lambda: RunConfig(model=HybridConfig(), length=3)),
     ],
 )
@@ -237,7 +241,8 @@ def test_statistics_are_those_of_groups_and_leave_padding_out() -> None:
     torch.testing.assert_close(layer.running_mean, 0.1 * expected.mean(0))
 
 
-@pytest.mark.parametrize("name", [*TINY_MODELS, "lstm_vae, pooled"])  # a normalised mean is of the whole batch
+# a normalised mean is of the whole batch
+@pytest.mark.parametrize("name", [*TINY_MODELS, *(name for name in TINY_VARIANTS if "normalised" not in name)])
 def test_noise_belongs_to_sample_groups(name: str) -> None:
     """A group's terms are the same whether it is computed with others or by itself, dropout included."""
     model = build(tiny_config(name)).train()
@@ -247,6 +252,43 @@ def test_noise_belongs_to_sample_groups(name: str) -> None:
     torch.testing.assert_close(part.reconstruction, whole.reconstruction[16:32])
     other_step = model(tokens[16:32], Noise(3, 8, range(1, 2), 16), 0.3)
     assert not torch.equal(other_step.reconstruction, part.reconstruction)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_dropout_acts_on_the_outputs_of_every_layer(layers: int) -> None:
+    model = ByteLstm(ByteLstmConfig(layers=layers, hidden=64, dropout=0.25), 24)
+    tokens = documents([23] * 48, 24)
+    read: dict[str, torch.Tensor] = {}
+    model.output.register_forward_pre_hook(lambda module, inputs: read.update(last=inputs[0]))
+    model.eval()(tokens, noise(48))
+    whole = read["last"]
+    model.train()(tokens, noise(48))
+    kept = read["last"] != 0
+    # a mask for each sample, position and unit: its mean is that of any part
+    for part in (kept, kept[0], kept[:, 0], kept[:, :, 0]):
+        assert abs(part.double().mean() - 0.75) < 4.5 * math.sqrt(0.25 * 0.75 / part.numel())
+    if layers == 1:  # what is kept is scaled; above a dropout the outputs are others
+        torch.testing.assert_close(read["last"][kept], whole[kept] / 0.75)
+    else:
+        assert not torch.allclose(read["last"][kept], whole[kept] / 0.75)
+
+
+@pytest.mark.parametrize("name", [name for name in TINY_VARIANTS if "regularised" in name])
+def test_what_predicts_bytes_drops_recurrent_weights_in_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[int, ...]] = []
+
+    def keep(noise: Noise, probability: float, *shape: int) -> torch.Tensor:
+        drawn.append(shape)
+        return torch.zeros(shape, dtype=torch.bool)
+
+    monkeypatch.setattr(Noise, "keep_shared", keep)
+    model, tokens = build(tiny_config(name)), documents([23] * 16, 24)
+    model.train()(tokens, noise(16))
+    expected = [(4 * 32, 32)] * (2 if name.startswith("byte_lstm") else 1)
+    assert drawn == expected
+    model.eval()(tokens, noise(16))
+    model.predict(tokens, torch.zeros(16, model.latent))
+    assert drawn == expected
 
 
 @MODELS

@@ -45,6 +45,30 @@ def test_a_samples_noise_depends_neither_on_the_others_nor_on_the_length(kind: s
         assert (draw(other, 9) != whole).float().mean() > 0.4
 
 
+def test_what_a_step_shares_follows_from_seed_step_and_index_alone() -> None:
+    noise = Noise(5, 7, range(2, 4), 16)
+    noise.normal(3)
+    mask = noise.keep_shared(0.3, 2, 3)
+    key = mix(mix(5 * GOLDEN) + 7 * GOLDEN)
+    stream = mix(mix(key + 2 * GOLDEN) - GOLDEN)  # the second draw, in the place of sample -1
+    bits = [mix(stream + index // 4 * GOLDEN) >> 16 * (index % 4) & 0xFFFF for index in range(6)]
+    # int16 is signed: half of the levels are below 0
+    expected = [(value + LEVELS // 2) % LEVELS < round(0.3 * LEVELS) for value in bits]
+    assert mask.flatten().tolist() == expected
+
+
+def test_what_a_step_shares_is_the_same_on_every_rank_and_nothing_of_a_sample() -> None:
+    def draw(noise: Noise) -> torch.Tensor:
+        return noise.keep_shared(0.5, 40, 50)
+
+    mask = draw(Noise(3, 4, range(6), 16))
+    assert torch.equal(draw(Noise(3, 4, range(1, 6, 2), 16, count=17)), mask)
+    noise = Noise(3, 4, range(6), 16)
+    others = [draw(Noise(3, 5, range(6), 16)), draw(Noise(4, 4, range(6), 16)), *noise.keep(0.5, 40, 50), draw(noise)]
+    # of 2,000 coins half agree, with a standard deviation of 22
+    assert all(abs((other == mask).sum() - 1000) < 4.5 * 22.4 for other in others)
+
+
 @pytest.mark.parametrize("probability", [0.0, 1e-6, 0.2, 0.5, 0.999, 1.0])
 def test_a_mask_keeps_as_many_as_it_should(probability: float) -> None:
     mask = Noise(0, 0, range(64), 16).keep(probability, 50, 20)
@@ -97,4 +121,5 @@ def test_the_normal_table_is_symmetric_with_half_the_variance() -> None:
 
 def test_noise_needs_no_values_of_its_device() -> None:
     noise = Noise(0, 0, range(2), 16, device="meta")
-    assert noise.normal(4).device.type == noise.keep(0.5, 4).device.type == noise.uniform(4).device.type == "meta"
+    drawn = noise.normal(4), noise.keep(0.5, 4), noise.uniform(4), noise.keep_shared(0.5, 4)
+    assert all(numbers.device.type == "meta" for numbers in drawn)

@@ -37,7 +37,7 @@ RESUMED = {
     "hybrid": tiny_config("hybrid", **HALVES),
     "hybrid, averaged": tiny_config("hybrid, normalised", optimizer=RECIPE, **HALVES),
     "lstm_vae, normalised": tiny_config("lstm_vae, normalised", objective=RATE, **HALVES),
-    "byte_lstm": tiny_config("byte_lstm", **HALVES),
+    "byte_lstm, regularised": tiny_config("byte_lstm, regularised", **HALVES),
 }
 """Runs that are stopped and resumed. A rate has a multiplier that belongs to the run's state."""
 SHARED: dict[str, dict[str, Any]] = {
@@ -46,6 +46,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "lstm_vae": {},
     "lstm_vae, normalised": {"objective": RATE},
     "byte_lstm": {},
+    "byte_lstm, regularised": {},
 }
 """Models and the changes to their configs."""
 """A normalised code has statistics of the batch of all workers, with gradients that cross them."""
@@ -180,7 +181,7 @@ def test_another_number_of_workers_gives_the_same_result(corpus: Corpus, tmp_pat
                     )
 
 
-@pytest.mark.parametrize("model", ["hybrid", "lstm_vae", "byte_lstm"])
+@pytest.mark.parametrize("model", ["hybrid", "lstm_vae", "byte_lstm", "byte_lstm, regularised"])
 @pytest.mark.parametrize("held", [{"free_bits": 1.0}, {"rate": 2.0}])
 def test_gradients_of_slices_add_up_to_those_of_the_batch(corpus: Corpus, model: str, held: dict[str, float]) -> None:
     config = tiny_config(model, objective=ObjectiveConfig(annealing="constant", input_dropout=0.2, **held))  # type: ignore[arg-type]

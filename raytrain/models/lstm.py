@@ -1,0 +1,91 @@
+"""LSTMs over symbols and dense features: on CPUs by an implementation of our own, elsewhere by PyTorch's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from raytrain.models import cpu_lstm
+from raytrain.models.layers import OneHot
+from raytrain.models.noise import Noise
+
+State = tuple[Tensor, Tensor]
+"""Hidden and cell state before the first or after the last step, [batch, hidden] each."""
+
+
+class Lstm(nn.LSTM):
+    """One-layer LSTM, run by ``run_lstm`` or ``continue_lstm``.
+
+    With ``weight_dropout`` a training step drops entries of the hidden-to-hidden matrix with this probability, the same
+    ones for all samples and at all positions (DropConnect, as in Merity, Keskar and Socher 2018, section 2).
+    """
+
+    def __init__(self, inputs: int, hidden: int, weight_dropout: float = 0.0) -> None:
+        super().__init__(inputs, hidden, batch_first=True)
+        self.weight_dropout = weight_dropout
+
+    def weights(self, noise: Noise | None) -> list[Tensor]:
+        """Return the weights of a pass: of inputs and hidden state, and both biases.
+
+        In training with ``noise``, the hidden-to-hidden matrix has entries dropped and the others scaled, so that each
+        entry keeps its mean. Gradients reach the parameter itself.
+        """
+        inputs, recurrent, *biases = self.all_weights[0]
+        if self.training and noise is not None and self.weight_dropout > 0:
+            keep = noise.keep_shared(1 - self.weight_dropout, *recurrent.shape)
+            recurrent = recurrent * (keep.to(recurrent.dtype) / (1 - self.weight_dropout))
+        return [inputs, recurrent, *biases]
+
+
+def run_lstm(
+    lstm: Lstm,
+    one_hot: OneHot,
+    symbols: Tensor | None,
+    dense: Tensor | None = None,
+    state: State | None = None,
+    noise: Noise | None = None,
+) -> Tensor:
+    """Return the outputs [batch, length, hidden] of ``lstm``, which reads ``dense``, then one-hot vectors.
+
+    Args:
+        symbols: [batch, length], or None if the LSTM reads no symbols.
+        dense: [batch, length, features], or None if it reads nothing else.
+        state: state before the first step; None for zeros.
+        noise: of the training step, for the weight dropout; None for none.
+    """
+    return continue_lstm(lstm, one_hot, symbols, dense, state, noise)[0]
+
+
+def continue_lstm(
+    lstm: Lstm,
+    one_hot: OneHot,
+    symbols: Tensor | None,
+    dense: Tensor | None = None,
+    state: State | None = None,
+    noise: Noise | None = None,
+) -> tuple[Tensor, State]:
+    """Return the outputs of ``run_lstm`` and the state after the last step, without gradient and at least float32."""
+    weights = lstm.weights(noise)
+    if cpu_lstm.ENABLED and weights[0].device.type == "cpu":
+        autocast = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if autocast else weights[0].dtype
+        outputs, *last = cpu_lstm.Recurrence.apply(dtype, symbols, dense, *(state or (None, None)), *weights)
+        return outputs, (last[0], last[1])
+    inputs = _joined(one_hot, symbols, dense)
+    first = [
+        inputs.new_zeros(1, len(inputs), lstm.hidden_size) if part is None else part[None].contiguous()
+        for part in state or (None, None)
+    ]
+    # the function that nn.LSTM calls: a module takes no weights as arguments
+    outputs, *last = torch.lstm(inputs, first, weights, True, 1, 0.0, lstm.training, False, True)
+    hidden, cell = (part[0].detach().to(torch.promote_types(part.dtype, torch.float32)) for part in last)
+    return outputs, (hidden, cell)
+
+
+def _joined(one_hot: OneHot, symbols: Tensor | None, dense: Tensor | None) -> Tensor:
+    """Return what an LSTM reads, [batch, length, features and symbols]."""
+    inputs = [] if dense is None else [dense]
+    if symbols is not None:
+        vectors = one_hot(symbols)
+        inputs.append(vectors if dense is None else vectors.to(dense.dtype))
+    return torch.cat(inputs, dim=-1)
