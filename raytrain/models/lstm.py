@@ -30,7 +30,8 @@ class Lstm(nn.LSTM):
         In training with ``noise``, the hidden-to-hidden matrix has entries dropped and the others scaled, so that each
         entry keeps its mean. Gradients reach the parameter itself.
         """
-        inputs, recurrent, *biases = self.all_weights[0]
+        weights: list[Tensor] = list(self.all_weights[0])
+        inputs, recurrent, *biases = weights
         if self.training and noise is not None and self.weight_dropout > 0:
             keep = noise.keep_shared(1 - self.weight_dropout, *recurrent.shape)
             recurrent = recurrent * (keep.to(recurrent.dtype) / (1 - self.weight_dropout))
