@@ -15,6 +15,7 @@ import sys
 
 from raytrain.config.cli import OneLineParser
 from raytrain.utils.errors import UserError, run_command
+from raytrain.utils.output import console
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -52,7 +53,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def print_versions(name: str, rows: list[dict[str, str]]) -> None:
     """Print the versions of a registered model as a table."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=name, title_justify="left")
@@ -60,7 +60,7 @@ def print_versions(name: str, rows: list[dict[str, str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row.values())
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 if __name__ == "__main__":

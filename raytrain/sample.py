@@ -23,6 +23,7 @@ import tyro
 from raytrain.config.cli import parse_options
 from raytrain.utils.errors import UserError, run_command
 from raytrain.utils.files import expanded
+from raytrain.utils.output import CONTROL
 from raytrain.utils.text import one_line
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def as_line(item: Sample) -> str:
 
 def as_json(item: Sample) -> str:
     """Return a sample as a JSON object in one line."""
-    return json.dumps(
+    text = json.dumps(
         {
             "text": str(item),
             "bytes": base64.b64encode(item.text).decode(),
@@ -144,8 +145,10 @@ def as_json(item: Sample) -> str:
             "entropy": item.entropy,
             "truncated": item.truncated,
         },
-        ensure_ascii=False,
+        ensure_ascii="utf" not in (sys.stdout.encoding or "").lower(),
     )
+    # as JSON escapes them, not as the output would: all of them are within strings
+    return CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from typing import Any
 import ray
 import torch
 from mlflow.entities import Metric
-from rich.console import Console
 from rich.progress import Progress
 
 from raytrain.analysis.evaluation import Task, Totals, evaluate
@@ -35,6 +34,7 @@ from raytrain.tracking.client import connect as connect_tracking
 from raytrain.tracking.client import retry_tracking
 from raytrain.tracking.queries import CORPUS
 from raytrain.tracking.runs import Run
+from raytrain.utils.output import console
 
 
 def measure(options: EvaluateOptions) -> tuple[dict[str, Any], ResolvedModel]:
@@ -78,7 +78,7 @@ def measure(options: EvaluateOptions) -> tuple[dict[str, Any], ResolvedModel]:
 def evaluate_here(model: Model, task: Task, batches: EvaluationBatches) -> Totals:
     """Measure in this process, on its GPU if it has one."""
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=console(stderr=True), transient=True) as progress:
         bar = progress.add_task("samples", total=batches.num_samples)
         return evaluate(model, batches, task.iw_samples, advance=lambda done: progress.advance(bar, done))
 

@@ -25,6 +25,7 @@ from raytrain.metrics import (
     shown_metrics,
 )
 from raytrain.runs.trials import Trial, rank, winner
+from raytrain.utils.output import console
 from raytrain.utils.text import table as markdown
 
 MAX_ROWS = 12
@@ -87,7 +88,7 @@ class LiveTable:
     def __init__(self, num_samples: int) -> None:
         self.num_samples = num_samples
         self.trials: dict[int, Trial] = {}
-        self.console = Console()
+        self.console = console()
         self.live = Live(console=self.console, get_renderable=self._render, refresh_per_second=1)
 
     def __enter__(self) -> LiveTable:

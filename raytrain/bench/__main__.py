@@ -11,7 +11,6 @@ workers; torchrun and Ray Train. Results are medians over the rounds, with their
 from __future__ import annotations
 
 import json
-import signal
 import sys
 
 from raytrain.bench.options import parse_command
@@ -40,6 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # one that is terminated ends its workers and Ray, and removes what it has written
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     run_command(main)

@@ -1,7 +1,7 @@
 """Environment variables set in this process for Ray, gloo and MLflow's import, each with the reason.
 
-Other modules write none, except those that MLflow's client reads (``tracking/client.py``) and ``RAYTRAIN_PLUGINS``
-(``config/plugins.py``).
+Other modules write none, except those that MLflow's client reads (``tracking/client.py``), ``RAYTRAIN_PLUGINS``
+(``config/plugins.py``) and ``COLUMNS`` of a terminal too narrow to draw for (``utils/output.py``).
 """
 
 from __future__ import annotations

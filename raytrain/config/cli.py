@@ -15,6 +15,7 @@ from raytrain.config.schedules import KL_SCHEDULES, LEARNING_RATE_SCHEDULES, Obj
 from raytrain.config.schema import RunConfig, from_dict, to_dict
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import expanded
+from raytrain.utils.output import coloured
 from raytrain.utils.validation import parse_json
 
 OptionsT = TypeVar("OptionsT")
@@ -177,7 +178,7 @@ def parse_options(
 
     given: dict[str, Any] = {} if default is None else {"default": default}
     try:
-        with _errors.on_parse_error(refuse):
+        with _errors.on_parse_error(refuse), coloured():
             parsed: Any = tyro.cli(
                 options,
                 prog=f"python -m {command}",

@@ -7,8 +7,6 @@ python -m raytrain.data info CORPUS
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from raytrain.config.models import ByteLstmConfig
 from raytrain.config.schema import RunConfig
 from raytrain.data.corpus import Corpus, Split
 from raytrain.data.prepare import prepare
+from raytrain.utils import output
 from raytrain.utils.errors import UserError, run_command
 from raytrain.utils.files import expanded
 
@@ -30,8 +29,6 @@ _CHUNK = 1 << 20
 
 
 def main() -> None:
-    # An interrupted preparation removes what it has half written: so must a terminated one.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     options = _parser().parse_args()
     if options.command == "prepare":
         _show_info(prepare(options.source, path=options.data_path, field=options.field, output=options.output))
@@ -56,10 +53,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _show_info(corpus: Corpus) -> None:
-    from rich.console import Console
     from rich.markup import escape
 
-    console = Console(highlight=False)
+    console = output.console(highlight=False)
     console.print(f"[bold]{escape(corpus.name)}[/bold]  {escape(str(corpus.path))}", soft_wrap=True)
     console.print(f"source: {escape(corpus.info['source'])}", soft_wrap=True)
     for rule in corpus.info["cleaning"]:
@@ -80,7 +76,6 @@ def _show_info(corpus: Corpus) -> None:
 
 def _show_ngrams(corpus: Corpus) -> None:
     """Print what counting reaches: a model should do better."""
-    from rich.console import Console
     from rich.table import Table
 
     from raytrain.analysis.ngrams import MAX_ORDER, measure_ngrams
@@ -99,7 +94,7 @@ def _show_ngrams(corpus: Corpus) -> None:
     for order in range(MAX_ORDER + 1):
         table.add_row(f"{order + 1}-grams", *(f"{bits[order]:.3f}" for bits in columns.values()))
     if columns:
-        Console(highlight=False).print("", table)
+        output.console(highlight=False).print("", table)
 
 
 def _table(corpus: Corpus) -> object:

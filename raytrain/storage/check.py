@@ -14,6 +14,7 @@ from urllib.parse import quote
 from raytrain.storage import open_storage
 from raytrain.storage.base import Storage, StorageError
 from raytrain.utils.errors import UserError
+from raytrain.utils.output import console
 
 _USAGE = "usage: python -m raytrain.storage check FOLDER|s3://BUCKET/PREFIX"
 _LARGE = 9 * 2**20  # bytes; above the 8 MiB from which files go up in parts
@@ -119,7 +120,6 @@ def _arrow(location: Storage, data: bytes) -> Finding:
 
 
 def _show(storage: Storage, findings: list[Finding]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -129,7 +129,7 @@ def _show(storage: Storage, findings: list[Finding]) -> None:
         table.add_column(column, overflow="fold")
     for finding in findings:
         table.add_row(finding.tried, words[finding.works], escape(finding.note))
-    Console().print(table)
+    console().print(table)
 
 
 def check_writable(storage: Storage) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -49,6 +50,8 @@ def torchrun_world() -> Iterator[World]:
 
 def main() -> None:
     """Train the run of a config file on a prepared corpus."""
+    # torchrun ends workers by SIGTERM: one that waits for the others in a collective operation could not unwind
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parser = OneLineParser(prog="python -m raytrain.loop", description=__doc__)
     parser.add_argument("config", type=Path, help="config.json of a run")
     parser.add_argument("--corpus", required=True, help="folder of a prepared corpus")

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from raytrain.utils.output import OutputLost, guarded_streams
 
 
 class UserError(Exception):
@@ -28,16 +34,77 @@ def check_text(text: str, what: str) -> None:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run the body of a command, turning a ``UserError`` into one line and exit status 2."""
+    """Run the body of a command: whatever ends it, a mistake, a signal or a reader that has gone, ends it cleanly.
+
+    A ``UserError`` becomes one line and exit status 2. SIGTERM and SIGHUP unwind the command like Ctrl-C, so that
+    nothing half written is left. A reader that has gone (``| head``) ends it quietly.
+
+    Raises:
+        SystemExit: with the status of the command, unless it ends by itself.
+    """
+    status: Any = None
+    with guarded_streams() as outputs:
+        try:
+            with _ended_by_signals():
+                _check_arguments()
+                main()
+        except OutputLost:
+            pass  # told below
+        except UserError as error:
+            _say(f"error: {' '.join(str(error).split())}")
+            status = 2
+        except KeyboardInterrupt:
+            if not any(output.lost for output in outputs):
+                _say("interrupted")
+            status = 130
+        except SystemExit as ended:
+            status = ended.code
+        for output in outputs:
+            with contextlib.suppress(OutputLost):
+                output.flush()
+        lost = next((output.lost for output in outputs if output.lost is not None), None)
+        if lost is not None and lost.reason:
+            _say(f"error: the output cannot be written: {lost.reason}")
+            status = 2
+        elif lost is not None:
+            status = lost.code
+    if status is not None:
+        raise SystemExit(status)
+
+
+def _say(line: str) -> None:
+    """Print a line to standard error, if anything takes it."""
+    if sys.stderr is not None:  # as it is where the command was started with the stream closed
+        with contextlib.suppress(OutputLost):
+            print(line, file=sys.stderr, flush=True)
+
+
+def _check_arguments() -> None:
+    for argument in sys.argv[1:]:
+        if argument.isascii():
+            continue
+        if (encoding := sys.getfilesystemencoding()) != "utf-8":
+            raise UserError(f"the locale reads names as {encoding}, not as UTF-8: set PYTHONUTF8=1 or LC_ALL=C.UTF-8")
+        check_text(argument, "an argument")
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Turn the signals that would end the process at once into ``SystemExit`` meanwhile, where nothing else has."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    # SIGHUP stays ignored under nohup; a thread can set none
+    changed = []
+    with contextlib.suppress(ValueError):
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, end)
+                changed.append(number)
     try:
-        for argument in sys.argv[1:]:
-            if not argument.isascii():
-                check_text(argument, "an argument")
-        main()
-    except UserError as error:
-        line = " ".join(str(error).split())
-        print(f"error: {line}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        yield
+    finally:
+        for number in changed:
+            if signal.getsignal(number) is end:
+                signal.signal(number, signal.SIG_DFL)

@@ -162,3 +162,16 @@ def test_a_bad_checkpoint_is_one_line(checkpoints: dict[str, str], refused: Call
     for file in Path(checkpoints["hybrid"]).iterdir():
         (damaged / file.name).write_bytes(file.read_bytes()[:-1])
     assert "step-00000020" in refused(str(damaged))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_json_lines_are_json_whatever_the_output_can_show(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a terminal would obey is escaped as JSON has it, before the output would."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    text = "ü\x1b[2J\x7f\x9b31m\u202e\N{GRINNING FACE}\n\\"
+    run_command(lambda: print(sample.as_json(Sample(text.encode(), -1.0, 1.0, False))))
+    line = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    assert json.loads(line)["text"] == text
+    assert not any(character in line for character in "\x1b\x7f\x9b\u202e")
+    assert ("ü" in line) == (encoding == "utf-8")
