@@ -16,27 +16,29 @@ from raytrain.analysis.options import EvaluateOptions
 from raytrain.config.cli import parse_options
 from raytrain.storage import check_output
 from raytrain.utils.errors import run_command
+from raytrain.utils.files import output_file
 
 
 def main() -> None:
     """Parse the command line, measure, and report on the terminal, in a file and to MLflow."""
     options = parse_options("raytrain.evaluate", EvaluateOptions, sys.argv[1:])
     options.check()
-    output = output_file(options)
+    output = checked_output(options)
 
     from raytrain.analysis.measure import log_result, measure
     from raytrain.analysis.tables import evaluation_summary
 
     result, found = measure(options)
     print(evaluation_summary(result), end="")
-    output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    with output_file(output) as file:
+        file.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
     print(f"written: {output}")
     if options.log_to_mlflow and found.run is not None:
         log_result(found.run, result)
         print(f"logged: {found.run.ui_hint()}")
 
 
-def output_file(options: EvaluateOptions) -> Path:
+def checked_output(options: EvaluateOptions) -> Path:
     """Return the JSON file to write: the one that was named, or a new one in the working directory.
 
     Raises:

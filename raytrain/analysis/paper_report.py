@@ -16,6 +16,7 @@ from raytrain.config.models import has_latent
 from raytrain.metrics import COLLAPSED
 from raytrain.tracking.queries import CORPUS, Child, children, download, find_experiment, find_search, history, searches
 from raytrain.utils.errors import UserError
+from raytrain.utils.files import output_file
 from raytrain.utils.text import cell, table
 
 if TYPE_CHECKING:
@@ -162,14 +163,15 @@ def write_paper_figure(figure: str, collected: Collected, folder: Path) -> list[
     Returns the files.
 
     Raises:
-        OSError: ``folder`` cannot be written.
+        OSError, UserError: ``folder`` cannot be written.
     """
     records = collected.records
     folder.mkdir(parents=True, exist_ok=True)
     paths = save(DRAWN[figure](records), folder, figure)
     if any(has_latent(record.model) for record in records):
         samples = folder / f"{figure}_samples.md"
-        samples.write_text(sample_tables(records, outer_samples(records, collected.runs)), encoding="utf-8")
+        with output_file(samples) as file:
+            file.write_text(sample_tables(records, outer_samples(records, collected.runs)), encoding="utf-8")
         paths.append(samples)
     for path in paths:
         collected.searches[0].run.log_file(path, "report")

@@ -18,7 +18,7 @@ from raytrain.tracking.client import check_tracking, tracking_uri
 from raytrain.tracking.queries import find_search
 from raytrain.tracking.runs import Run
 from raytrain.utils.errors import UserError
-from raytrain.utils.files import local_path
+from raytrain.utils.files import local_path, output_file
 
 
 def report_run(
@@ -87,7 +87,8 @@ def report_bios(reference: str, num: int, seed: int, output: Path | None = None)
         raise UserError(f"{reference} is a {name}: the table of bios is of a language model without a latent code")
     path = writable_folder(output or default_folder(found, reference)) / "bios.md"
     text = bios_table(model, num, seed)
-    path.write_text(text, encoding="utf-8")
+    with output_file(path) as file:
+        file.write_text(text, encoding="utf-8")
     if found.run is not None:
         found.run.log_file(path, "figures")
     return [path], text, found.run

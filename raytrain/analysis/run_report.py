@@ -25,6 +25,7 @@ from raytrain.models import Model
 from raytrain.models.sampling import sample
 from raytrain.tracking.queries import describe, history
 from raytrain.training.loss import BoundTotals
+from raytrain.utils.files import output_file
 from raytrain.utils.text import cell, table
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def write_run_report(
 
     Raises:
         UserError: the validation split has no sample of the model's length.
-        OSError: ``folder`` cannot be written.
+        OSError, UserError: ``folder`` cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     portrait = portray(model, config, corpus)
@@ -168,7 +169,8 @@ def write_run_report(
         paths += save(figures.kl_by_dimension(portrait.kl, portrait.active), folder, "kl_by_dimension")
         paths += save(figures.latent_space(portrait.means, properties(portrait.texts)), folder, "latent_space")
         interpolations = folder / "interpolation.md"
-        interpolations.write_text(interpolation_table(model, portrait.texts, portrait.means), encoding="utf-8")
+        with output_file(interpolations) as file:
+            file.write_text(interpolation_table(model, portrait.texts, portrait.means), encoding="utf-8")
         paths.append(interpolations)
     if run is not None:
         for path in paths:

@@ -23,6 +23,7 @@ from raytrain.metrics import collapse_warning, headline
 from raytrain.runs.records import search_objective_of
 from raytrain.tracking.queries import Child, children, describe, download
 from raytrain.utils.errors import UserError
+from raytrain.utils.files import output_file
 
 if TYPE_CHECKING:
     import optuna
@@ -78,7 +79,7 @@ def write_search_report(parent: Run, folder: Path, study: optuna.Study | None = 
 
     Raises:
         UserError: the search has no table of trials, or one that cannot be read.
-        OSError: ``folder`` cannot be written.
+        OSError, UserError: ``folder`` cannot be written.
     """
     search = describe(parent)
     with tempfile.TemporaryDirectory() as scratch:
@@ -92,7 +93,8 @@ def write_search_report(parent: Run, folder: Path, study: optuna.Study | None = 
     for name, figure in search_figures(rows, objectives, study).items():
         images[name] = save(figure, folder, name, ("png",))[0]
     page = folder / "report.html"
-    page.write_text(report_page(search, rows, images), encoding="utf-8")
+    with output_file(page) as file:
+        file.write_text(report_page(search, rows, images), encoding="utf-8")
     paths = [*images.values(), page]
     for path in paths:
         parent.log_file(path, "report")

@@ -14,7 +14,7 @@ import json
 import sys
 
 from raytrain.bench.options import parse_command
-from raytrain.utils.errors import run_command
+from raytrain.utils.errors import UserError, run_command
 
 
 def main() -> None:
@@ -24,13 +24,16 @@ def main() -> None:
     from raytrain.bench.measure import measure_all
     from raytrain.bench.table import summary
     from raytrain.storage import open_file
+    from raytrain.storage.base import StorageError
 
     result = measure_all(options, lambda line: print(line, flush=True))
-    if options.output is not None:
-        location, name = open_file(options.output)
-        location.write(name, (json.dumps(result, indent=2) + "\n").encode())
     print(summary(result), end="")
     if options.output is not None:
+        location, name = open_file(options.output)
+        try:
+            location.write(name, (json.dumps(result, indent=2) + "\n").encode())
+        except StorageError as error:
+            raise UserError(f"--output: {error}") from None
         print(f"written: {options.output}")
     if options.experiment is not None:
         from raytrain.bench.record import log_result

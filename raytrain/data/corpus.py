@@ -221,7 +221,7 @@ class CorpusWriter:
                 self._finish()
         finally:
             for files in self._files.values():
-                files.close()
+                files.discard()
             shutil.rmtree(self._partial, ignore_errors=True)
 
     def _finish(self) -> None:
@@ -288,8 +288,19 @@ class _SplitFiles:
         }
 
     def close(self) -> None:
+        """Write what is still buffered.
+
+        Raises:
+            OSError: the disk is full.
+        """
         self._bin.close()
         self._offsets.close()
+
+    def discard(self) -> None:
+        """Close the files, whether what is still buffered can be written or not."""
+        for file in (self._bin, self._offsets):
+            with contextlib.suppress(OSError):
+                file.close()
 
     def _flush_offsets(self) -> None:
         self._offsets.write(np.asarray(self._pending, dtype="<i8").tobytes())

@@ -191,6 +191,7 @@ class DatabaseCopy:
         except NotFoundError:
             return False
         if not is_whole(fetched):
+            fetched.unlink()
             raise UserError(
                 f"{self._storage.uri(COPY)} is no whole sqlite database: restore an older version of it, or remove it "
                 "to begin with an empty one"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -52,6 +53,11 @@ def run_command(main: Callable[[], None]) -> None:
             pass  # told below
         except UserError as error:
             _say(f"error: {' '.join(str(error).split())}")
+            status = 2
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            _say(f"error: the disk is full: {error.filename or ''}".rstrip(": "))
             status = 2
         except KeyboardInterrupt:
             if not any(output.lost for output in outputs):

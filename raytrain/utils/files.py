@@ -88,6 +88,24 @@ def complete_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def output_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path for the file that a command writes to ``path``, where it appears complete or not at all.
+
+    A device or pipe, and a file in a folder that takes no other, are written in place. A link stays a link.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        target = path.resolve()
+        in_place = target.exists() and not (target.is_file() and os.access(target.parent, os.W_OK))
+        with contextlib.nullcontext(target) if in_place else complete_file(target) as partial:
+            yield partial
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
 def sync(path: Path) -> None:
     """Return when the file or folder at ``path`` is on the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from raytrain.config.models import known_models
+from raytrain.utils.files import output_file
 
 DPI = 150
 FORMATS = ("png", "svg")
@@ -129,5 +130,6 @@ def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = FORMA
     paths = [folder / f"{name}.{form}" for form in formats]
     for path, form in zip(paths, formats, strict=True):
         # without a date the same data gives the same file
-        figure.savefig(path, format=form, metadata={"Date": None} if form == "svg" else None)
+        with output_file(path) as file:
+            figure.savefig(file, format=form, metadata={"Date": None} if form == "svg" else None)
     return paths

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raytrain.data import synthetic
+from raytrain.data import corpus, synthetic
 from raytrain.data.corpus import Corpus
 from raytrain.data.prepare import prepare, split_of
 from raytrain.utils.errors import UserError
@@ -256,3 +258,48 @@ def test_real_bios(tmp_path: Path) -> None:
     with open(DATA / "bios" / "bios.jsonl", encoding="utf-8") as file:
         first = " ".join(json.loads(next(file))["bio"].split()).encode()
     assert first in texts[split_of(first)]
+
+
+class FullDisk:
+    """Files of which only so many bytes can be written; closing them tries again, as Python's do."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self.real = open
+
+    def __call__(self, path: Path, mode: str = "r", **settings: Any) -> Any:
+        file = self.real(path, mode, **settings)
+        if "w" not in mode:
+            return file
+        return _FullFile(self, file)
+
+
+class _FullFile:
+    def __init__(self, disk: FullDisk, file: Any) -> None:
+        self.disk, self.file, self.failed = disk, file, False
+
+    def write(self, data: bytes) -> None:
+        self.disk.left -= len(data)
+        self.failed = self.failed or self.disk.left < 0
+        self._check()
+        self.file.write(data)
+
+    def close(self) -> None:
+        self.file.close()
+        self._check()
+
+    def _check(self) -> None:
+        if self.failed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("left", [0, 100, 5_000, 9_800])
+def test_a_full_disk_leaves_nothing_behind(left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is buffered cannot be written when the files are closed, either."""
+    source = lines(tmp_path / "a.txt", NUMBERED)
+    monkeypatch.setattr(corpus, "open", FullDisk(left), raising=False)
+    with pytest.raises(UserError, match=r"cannot write the corpus of .*No space left on device"):
+        prepare(str(source), output=tmp_path / "out" / "corpus", cache=tmp_path / "cache")
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    monkeypatch.undo()
+    assert prepare(str(source), output=tmp_path / "out" / "corpus", cache=tmp_path / "cache").split("train")

@@ -252,6 +252,18 @@ def test_streams_and_signals_are_given_back(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == "error: two lines\n"
 
 
+@pytest.mark.parametrize(
+    ("file", "line"), [("/x/y", "error: the disk is full: /x/y\n"), (None, "error: the disk is full\n")]
+)
+def test_a_full_disk_is_one_line(file: str | None, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def fill() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file)
+
+    with pytest.raises(SystemExit, match="2"):
+        run_command(fill)
+    assert capsys.readouterr().err == line
+
+
 def test_outside_a_command_a_console_is_an_ordinary_one(capsys: pytest.CaptureFixture[str]) -> None:
     console().print("a\x1b[2Jb")
     assert capsys.readouterr().out == "a\\x1b[2Jb\n"
