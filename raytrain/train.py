@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from raytrain.config.cli import OneLineParser, default_config, parse_choice, parse_fields, parse_options
 from raytrain.config.presets import full_size
 from raytrain.config.schema import RunConfig
-from raytrain.metrics import collapse_warning
+from raytrain.metrics import METRIC, collapse_warning
 from raytrain.runs.records import check_name, read_claim
 from raytrain.storage import open_storage_root
 from raytrain.training.options import TrainOptions
@@ -126,12 +126,16 @@ def resume(first: argparse.Namespace, arguments: list[str]) -> TrainedRun:
 def print_outcome(trained: TrainedRun) -> None:
     """Print the best evaluation, the samples and how to look at the run."""
     best, outcome = trained.outcome["best"], trained.outcome
+    bits, has_latent = best[METRIC], trained.config.has_latent
     print(f"computed in {outcome['precision']} on {outcome['device']}")
     print(
-        f"best at step {outcome['best_step']}: negative ELBO {best['bits_per_byte']:.3f} bits/byte "
+        f"best at step {outcome['best_step']}: negative ELBO {bits:.3f} bits/byte "
         f"({best['bound']:.1f} nats a sample), KL {best['kl']:.2f} nats, {best['active_units']:.0f} active units"
     )
-    if warning := collapse_warning(best, trained.config.has_latent):
+    print(trained.ladder.comparison(bits))
+    if warning := trained.ladder.warning(bits):
+        print(f"warning: {warning}; try more --steps")
+    if warning := collapse_warning(best, has_latent):
         print(f"warning: {warning}; try --objective.free-bits 2, or a later --objective.end")
     print("\n".join(f"  {sample!r}" for sample in outcome["samples"]))
     print(f"view: {trained.view}")

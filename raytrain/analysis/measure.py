@@ -14,7 +14,6 @@ from mlflow.entities import Metric
 from rich.progress import Progress
 
 from raytrain.analysis.evaluation import Task, Totals, evaluate
-from raytrain.analysis.ngrams import measure_ngrams
 from raytrain.analysis.options import EvaluateOptions
 from raytrain.analysis.text_metrics import text_metrics
 from raytrain.cluster.resources import connect, read_cluster
@@ -25,6 +24,7 @@ from raytrain.data.cache import address, publish
 from raytrain.data.corpus import Corpus
 from raytrain.data.vocabulary import STOP
 from raytrain.models import Model
+from raytrain.models.ladder import reference_ladder
 from raytrain.models.sampling import sample
 from raytrain.runs.references import ResolvedModel, resolve
 from raytrain.runs.trained_model import from_checkpoint
@@ -68,7 +68,7 @@ def measure(options: EvaluateOptions) -> tuple[dict[str, Any], ResolvedModel]:
         "split": options.split,
         "over_long_left_out": batches.samples.too_long,
         "metrics": totals.metrics(model),
-        "ngrams": asdict(measure_ngrams(corpus.split("train"), batches)),
+        "ngrams": asdict(reference_ladder(corpus, batches)),
         "texts": measure_texts(options, model, corpus, batches),
         "seconds": time.perf_counter() - began,
     }

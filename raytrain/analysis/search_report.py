@@ -20,10 +20,12 @@ from raytrain.analysis.figures.tables import TOP, top_trials, trial_cells
 from raytrain.config.models import has_latent
 from raytrain.config.schema import ObjectiveConfig
 from raytrain.metrics import collapse_warning, headline
+from raytrain.models.ladder import Ladder
 from raytrain.runs.records import search_objective_of
 from raytrain.tracking.queries import Child, children, describe, download
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import output_file
+from raytrain.utils.validation import parse_json
 
 if TYPE_CHECKING:
     import optuna
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from raytrain.tracking.runs import Run
 
 TRIALS = "trials.parquet"
+LADDER = "raytrain.ladder"
+"""Tag of a search that has ended: the reference ladder on the samples of its winner, as JSON."""
 CAPTIONS = {
     "best_so_far": "Best so far: the negative ELBO of each trial when it ended, and the lowest until then.",
     "bound_against_use": "Negative ELBO against use of the code: no trial beats one on the Pareto front in both.",
@@ -145,7 +149,7 @@ def report_page(search: Child, rows: Sequence[TrialRow], images: Mapping[str, Pa
 
 
 def _summary(search: Child, rows: Sequence[TrialRow]) -> list[str]:
-    """Return the summary: the search, the end of its trials and the best one, with a warning if that has collapsed."""
+    """Return the summary: the search, the end of its trials and the best one, with what a user should know of it."""
     counts = ", ".join(f"{count} {status}" for status, count in Counter(row.status for row in rows).items())
     models = ", ".join(sorted({row.model for row in rows if row.model}))
     lines = [f"{models or 'no model'}; {len(rows)} trials" + (f" ({counts})" if counts else "")]
@@ -161,16 +165,34 @@ def _summary(search: Child, rows: Sequence[TrialRow]) -> list[str]:
     paragraphs = [f"<p class='quiet'>{html.escape('; '.join(lines))}.</p>"]
     if not (best := ranked(rows)[:1]):
         return [*paragraphs, "<p class='warning'>No trial has been evaluated.</p>"]
-    row = best[0]
+    row, ladder = best[0], ladder_of(search)
     paragraphs.append(f"<p>Best: trial {html.escape(row.label)} with {html.escape(headline(row.metrics))}.</p>")
     if search_objective.min_used and not search_objective.may_win(row.metrics):
         lack = f"No trial uses at least {search_objective.min_used:g} nats of its code: none has won."
         paragraphs.append(f"<p class='warning'>{lack}</p>")
+    if ladder is not None:
+        paragraphs.append(f"<p>Compared with counting: {html.escape(ladder.comparison(row.bits_per_byte))}.</p>")
+    if ladder is not None and (warning := ladder.warning(row.bits_per_byte, whose="The best trial's")):
+        paragraphs.append(f"<p class='warning'>{html.escape(warning)}.</p>")
     if warning := collapse_warning(row.metrics, has_latent(row.model), whose="The best trial's"):
         paragraphs.append(
             f"<p class='warning'>{html.escape(warning)}. The Pareto front below shows what a used one costs.</p>"
         )
     return paragraphs
+
+
+def ladder_of(search: Child) -> Ladder | None:
+    """Return the reference ladder of a search that has ended with a winner; ``None`` of any other.
+
+    Raises:
+        UserError: its tag holds something else.
+    """
+    if (text := search.tags.get(LADDER)) is None:
+        return None
+    try:
+        return Ladder.from_json(parse_json(text))
+    except ValueError as error:
+        raise UserError(f"search {search.name}: its tag {LADDER} is not a ladder: {error}") from None
 
 
 def _html_table(rows: Sequence[TrialRow], reasons: bool = False) -> str:

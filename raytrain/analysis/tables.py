@@ -13,7 +13,6 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raytrain.analysis.ngrams import Ladder
 from raytrain.metrics import (
     METRIC,
     METRICS,
@@ -24,6 +23,7 @@ from raytrain.metrics import (
     pareto_front,
     shown_metrics,
 )
+from raytrain.models.ladder import Ladder
 from raytrain.runs.trials import Trial, rank, winner
 from raytrain.utils.output import console
 from raytrain.utils.text import table as markdown
@@ -114,8 +114,11 @@ class LiveTable:
         return Group(trial_table(list(self.trials.values()), f"{ended} of {self.num_samples} trials ended"))
 
 
-def search_summary(trials: list[Trial], search_objective: SearchObjective) -> str:
-    """Return the table of the trials, best first, with the Pareto front where it was searched for, and remarks."""
+def search_summary(trials: list[Trial], search_objective: SearchObjective, ladder: Ladder | None = None) -> str:
+    """Return the table of the trials, best first, with the Pareto front where it was searched for, and remarks.
+
+    ``ladder`` is that of the winner's samples.
+    """
     console = Console(record=True, width=160, file=StringIO())
     console.print(trial_table(rank(trials, search_objective), f"trials, best first: {search_objective}"))
     if search_objective.objective == "pareto":
@@ -123,11 +126,15 @@ def search_summary(trials: list[Trial], search_objective: SearchObjective) -> st
         console.print(
             trial_table(front, "Pareto front: no trial beats these in both negative ELBO and use of the code")
         )
-    return console.export_text() + "".join(f"{line}\n" for line in remarks(trials, search_objective))
+    return console.export_text() + "".join(f"{line}\n" for line in remarks(trials, search_objective, ladder))
 
 
-def remarks(trials: list[Trial], search_objective: SearchObjective) -> list[str]:
-    """Return what a user should know before trusting the winner: infeasible trials, and a collapsed posterior."""
+def remarks(trials: list[Trial], search_objective: SearchObjective, ladder: Ladder | None = None) -> list[str]:
+    """Return what a user should know before trusting the winner.
+
+    That is: infeasible trials, a collapsed posterior, and a model above the best n-gram of ``ladder``, that of the
+    winner's samples.
+    """
     best, lines = winner(trials, search_objective), []
     below = [trial for trial in trials if trial.best and not search_objective.may_win(trial.best)]
     if search_objective.min_used and below:
@@ -135,6 +142,8 @@ def remarks(trials: list[Trial], search_objective: SearchObjective) -> list[str]
         lines.append(f"cannot win, since they use less than {search_objective.min_used:g} nats of the code: {names}")
     if best is not None and (warning := collapse_warning(best.best, best.config.has_latent, whose="the best trial's")):
         lines.append(f"warning: {warning}; --min-used or --search-objective pareto search for one that is used")
+    if best is not None and ladder is not None and (warning := ladder.warning(best.best[METRIC], "the best trial's")):
+        lines.append(f"warning: {warning}; give the trials more --steps")
     return lines
 
 
@@ -153,10 +162,10 @@ def evaluation_summary(result: dict[str, Any]) -> str:
     if result["over_long_left_out"]:
         console.print(f"{result['over_long_left_out']} documents are longer than the model takes and were left out")
     console.print(_likelihood(metrics))
-    ladder = Ladder(**result["ngrams"])
+    ladder = Ladder.from_json(result["ngrams"])
     orders = ", ".join(f"{bits:.3f}" for bits in ladder.bits)
     console.print(f"bits/byte of byte n-grams, n = 1 to {len(ladder.bits)}: {orders}", highlight=False)
-    console.print(ladder.verdict(metrics[METRIC]), highlight=False)
+    console.print(ladder.comparison(metrics[METRIC]), highlight=False)
     if "kl_by_dimension" in metrics:
         console.print(_latent(metrics))
     further = [metric for metric in METRICS.values() if metric.key in metrics and metric.key not in IN_OTHER_TABLES]
@@ -176,8 +185,9 @@ def evaluation_summary(result: dict[str, Any]) -> str:
             console.print(
                 f"copies were searched in {texts['searched_bytes']} of {texts['corpus_bytes']} bytes of the train split"
             )
-    if warning := collapse_warning(metrics, has_latent="kl_by_dimension" in metrics):
-        console.print(f"warning: {warning}")
+    for warning in (ladder.warning(metrics[METRIC]), collapse_warning(metrics, "kl_by_dimension" in metrics)):
+        if warning is not None:
+            console.print(f"warning: {warning}")
     return console.export_text()
 
 

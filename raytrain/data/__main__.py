@@ -75,25 +75,28 @@ def _show_info(corpus: Corpus) -> None:
 
 
 def _show_ngrams(corpus: Corpus) -> None:
-    """Print what counting reaches: a model should do better."""
+    """Print the reference ladder for the usual samples of each kind: a model should do better."""
     from rich.table import Table
 
-    from raytrain.analysis.ngrams import MAX_ORDER, measure_ngrams
     from raytrain.data.batches import EvaluationBatches
+    from raytrain.models.ladder import reference_ladder
+    from raytrain.models.ngrams import MAX_ORDER
 
     windows = RunConfig(model=ByteLstmConfig(), sampling="windows", length=60)
     documents = RunConfig(model=ByteLstmConfig(), sampling="documents", length=128)
-    columns = {}
+    ladders = {}
     for name, config in {"windows of 60": windows, "documents < 128": documents}.items():
         try:
             samples = EvaluationBatches(corpus.split("valid"), config, NGRAM_SAMPLES)
         except UserError:  # the split has none
             continue
-        columns[name] = measure_ngrams(corpus.split("train"), samples).bits
-    table = Table("bits per byte by counting", *columns)
+        ladders[name] = reference_ladder(corpus, samples)
+    table = Table("bits per byte", *ladders)
     for order in range(MAX_ORDER + 1):
-        table.add_row(f"{order + 1}-grams", *(f"{bits[order]:.3f}" for bits in columns.values()))
-    if columns:
+        table.add_row(f"byte {order + 1}-gram", *(f"{ladder.bits[order]:.3f}" for ladder in ladders.values()))
+    if any(ladder.fit for ladder in ladders.values()):
+        table.add_row("", *(ladder.fit for ladder in ladders.values()))
+    if ladders:
         output.console(highlight=False).print("", table)
 
 

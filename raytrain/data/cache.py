@@ -142,7 +142,8 @@ def _evict(root: Path, limit: int) -> None:
         with contextlib.suppress(BlockingIOError), locked(root / f"{digest}.writing", wait=False):
             shutil.rmtree(leftover, ignore_errors=True)
     folders = sorted(path.parent for path in root.glob(f"*/{_INFO}"))
-    sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in folders}
+    # what is being written has a name that begins with a dot, and may be gone before it is asked for its size
+    sizes = {folder: sum(file.stat().st_size for file in folder.glob("[!.]*")) for folder in folders}
     excess = sum(sizes.values()) - limit
     for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime):
         if excess <= 0:

@@ -54,6 +54,8 @@ class Trial:
     started_at: float = 0.0
     """Unix time of its first start; 0 before."""
     ended_at: float = 0.0
+    baseline: float | None = None
+    """Bits per byte of the n-gram that early stopping compares it with; ``None`` if it is compared with none."""
     origin: str = ""
     """Reference that ``--warm-start`` gave for its config; empty for a config that was drawn."""
 

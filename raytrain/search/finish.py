@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,9 @@ from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 from mlflow.exceptions import MlflowException
 
-from raytrain.analysis.ngrams import measure_ngrams
-from raytrain.analysis.search_report import write_search_report
+from raytrain.analysis.search_report import LADDER, write_search_report
 from raytrain.analysis.tables import markdown_table, remarks, search_summary, short
 from raytrain.config.schema import RunConfig, flatten, to_dict
-from raytrain.data.batches import EvaluationBatches
 from raytrain.metrics import (
     METRIC,
     METRICS,
@@ -28,12 +27,13 @@ from raytrain.metrics import (
     pareto_front,
     shown_metrics,
 )
+from raytrain.models.ladder import Ladder, validation_ladder
 from raytrain.models.sampling import sample_text
 from raytrain.runs import checkpoint
 from raytrain.runs.checkpoint import Checkpoint
 from raytrain.runs.records import CHECKPOINTS, read_outcome
 from raytrain.runs.trained_model import from_checkpoint
-from raytrain.runs.trials import Trial, rank, trial_location
+from raytrain.runs.trials import Trial, rank, trial_location, winner
 from raytrain.search.registry import Candidate, Score, VerificationError, register_and_compete
 from raytrain.search.searcher import Search
 from raytrain.search.winner import BEST_CONFIG, BEST_TRIAL
@@ -57,30 +57,34 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
         UserError: no trial left a checkpoint, or the best model could not be registered.
     """
     search_objective = search.plan.search_objective
-    print(search_summary(trials, search_objective))
+    won = winner(trials, search_objective)
+    ladder = None if won is None else validation_ladder(search.workspace.corpus, won.config)
+    print(search_summary(trials, search_objective, ladder))
+    if ladder is not None:
+        search.parent.set_tags({LADDER: json.dumps(asdict(ladder))})
     with tempfile.TemporaryDirectory(prefix="raytrain-") as scratch:
         file = Path(scratch) / "trials.parquet"
         write_table(trials, search_objective, file)
         search.parent.log_file(file)
         write_search_report(search.parent, Path(scratch) / "report")
     found = best_checkpoint(search, trials)
-    if found is None:
+    if found is None or ladder is None:
         finish_without_winner(search, trials)
         return
     best, stored = found
     print(f"best trial {best.name} of {len(trials)} in {duration(seconds)}")
-    verdict = counted(search, best)
-    samples = print_best(search, best, stored, verdict)
+    comparison = ladder.comparison(best.best[METRIC])
+    samples = print_best(search, best, stored, comparison)
     search.parent.log_text("".join(one_line(text) + "\n" for text in samples), "samples.txt")
     search.parent.log_dict(to_dict(best.config), BEST_CONFIG)
     search.parent.set_tags({BEST_TRIAL: best.name})
-    name, version, alias = register(search, best, stored, model_card(search, best, samples, verdict))
+    name, version, alias = register(search, best, stored, model_card(search, best, samples, comparison))
     fields = list(dict.fromkeys(name for trial in trials for name in trial.fields))
     columns = [metric.key for metric in shown_metrics(trial.best for trial in trials)]
     view = share_view(search.parent, f"{search.name}: best trials first", columns, fields)
     link = view[view.index("#/") :]  # relative: the page may be reached under several addresses
     model = f"models:/{name}@{alias} (version {version})"
-    search.parent.describe(description(search, trials, best, verdict, model, link, seconds))
+    search.parent.describe(description(search, trials, best, ladder, model, link, seconds))
     end(search, trials)
     print(f"model: {model}")
     print(f"checkpoint: {stored.uri}{computed_in(search, best)}")
@@ -128,14 +132,7 @@ def end(search: Search, trials: list[Trial]) -> None:
         search.parent.finish("FINISHED")
 
 
-def counted(search: Search, best: Trial) -> str:
-    """Return the sentence that compares the best trial with n-grams of the same text, on the same samples."""
-    corpus = search.workspace.corpus
-    samples = EvaluationBatches(corpus.split("valid"), best.config, best.config.evaluate_samples)
-    return measure_ngrams(corpus.split("train"), samples).verdict(best.best[METRIC])
-
-
-def print_best(search: Search, best: Trial, stored: Checkpoint, verdict: str) -> list[str]:
+def print_best(search: Search, best: Trial, stored: Checkpoint, comparison: str) -> list[str]:
     """Print the fields, metrics and samples of the best trial, and how it compares; return the samples."""
     samples = sample_text(from_checkpoint(stored), CARD_SAMPLES, seed=search.plan.seed)
     line = ""
@@ -145,7 +142,7 @@ def print_best(search: Search, best: Trial, stored: Checkpoint, verdict: str) ->
             print(line)
             line = ""
         line += ("   " if line else "  ") + setting
-    print("\n".join(filter(None, (line, headline(best.best), verdict))))
+    print("\n".join(filter(None, (line, headline(best.best), comparison))))
     print("\n".join(f"  {sample!r}" for sample in samples))
     return samples
 
@@ -200,17 +197,17 @@ def score_of(config: RunConfig[Any], corpus: str, value: float) -> Score:
 
 
 def description(
-    search: Search, trials: list[Trial], best: Trial, verdict: str, model: str, view: str, seconds: float
+    search: Search, trials: list[Trial], best: Trial, ladder: Ladder, model: str, view: str, seconds: float
 ) -> str:
     """Return the text at the top of the search's page in MLflow, in Markdown."""
     search_objective = search.plan.search_objective
     lines = [
         f"Best trial {best.name}: {headline(best.best)}; {model}.",
-        f"{verdict.capitalize()}.",
+        f"Compared with counting: {ladder.comparison(best.best[METRIC])}.",
         f"[All {len(trials)} trials, best first]({view}); space `{search.plan.space.name}`, corpus "
         f"{search.workspace.corpus.name}, {duration(seconds)}.",
         f"Objective: {search_objective}.",
-        *remarks(trials, search_objective),
+        *remarks(trials, search_objective, ladder),
         "",
         markdown_table(rank(trials, search_objective)),
     ]
@@ -220,7 +217,7 @@ def description(
     return "\n".join(lines)
 
 
-def model_card(search: Search, best: Trial, samples: list[str], verdict: str) -> str:
+def model_card(search: Search, best: Trial, samples: list[str], comparison: str) -> str:
     """Return the model card of the search's best model, in Markdown."""
     config, corpus = best.config, search.workspace.corpus
     metrics = [f"{metric.label}: {metric.format(best.best)} {metric.unit}" for metric in shown_metrics([best.best])]
@@ -236,7 +233,7 @@ def model_card(search: Search, best: Trial, samples: list[str], verdict: str) ->
         "",
         "## Metrics",
         "",
-        *(f"- {text}" for text in (*metrics, verdict)),
+        *(f"- {text}" for text in (*metrics, comparison)),
         "",
         "## Limits",
         "",

@@ -12,6 +12,7 @@ from ray.tune.search import Searcher
 from raytrain.config.schema import RunConfig, flatten, identity, to_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.metrics import METRIC
+from raytrain.models.ladder import validation_ladder
 from raytrain.runs.records import write_run_address
 from raytrain.runs.trials import Trial, TrialStore
 from raytrain.runs.workspace import Workspace
@@ -20,7 +21,6 @@ from raytrain.search.plan import Plan
 from raytrain.search.space import GRID, grid
 from raytrain.search.warm_start import point_of
 from raytrain.storage import open_storage_root
-from raytrain.training.early_stopping import unigram_bits
 from raytrain.training.worker import Job
 
 if TYPE_CHECKING:
@@ -73,13 +73,16 @@ class OptunaSearcher(Searcher):
         """Error of the sampler, which ends the search."""
         self._points: dict[str, optuna.Trial] = {}
         """Optuna's trial of each of ours, by identity. A config that is no point of the space has none."""
-        self._unigram: dict[str, float] = {}
+        self._baselines: dict[tuple[Any, ...], float] = {}
+        """Baseline of early stopping for each kind of validation samples, as the trials' records have it."""
         self._by_tune: dict[str, Trial] = {}
         self._again = [trial for trial in known if not trial.ended]
         self._grid = grid(search.plan.space, search.plan.budget) if search.plan.algorithm == GRID else None
         self._drawn: dict[str, int] = {}
         for trial in known:
             self._repeat(identity(trial.config, search.plan.corpus))
+            if trial.baseline is not None:
+                self._baselines[_samples_of(trial.config)] = trial.baseline
             if trial.ended:
                 add_to_study(self.study, trial, search.plan.search_objective)
                 self._recall(f"known-{trial.name}", trial)
@@ -126,7 +129,7 @@ class OptunaSearcher(Searcher):
             tracking=asdict(run),
             cpus=search.worker_spec.cpus,
             draws=search.plan.search_objective.draws,
-            unigram=self._unigram_limit(trial.config.sampling),
+            baseline=trial.baseline,
         )
         return {
             "job": asdict(job),
@@ -135,11 +138,15 @@ class OptunaSearcher(Searcher):
             "scratch": self.scratch,
         }
 
-    def _unigram_limit(self, sampling: str) -> float:
-        """Return the bits per byte of the unigram baseline, which every trial must beat in time."""
-        if sampling not in self._unigram:
-            self._unigram[sampling] = unigram_bits(self.search.workspace.corpus, sampling)
-        return self._unigram[sampling]
+    def _baseline(self, config: RunConfig[Any]) -> float:
+        """Return the bits per byte of the n-gram that a trial of ``config`` must beat in time.
+
+        A resumed search has it from the records of its trials: it stops the same ones, whatever measures ladders now.
+        """
+        samples = _samples_of(config)
+        if samples not in self._baselines:
+            self._baselines[samples] = validation_ladder(self.search.workspace.corpus, config, quick=True).baseline
+        return self._baselines[samples]
 
     def _draw(self) -> Trial:
         """Return a new trial: of a warm start's config while there are any, then at the next point of the space."""
@@ -175,6 +182,7 @@ class OptunaSearcher(Searcher):
             params={} if point is None else dict(point.params),
             distributions={name: optuna.distributions.distribution_to_json(kind) for name, kind in kinds.items()},
             fields={name: value for name, value in after.items() if value != before[name]},
+            baseline=self._baseline(config),
             origin=origin,
         )
         self.trials.append(trial)
@@ -227,3 +235,8 @@ class OptunaSearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a search is not restored from Tune's snapshots")
+
+
+def _samples_of(config: RunConfig[Any]) -> tuple[Any, ...]:
+    """Return what decides the validation samples of a run."""
+    return config.sampling, config.length, config.evaluate_samples

@@ -12,8 +12,10 @@ import psutil
 from raytrain.cluster.resources import Cluster, connect, read_cluster, worker_spec
 from raytrain.config.schema import RunConfig, flatten, to_dict
 from raytrain.config.workers import WorkerSpec
+from raytrain.data.corpus import Corpus
 from raytrain.metrics import SearchObjective
 from raytrain.models import build_empty
+from raytrain.models.ladder import validation_ladder
 from raytrain.runs.encoders import Encoder, find_encoder
 from raytrain.runs.records import PLAN, check_name
 from raytrain.runs.trials import TrialStore
@@ -292,6 +294,15 @@ def print_plan(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec, si
         f"search {name}: {plan.num_samples} trials ({plan.space.name}, {plan.algorithm}), "
         f"each {spec} on {'GPUs' if spec.on_gpus else 'CPUs'}, kept in {workspace.storage.uri(name)}\n"
         f"objective: {plan.search_objective}"
-        + "".join(f"\nwarm start: {start.reference}" for start in plan.warm_starts),
-        flush=True,
+        + "".join(f"\nwarm start: {start.reference}" for start in plan.warm_starts)
     )
+    print("\n".join(reference_lines(plan, corpus)), flush=True)
+
+
+def reference_lines(plan: Plan, corpus: Corpus) -> list[str]:
+    """Return what n-grams reach on the validation samples: a line, or one for each kind of samples of the models."""
+    kinds = {f"{config.sampling} of {config.length}": config for config in plan.bases.values()}
+    lines = {kind: str(validation_ladder(corpus, config, quick=True)) for kind, config in kinds.items()}
+    if len(lines) == 1:
+        return list(lines.values())
+    return [line.replace("reference", f"reference on {kind}", 1) for kind, line in lines.items()]

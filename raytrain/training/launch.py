@@ -14,6 +14,7 @@ from raytrain.cluster.ray_internals import delete_value, get_value
 from raytrain.cluster.resources import connect, read_cluster, worker_spec
 from raytrain.config.schema import RunConfig, flatten, identity, to_dict
 from raytrain.config.workers import WorkerSpec, parse_workers
+from raytrain.models.ladder import Ladder, validation_ladder
 from raytrain.runs.encoders import find_encoder
 from raytrain.runs.records import UNSENT, claim_name, read_outcome, write_run_address
 from raytrain.runs.workspace import Workspace
@@ -38,6 +39,8 @@ class TrainedRun:
     config: RunConfig[Any]
     outcome: dict[str, Any]
     """Contents of its ``outcome.json``: best step and metrics, precision, device, samples."""
+    ladder: Ladder
+    """What n-grams reach on the samples of its evaluations."""
     run: Run | None
     """Its MLflow run, if the tracking store still has it."""
     view: str
@@ -97,6 +100,7 @@ def train(
         print("this run has ended already; choose another --name to train again")
         run = experiment.find_run(claim.identity)
     else:
+        print(validation_ladder(workspace.corpus, config, quick=True), flush=True)
         run = experiment.open_run(
             claim.identity,
             name,
@@ -121,7 +125,8 @@ def train(
     if reason := outcome.get("error") or outcome.get("early_stopped"):
         raise UserError(f"run {name} failed: {reason}")
     view = run.ui_hint() if run is not None else experiment.ui_hint()
-    return TrainedRun(name=name, location=location, config=config, outcome=outcome, run=run, view=view)
+    ladder = validation_ladder(workspace.corpus, config)
+    return TrainedRun(name=name, location=location, config=config, outcome=outcome, ladder=ladder, run=run, view=view)
 
 
 def follow(name: str, config: RunConfig[Any], workspace: Workspace, spec: WorkerSpec, run: Run) -> dict[str, Any]:

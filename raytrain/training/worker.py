@@ -80,8 +80,8 @@ class Job:
     """CPUs of a worker, and so its threads."""
     draws: int = 0
     """Draws of z for the likelihood estimate at each evaluation; 0 leaves it out."""
-    unigram: float | None = None
-    """Bits per byte of the unigram baseline, for early stopping; ``None`` for a run that is no trial."""
+    baseline: float | None = None
+    """Bits per byte of the n-gram that early stopping compares with; ``None`` for a run that is no trial."""
     progress: str | None = None
     """Key of Ray's key-value store for the latest metrics, which the launching process prints."""
 
@@ -199,7 +199,7 @@ class RayReporter:
     ) -> None:
         self.send = send
         self.config = config
-        self.unigram = job.unigram
+        self.baseline = job.baseline
         self.annealing_end = annealing_end(config.objective, config.steps)
         self.progress = job.progress
         self.writer: MetricWriter | None = None
@@ -235,10 +235,10 @@ class RayReporter:
             raise UserError(f"the newest checkpoint keeps metrics that are none ({error}): delete it") from None
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
-        early_stopped = None if self.unigram is None else why_early_stopped(self.config, step, metrics, self.unigram)
+        early_stopped = None if self.baseline is None else why_early_stopped(self.config, step, metrics, self.baseline)
         # no trial is stopped before its own annealing has ended, nor while it writes its outcome
         comparable = self.annealing_end <= step < self.config.steps and early_stopped is None
-        if comparable and self.writer is not None and self.unigram is not None:
+        if comparable and self.writer is not None and self.baseline is not None:
             # the scheduler may answer by killing this process; a run that is no trial has no scheduler
             self.writer.flush(self.FLUSH_S)
         self.send({"step": step, **metrics} | ({RUNG: step} if comparable else {}))

@@ -18,6 +18,8 @@ import raytrain.tune as tune
 from raytrain.config.cli import default_config, parse_choice, parse_fields
 from raytrain.config.presets import preset
 from raytrain.config.schema import to_dict
+from raytrain.models.ladder import Ladder
+from raytrain.training.launch import TrainedRun
 from raytrain.training.options import TrainOptions
 from tests.conftest import tiny_config
 from tests.support.refusal import refusal
@@ -193,3 +195,24 @@ def test_help_is_quick(command: str) -> None:
     assert f"raytrain.{command}" in said
     assert "raytrain" in packages
     assert not packages & {"torch", "ray", "mlflow", "pandas", "pyarrow", "optuna", "boto3", "matplotlib"}
+
+
+@pytest.mark.parametrize(("bits", "warned"), [(2.5, True), (2.0, True), (1.9, False)])
+def test_the_last_lines_of_a_run_hold_it_against_counting(
+    bits: float, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = {"bits_per_byte": bits, "bound": 80.0, "reconstruction": 76.0, "kl": 4.0, "active_units": 3.0}
+    outcome = {"best": best, "best_step": 20, "precision": "float32", "device": "cpu", "samples": ["a text"]}
+    ladder = Ladder((5.0, 4.0, 3.0, 2.0, 2.1, 2.2, 2.3, 2.4), 9, 9, 0.5)
+    config = tiny_config("hybrid")
+    train.print_outcome(
+        TrainedRun(name="r", location="runs/r", config=config, outcome=outcome, ladder=ladder, run=None, view="there")
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert f"model {bits:.3f}, byte 4-gram 2.000, entropy 0.500 bits per byte" in lines
+    warnings = [line for line in lines if line.startswith("warning: ")]
+    more = f"{bits / 2 - 1:.1%}"
+    text = (
+        f"warning: the model has learnt less than counting: it needs {more} more than a byte 4-gram; try more --steps"
+    )
+    assert warnings == ([text] if warned else [])

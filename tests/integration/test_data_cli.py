@@ -9,6 +9,7 @@ import pytest
 
 from raytrain.data import synthetic
 from raytrain.data.corpus import SPLITS, Corpus
+from raytrain.models.ladder import FILE
 
 
 def run(tmp_path: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -34,9 +35,12 @@ def test_prepare_and_info(tmp_path: Path) -> None:
     info = run(tmp_path, "info", tmp_path / "corpus")
     assert (info.returncode, info.stderr) == (0, "")
     assert info.stdout.startswith(prepared.stdout)
-    windows, documents = (float(cell) for cell in table_of(info.stdout)["8-grams"])
+    windows, documents = (float(cell) for cell in table_of(info.stdout)["byte 8-gram"])
     assert 0.8 < windows < 0.9
     assert 0.6 < documents < 0.75
+    kept = (tmp_path / "corpus" / FILE).read_bytes()
+    assert run(tmp_path, "info", tmp_path / "corpus").stdout == info.stdout
+    assert (tmp_path / "corpus" / FILE).read_bytes() == kept
     rows = table_of(info.stdout)
     assert rows["documents"] == ["60,000", "4,000", "4,000"]
     corpus = Corpus.open(tmp_path / "corpus")

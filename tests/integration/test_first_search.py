@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +62,10 @@ def test_it_says_what_it_does_and_what_came_of_it(finished_search: Finished) -> 
     assert "concurrency: 2 trials, 2 of 2 CPUs (2 CPUs online)" in output
     assert "objective: lowest negative ELBO" in output
     assert "best trial 00" in output
-    assert "counting is better: byte " in output  # of what is learnt in a few steps
+    assert "\nreference: byte 3-gram " in output
+    assert re.search(r"\nmodel \d\.\d{3}, byte \d-gram \d\.\d{3} bits per byte\n", output)
+    # of what is learnt in a few steps
+    assert "\nwarning: the best trial's model has learnt less than counting: it needs " in output
     assert "model: models:/raytrain-hybrid@champion" in output
     assert output.count("mlflow ui ") == 3  # of the search twice, and of its trials
 

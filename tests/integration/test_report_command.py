@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,13 @@ from PIL import Image
 from raytrain import report
 from raytrain.analysis.paper_report import collect, find_searches
 from raytrain.analysis.run_report import interpolation_table, portray, properties
-from raytrain.analysis.search_report import write_search_report
+from raytrain.analysis.search_report import LADDER, write_search_report
 from raytrain.config.schema import RunConfig, flatten, override, to_dict
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
 from raytrain.data.vocabulary import STOP
 from raytrain.models import build
+from raytrain.models.ladder import Ladder
 from raytrain.runs.records import write_run_address
 from raytrain.runs.trained_model import load
 from raytrain.storage import open_storage
@@ -188,6 +191,23 @@ def test_the_page_warns_of_a_collapsed_winner(experiment: Experiment, tmp_path: 
     )
     *_, page = write_search_report(parent, tmp_path / "report")
     assert "posterior has collapsed" in page.read_text()
+
+
+def test_the_page_holds_the_winner_against_counting(
+    experiment: Experiment, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    parent = fake_search(experiment, "one", some_trials(1))
+    ladder = Ladder((5.0, 4.0, 3.0, 2.0, 2.1, 2.2, 2.3, 2.4), 9, 9, 0.5)
+    *_, page = write_search_report(parent, tmp_path / "before")
+    assert "counting" not in page.read_text()
+    parent.set_tags({LADDER: json.dumps(asdict(ladder))})
+    *_, page = write_search_report(parent, tmp_path / "report")
+    text = page.read_text()
+    assert "<p>Compared with counting: model 2.500, byte 4-gram 2.000, entropy 0.500 bits per byte.</p>" in text
+    warning = "The best trial&#x27;s model has learnt less than counting: it needs 25.0% more than a byte 4-gram."
+    assert f"<p class='warning'>{warning}</p>" in text
+    parent.set_tags({LADDER: "[]"})
+    assert "search one: its tag raytrain.ladder is not a ladder: it must be an object" in refused("search", "one")
 
 
 @pytest.mark.parametrize(

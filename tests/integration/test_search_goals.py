@@ -63,7 +63,7 @@ def test_a_front_with_hopeless_trials_and_starts_and_what_is_built_upon_it(ray_c
     assert [trial.origin for trial in trials] == ["asleep.json", "wild.json", "", ""]
     # no other trial was stopped for being behind, the two were not evaluated again after they were hopeless
     assert [trial.status for trial in trials] == ["early_stopped", "early_stopped", "finished", "finished"]
-    assert "early-stopped at step 200: its negative ELBO of" in trials[0].reason
+    assert "early-stopped at step 200 of 240: its negative ELBO of" in trials[0].reason
     assert "not finite at step 10" in trials[1].reason
     assert [len(trial.history) for trial in trials] == [5, 0, 6, 6]
     assert trials[0].config.steps == 240

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
 from raytrain.metrics import (
     COLLAPSED,
+    METRIC,
     METRICS,
     REQUIRED_METRICS,
     Metric,
@@ -28,6 +29,7 @@ from raytrain.metrics import (
     headline,
     shown_metrics,
 )
+from raytrain.models.ladder import Ladder
 from raytrain.runs.records import OUTCOME, read_outcome
 from raytrain.runs.trials import Trial
 from raytrain.search.finish import write_table
@@ -112,13 +114,22 @@ def test_a_registered_metric_is_in_every_evaluation_record_and_table(
     assert "kl_share" not in totals.metrics()
     measured = totals.metrics(trainer.model)
     assert measured["kl_share"] == pytest.approx(found["kl_share"], rel=1e-5)
+    ladder = Ladder((5.0, 4.0, 3.5, 3.0, 3.1, 3.2, 3.3, 3.4), 8_000_000, 9_000_000, 0.5)
     result: dict[str, Any] = {
         "model": "hybrid", "step": 0, "corpus": {"name": "c"}, "split": "valid", "over_long_left_out": 0,
-        "metrics": measured, "texts": None, "ngrams": {"bits": [5.0, 3.0, 3.5], "counted": 9, "available": 9},
+        "metrics": measured, "texts": None, "ngrams": asdict(ladder),
     }  # fmt: skip
     summary = evaluation_summary(result)
     assert "KL share" in summary
-    assert "counting is better: byte 2-gram 3.000 bits/byte; the model needs" in summary
+    bits = measured[METRIC]
+    assert "of byte n-grams, n = 1 to 8: 5.000, 4.000, 3.500, 3.000, 3.100, 3.200, 3.300, 3.400" in summary
+    comparison = f"model {bits:.3f}, byte 4-gram 3.000, entropy 0.500 bits per byte; n-grams fitted on 8 of 9 MB"
+    assert comparison in summary
+    warning = f"warning: the model has learnt less than counting: it needs {bits / 3 - 1:.1%} more than a byte 4-gram"
+    assert warning in " ".join(summary.split())
+    better = evaluation_summary(result | {"metrics": measured | {METRIC: 2.9}})
+    assert "model 2.900, byte 4-gram 3.000" in better
+    assert "less than counting" not in better
 
 
 def test_a_value_that_is_not_finite_is_left_out(share: Metric, corpus: Corpus) -> None:

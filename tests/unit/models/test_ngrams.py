@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from raytrain.analysis import ngrams
-from raytrain.analysis.ngrams import Ladder, measure_ngrams
+from raytrain.config.schema import RunConfig
 from raytrain.data import batches
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus, CorpusWriter
+from raytrain.models import ngrams
+from raytrain.models.ngrams import measure_ngrams
 from tests.conftest import tiny_config
 
 SAMPLINGS = pytest.mark.parametrize("sampling", ["windows", "documents", "stream"])
@@ -62,50 +64,76 @@ class Counts:
         return (max(count - discount, 0) + discount * len(after) * shorter) / total
 
 
+def bits_of(corpus: Corpus, config: RunConfig[Any], samples: int | None = None, **settings: int) -> tuple[float, ...]:
+    return measure_ngrams(corpus.split("train"), EvaluationBatches(corpus.split("valid"), config, samples), **settings)[
+        0
+    ]
+
+
 @SAMPLINGS
 def test_the_bits_are_those_of_the_formula(sampling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "EVALUATION_LANES", 1)
     random = np.random.default_rng(0)
-    texts = [bytes(random.choice(list(b"abc"), random.integers(3, 12))) for _ in range(40)]
+    texts = [bytes(random.choice(list(b"abc"), random.integers(1, 12))) for _ in range(40)]
     corpus = a_corpus(tmp_path / "corpus", texts, [b"abcab", b"ccb", b"a", b"dab"])
     config = tiny_config("byte_lstm", sampling=sampling, length=6)
     samples = EvaluationBatches(corpus.split("valid"), config)
-    ladder = measure_ngrams(corpus.split("train"), samples)
+    bits, counted = measure_ngrams(corpus.split("train"), samples)
     stream = corpus.split("train").stream.tolist()
     sequences = [[*text, 256] for text in texts] if sampling == "documents" else [stream]
-    counts = Counts(sequences, 3, sampling == "documents")
+    counts = Counts(sequences, 4, sampling == "documents")
     rows = [[token for token in row if token <= 256] for batch in samples.batches() for row in batch.tokens.tolist()]
     if sampling == "stream":  # no chunk begins anew
         rows = [corpus.split("valid").stream.tolist()]
     num_bytes = sum(token < 256 for row in rows for token in row)
-    for order in range(4):
+    for order in range(5):
         nats = -sum(math.log(counts.probability(row, place, order)) for row in rows for place in range(len(row)))
-        assert ladder.bits[order] == pytest.approx(nats / math.log(2) / num_bytes), order
-    assert (ladder.counted, ladder.available) == (
-        sum(map(len, sequences)) - (40 if sampling == "documents" else 0),
-    ) * 2
+        assert bits[order] == pytest.approx(nats / math.log(2) / num_bytes), order
+    assert counted == sum(map(len, sequences)) - (40 if sampling == "documents" else 0)
+    assert measure_ngrams(corpus.split("train"), samples, 2) == (bits[:3], counted)
 
 
 @SAMPLINGS
 def test_longer_contexts_help_until_they_are_seldom_seen(sampling: str, corpus: Corpus) -> None:
-    config = tiny_config("byte_lstm", sampling=sampling, length=64)
-    ladder = measure_ngrams(corpus.split("train"), EvaluationBatches(corpus.split("valid"), config, 256))
-    assert list(ladder.bits[:5]) == sorted(ladder.bits[:5], reverse=True)
-    assert ladder.bits[0] > 4.5
-    assert 0.5 < ladder.bits[ladder.best] < 1.2  # the grammar's entropy is 0.52
-    text = f"byte {ladder.best + 1}-gram {min(ladder.bits):.3f} bits/byte"
-    assert ladder.verdict(2 * min(ladder.bits)) == f"counting is better: {text}; the model needs 100.0% more"
-    assert ladder.verdict(min(ladder.bits) / 2) == f"better than counting: {text}; the model needs 50.0% less"
+    bits = bits_of(corpus, tiny_config("byte_lstm", sampling=sampling, length=64), 256)
+    assert list(bits[:5]) == sorted(bits[:5], reverse=True)
+    assert bits[0] > 4.5
+    assert 0.5 < min(bits) < 1.2  # the grammar's entropy is 0.52
 
 
 @SAMPLINGS
-def test_what_is_not_counted_is_said(sampling: str, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_sorted_and_hashed_in_parts_is_the_same(
+    sampling: str, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config("byte_lstm", sampling=sampling, length=64)
+    whole = bits_of(corpus, config, 64)
+    monkeypatch.setattr(ngrams, "SORTED", 20_000)
+    monkeypatch.setattr(ngrams, "BLOCK", 1000)
+    assert bits_of(corpus, config, 64) == whole
+
+
+@SAMPLINGS
+def test_of_a_large_text_evenly_spaced_stretches_are_counted(
+    sampling: str, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ngrams, "COUNTED", 1 << 16)
     monkeypatch.setattr(ngrams, "STRETCHES", 8)
-    config = tiny_config("byte_lstm", sampling=sampling, length=64)
-    ladder = measure_ngrams(corpus.split("train"), EvaluationBatches(corpus.split("valid"), config, 64))
-    available = corpus.split("train").num_bytes if sampling == "documents" else len(corpus.split("train").stream)
-    assert ladder.available == available
-    assert (1 << 16) * 0.9 < ladder.counted <= 1 << 16
-    assert str(ladder).endswith(f"({ladder.counted} of {available} bytes counted)")
-    assert Ladder((2.0, 1.0), 5, 5).best == 1
+    config, train = tiny_config("byte_lstm", sampling=sampling, length=64), corpus.split("train")
+    samples = EvaluationBatches(corpus.split("valid"), config, 64)
+    bits, counted = measure_ngrams(train, samples)
+    assert (1 << 16) * 0.9 < counted <= 1 << 16 < train.num_bytes
+    assert (bits, counted) == measure_ngrams(train, samples)
+    # they are from everywhere in the text
+    monkeypatch.setattr(ngrams, "STRETCHES", 1)
+    assert measure_ngrams(train, samples)[0] != bits
+
+
+def test_documents_longer_than_a_stretch_are_counted_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = a_corpus(tmp_path / "corpus", [b"ab" * 400, b"ab" * 300, b"ab"], [b"abab"])
+    monkeypatch.setattr(ngrams, "COUNTED", 600)
+    monkeypatch.setattr(ngrams, "STRETCHES", 6)
+    config = tiny_config("byte_lstm", sampling="documents", length=8)
+    bits, counted = measure_ngrams(corpus.split("train"), EvaluationBatches(corpus.split("valid"), config))
+    # of the six stretches of 100 bytes these documents begin in three: 100 and 82 bytes of the long ones, and the third
+    assert counted == 100 + 82 + 2
+    assert all(math.isfinite(value) for value in bits)

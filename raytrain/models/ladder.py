@@ -1,0 +1,153 @@
+"""Reference ladder: the bits per byte of byte n-grams of each order on a model's samples, kept beside the corpus."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+from raytrain.config.schema import RunConfig
+from raytrain.data.batches import EvaluationBatches
+from raytrain.data.corpus import Corpus
+from raytrain.metrics import METRIC, METRICS
+from raytrain.models.ngrams import COUNTED, MAX_ORDER, STRETCHES, measure_ngrams
+from raytrain.utils.files import complete_file
+from raytrain.utils.validation import parse_json, validate_object, validate_type
+
+BASELINE_ORDER = 2
+"""Order of the n-gram that trials must beat: the 3-gram, which knows the two bytes before the next."""
+QUICK = 16_000_000
+"""Bytes of training text up to which a whole ladder takes a few seconds."""
+FILE = "ngrams.json"
+"""File of a corpus's folder that keeps its ladders."""
+METHOD = {"version": 1, "max_order": MAX_ORDER, "counted": COUNTED, "stretches": STRETCHES}
+"""How ladders are measured; the version rises when ``measure_ngrams`` returns other figures for the same text."""
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Bits per byte of the n-grams of each order on a set of samples: the negative log-likelihood, STOP counted."""
+
+    bits: tuple[float, ...]
+    """[orders]: of contexts of 0, 1, ... symbols, each interpolated with all shorter ones."""
+    counted: int
+    """Bytes of the training text that the n-grams are fitted on."""
+    available: int
+    """Bytes of the training text."""
+    entropy: float | None = None
+    """Bits per byte of whole documents below which no model can get; ``None`` where the text has no known source."""
+
+    @classmethod
+    def from_json(cls, values: Any) -> Self:
+        """Return the ladder that ``asdict`` made ``values`` of.
+
+        Raises:
+            ValueError: they are none.
+        """
+        ladder = validate_object(cls, values)
+        if not BASELINE_ORDER < len(ladder.bits) <= MAX_ORDER + 1:
+            raise ValueError(f"bits are of {len(ladder.bits)} orders")
+        if not all(0 < bits < math.inf for bits in ladder.bits):
+            raise ValueError("bits must be positive and finite")
+        return ladder
+
+    @property
+    def best(self) -> int:
+        """Order with the fewest bits."""
+        return self.bits.index(min(self.bits))
+
+    @property
+    def baseline(self) -> float:
+        """Bits per byte of the n-gram that trials must beat."""
+        return self.bits[BASELINE_ORDER]
+
+    @property
+    def fit(self) -> str:
+        """Return how much of a large training text was counted; empty where all of it was."""
+        if self.counted == self.available:
+            return ""
+        return f"fitted on {self.counted / 1e6:.0f} of {self.available / 1e6:,.0f} MB"
+
+    def __str__(self) -> str:
+        """Return the line for the start of a search or a run."""
+        grams = ", ".join(map(self._gram, dict.fromkeys((BASELINE_ORDER, self.best))))
+        which = f"(best, order {self.best})" if len(self.bits) > MAX_ORDER else "(longer ones are counted at the end)"
+        return "; ".join(filter(None, (f"reference: byte {grams} bits per byte {which}", self.fit, self._entropy())))
+
+    def comparison(self, bits: float) -> str:
+        """Return the line that holds a model's ``bits`` per byte on the samples against the best n-gram's."""
+        figures = filter(None, (f"model {_shown(bits)}, byte {self._gram(self.best)}", self._entropy()))
+        return "; n-grams ".join(filter(None, (f"{', '.join(figures)} bits per byte", self.fit)))
+
+    def warning(self, bits: float, whose: str = "the") -> str | None:
+        """Return the sentence that warns of a model above the best n-gram; ``None`` for one below it.
+
+        ``whose`` stands before "model".
+        """
+        if bits < self.bits[self.best]:
+            return None
+        more = bits / self.bits[self.best] - 1
+        return f"{whose} model has learnt less than counting: it needs {more:.1%} more than a byte {self.best + 1}-gram"
+
+    def _gram(self, order: int) -> str:
+        return f"{order + 1}-gram {_shown(self.bits[order])}"
+
+    def _entropy(self) -> str:
+        return "" if self.entropy is None else f"entropy {_shown(self.entropy)}"
+
+
+def _shown(bits: float) -> str:
+    return METRICS[METRIC].format({METRIC: bits})
+
+
+def validation_ladder(corpus: Corpus, config: RunConfig[Any], *, quick: bool = False) -> Ladder:
+    """Return the ladder on the validation samples of a run's evaluations; ``quick`` is that of ``reference_ladder``."""
+    return reference_ladder(corpus, EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples), quick)
+
+
+def reference_ladder(corpus: Corpus, samples: EvaluationBatches, quick: bool = False) -> Ladder:
+    """Return the ladder of ``corpus`` on ``samples``: from its file or, at the first call, measured.
+
+    ``quick`` is for the start of a run, which must not wait: of a text beyond ``QUICK`` it measures no more than the
+    orders up to the baseline's. The whole ladder is then measured when its trials have ended and their cores are idle.
+
+    Raises:
+        UserError: the corpus was altered since it was opened.
+    """
+    train = corpus.split("train")
+    max_order = BASELINE_ORDER if quick and len(train.stream) > QUICK else MAX_ORDER
+    key = f"{samples.samples.split.name}/{samples.config.sampling}/{samples.config.length}/{samples.num_samples}"
+    ladder = _read(corpus).get(key)
+    if ladder is None or len(ladder.bits) <= max_order:
+        bits, counted = measure_ngrams(train, samples, max_order)
+        ladder = Ladder(bits, counted, train.num_bytes if samples.samples.documents else len(train.stream))
+        _write(corpus, key, ladder)
+    return replace(ladder, entropy=corpus.info.get("entropy_bits_per_byte"))
+
+
+def _read(corpus: Corpus) -> dict[str, Ladder]:
+    """Return the ladders in the corpus's file; none if it is missing, damaged, or of another method or corpus."""
+    try:
+        values = validate_type(parse_json((corpus.path / FILE).read_bytes()), dict[str, Any], "it")
+        if (values.get("method"), values.get("corpus")) != (METHOD, corpus.digest):
+            return {}
+        ladders = validate_type(values.get("ladders"), dict[str, Any], "ladders")
+        return {key: Ladder.from_json(ladder) for key, ladder in ladders.items()}
+    except (OSError, ValueError):
+        return {}
+
+
+def _write(corpus: Corpus, key: str, ladder: Ladder) -> None:
+    """Add a ladder to the corpus's file, where that can be written.
+
+    The file is replaced as a whole. Of two processes that write in the same moment, one loses its ladder and will
+    measure it again.
+    """
+    if not (corpus.path / "corpus.json").is_file():
+        return  # the folder was removed, and must not be made again
+    ladders = _read(corpus) | {key: ladder}
+    values = {"method": METHOD, "corpus": corpus.digest, "ladders": {name: asdict(ladders[name]) for name in ladders}}
+    with contextlib.suppress(OSError), complete_file(corpus.path / FILE) as partial:
+        partial.write_text(json.dumps(values, indent=1) + "\n", "utf-8")

@@ -1,0 +1,164 @@
+"""Interpolated byte n-grams: counted in the training split, measured on the samples that models are evaluated on.
+
+A model of order k predicts a symbol from the k symbols before it: it is the (k + 1)-gram. At most ``COUNTED`` bytes are
+counted, which bounds time and memory: 50 MB take 23 s on one core and 0.9 GB, more than 64 MB at most 39 s and 1.1 GB
+(``python benchmarks/ngrams.py FOLDER --megabytes 50 100``, docs/performance.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raytrain.data.batches import EvaluationBatches
+from raytrain.data.corpus import Split
+from raytrain.data.vocabulary import STOP
+from raytrain.models.noise import GOLDEN, MULTIPLIERS, SHIFTS, WORD
+
+MAX_ORDER = 7
+"""Longest context, in symbols."""
+COUNTED = 64_000_000
+"""Bytes of the training text that are counted at most."""
+STRETCHES = 64
+"""Stretches of a longer text that are counted, at even distances."""
+SORTED = 1 << 23
+"""N-grams that are sorted at once, about."""
+BLOCK = 1 << 20
+"""Contexts that are hashed at once."""
+LOW = np.uint64(511)
+"""Bits of a key that hold the symbol: one of 256 bytes or STOP."""
+Keys = NDArray[np.uint64]
+"""Numbers that sort by context, then symbol: 55 bits of the context's hash and 9 of the symbol."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Symbols of texts, one text behind the other, each symbol with its context of the present order."""
+
+    symbols: NDArray[np.uint16]
+    """[symbols]: bytes, and a STOP at the end of each document."""
+    offsets: NDArray[np.uint8]
+    """[symbols]: how many symbols of the same text precede each, at most ``MAX_ORDER``."""
+    contexts: NDArray[np.uint64]
+    """[symbols]: hashes of the symbols that precede each."""
+
+    @classmethod
+    def of(cls, symbols: NDArray[np.uint16], starts: NDArray[np.int64]) -> Sequences:
+        """Return the sequences of texts that begin at ``starts``, with empty contexts."""
+        offsets = np.full(len(symbols), MAX_ORDER, dtype=np.uint8)
+        for offset in reversed(range(MAX_ORDER)):  # behind a text of fewer symbols the next one begins
+            places = starts + offset
+            offsets[places[places < len(symbols)]] = offset
+        return cls(symbols, offsets, np.zeros(len(symbols), dtype=np.uint64))
+
+    def lengthen(self, order: int) -> None:
+        """Turn the contexts of one symbol less into those of ``order`` symbols; before a text there is only START."""
+        before = np.roll(self.symbols, order)
+        before[self.offsets < order] = STOP
+        for start in range(0, len(before), BLOCK):  # the words on the way take several times the memory
+            block = slice(start, start + BLOCK)
+            words = self.contexts[block] * np.uint64(GOLDEN) + before[block] + np.uint64(1)
+            for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, 1), strict=True):
+                words = (words ^ words >> np.uint64(shift)) * np.uint64(multiplier)
+            self.contexts[block] = words
+
+    def keys(self, places: NDArray[np.int64]) -> Keys:
+        """Return the keys of the n-grams that end at ``places``."""
+        keys = self.contexts[places]
+        keys &= ~LOW
+        keys |= self.symbols[places]
+        return keys
+
+
+def measure_ngrams(
+    train: Split, samples: EvaluationBatches, max_order: int = MAX_ORDER
+) -> tuple[tuple[float, ...], int]:
+    """Count the n-grams of ``train`` and measure them on the evaluation's samples, which begin as a model's do.
+
+    Whole documents begin with START and end with STOP; before START there is only START. A window has no known
+    beginning: the context of its first symbol is empty. So it is for a lane of a stream; its chunks follow each other
+    without another beginning, as the model's state is carried over them. Each order is interpolated with the shorter
+    one by absolute discounting (Ney, Essen and Kneser 1994): the discount is n1 / (n1 + 2 n2), of the numbers of
+    n-grams that occur once and twice.
+
+    Returns:
+        [max_order + 1] bits per byte of each order, STOP counted; and how many bytes of ``train`` were counted.
+    """
+    documents = samples.samples.documents
+    text = _training_text(train, documents)
+    rows = samples.sequences()
+    asked = Sequences.of(np.concatenate(rows).astype(np.uint16), np.cumsum([0, *map(len, rows[:-1])]))
+    probability = np.full(len(asked.symbols), 1 / (STOP + documents))
+    bits = []
+    for order in range(max_order + 1):
+        if order:
+            text.lengthen(order)
+            asked.lengthen(order)
+        # what lies before a window, a lane or a stretch of them is not known
+        usable = text.offsets >= (0 if documents else order)
+        known = np.flatnonzero(asked.offsets >= (0 if documents else order))
+        probability[known] = _interpolate(_tables(text, usable, order), asked.keys(known), probability[known])
+        bits.append(float(-np.log2(probability).sum() / (asked.symbols < STOP).sum()))
+    return tuple(bits), int((text.symbols < STOP).sum())
+
+
+def _training_text(train: Split, documents: bool) -> Sequences:
+    """Return the text to count: the whole split or, of a large one, stretches of it.
+
+    Of whole documents, a stretch has those that begin in it; the last may be cut.
+    """
+    size = len(train.stream)
+    length, number = (size, 1) if size <= COUNTED else (COUNTED // STRETCHES, STRETCHES)
+    texts, starts, total = [], [], 0
+    for first in np.linspace(0, size - length, number).astype(np.int64):
+        edges = np.array([first])
+        if documents:
+            low, high = np.searchsorted(train.offsets, first), np.searchsorted(train.offsets, first + length, "right")
+            edges = np.asarray(train.offsets[low:high])
+        if len(edges) == 0:
+            continue  # it lies within one document
+        text = np.asarray(train.stream[edges[0] : first + length]).astype(np.uint16)
+        text[edges[1:] - edges[0] - 1] = STOP  # in place of the byte after each document
+        texts.append(text)
+        starts.append(total + edges[edges < first + length] - edges[0])
+        total += len(text)
+    return Sequences.of(np.concatenate(texts), np.concatenate(starts))
+
+
+def _tables(text: Sequences, usable: NDArray[np.bool_], order: int) -> Iterator[tuple[Keys, NDArray[np.int64]]]:
+    """Yield the different n-grams that end at the ``usable`` symbols and how often each occurs.
+
+    Tables are of increasing keys, and all n-grams of one context are in one of them.
+    """
+    if order == 0:  # one context, which cannot be divided
+        symbols, counts = np.unique(text.symbols, return_counts=True)
+        yield symbols.astype(np.uint64), counts
+        return
+    parts = 1 << (len(text.symbols) // SORTED).bit_length()
+    for part in range(parts):
+        low, high = part * (WORD // parts), (part + 1) * (WORD // parts) - 1
+        inside = usable & (text.contexts >= np.uint64(low)) & (text.contexts <= np.uint64(high))
+        yield np.unique(text.keys(np.flatnonzero(inside)), return_counts=True)
+
+
+def _interpolate(
+    tables: Iterator[tuple[Keys, NDArray[np.int64]]], asked: Keys, shorter: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the probability of each of ``asked`` by the ``tables`` of one order, given that of the shorter context."""
+    count, total, different = (np.zeros(len(asked), dtype=np.int64) for _ in range(3))
+    once = twice = 0
+    for keys, counts in tables:
+        once, twice = once + int((counts == 1).sum()), twice + int((counts == 2).sum())
+        sums = np.concatenate(([0], np.cumsum(counts)))
+        place, after = np.searchsorted(keys, asked), np.searchsorted(keys, asked, side="right")
+        first, last = np.searchsorted(keys, asked & ~LOW), np.searchsorted(keys, asked | LOW, side="right")
+        # a table without the context adds nothing
+        count += sums[after] - sums[place]
+        total += sums[last] - sums[first]
+        different += last - first
+    discount = once / (once + 2 * twice) if once else 0.5
+    kept = np.maximum(count - discount, 0) + discount * different * shorter
+    return np.where(total > 0, kept / np.maximum(total, 1), shorter)
