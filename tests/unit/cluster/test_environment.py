@@ -15,8 +15,9 @@ import raytrain
 from raytrain.cluster import environment
 
 ROOT = Path(raytrain.__file__).parent
-WRITERS = {"cluster/environment.py", "config/plugins.py", "tracking/client.py"}
-"""Modules that may write environment variables: those for Ray, our own plugins, and those for MLflow."""
+WRITERS = {"cluster/environment.py", "config/plugins.py", "tracking/client.py", "utils/output.py"}
+"""Modules that may write environment variables: those for Ray, our own plugins, those for MLflow, and the terminal's
+width for what prints."""
 
 CHANGES = {"setdefault", "update", "pop", "clear", "popitem"}
 

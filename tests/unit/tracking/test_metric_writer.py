@@ -189,18 +189,20 @@ def test_lost_requests_and_answers_and_crashes_together(run: Run, monkeypatch: p
     client = UnreliableClient(MlflowClient(run.uri), chance)
     monkeypatch.setattr(writer_module, "connect", lambda uri: client)
     monkeypatch.setattr(writer_module, "MAX_PAUSE_S", 0.01)
-    step = 0
+    step = furthest = 0
     pending: list[Any] = []
     for crash in range(4):
         writer = MetricWriter(run.uri, run.run_id, interval_s=0.002)
         writer.replay(pending)
         now = step
-        for _ in range(chance.randrange(10, 40)):
+        # the last one goes beyond what any before it has sent
+        for _ in range(chance.randrange(10, 40) + (furthest - step if crash == 3 else 0)):
             now += 1
             writer.log(now, {"loss": now, "other": -now})
             time.sleep(chance.random() * 0.01)
             if chance.random() < 0.15:
                 step, pending = now, json.loads(json.dumps(writer.pending()))
+        furthest = max(furthest, now)
         if crash < 3:
             writer.close(0)
             writer._thread.join()
