@@ -14,7 +14,7 @@ from raytrain.cluster.ray_internals import delete_value, get_value
 from raytrain.cluster.resources import connect, read_cluster, worker_spec
 from raytrain.config.schema import RunConfig, flatten, identity, to_dict
 from raytrain.config.workers import WorkerSpec, parse_workers
-from raytrain.runs.records import UNSENT, claim_name, read_outcome, write_run_address
+from raytrain.runs.records import UNSENT, check_free, claim_name, read_outcome, write_run_address
 from raytrain.runs.workspace import Workspace
 from raytrain.tracking.client import check_tracking
 from raytrain.tracking.runs import Experiment, Run
@@ -62,6 +62,8 @@ def train(
     workers = most or fewest
     fits_later = workers <= with_gpus.batch_size // with_gpus.group_size
     check_samples(without_gpus, workspace.corpus, 1 if fits_later else workers)
+    if options.name is not None:
+        check_free(workspace.storage, options.name)
 
     connect(options.address)
     cluster = read_cluster()
