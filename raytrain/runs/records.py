@@ -7,6 +7,7 @@ once it has ended, and ``unsent_metrics.jsonl`` if MLflow did not take everythin
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from raytrain.config.schema import RunConfig, differences, from_dict, identity, to_dict
 from raytrain.config.workers import WorkerOptions, parse_workers
+from raytrain.data.cache import CORPORA
 from raytrain.data.corpus import Corpus
 from raytrain.metrics import REQUIRED_METRICS, Objective, SearchObjective
 from raytrain.storage import ARTIFACTS, open_storage
@@ -53,8 +55,10 @@ def check_name(name: str) -> None:
     Raises:
         UserError: it cannot.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name == ARTIFACTS:
-        raise UserError(f"--name {name!r}: use letters, digits, '.', '_' and '-', at most 100, and not {ARTIFACTS!r}")
+    taken = (ARTIFACTS, CORPORA)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name in taken:
+        names = " or ".join(map(repr, taken))
+        raise UserError(f"--name {name!r}: use letters, digits, '.', '_' and '-', at most 100, and not {names}")
 
 
 # ------------------------------------------------------------------------------------- owner of a name
@@ -75,6 +79,22 @@ class Claim:
     """The workers that it was begun with."""
 
 
+def check_free(storage: Storage, name: str) -> None:
+    """Make sure that ``name`` belongs to a run or is free.
+
+    Raises:
+        UserError: it belongs to a search or to something else.
+        StorageError: the store does not answer.
+    """
+    location = storage.child(name)
+    if location.exists(RUN):
+        return
+    if location.exists(PLAN):
+        raise UserError(f"--name {name} belongs to a search: choose another name")
+    if location.list():
+        raise UserError(f"--name {name}: there is something else at {location.uri()} already; choose another name")
+
+
 def claim_name(
     storage: Storage,
     name: str,
@@ -87,7 +107,7 @@ def claim_name(
     """Return the claim of the run that owns ``name``; a free name is claimed for this config.
 
     Raises:
-        UserError: the name belongs to a run with another config.
+        UserError: the name belongs to a run with another config, to a search or to something else.
     """
     check_name(name)
     own = Claim(
@@ -100,6 +120,7 @@ def claim_name(
     )
     location = storage.child(name)
     if not location.exists(RUN):
+        check_free(storage, name)
         values = {each.name: getattr(own, each.name) for each in fields(own)}
         values |= {"config": to_dict(config), "worker_options": asdict(worker_options)}
         location.write(RUN, json.dumps(values, indent=2).encode())
@@ -124,7 +145,10 @@ def read_claim(storage: Storage, name: str) -> Claim:
     try:
         return _read_owner(storage.child(name))
     except NotFoundError:
-        raise UserError(f"--resume {name}: there is no such run in {storage.uri()}") from None
+        hint = (
+            f"; {name} is a search: python -m raytrain.tune --resume {name}" if is_search(storage.child(name)) else ""
+        )
+        raise UserError(f"--resume {name}: there is no such run in {storage.uri()}{hint}") from None
     except StorageError as error:
         raise UserError(f"--resume {name}: {error}") from None
 
@@ -155,12 +179,37 @@ def _read_owner(location: Storage) -> Claim:
         raise UserError(f"{location.uri(RUN)} does not say whose the name is ({error}): choose another name") from None
 
 
+def is_run(location: Storage) -> bool:
+    """Return whether a run has claimed the name of this storage; False where the store does not answer."""
+    return _holds(location, RUN)
+
+
+def is_search(location: Storage) -> bool:
+    """Return whether a search has claimed the name of this storage; False where the store does not answer."""
+    return _holds(location, PLAN)
+
+
+def _holds(location: Storage, key: str) -> bool:
+    with contextlib.suppress(StorageError):
+        return location.exists(key)
+    return False
+
+
 # ---------------------------------------------------------------------------------- what a run leaves
 
 
 def write_run_address(location: Storage, run: Run) -> None:
     """Keep the address of a run's MLflow run beside its checkpoints."""
     location.write(ADDRESS, json.dumps(run.address()).encode())
+
+
+def write_failure(location: Storage, reason: str) -> None:
+    """Record as the outcome of a run that it has failed, and why.
+
+    Raises:
+        StorageError: the storage did not take it for ``storage.PATIENCE_S``.
+    """
+    retry_storage(lambda: location.write(OUTCOME, json.dumps({"error": reason, "unsent": 0}).encode()))
 
 
 def read_outcome(storage: str) -> dict[str, Any] | None:

@@ -116,8 +116,12 @@ def _check(plan: Plan) -> None:
     plan.space.budget(plan.budget)
 
 
-def read_plan(storage: Storage) -> Plan | None:
-    """Return the plan of the search under ``storage``; ``None`` without a search. Runs the file of its space.
+def read_plan(storage: Storage, compared_with: Space | None = None) -> Plan | None:
+    """Return the plan of the search under ``storage``; ``None`` without a search.
+
+    This runs the file of its space, as the storage has it: only where the user has asked to resume that search. For a
+    comparison give the space that the user has given: it then stands for the stored one, if their files are the same,
+    and a space that draws nothing for another.
 
     Raises:
         UserError: the plan cannot be read, or is of a newer version.
@@ -129,7 +133,7 @@ def read_plan(storage: Storage) -> Plan | None:
         search_objective_of(values)
         space = {name: validate_type(values["space"][name], str, f"space.{name}") for name in ("name", "source")}
         made = {
-            "space": read_space(**space),
+            "space": read_space(**space) if compared_with is None else _unread(compared_with, values, **space),
             "bases": {model: from_dict(config) for model, config in values["bases"].items()},
             "warm_starts": [
                 WarmStart(**validate_fields(WarmStart, {**start, "config": from_dict(start["config"])}))
@@ -141,3 +145,13 @@ def read_plan(storage: Storage) -> Plan | None:
         return plan
     except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{storage.uri(PLAN)} is not a search's plan: {error}") from None
+
+
+def _unread(own: Space, values: dict[str, Any], name: str, source: str) -> Space:
+    """Return the space of a stored plan without running its file: ``own``, if it is of the same file."""
+    if source == own.source:
+        return own
+    budgets: dict[str, dict[str, Any]] = {} if values.get("budget") is None else {str(values["budget"]): {}}
+    return Space(
+        name=name, source=source, draw=lambda trial: {}, models=(), preset=None, budgets=budgets, algorithm="random"
+    )

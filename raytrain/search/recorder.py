@@ -33,6 +33,8 @@ class TrialRecorder(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self.searcher.trial(trial.trial_id)
+        if record.ended:  # the space has refused its point
+            return
         record.status, record.reason = "running", ""
         self._clock(record)
         record.started_at = record.started_at or time.time()

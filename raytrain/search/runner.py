@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from ray import tune
+from ray.tune.error import TuneError
 from ray.tune.schedulers import TrialScheduler
 
 from raytrain.analysis.tables import LiveTable
@@ -70,7 +71,11 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     scratch = searcher.scratch = tempfile.mkdtemp(prefix="raytrain-tune-")
     try:
         if num_left > 0:
-            make_tuner(search, searcher, recorder, scheduler, num_left).fit()
+            try:
+                make_tuner(search, searcher, recorder, scheduler, num_left).fit()
+            except TuneError:
+                if searcher.failure is None:
+                    raise
         if searcher.failure is not None:
             raise UserError(f"the sampler {search.plan.algorithm} failed: {searcher.failure!r}") from searcher.failure
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,16 @@ from raytrain.config.schema import RunConfig, flatten, identity, to_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.metrics import METRIC
 from raytrain.models.ladder import validation_ladder
-from raytrain.runs.records import write_run_address
+from raytrain.runs.records import write_failure, write_run_address
 from raytrain.runs.trials import Trial, TrialStore
 from raytrain.runs.workspace import Workspace
 from raytrain.search.algorithms import Recalls, add_to_study, make_study, optuna_result
 from raytrain.search.plan import Plan
-from raytrain.search.space import GRID, grid
+from raytrain.search.space import GRID, check_choices, grid
 from raytrain.search.warm_start import point_of
 from raytrain.storage import open_storage_root
 from raytrain.training.worker import Job
+from raytrain.utils.errors import UserError
 
 if TYPE_CHECKING:
     from raytrain.storage.base import Storage
@@ -95,9 +97,13 @@ class OptunaSearcher(Searcher):
         """Return the storage of a trial."""
         return self.records.location(trial.identity)
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """Return the arguments of the trainable of Tune's next trial."""
-        trial = self._resume(self._again.pop(0)) if self._again else self._draw()
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """Return the arguments of the trainable of Tune's next trial; ``FINISHED`` where the sampler fails."""
+        try:
+            trial = self._resume(self._again.pop(0)) if self._again else self._draw()
+        except Exception as error:  # whatever the sampler of a plugin raises
+            self.failure = self.failure or error
+            return self.FINISHED
         self._by_tune[trial_id] = trial
         self._recall(trial_id, trial)
         search, corpus = self.search, self.search.workspace.corpus
@@ -122,6 +128,8 @@ class OptunaSearcher(Searcher):
         trial.run = run.address()
         search.workspace.log_corpus(run)
         write_run_address(location, run)
+        if refused := trial.ended:
+            write_failure(location, trial.reason)
         job = Job(
             config=to_dict(trial.config),
             corpus=search.workspace.corpus_address(),
@@ -136,6 +144,7 @@ class OptunaSearcher(Searcher):
             "worker_spec": asdict(search.worker_spec),
             "name": search.name,
             "scratch": self.scratch,
+            "refused": refused,
         }
 
     def _baseline(self, config: RunConfig[Any]) -> float:
@@ -154,20 +163,37 @@ class OptunaSearcher(Searcher):
         if number < len(plan.warm_starts):
             start = plan.warm_starts[number]
             values = point_of(start, plan.space, plan.bases, plan.budget)
-            return self._add(start.config, None if values is None else self._point(values)[0], start.reference)
-        if self._grid is not None:
-            point, config = self._point(self._grid[(number - len(plan.warm_starts)) % len(self._grid)])
-        else:
-            point, config = self._point(None)
+            return self._add(start.config, None if values is None else self._known_point(values), start.reference)
+        values = None if self._grid is None else self._grid[(number - len(plan.warm_starts)) % len(self._grid)]
+        point = self._ask(values)
+        try:
+            config = plan.space.resolve(plan.bases, point, plan.budget)
+            check_choices(point.distributions)
+        except (Exception, SystemExit) as error:  # whatever a user's file raises is the user's mistake
+            raised = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            return self._add_refused(point, f"search space {plan.space.name}: {raised}{error}")
         return self._add(config, point)
 
-    def _point(self, values: dict[str, Any] | None) -> tuple[optuna.Trial, RunConfig[Any]]:
-        """Return Optuna's next trial, at ``values`` where they are given, and its config."""
-        plan = self.search.plan
+    def _ask(self, values: dict[str, Any] | None) -> optuna.Trial:
+        """Return Optuna's next trial, at ``values`` where they are given."""
         if values is not None:
             self.study.enqueue_trial(values)
-        point = self.study.ask()
-        return point, plan.space.resolve(plan.bases, point, plan.budget)
+        return self.study.ask()
+
+    def _known_point(self, values: dict[str, Any]) -> optuna.Trial:
+        """Return Optuna's trial at the point of a config that is known already."""
+        plan, point = self.search.plan, self._ask(values)
+        with contextlib.suppress(Exception, SystemExit):  # it is called for the parameters that it asks for
+            plan.space.resolve(plan.bases, point, plan.budget)
+        return point
+
+    def _add_refused(self, point: optuna.Trial, reason: str) -> Trial:
+        """Return a trial that has failed, in the place of one at a point of which the space makes no config."""
+        trial = self._add(next(iter(self.search.plan.bases.values())), None)
+        # failed from the start: should the search die now, nothing is trained in its name
+        trial.status, trial.reason = "failed", " ".join(reason.split())
+        self._points[trial.identity] = point
+        return trial
 
     def _add(self, config: RunConfig[Any], point: optuna.Trial | None, origin: str = "") -> Trial:
         plan = self.search.plan
@@ -193,7 +219,7 @@ class OptunaSearcher(Searcher):
     def _resume(self, trial: Trial) -> Trial:
         """Return a trial that had begun before the search was resumed, at its own point."""
         if trial.on_the_space:
-            self._points[trial.identity], _ = self._point(trial.params)
+            self._points[trial.identity] = self._known_point(trial.params)
         return trial
 
     def _repeat(self, key: str) -> int:

@@ -17,7 +17,7 @@ from raytrain.metrics import SearchObjective
 from raytrain.models import build_empty
 from raytrain.models.ladder import validation_ladder
 from raytrain.runs.encoders import Encoder, find_encoder
-from raytrain.runs.records import PLAN, check_name
+from raytrain.runs.records import PLAN, check_name, is_run, read_values
 from raytrain.runs.trials import TrialStore
 from raytrain.runs.workspace import Workspace, open_workspace, reopen_workspace
 from raytrain.search.algorithms import check_algorithms, resolve_algorithm, resolve_scheduler
@@ -154,7 +154,7 @@ def check_known(name: str, plan: Plan, workspace: Workspace) -> None:
         UserError: it belongs to something else.
     """
     location = workspace.storage.child(name)
-    known = read_plan(location)
+    known = read_plan(location, compared_with=plan.space)
     if known is None and workspace.storage.list(name):
         raise UserError(f"--name {name}: there is something else at {location.uri()} already; choose another name")
     if known is not None and (changed := plan.differences(known)):
@@ -175,9 +175,14 @@ def stored_plan(name: str, storage: str | None) -> tuple[Plan, SearchOptions]:
     """
     check_name(name)
     root = open_storage_root(storage)
-    plan = read_plan(root.child(name))
+    location = root.child(name)
+    if read_values(location) is not None:
+        print(f"running the search space as {location.uri(PLAN)} has it", flush=True)
+    plan = read_plan(location)
     if plan is None:
-        raise UserError(f"--resume {name}: there is no such search in {root.uri()}")
+        run = is_run(location)
+        hint = f"; {name} is a run: python -m raytrain.train --resume {name}" if run else ""
+        raise UserError(f"--resume {name}: there is no such search in {root.uri()}{hint}")
     check_algorithms(plan)
     try:
         if unknown := plan.workers.keys() - set(RESUMABLE):

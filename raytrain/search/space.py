@@ -19,7 +19,8 @@ from __future__ import annotations
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -73,6 +74,7 @@ class Space:
 
         Raises:
             UserError: an unknown field or model, or a value that is refused.
+            Exception: whatever the file of the space raises.
         """
         fields = self.draw(trial, budget) if self.budgets else self.draw(trial)
         if not isinstance(fields, dict):
@@ -162,6 +164,24 @@ def _text(space: str, name: str, value: Any) -> str:
     return value
 
 
+def check_choices(distributions: Mapping[str, Any]) -> None:
+    """Make sure that every choice of a categorical parameter is the same once it was written as JSON and read.
+
+    A tuple would be a list then: the search could not be resumed.
+
+    Raises:
+        UserError: one is not; the line names the parameter.
+    """
+    for name, kind in distributions.items():
+        for choice in getattr(kind, "choices", ()):
+            plain = choice is None or isinstance(choice, (bool, int, float, str))
+            if not plain or choice != choice:  # NaN is not itself
+                raise UserError(
+                    f"{name!r} has the choice {choice!r}: give texts, numbers, True, False or None, which a record can "
+                    "hold, and look the value up: {'small': (1, 8)}[trial.suggest_categorical(...)]"
+                )
+
+
 def check_space(
     space: Space, bases: dict[str, RunConfig[Any]], budget: str | None, algorithm: str, seed: int
 ) -> list[RunConfig[Any]]:
@@ -183,7 +203,10 @@ def check_space(
             study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
             trials = (study.ask() for _ in range(CHECKED_POINTS))
         for trial in trials:
-            configs.append(space.resolve(bases, trial, budget))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # Optuna's, of the choices that are refused below
+                configs.append(space.resolve(bases, trial, budget))
+            check_choices(trial.distributions)
             build_empty(configs[-1])
     except UserError as error:
         raise UserError(f"search space {space.name}: {error}") from None

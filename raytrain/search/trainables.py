@@ -22,6 +22,8 @@ def run_worker_group(values: dict[str, Any]) -> None:
 
     Its process, and with it the worker group, runs one trial after the other.
     """
+    if values["refused"]:
+        return  # the space has made no config of the trial's point
     set_up_trial()
     if not _HELD:
         # where the driver of the search runs on another machine, its folder is made here too
@@ -35,5 +37,7 @@ def run_alone(values: dict[str, Any]) -> None:
 
     Its process runs one trial after the other, so that only the first waits for the process to start.
     """
+    if values["refused"]:
+        return
     set_up_trial()
     run_in_process(Job(**values["job"]), WorkerSpec(**values["worker_spec"]), tune.report)

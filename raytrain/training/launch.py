@@ -16,7 +16,7 @@ from raytrain.config.schema import RunConfig, flatten, identity, to_dict
 from raytrain.config.workers import WorkerSpec, parse_workers
 from raytrain.models.ladder import Ladder, validation_ladder
 from raytrain.runs.encoders import find_encoder
-from raytrain.runs.records import UNSENT, claim_name, read_outcome, write_run_address
+from raytrain.runs.records import UNSENT, check_free, claim_name, read_outcome, write_run_address
 from raytrain.runs.workspace import Workspace
 from raytrain.tracking.client import check_tracking
 from raytrain.tracking.runs import Experiment, Run
@@ -70,6 +70,8 @@ def train(
         encoder.check(without_gpus)
     fits_later = workers <= with_gpus.batch_size // with_gpus.group_size
     check_samples(without_gpus, workspace.corpus, 1 if fits_later else workers)
+    if options.name is not None:
+        check_free(workspace.storage, options.name)
 
     connect(options.address)
     cluster = read_cluster()

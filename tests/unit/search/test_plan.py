@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from raytrain.config.schema import override
+from raytrain.data.corpus import Corpus
 from raytrain.runs.records import PLAN, read_values
+from raytrain.runs.workspace import Workspace
 from raytrain.search.algorithms import resolve_scheduler
 from raytrain.search.plan import Plan, read_plan
-from raytrain.search.setup import stored_plan
+from raytrain.search.setup import check_known, stored_plan
 from raytrain.search.space import read_space
 from raytrain.storage.base import Storage, StorageError
 from raytrain.storage.local import FolderStorage
@@ -177,3 +179,41 @@ def test_a_storage_that_fails_is_one_line_and_not_an_absent_search(tmp_path: Pat
 
     with pytest.raises(UserError, match=r"search\.json: wrong secret"):
         read_plan(Broken(tmp_path))
+
+
+EVIL = """
+from pathlib import Path
+Path("run").touch()
+def space(trial):
+    return {"seed": trial.suggest_int("s", 1, 3)}
+"""
+
+
+def test_only_a_resumption_runs_a_file_of_the_storage_and_says_so(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], corpus: Corpus
+) -> None:
+    """``--name`` compares the files; whoever may write to the storage must not run code by it."""
+    monkeypatch.chdir(tmp_path)
+    storage = FolderStorage(tmp_path / "runs")
+    workspace = Workspace(storage, corpus, "sqlite:///nowhere")
+    storage.write(f"mine/{PLAN}", damaged(plan, space={"name": "mine", "source": EVIL}))
+    with pytest.raises(
+        UserError, match=r"--name mine belongs to a search with other settings .the search space is anoth"
+    ):
+        check_known("mine", plan, workspace)
+    assert not Path("run").exists()
+    assert capsys.readouterr().out == ""
+
+    own = replace(plan, space=read_space("mine", EVIL), budget=None)
+    Path("run").unlink()
+    storage.write(f"same/{PLAN}", own.to_json())
+    check_known("same", own, workspace)
+    assert not Path("run").exists()
+
+    stored_plan("same", str(tmp_path / "runs"))
+    assert Path("run").exists()
+    assert capsys.readouterr().out == f"running the search space as {storage.uri()}/same/{PLAN} has it\n"
+    Path("run").unlink()
+    with pytest.raises(UserError, match="there is no such search"):
+        stored_plan("absent", str(tmp_path / "runs"))
+    assert capsys.readouterr().out == ""

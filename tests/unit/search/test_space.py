@@ -228,6 +228,24 @@ def test_a_space_that_draws_what_cannot_be_is_one_line(body: str, words: str, al
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "choices",
+    ["[(1, 8), (2, 16)]", "[[1], [2]]", "[{'a': 1}]", "[1, float('nan')]", "[b'x']", "[__import__('numpy').int64(8)]"],
+)
+@pytest.mark.parametrize("algorithm", ["tpe", "grid"])
+def test_a_choice_that_a_record_changes_is_refused_before_the_search(choices: str, algorithm: Any) -> None:
+    """A tuple would be a list when the search is resumed, and no known trial a point of the space."""
+    body = f"trial.suggest_categorical('shape', {choices}); return {{}}"
+    with pytest.raises(UserError, match=r"search space mine: 'shape' has the choice .*give texts, numbers"):
+        check_space(defined(body), bases(), None, algorithm, 0)
+
+
+def test_a_choice_that_a_record_keeps_is_not() -> None:
+    choices = "['a', 1, 0.5, True, None, float('inf'), __import__('numpy').float64(2)]"
+    body = f"trial.suggest_categorical('x', {choices}); return {{}}"
+    assert len(check_space(defined(body), bases(), None, "grid", 0)) == 7
+
+
 def test_a_branch_that_is_entered_seldom_is_checked_too() -> None:
     space = defined(
         "rare = trial.suggest_int('rare', 0, 15)\n    return {'no_such': 1} if rare == 15 else {'seed': rare}"

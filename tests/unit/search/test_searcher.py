@@ -1,0 +1,111 @@
+"""Trials that a space refuses after its check: each fails with the reason, and the search goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+
+from raytrain.data.corpus import Corpus
+from raytrain.runs.records import OUTCOME, read_outcome
+from raytrain.runs.trials import TrialStore
+from raytrain.search import trainables
+from raytrain.search.algorithms import SAMPLERS
+from raytrain.search.recorder import TrialRecorder
+from raytrain.search.searcher import OptunaSearcher
+from raytrain.search.space import read_space
+from raytrain.storage import open_storage
+from raytrain.tracking.runs import Run
+from tests.unit.search.test_search_objective import a_plan, searcher
+
+RAISES = """
+CALLS = [0]
+def space(trial):
+    CALLS[0] += 1
+    alpha = trial.suggest_float("alpha", 0.0, 1.0)
+    if CALLS[0] == 2:
+        {body}
+    return {{"objective.alpha": alpha}}
+"""
+
+
+def suggest(found: OptunaSearcher, trial_id: str) -> dict[str, Any]:
+    values = found.suggest(trial_id)
+    assert isinstance(values, dict)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("raise KeyError('a branch')", "search space mine: KeyError: 'a branch'"),
+        ("raise ValueError('two\\nlines')", "search space mine: ValueError: two lines"),
+        ("exit()", "search space mine: SystemExit"),
+        ("return {'model.latnet': 4}", "search space mine: unknown field 'model.latnet' for hybrid"),
+        ("return {'model.latent': -1}", "search space mine: config: model.latent is -1"),
+        ("return 3", "search space mine: space(trial) returned int"),
+        ("trial.suggest_categorical('x', [(1, 2), (3, 4)])", "search space mine: 'x' has the choice (1, 2)"),
+    ],
+)
+def test_a_point_that_the_space_refuses_is_a_failed_trial(
+    body: str, reason: str, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = searcher(a_plan(space=read_space("mine", RAISES.format(body=body))), corpus, tmp_path)
+    values = [suggest(found, str(number)) for number in range(3)]
+    assert [value["refused"] for value in values] == [False, True, False]
+    refused = found.trials[1]
+    assert refused.status == "failed"
+    assert refused.reason.startswith(reason)
+    assert "\n" not in refused.reason
+    assert (read_outcome(values[1]["job"]["storage"]) or {})["error"] == refused.reason
+    assert not open_storage(values[0]["job"]["storage"]).exists(OUTCOME)
+    assert len({trial.identity for trial in found.trials}) == 3
+
+    # its process trains nothing, whatever runs beside it
+    monkeypatch.setattr(trainables, "run_in_process", lambda *_: pytest.fail("it trains"))
+    trainables.run_alone(values[1])
+    trainables.run_worker_group(values[1])
+    monkeypatch.setattr(Run, "finish", lambda *_: None)
+    recorder = TrialRecorder(found, lambda trial: None)
+    for event in (recorder.on_trial_start, recorder.on_trial_complete):
+        event(0, [], SimpleNamespace(trial_id="1"))
+        assert refused.status == "failed"
+    recorder.close()
+    assert [trial.state for trial in found.study.trials] == [
+        optuna.trial.TrialState.RUNNING, optuna.trial.TrialState.FAIL, optuna.trial.TrialState.RUNNING,
+    ]  # fmt: skip
+
+    # it counts among the trials of a search that is resumed, and is not run again
+    found.records.close()
+    known = TrialStore(found.search.location).read()
+    assert [trial.status for trial in known] == ["waiting", "failed", "waiting"]
+    again = searcher(a_plan(space=read_space("mine", RAISES.format(body="pass"))), corpus, tmp_path)
+    jobs = [suggest(again, str(number))["job"] for number in range(2)]
+    assert [job["config"] for job in jobs] == [values[0]["job"]["config"], values[2]["job"]["config"]]
+
+
+def test_a_space_that_raises_at_a_known_point_does_not_keep_it_from_being_resumed(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    plan = a_plan(space=read_space("mine", RAISES.format(body="pass")))
+    first = searcher(plan, corpus, tmp_path)
+    config = suggest(first, "0")["job"]["config"]
+    broken = "def space(trial):\n    trial.suggest_float('alpha', 0.0, 1.0)\n    raise KeyError('x')\n"
+    again = searcher(a_plan(space=read_space("mine", broken)), corpus, tmp_path)
+    assert suggest(again, "0")["job"]["config"] == config
+    assert again.study.trials[0].params == first.trials[0].params
+
+
+def test_a_sampler_that_fails_ends_the_search(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fails(optuna.samplers.RandomSampler):
+        def before_trial(self, study: Any, trial: Any) -> None:
+            raise RuntimeError("no sample")
+
+    monkeypatch.setitem(SAMPLERS, "fails", lambda plan, seed: Fails())
+    found = searcher(a_plan(algorithm="fails"), corpus, tmp_path)
+    assert found.suggest("0") == OptunaSearcher.FINISHED
+    assert str(found.failure) == "no sample"
+    assert found.trials == []
