@@ -18,13 +18,12 @@ from torch import Tensor
 
 from raytrain.config.schema import RunConfig
 from raytrain.models import build_empty, encoder_tensors
+from raytrain.runs.records import ENCODERS
 from raytrain.runs.references import resolve
 from raytrain.runs.trained_model import from_checkpoint
 from raytrain.storage.base import NotFoundError, Storage, StorageError, retry_storage
 from raytrain.utils.errors import UserError
 
-ENCODERS = "encoders"
-"""Where in a storage encoders are, each in a file that its digest names."""
 DIGEST = re.compile("[0-9a-f]{64}")
 
 

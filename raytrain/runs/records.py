@@ -40,6 +40,8 @@ UNSENT = "unsent_metrics.jsonl"
 """Metrics that MLflow did not take before the run ended, for ``python -m raytrain.tracking send``."""
 PLAN = "search.json"
 """Plan of a search."""
+ENCODERS = "encoders"
+"""Where in a storage encoders are, each in a file that its digest names."""
 FORMAT = 1
 """Version of the plan's format."""
 EXPERIMENT = "raytrain"
@@ -55,10 +57,10 @@ def check_name(name: str) -> None:
     Raises:
         UserError: it cannot.
     """
-    taken = (ARTIFACTS, CORPORA)
+    taken = (ARTIFACTS, CORPORA, ENCODERS)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name in taken:
-        names = " or ".join(map(repr, taken))
-        raise UserError(f"--name {name!r}: use letters, digits, '.', '_' and '-', at most 100, and not {names}")
+        names = ", ".join(map(repr, taken))
+        raise UserError(f"--name {name!r}: use letters, digits, '.', '_' and '-', at most 100, and none of {names}")
 
 
 # ------------------------------------------------------------------------------------- owner of a name
