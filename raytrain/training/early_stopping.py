@@ -27,7 +27,7 @@ def why_early_stopped(config: RunConfig[Any], step: int, metrics: dict[str, floa
     """Return why a trial with these validation metrics at ``step`` is stopped early; ``None`` if it continues.
 
     A trial is stopped if it is more than 10% above ``baseline``, the bits per byte of a 3-gram (order 2) on the same
-    samples, with half of its steps done (at least 200).
+    samples, with half of its steps done (at least 200). At its last step there is nothing left to be saved.
 
     Why half and 10%: the slowest points of the shipped search spaces (lowest learning rate, smallest width, most
     dropout, late annealing) are up to 7% above the baseline at half of the laptop preset's 512 steps, and go on
@@ -40,7 +40,7 @@ def why_early_stopped(config: RunConfig[Any], step: int, metrics: dict[str, floa
     that costs nothing yet may be as large as it likes, and takes a while to become cheap. After that the negative ELBO
     is compared. A trial whose metrics are not finite has diverged: the loop itself ends it, however early.
     """
-    if step < max(FEWEST_STEPS, JUDGED * config.steps):
+    if not max(FEWEST_STEPS, JUDGED * config.steps) <= step < config.steps:
         return None
     bits, name = metrics["bits_per_byte"], "negative ELBO"
     patience = max(FEWEST_STEPS, math.ceil(PATIENCE * config.steps))

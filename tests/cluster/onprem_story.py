@@ -107,7 +107,8 @@ def search_command() -> str:
     """A search of the hybrid whose trials need both hosts: a worker takes more than half of one."""
     cpus = (psutil.cpu_count() or 1) / 2 + 0.1
     options = [
-        *TINY, "--steps", "1500", "--checkpoint-every", "100", "--evaluate-every", "250", "--space", "quick",
+        *TINY, "--model.hidden", "32",  # fewer, and the baseline rule may end the first trial
+        "--steps", "1500", "--checkpoint-every", "100", "--evaluate-every", "250", "--space", "quick",
         "--num-samples", str(TRIALS), "--workers-per-trial", "2", "--cpus-per-worker", str(cpus), "--name", "first",
     ]  # fmt: skip
     return f"ray exec {FILE} 'cd project && python -m raytrain.tune hybrid {' '.join(options)}'"

@@ -15,7 +15,7 @@ LOG_EVERY = 10
 SPACE = """
 ALGORITHM = "grid"
 def space(trial):
-    return {"optimizer.learning_rate": trial.suggest_categorical("rate", [1e-3, 3e-3, 1e-2])}
+    return {"optimizer.learning_rate": trial.suggest_categorical("rate", [3e-3, 5e-3, 1e-2])}
 """
 TRIALS = 3
 

@@ -312,6 +312,18 @@ def test_what_a_living_process_reads_stays(
     assert folders(cache) == [corpora[1].digest]
 
 
+def test_a_file_that_is_being_written_beside_a_corpus_disturbs_no_eviction(
+    three: tuple[Storage, list[Corpus]], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, corpora = three
+    used(storage, corpora[:2], cache)
+    for corpus in corpora[:2]:  # it is listed, and gone when it is asked for its size
+        (cache / "fetched" / corpus.digest / ".partial-0").symlink_to("gone")
+    room(monkeypatch, corpora[0], 2.5)
+    fetch(storage, corpora[2].digest, cache)
+    assert folders(cache) == sorted(corpus.digest for corpus in corpora[1:])
+
+
 def test_an_eviction_that_is_cut_off_is_ended_by_the_next(
     three: tuple[Storage, list[Corpus]], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,7 @@ CONSTANT = ObjectiveConfig(annealing="constant")
         (CONSTANT, 1999, 9.0, 0.0, None),  # too early, however bad
         (CONSTANT, 2000, 9.0, 0.0, "negative ELBO of 9.000"),
         (CONSTANT, 2000, 4.1, 0.0, "negative ELBO of 4.100"),
+        (CONSTANT, 4000, 9.0, 0.0, None),  # it has ended
         (CONSTANT, 2000, 4.0, 0.0, None),  # a slow one, that may get below the n-gram
         (LATE, 2000, 9.0, 0.0, "reconstruction of 9.000"),
         (LATE, 2000, 9.0, 250.0, None),  # the code costs 6.25 of 9 bits, and its price has just become what it is
