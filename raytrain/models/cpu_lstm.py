@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from raytrain.data.vocabulary import PAD
 from raytrain.models import buffers, lstm_kernels
+from raytrain.models.compiled import array
 
 ENABLED = os.environ.get("RAYTRAIN_CPU_LSTM", "on") != "off"
 """False if ``RAYTRAIN_CPU_LSTM=off`` was set before the import: CPUs then run ``nn.LSTM``, as GPUs do."""
@@ -188,9 +189,7 @@ def _go_back(
 
 def _flat(steps: Tensor) -> Any:
     """Return the array [..., hidden x batch] of ``steps`` [..., hidden, batch], in the same memory."""
-    steps = steps.detach()
-    steps = steps.view(torch.uint16) if steps.dtype == torch.bfloat16 else steps
-    return steps.view(*steps.shape[:-2], -1).numpy()
+    return array(steps.view(*steps.shape[:-2], -1))
 
 
 def _matrix(rows: int, columns: int, dtype: torch.dtype) -> Tensor:

@@ -14,6 +14,9 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from raytrain.models import buffers, noise_kernels
+from raytrain.models.compiled import array
+
 EVALUATION_SEED = 0x5EED
 """Seed of the posterior noise in evaluation: the same for every run, so that their ELBOs can be compared."""
 LEVELS = 1 << 16
@@ -84,9 +87,17 @@ class Noise:
     def _draw(self, samples: Tensor, count: int, kind: torch.dtype) -> Tensor:
         """Return [len(samples), count] integers of ``kind`` that no other draw, sample or index has a part in."""
         self._draws += 1
-        words = torch.arange(-(-count * kind.itemsize // 8), device=self._device)
         streams = scramble(samples * signed(GOLDEN) + signed(mix(self._key + self._draws * GOLDEN)))
-        return scramble(streams[:, None] + words * signed(GOLDEN)).view(kind)[:, :count]
+        return hashes(streams, -(-count * kind.itemsize // 8)).view(kind)[:, :count]
+
+
+def hashes(streams: Tensor, num: int) -> Tensor:
+    """Return the hashes [samples, num] of ``streams`` [samples] and indices, int64."""
+    if streams.device.type == "cpu":
+        words = buffers.empty(len(streams), num, dtype=torch.int64)
+        noise_kernels.fill(array(streams.view(torch.uint64)), array(words.view(torch.uint64)))
+        return words
+    return scramble(streams[:, None] + torch.arange(num, device=streams.device) * signed(GOLDEN))
 
 
 def mix(word: int) -> int:
