@@ -99,7 +99,9 @@ class Hybrid(nn.Module):
         self.auxiliary = SymbolHead(config.decoder_maps[-1])
         self.feature_scale = config.decoder_maps[-1] ** -0.5
         width = config.decoder_maps[-1] + SIZE
-        self.lstm = Lstm(width, config.hidden, config.weight_dropout) if config.decoder == "lstm" else None
+        self.lstm = (
+            Lstm(width, config.hidden, config.weight_dropout, config.layer_norm) if config.decoder == "lstm" else None
+        )
         self.bytenet = (
             ByteNet(width, config.hidden, config.decoder_layers, group_size) if config.decoder == "bytenet" else None
         )

@@ -317,7 +317,7 @@ def initialise_uniform(module: nn.Module, bound: float = 0.1) -> None:
     Normalisation keeps its initial identity, and posteriors have bounds of their own.
     """
     for layer in module.modules():
-        if not isinstance(layer, GroupBatchNorm | CodeNorm):
+        if not isinstance(layer, GroupBatchNorm | CodeNorm | nn.LayerNorm):
             for parameter in layer.parameters(recurse=False):
                 nn.init.uniform_(parameter, -bound, bound)
     for layer in module.modules():
