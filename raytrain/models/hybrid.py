@@ -165,7 +165,8 @@ class Hybrid(nn.Module):
         masks = self._masks(tokens) if masks is None else masks
         features = self.one_hot(self._pad(tokens)).transpose(1, 2)
         for convolution, norm, mask in zip(self.convolutions, self.encoder_norms, masks[1:], strict=True):
-            features = F.relu(norm(convolution(features), mask)) * mask
+            assert isinstance(norm, GroupBatchNorm)
+            features = norm.activate(convolution(features), mask, cover=True)
         return self.posterior(features.flatten(1))
 
     def deconvolve(self, z: Tensor, masks: list[Tensor] | None = None) -> Tensor:
@@ -176,7 +177,8 @@ class Hybrid(nn.Module):
         features = F.relu(self.expand(z)).unflatten(1, (self.code_maps, self.code_length))
         levels = [z.new_ones(())] * len(self.deconvolutions) if masks is None else masks[-2::-1]
         for deconvolution, norm, mask in zip(self.deconvolutions, self.decoder_norms, levels, strict=True):
-            features = F.relu(norm(deconvolution(features), mask))
+            assert isinstance(norm, GroupBatchNorm)
+            features = norm.activate(deconvolution(features), mask, cover=False)
         return features.transpose(1, 2)
 
     # ------------------------------------------------------------------------------------ generation

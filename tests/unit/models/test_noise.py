@@ -8,7 +8,18 @@ import pytest
 import torch
 
 from raytrain.models import buffers, compiled
-from raytrain.models.noise import GOLDEN, LEVELS, WORD, Noise, hashes, mix, normal_table, scramble, signed
+from raytrain.models.noise import (
+    GOLDEN,
+    LEVELS,
+    WORD,
+    Noise,
+    hashes,
+    hashes_by_tensors,
+    mix,
+    normal_table,
+    scramble,
+    signed,
+)
 
 
 def test_mix_is_splitmix64() -> None:
@@ -28,12 +39,12 @@ def test_compiled_hashes_are_those_of_tensors(monkeypatch: pytest.MonkeyPatch, t
     """Devices without compiled kernels hash by tensors."""
     monkeypatch.setattr(compiled, "_LEAST", 100)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    streams = torch.tensor([signed(word) for word in (0, 1, WORD - 1, 0x0123456789ABCDEF)] + list(range(2, 33)))
-    expected = scramble(streams[:, None] + torch.arange(21) * signed(GOLDEN))
+    samples, key = torch.arange(-1, 34), 0xFEDCBA9876543210
+    expected = hashes_by_tensors(samples, key, 21)
     buffers.clear()
     buffers.empty(*expected.shape, dtype=torch.int64).fill_(0)  # the memory that the hashes get
-    assert torch.equal(hashes(streams, 21), expected)
-    assert hashes(streams, 21)[3, 20] == signed(mix(0x0123456789ABCDEF + 20 * GOLDEN))
+    assert torch.equal(hashes(samples, key, 21), expected)
+    assert expected[3, 20] == signed(mix(mix(2 * GOLDEN + key) + 20 * GOLDEN))
 
 
 def test_a_number_follows_from_seed_step_sample_and_index() -> None:
