@@ -90,8 +90,11 @@ TINY_VARIANTS = {
     "hybrid, regularised": HybridConfig((16, 32), (32, 16), latent=8, hidden=32, weight_dropout=0.3),
     "lstm_vae, regularised": LstmVaeConfig(latent=8, hidden=32, weight_dropout=0.3),
     "byte_lstm, regularised": ByteLstmConfig(layers=2, hidden=32, dropout=0.3, weight_dropout=0.3),
+    "hybrid, layer-normalised": HybridConfig((16, 32), (32, 16), latent=8, hidden=32, layer_norm=True),
+    "lstm_vae, layer-normalised": LstmVaeConfig(latent=8, hidden=32, layer_norm=True),
+    "byte_lstm, layer-normalised": ByteLstmConfig(layers=2, hidden=32, dropout=0.3, layer_norm=True),
 }
-"""The same models with the remedies against posterior collapse, and with regularised LSTMs."""
+"""The same models with the remedies against posterior collapse, and with regularised and normalised LSTMs."""
 
 
 def tiny_config(model: str, **changes: Any) -> RunConfig[Any]:

@@ -168,7 +168,7 @@ PLAIN: dict[type, Callable[[RunConfig[Any]], nn.Module]] = {
 
 def has_plain(config: RunConfig[Any]) -> bool:
     """Return whether the model has a plain version. Without one there is nothing to compare with or to count."""
-    return type(config.model) in PLAIN and config.model.weight_dropout == 0
+    return type(config.model) in PLAIN and config.model.weight_dropout == 0 and not config.model.layer_norm
 
 
 def build_plain(config: RunConfig[Any]) -> nn.Module:

@@ -74,6 +74,8 @@ class HybridConfig:
     2018). The KL is then latent x -ln(1 - mean_norm^2) / 2 nats."""
     weight_dropout: float = 0.0
     """Dropout of the recurrent weights of the LSTM on top, one mask a step for all samples (Merity et al. 2018)."""
+    layer_norm: bool = False
+    """Normalise the pre-activations of the LSTM on top over its units, as in the authors' code (Ba et al. 2016)."""
 
     def __post_init__(self) -> None:
         require(len(self.feature_maps) > 0, "model.feature_maps", self.feature_maps, "give at least one width")
@@ -108,6 +110,12 @@ class HybridConfig:
             self.weight_dropout,
             "causal convolutions have no recurrent weights; set model.decoder to lstm, or this to 0",
         )
+        require(
+            self.decoder == "lstm" or not self.layer_norm,
+            "model.layer_norm",
+            self.layer_norm,
+            "causal convolutions have batch normalisation; set model.decoder to lstm, or this to false",
+        )
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,8 @@ class LstmVaeConfig:
     2018). The KL is then latent x -ln(1 - mean_norm^2) / 2 nats."""
     weight_dropout: float = 0.0
     """Dropout of the decoder's recurrent weights, one mask a step for all samples (Merity et al. 2018)."""
+    layer_norm: bool = False
+    """Normalise the pre-activations of both LSTMs over their units, as in the authors' code (Ba et al. 2016)."""
 
     def __post_init__(self) -> None:
         require(self.latent > 0, "model.latent", self.latent, "must be positive")
@@ -150,6 +160,8 @@ class ByteLstmConfig:
     """Dropout of the outputs of every layer, the last included; a mask for each sample and position."""
     weight_dropout: float = 0.0
     """Dropout of the recurrent weights of every layer, one mask a step for all samples (Merity et al. 2018)."""
+    layer_norm: bool = False
+    """Normalise the pre-activations of every layer over its units (Ba et al. 2016)."""
 
     def __post_init__(self) -> None:
         require(0 < self.layers <= MAX_LAYERS, "model.layers", self.layers, f"must be in [1, {MAX_LAYERS}]")

@@ -50,7 +50,7 @@ class ByteLstm(nn.Module):
         self.dropout = config.dropout
         self.one_hot = OneHot(inputs)
         self.layers = nn.ModuleList(
-            Lstm(inputs if layer == 0 else config.hidden, config.hidden, config.weight_dropout)
+            Lstm(inputs if layer == 0 else config.hidden, config.hidden, config.weight_dropout, config.layer_norm)
             for layer in range(config.layers)
         )
         self.output = SymbolHead(config.hidden) if outputs is None else nn.Linear(config.hidden, outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from raytrain.data.vocabulary import PAD
-from raytrain.models import buffers, lstm_kernels
+from raytrain.models import buffers, lstm_kernels, norm_kernels
+from raytrain.models.compiled import array
 
 ENABLED = os.environ.get("RAYTRAIN_CPU_LSTM", "on") != "off"
 """False if ``RAYTRAIN_CPU_LSTM=off`` was set before the import: CPUs then run ``nn.LSTM``, as GPUs do."""
@@ -54,8 +56,9 @@ class Recurrence(torch.autograd.Function):
     The batch is the last axis. So the weights are the left operand as they lie in memory, and the library rearranges
     the small operand instead: 1.5 times as fast.
 
-    The equations and the order of the gates are those of ``nn.LSTM``: input, forget, cell, output. Whatever the type of
-    the products, gates, cells and their gradients are float32.
+    The equations and the order of the gates are those of ``nn.LSTM``: input, forget, cell, output. With the parameters
+    of a layer normalisation, it acts on the pre-activations of all gates together. Whatever the type of the products,
+    normalisation, gates, cells and their gradients are float32.
     """
 
     @staticmethod
@@ -66,9 +69,14 @@ class Recurrence(torch.autograd.Function):
         dense: Tensor | None,
         hidden: Tensor | None,
         cell: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the outputs [batch, length, hidden] in ``dtype``, the type of the products, and the last state."""
+        """Return the outputs [batch, length, hidden] in ``dtype``, the type of the products, and the last state.
+
+        ``scale`` and ``shift`` [4 hidden] are those of the layer normalisation; None for none.
+        """
         width = parameters[1].shape[1]
         num_dense = 0 if dense is None else dense.shape[2]
         reads, used = _reads(dtype, symbols, dense, width)
@@ -82,8 +90,9 @@ class Recurrence(torch.autograd.Function):
             outputs[0], cells[0] = 0, 0
         else:
             outputs[0], cells[0] = hidden.t(), cell.t()
-        _go_forward(weight, reads, gates, cells)
-        ctx.save_for_backward(used, weight, reads, gates, cells)
+        norm = Norm.empty(scale, shift, length, batch, dtype) if scale is not None and shift is not None else None
+        _go_forward(weight, reads, gates, cells, norm)
+        ctx.save_for_backward(used, weight, reads, gates, cells, *(norm.tensors() if norm else ()))
         ctx.num_dense, ctx.num_inputs, ctx.has_state = num_dense, parameters[0].shape[1], hidden is not None
         # copies, so that whoever carries the state on does not keep all of the steps in memory
         last = outputs[-1].t().to(wide, copy=True), cells[-1].t().clone()
@@ -94,13 +103,14 @@ class Recurrence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the arguments of ``forward``."""
-        used, weight, reads, gates, cells = ctx.saved_tensors
+        used, weight, reads, gates, cells, *normalised = ctx.saved_tensors
+        norm = Norm(*normalised) if normalised else None
         length, _, width, batch = gates.shape
         rows, num_dense, wide = reads.shape[1], ctx.num_dense, gates.dtype
         learnt = rows - num_dense - width  # the first row that takes a gradient
         of_reads = buffers.empty(length, num_dense + width, batch, dtype=reads.dtype)
         of_gates = buffers.empty(length, 4 * width, batch, dtype=reads.dtype)
-        of_cell = _go_back(gradient, weight[:, learnt:], gates, cells, of_gates, of_reads)
+        of_cell, *of_norm = _go_back(gradient, weight[:, learnt:], gates, cells, of_gates, of_reads, norm)
         of_weight = multiply(
             _steps_last(of_gates), _steps_last(reads[:-1]).t(), buffers.empty(4 * width, rows, dtype=reads.dtype)
         )
@@ -111,7 +121,32 @@ class Recurrence(torch.autograd.Function):
         of_bias = of_weight[:, learnt - 1].to(wide)
         of_state = (of_reads[0, num_dense:].t().to(wide), of_cell.t()) if ctx.has_state else (None, None)
         of_dense = of_reads[:, :num_dense].permute(2, 0, 1) if num_dense else None
-        return None, None, of_dense, *of_state, of_input, of_hidden, of_bias, of_bias
+        return None, None, of_dense, *of_state, *(of_norm or (None, None)), of_input, of_hidden, of_bias, of_bias
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Layer normalisation of the pre-activations of all steps, and what its way back needs."""
+
+    scale: Tensor
+    shift: Tensor
+    """[4 hidden] both."""
+    products: Tensor
+    """[length, 4 hidden, batch]: the pre-activations before the normalisation."""
+    statistics: Tensor
+    """[length, 2, batch]: their mean, and 1 / their standard deviation."""
+
+    @classmethod
+    def empty(cls, scale: Tensor, shift: Tensor, length: int, batch: int, dtype: torch.dtype) -> Norm:
+        """Return a normalisation whose pre-activations and statistics are to be filled in."""
+        products = buffers.empty(length, len(scale), batch, dtype=dtype)
+        wide = torch.promote_types(dtype, torch.float32)
+        statistics = torch.empty(length, 2, batch, dtype=wide)
+        return cls(scale.to(wide), shift.to(wide), products, statistics)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all fields in their order."""
+        return self.scale, self.shift, self.products, self.statistics
 
 
 def _reads(dtype: torch.dtype, symbols: Tensor | None, dense: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
@@ -150,28 +185,41 @@ def _joined(
     return weight
 
 
-def _go_forward(weight: Tensor, reads: Tensor, gates: Tensor, cells: Tensor) -> None:
+def _go_forward(weight: Tensor, reads: Tensor, gates: Tensor, cells: Tensor, norm: Norm | None) -> None:
     """Run all steps. Fill in the hidden states, which are the last rows of ``reads``, and the other arguments.
 
     These are ``gates`` [length, 4, hidden, batch] and ``cells`` [length + 1, hidden, batch]. ``reads`` and ``cells``
     hold the first state already.
     """
     width, batch = cells.shape[1:]
-    product = torch.empty(4 * width, batch, dtype=reads.dtype)
+    # the pre-activations of a step, normalised or not
+    product = torch.empty(4 * width, batch, dtype=cells.dtype if norm else reads.dtype)
     before = _flat(product.view(4, width, batch))
     gate, cell, output = _flat(gates), _flat(cells), _flat(reads[:, -width:])
     for t, read in enumerate(reads[:-1].unbind()):
-        multiply(weight, read, product)
+        if norm is None:
+            multiply(weight, read, product)
+        else:
+            multiply(weight, read, norm.products[t])
+            mean, factor = array(norm.statistics[t])
+            given = array(norm.products[t]), array(norm.scale), array(norm.shift), norm_kernels.EPSILON
+            norm_kernels.forward(*given, mean, factor, array(product))
         lstm_kernels.forward(before, gate[t], cell[t], cell[t + 1], output[t + 1])
 
 
 def _go_back(
-    gradient: Tensor, weight: Tensor, gates: Tensor, cells: Tensor, of_gates: Tensor, of_reads: Tensor
-) -> Tensor:
+    gradient: Tensor,
+    weight: Tensor,
+    gates: Tensor,
+    cells: Tensor,
+    of_gates: Tensor,
+    of_reads: Tensor,
+    norm: Norm | None,
+) -> tuple[Tensor, ...]:
     """Run all steps backwards. Fill in ``of_gates`` [length, 4 hidden, batch] and ``of_reads`` [length, rows, batch].
 
     ``gradient`` [batch, length, hidden] is that of the outputs; ``weight`` [4 hidden, rows] has the rows that take a
-    gradient. Return the gradient of the first cell state [hidden, batch].
+    gradient. Return the gradient of the first cell state [hidden, batch], and those of scale and shift [4 hidden].
     """
     length, _, width, batch = gates.shape
     back = _matrix(weight.shape[1], 4 * width, weight.dtype).copy_(weight.t())
@@ -180,17 +228,25 @@ def _go_back(
     of_hidden = [*_flat(of_reads[:, -width:]), np.zeros_like(of_output[0])]
     of_cell = torch.zeros(width, batch, dtype=gates.dtype)
     carried = _flat(of_cell)
+    of_product = torch.empty(4 * width, batch, dtype=gates.dtype)
+    of_norm = torch.zeros(2, 4 * width, batch, dtype=gates.dtype) if norm else None
+    after = _flat(of_product.view(4, width, batch))
     for t, (of_step, of_read) in reversed(list(enumerate(zip(of_gates.unbind(), of_reads.unbind(), strict=True)))):
-        lstm_kernels.backward(of_output[t], of_hidden[t + 1], gate[t], cell[t], cell[t + 1], carried, of_gate[t])
+        step = of_output[t], of_hidden[t + 1], gate[t], cell[t], cell[t + 1], carried
+        if norm is None or of_norm is None:
+            lstm_kernels.backward(*step, of_gate[t])
+        else:
+            lstm_kernels.backward(*step, after)
+            (mean, factor), (of_scale, of_shift) = array(norm.statistics[t]), array(of_norm)
+            given = array(of_product), array(norm.products[t]), array(norm.scale)
+            norm_kernels.backward(*given, mean, factor, of_scale, of_shift, array(of_step))
         multiply(back, of_step, of_read)
-    return of_cell
+    return of_cell, *(() if of_norm is None else of_norm.sum(2))
 
 
 def _flat(steps: Tensor) -> Any:
     """Return the array [..., hidden x batch] of ``steps`` [..., hidden, batch], in the same memory."""
-    steps = steps.detach()
-    steps = steps.view(torch.uint16) if steps.dtype == torch.bfloat16 else steps
-    return steps.view(*steps.shape[:-2], -1).numpy()
+    return array(steps.view(*steps.shape[:-2], -1))
 
 
 def _matrix(rows: int, columns: int, dtype: torch.dtype) -> Tensor:

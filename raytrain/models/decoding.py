@@ -5,26 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raytrain.models.cpu_lstm import affine
+from raytrain.models.lstm import Lstm
 
 
 class LstmStep:
-    """Step of a one-layer ``nn.LSTM``. Its last inputs are one-hot: their product is looked up, not computed."""
+    """Step of an ``Lstm``. Its last inputs are one-hot: their product is looked up, not computed."""
 
-    def __init__(self, lstm: nn.LSTM, symbols: int) -> None:
+    def __init__(self, lstm: Lstm, symbols: int) -> None:
         """Arrange the weights of ``lstm``, whose last ``symbols`` inputs (maybe 0) are the one-hot vector."""
         dense = lstm.input_size - symbols
         inputs, recurrent, *biases = (parameter.detach() for parameter in lstm.all_weights[0])
         bias = biases[0] + biases[1]
         self.weight = torch.cat((inputs[:, :dense], recurrent), dim=1)
         self.table = inputs[:, dense:].t() + bias if symbols else bias
+        self.norm = lstm.norm
 
     def __call__(self, symbol: Tensor | None, dense: Tensor | None, hidden: Tensor, cell: Tensor) -> list[Tensor]:
         """Return hidden and cell state [batch, hidden] after ``symbol`` [batch] and ``dense`` [batch, inputs]."""
         inputs = hidden if dense is None else torch.cat((dense, hidden), dim=1)
         gates = affine(inputs, self.weight, self.table if symbol is None else self.table[symbol])
+        if self.norm is not None:
+            gates = self.norm(gates)
         width = hidden.shape[1]
         # slices of one tensor, in place: the work between the products is bound by memory
         keep = gates[:, : 2 * width].sigmoid_()

@@ -99,7 +99,9 @@ class Hybrid(nn.Module):
         self.auxiliary = SymbolHead(config.decoder_maps[-1])
         self.feature_scale = config.decoder_maps[-1] ** -0.5
         width = config.decoder_maps[-1] + SIZE
-        self.lstm = Lstm(width, config.hidden, config.weight_dropout) if config.decoder == "lstm" else None
+        self.lstm = (
+            Lstm(width, config.hidden, config.weight_dropout, config.layer_norm) if config.decoder == "lstm" else None
+        )
         self.bytenet = (
             ByteNet(width, config.hidden, config.decoder_layers, group_size) if config.decoder == "bytenet" else None
         )
@@ -119,11 +121,13 @@ class Hybrid(nn.Module):
         mean, log_variance = self.encode(tokens, masks)
         z = draw_posterior(mean, log_variance, noise)
         features = self.deconvolve(z, masks)[:, : tokens.shape[1]]
-        logits = self._decode(drop_input(shift_right(tokens), noise, input_dropout), features, masks[0], noise)
+        auxiliary = self.auxiliary(features)
+        inputs = drop_input(shift_right(tokens), noise, input_dropout)
+        logits = self._logits(self._decode(inputs, features, masks[0], noise), auxiliary)
         return Terms(
             reconstruction=negative_log_likelihood(logits, tokens).sum(1),
             kl=gaussian_kl(mean, log_variance),
-            auxiliary=negative_log_likelihood(self.auxiliary(features), tokens).sum(1),
+            auxiliary=negative_log_likelihood(auxiliary, tokens).sum(1),
             mean=mean,
             log_variance=log_variance,
             z=z,
@@ -134,30 +138,35 @@ class Hybrid(nn.Module):
 
         The model is in evaluation mode: batch statistics would need the length of the whole sample.
         """
-        return self._decode(shift_right(tokens), self.deconvolve(z)[:, : tokens.shape[1]], self._masks(tokens)[0])
+        features = self.deconvolve(z)[:, : tokens.shape[1]]
+        hidden = self._decode(shift_right(tokens), features, self._masks(tokens)[0])
+        return self._logits(hidden, self.auxiliary(features) if self.skip else None)
 
     def _decode(self, inputs: Tensor, features: Tensor, mask: Tensor, noise: Noise | None = None) -> Tensor:
-        """Return logits [batch, length, NUM_OUTPUTS] after ``inputs`` [batch, length] and the deconvolved features."""
+        """Return the outputs [batch, length, hidden] of the network on top, of ``inputs`` [batch, length] and features.
+
+        The features are the deconvolved ones.
+        """
         scaled = features * self.feature_scale
         if self.bytenet is not None:
             joined = torch.cat((scaled, self.one_hot(inputs).to(features.dtype)), dim=-1)
-            hidden = self.bytenet(joined, mask[..., : inputs.shape[1]])
-        else:
-            assert self.lstm is not None
-            hidden = run_lstm(self.lstm, self.one_hot, inputs, scaled, noise=noise)
-        return self._logits(hidden, features)
+            outputs: Tensor = self.bytenet(joined, mask[..., : inputs.shape[1]])
+            return outputs
+        assert self.lstm is not None
+        return run_lstm(self.lstm, self.one_hot, inputs, scaled, noise=noise)
 
-    def _logits(self, hidden: Tensor, features: Tensor) -> Tensor:
+    def _logits(self, hidden: Tensor, auxiliary: Tensor | None) -> Tensor:
         """Return the logits for outputs of the network on top; with the skip, the auxiliary head's are added."""
         logits: Tensor = self.output(hidden)
-        return logits + self.auxiliary(features) if self.skip else logits
+        return logits + auxiliary if self.skip and auxiliary is not None else logits
 
     def encode(self, tokens: Tensor, masks: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of q(z | x), [batch, latent] each."""
         masks = self._masks(tokens) if masks is None else masks
         features = self.one_hot(self._pad(tokens)).transpose(1, 2)
         for convolution, norm, mask in zip(self.convolutions, self.encoder_norms, masks[1:], strict=True):
-            features = F.relu(norm(convolution(features), mask)) * mask
+            assert isinstance(norm, GroupBatchNorm)
+            features = norm.activate(convolution(features), mask, cover=True)
         return self.posterior(features.flatten(1))
 
     def deconvolve(self, z: Tensor, masks: list[Tensor] | None = None) -> Tensor:
@@ -168,7 +177,8 @@ class Hybrid(nn.Module):
         features = F.relu(self.expand(z)).unflatten(1, (self.code_maps, self.code_length))
         levels = [z.new_ones(())] * len(self.deconvolutions) if masks is None else masks[-2::-1]
         for deconvolution, norm, mask in zip(self.deconvolutions, self.decoder_norms, levels, strict=True):
-            features = F.relu(norm(deconvolution(features), mask))
+            assert isinstance(norm, GroupBatchNorm)
+            features = norm.activate(deconvolution(features), mask, cover=False)
         return features.transpose(1, 2)
 
     # ------------------------------------------------------------------------------------ generation
@@ -187,7 +197,8 @@ class Hybrid(nn.Module):
         """Return logits [batch, NUM_OUTPUTS] of the byte after ``previous`` [batch], and the state after it."""
         features = state.features[:, state.position]
         output, top = state.top.advance(previous, features * self.feature_scale)
-        return self._logits(output, features), HybridState(state.features, state.position + 1, top)
+        logits = self._logits(output, self.auxiliary(features) if self.skip else None)
+        return logits, HybridState(state.features, state.position + 1, top)
 
     # --------------------------------------------------------------------------------------- masking
 

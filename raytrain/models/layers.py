@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raytrain.data.vocabulary import DROP, PAD, SIZE, STOP
+from raytrain.models import fused_norm, gpu_kernels
+from raytrain.models.cross_entropy import CrossEntropy
 from raytrain.models.noise import Noise
 
 NUM_OUTPUTS = STOP + 1
@@ -71,6 +73,10 @@ class OneHot(nn.Module):
         return F.embedding(tokens, self.identity)
 
 
+MOMENTUM = 0.1
+"""Share of a step's statistics in the running ones."""
+
+
 class GroupBatchNorm(nn.Module):
     """Batch normalisation over [batch, channels, length] with statistics of groups of samples.
 
@@ -82,20 +88,19 @@ class GroupBatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, channels: int, group_size: int, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
+    def __init__(self, channels: int, group_size: int, epsilon: float = 1e-5) -> None:
         super().__init__()
         self.group_size = group_size
-        self.momentum = momentum
         self.epsilon = epsilon
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.batch_statistics: Tensor | None = None
-        """[2, channels]: sums over this rank's groups, until ``synchronise_statistics`` takes them."""
+        """[2, groups, channels]: those of this rank's groups, until ``synchronise_statistics`` takes them."""
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Normalise ``features`` [batch, channels, length]; ``mask`` [batch, 1, length] is of 0 and 1."""
+        """Normalise ``features`` [batch, channels, length] in float32; ``mask`` [batch, 1, length] is of 0 and 1."""
         features = features.float()
         if not self.training:
             scale, shift = self.running_scale_and_shift()
@@ -106,9 +111,19 @@ class GroupBatchNorm(nn.Module):
         mean = (grouped * weight).sum((1, 3), keepdim=True)
         centred = grouped - mean
         variance = (centred.square() * weight).sum((1, 3), keepdim=True)
-        self.batch_statistics = torch.stack((mean.detach().sum((0, 1, 3)), variance.detach().sum((0, 1, 3))))
+        self.batch_statistics = torch.stack((mean.detach(), variance.detach())).flatten(2)
         normalised = centred * torch.rsqrt(variance + self.epsilon)
         return (normalised * self.weight[:, None] + self.bias[:, None]).flatten(0, 1)
+
+    def activate(self, features: Tensor, mask: Tensor, *, cover: bool) -> Tensor:
+        """Normalise, apply ReLU and, to ``cover``, the mask; the result has the type of ``features``."""
+        if self.training and gpu_kernels.available(features.device):
+            settings = self.group_size, self.epsilon, cover
+            activations, statistics = fused_norm.FusedNorm.apply(features, mask, self.weight, self.bias, *settings)
+            self.batch_statistics = statistics.detach()
+            return activations
+        activations = F.relu(self(features, mask))
+        return (activations * mask if cover else activations).to(features.dtype)
 
     def running_scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """Return the factor and the summand of each channel in evaluation, [channels] each."""
@@ -134,15 +149,15 @@ def synchronise_statistics(model: nn.Module, num_groups: int, good: Tensor) -> T
     # a CodeNorm has those of the whole batch already
     parts = [layer.batch_statistics for layer in codes if layer.batch_statistics is not None]
     if groups:
-        sums = torch.cat([layer.batch_statistics for layer in groups if layer.batch_statistics is not None], dim=1)
-        parts.insert(0, _sum_over_ranks(sums) / num_groups)
+        each = torch.cat([layer.batch_statistics for layer in groups if layer.batch_statistics is not None], dim=2)
+        parts.insert(0, _sum_over_ranks(each.sum(1)) / num_groups)
     means = torch.cat(parts, dim=1)
     good = good & means.isfinite().all()
-    running = [torch.stack((layer.running_mean, layer.running_var)) for layer in layers]
-    means = torch.where(good, means, torch.cat(running, dim=1))
-    for layer, (mean, variance) in zip(layers, means.split([len(layer.bias) for layer in layers], 1), strict=True):
-        layer.running_mean.lerp_(mean, layer.momentum)
-        layer.running_var.lerp_(variance, layer.momentum)
+    buffers = [layer.running_mean for layer in layers] + [layer.running_var for layer in layers]
+    running = torch.cat(buffers)
+    moved = torch.where(good, running.lerp(means.flatten(), MOMENTUM), running)
+    torch._foreach_copy_(buffers, moved.split([len(buffer) for buffer in buffers]))
+    for layer in layers:
         layer.batch_statistics = None
     return good
 
@@ -176,8 +191,12 @@ def drop_features(features: Tensor, noise: Noise, probability: float) -> Tensor:
 
 def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the nats [batch, length] of ``targets`` under ``logits`` [batch, length, NUM_OUTPUTS]; 0 at PAD."""
-    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="none")
-    return losses.view(targets.shape)
+    rows, symbols = logits.flatten(0, 1), targets.flatten()
+    if logits.device.type == "cpu":
+        nats: Tensor = CrossEntropy.apply(rows, symbols, PAD)
+    else:
+        nats = F.cross_entropy(rows.float(), symbols, ignore_index=PAD, reduction="none")
+    return nats.view(targets.shape)
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -254,10 +273,9 @@ class CodeNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, latent: int, gamma: float, momentum: float = 0.1, epsilon: float = 1e-10) -> None:
+    def __init__(self, latent: int, gamma: float, epsilon: float = 1e-10) -> None:
         super().__init__()
         self.gamma = gamma
-        self.momentum = momentum
         self.epsilon = epsilon
         self.bias = nn.Parameter(torch.zeros(latent))
         self.register_buffer("running_mean", torch.zeros(latent))
@@ -312,7 +330,7 @@ def initialise_uniform(module: nn.Module, bound: float = 0.1) -> None:
     Normalisation keeps its initial identity, and posteriors have bounds of their own.
     """
     for layer in module.modules():
-        if not isinstance(layer, GroupBatchNorm | CodeNorm):
+        if not isinstance(layer, GroupBatchNorm | CodeNorm | nn.LayerNorm):
             for parameter in layer.parameters(recurse=False):
                 nn.init.uniform_(parameter, -bound, bound)
     for layer in module.modules():

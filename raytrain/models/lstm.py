@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raytrain.models import cpu_lstm
 from raytrain.models.layers import OneHot
 from raytrain.models.noise import Noise
+from raytrain.models.norm_kernels import EPSILON
 
 State = tuple[Tensor, Tensor]
 """Hidden and cell state before the first or after the last step, [batch, hidden] each."""
@@ -18,11 +20,16 @@ class Lstm(nn.LSTM):
 
     With ``weight_dropout`` a training step drops entries of the hidden-to-hidden matrix with this probability, the same
     ones for all samples and at all positions (DropConnect, as in Merity, Keskar and Socher 2018, section 2).
+
+    With ``layer_norm`` the pre-activations of all gates, biases included, are normalised together and then have a scale
+    and a shift of their own, as in the code of Semeniuta et al. 2017. PyTorch has no such LSTM: on GPUs it is a loop
+    over the steps.
     """
 
-    def __init__(self, inputs: int, hidden: int, weight_dropout: float = 0.0) -> None:
+    def __init__(self, inputs: int, hidden: int, weight_dropout: float = 0.0, layer_norm: bool = False) -> None:
         super().__init__(inputs, hidden, batch_first=True)
         self.weight_dropout = weight_dropout
+        self.norm = nn.LayerNorm(4 * hidden, eps=EPSILON) if layer_norm else None
 
     def weights(self, noise: Noise | None) -> list[Tensor]:
         """Return the weights of a pass: of inputs and hidden state, and both biases.
@@ -70,9 +77,12 @@ def continue_lstm(
     if cpu_lstm.ENABLED and weights[0].device.type == "cpu":
         autocast = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if autocast else weights[0].dtype
-        outputs, *last = cpu_lstm.Recurrence.apply(dtype, symbols, dense, *(state or (None, None)), *weights)
+        norm = (None, None) if lstm.norm is None else (lstm.norm.weight, lstm.norm.bias)
+        outputs, *last = cpu_lstm.Recurrence.apply(dtype, symbols, dense, *(state or (None, None)), *norm, *weights)
         return outputs, (last[0], last[1])
     inputs = _joined(one_hot, symbols, dense)
+    if lstm.norm is not None:
+        return _normalised(inputs, state, lstm.norm, *weights)
     first = [
         inputs.new_zeros(1, len(inputs), lstm.hidden_size) if part is None else part[None].contiguous()
         for part in state or (None, None)
@@ -81,6 +91,24 @@ def continue_lstm(
     outputs, *last = torch.lstm(inputs, first, weights, True, 1, 0.0, lstm.training, False, True)
     hidden, cell = (part[0].detach().to(torch.promote_types(part.dtype, torch.float32)) for part in last)
     return outputs, (hidden, cell)
+
+
+def _normalised(
+    inputs: Tensor, state: State | None, norm: nn.LayerNorm, weight: Tensor, recurrent: Tensor, *biases: Tensor
+) -> tuple[Tensor, State]:
+    """Return what ``continue_lstm`` does, of an LSTM with layer normalisation, step by step."""
+    products = F.linear(inputs, weight, biases[0] + biases[1]).unbind(1)
+    wide = torch.promote_types(products[0].dtype, torch.float32)
+    zeros = products[0].new_zeros(len(inputs), recurrent.shape[1])
+    hidden, cell = (zeros, zeros) if state is None else state
+    outputs = []
+    for product in products:
+        before = norm((product + F.linear(hidden.to(product.dtype), recurrent)).to(wide))
+        update, keep, candidate, release = before.chunk(4, dim=1)
+        cell = keep.sigmoid() * cell.to(wide) + update.sigmoid() * candidate.tanh()
+        hidden = (release.sigmoid() * cell.tanh()).to(product.dtype)
+        outputs.append(hidden)
+    return torch.stack(outputs, dim=1), (hidden.detach().to(wide), cell.detach())
 
 
 def _joined(one_hot: OneHot, symbols: Tensor | None, dense: Tensor | None) -> Tensor:

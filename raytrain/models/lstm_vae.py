@@ -51,13 +51,13 @@ class LstmVae(nn.Module):
         self.length = length
         self.documents = documents
         self.one_hot = OneHot()
-        self.encoder = Lstm(SIZE, config.hidden)
+        self.encoder = Lstm(SIZE, config.hidden, layer_norm=config.layer_norm)
         self.pool = config.pool
         self.posterior = Posterior(config.hidden, config.latent, config.mean_norm, config.fixed_variance)
         self.first_state = nn.Linear(config.latent, 2 * config.hidden)
         self.code_to_inputs = config.code_to_inputs
         width = SIZE + (config.latent if config.code_to_inputs else 0)
-        self.decoder = Lstm(width, config.hidden, config.weight_dropout)
+        self.decoder = Lstm(width, config.hidden, config.weight_dropout, config.layer_norm)
         self.output = SymbolHead(config.hidden)
         initialise_uniform(self)
 

@@ -14,6 +14,9 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from raytrain.models import buffers, gpu_kernels, noise_kernels
+from raytrain.models.compiled import array
+
 EVALUATION_SEED = 0x5EED
 """Seed of the posterior noise in evaluation: the same for every run, so that their ELBOs can be compared."""
 LEVELS = 1 << 16
@@ -84,9 +87,27 @@ class Noise:
     def _draw(self, samples: Tensor, count: int, kind: torch.dtype) -> Tensor:
         """Return [len(samples), count] integers of ``kind`` that no other draw, sample or index has a part in."""
         self._draws += 1
-        words = torch.arange(-(-count * kind.itemsize // 8), device=self._device)
-        streams = scramble(samples * signed(GOLDEN) + signed(mix(self._key + self._draws * GOLDEN)))
-        return scramble(streams[:, None] + words * signed(GOLDEN)).view(kind)[:, :count]
+        key = mix(self._key + self._draws * GOLDEN)
+        return hashes(samples, key, -(-count * kind.itemsize // 8)).view(kind)[:, :count]
+
+
+def hashes(samples: Tensor, key: int, num: int) -> Tensor:
+    """Return the hashes [samples, num] of ``samples`` [samples] and indices in the draw of ``key``, int64."""
+    if samples.device.type == "cpu":
+        words = buffers.empty(len(samples), num, dtype=torch.int64)
+        noise_kernels.fill(array(samples.view(torch.uint64)), key, array(words.view(torch.uint64)))
+        return words
+    if gpu_kernels.available(samples.device):
+        words = samples.new_empty(len(samples), num)
+        gpu_kernels.noise.fill(samples, signed(key), words)
+        return words
+    return hashes_by_tensors(samples, key, num)
+
+
+def hashes_by_tensors(samples: Tensor, key: int, num: int) -> Tensor:
+    """Return what ``hashes`` does, by operations on tensors of any device."""
+    streams = scramble(samples * signed(GOLDEN) + signed(key))
+    return scramble(streams[:, None] + torch.arange(num, device=samples.device) * signed(GOLDEN))
 
 
 def mix(word: int) -> int:

@@ -140,7 +140,8 @@ class Trainer:
         self.optimizer.step()
         if self.multiplier is not None:
             self.multiplier.ascend(self.mean_kl(terms), rate, good)
-        self.optimizer.zero_grad(set_to_none=False)
+        # DDP keeps gradients in its buckets
+        self.optimizer.zero_grad(set_to_none=self.world.size == 1)
         if self.model is not self.raw:
             self.update_average(step, skipped)
         self.carry_on(batch, terms, good)

@@ -14,17 +14,12 @@ import torch
 from numba.core.caching import FunctionCache
 from torch import Tensor
 
-from raytrain.models import lstm_kernels
-from raytrain.models.lstm_kernels import Array
+from raytrain.models import compiled, lstm_kernels
+from raytrain.models.compiled import Array, array
 
 COUNT = 1000
 TYPES = pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
 SPECIAL = [0.0, -0.0, 1e-30, 88.0, -88.0, 1e30, -1e30, math.inf, -math.inf, math.nan]
-
-
-def array(values: Tensor) -> Array:
-    """Return the values in the same memory, bfloat16 as its bits."""
-    return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def step(kind: torch.dtype, product: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,7 +75,7 @@ def test_gradients_are_those_of_autograd(kind: torch.dtype) -> None:
 
 
 def test_several_threads_compute_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lstm_kernels, "_LEAST", 100)
+    monkeypatch.setattr(compiled, "_LEAST", 100)
     product, cell, of_state = torch.randn(4, COUNT), torch.randn(COUNT), torch.randn(2, COUNT)
     found, threads = [], torch.get_num_threads()
     try:
@@ -99,7 +94,7 @@ def test_several_threads_compute_the_same_bits(monkeypatch: pytest.MonkeyPatch) 
 
 def test_threads_that_meet_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a lock the layer ends the process."""
-    monkeypatch.setattr(lstm_kernels, "_LEAST", 100)
+    monkeypatch.setattr(compiled, "_LEAST", 100)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     product, cell = torch.randn(4, 10 * COUNT), torch.randn(10 * COUNT)
     expected = step(torch.float32, product, cell)[2]
@@ -135,7 +130,7 @@ def test_the_loops_use_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without, a step takes seven times as long."""
     monkeypatch.setattr(FunctionCache._impl_class, "_locator_classes", [])  # the text of what was stored is gone
     kernel: Any = lstm_kernels._forward
-    fresh: Any = lstm_kernels._compiled(kernel.py_func)
+    fresh: Any = compiled.compiled(kernel.py_func)
     bits, wide = np.zeros((4, COUNT), np.uint16), np.zeros((4, COUNT), np.float32)
     fresh(bits, wide, wide[0], wide[1], bits[0], 0, COUNT)
     (text,) = fresh.inspect_asm().values()
@@ -146,8 +141,8 @@ def test_machine_code_is_kept_where_there_is_a_place(monkeypatch: pytest.MonkeyP
     def double(values: Array) -> None:
         values *= 2
 
-    assert isinstance(lstm_kernels._compiled(double)._cache, FunctionCache)  # type: ignore[attr-defined]
+    assert isinstance(compiled.compiled(double)._cache, FunctionCache)  # type: ignore[attr-defined]
     monkeypatch.setattr(FunctionCache._impl_class, "_locator_classes", [])
     values = np.ones(3)
-    lstm_kernels._compiled(double)(values)
+    compiled.compiled(double)(values)
     assert values.tolist() == [2, 2, 2]

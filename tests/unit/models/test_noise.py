@@ -7,7 +7,19 @@ import math
 import pytest
 import torch
 
-from raytrain.models.noise import GOLDEN, LEVELS, WORD, Noise, mix, normal_table, scramble, signed
+from raytrain.models import buffers, compiled
+from raytrain.models.noise import (
+    GOLDEN,
+    LEVELS,
+    WORD,
+    Noise,
+    hashes,
+    hashes_by_tensors,
+    mix,
+    normal_table,
+    scramble,
+    signed,
+)
 
 
 def test_mix_is_splitmix64() -> None:
@@ -20,6 +32,19 @@ def test_tensors_are_scrambled_as_integers_are() -> None:
     words = [0, 1, WORD - 1, WORD // 2, 0x0123456789ABCDEF]
     scrambled = scramble(torch.tensor([signed(word) for word in words]))
     assert [word % WORD for word in scrambled.tolist()] == [mix(word) for word in words]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_compiled_hashes_are_those_of_tensors(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """Devices without compiled kernels hash by tensors."""
+    monkeypatch.setattr(compiled, "_LEAST", 100)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    samples, key = torch.arange(-1, 34), 0xFEDCBA9876543210
+    expected = hashes_by_tensors(samples, key, 21)
+    buffers.clear()
+    buffers.empty(*expected.shape, dtype=torch.int64).fill_(0)  # the memory that the hashes get
+    assert torch.equal(hashes(samples, key, 21), expected)
+    assert expected[3, 20] == signed(mix(mix(2 * GOLDEN + key) + 20 * GOLDEN))
 
 
 def test_a_number_follows_from_seed_step_sample_and_index() -> None:
