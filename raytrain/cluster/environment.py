@@ -16,6 +16,8 @@ def set_up_imports() -> None:
     """Set what libraries read when they are imported; ``import raytrain`` calls this before any of them can be."""
     # MLflow reports its use to its makers otherwise, and writes an identity for that into the home folder
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Ray advises older programs to switch this off, and then has none of the worker groups of this package
+    os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
 
 
 def set_up_join() -> None:

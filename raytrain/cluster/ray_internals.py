@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from ray._private.services import canonicalize_bootstrap_address_or_die
+    from ray._private.services import canonicalize_bootstrap_address_or_die, find_bootstrap_address
     from ray._private.state import state
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
@@ -40,11 +40,15 @@ __all__ = [
     "WorkerGroupStartupTimeoutError",
     "canonicalize_bootstrap_address_or_die",
     "delete_value",
+    "find_bootstrap_address",
     "get_value",
     "is_preempted_actor",
     "put_value",
     "state",
 ]
+
+CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+"""Method of gRPC that the directory of a cluster (GCS) answers, and nothing else."""
 
 
 class Private(NamedTuple):
@@ -70,6 +74,11 @@ PRIVATE = {
         "ray._private.services",
         "canonicalize_bootstrap_address_or_die",
         "finds the cluster of this host, as Ray's own commands do",
+    ),
+    "find_bootstrap_address": Private(
+        "ray._private.services",
+        "find_bootstrap_address",
+        "is the cluster that ray.init would join, which tries one that has died for a quarter of an hour",
     ),
     "state": Private("ray._private.state", "state", "its get_cluster_config has what an autoscaler publishes"),
     "put_value": Private(

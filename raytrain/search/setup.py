@@ -9,7 +9,8 @@ from typing import Any
 
 import psutil
 
-from raytrain.cluster.resources import Cluster, connect, read_cluster, worker_spec
+from raytrain.cluster.connection import connect
+from raytrain.cluster.resources import Cluster, read_cluster, worker_spec
 from raytrain.config.schema import RunConfig, flatten, to_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.data.corpus import Corpus

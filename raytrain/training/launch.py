@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from raytrain.cluster.connection import connect
 from raytrain.cluster.ray_internals import delete_value, get_value
-from raytrain.cluster.resources import connect, read_cluster, worker_spec
+from raytrain.cluster.resources import read_cluster, worker_spec
 from raytrain.config.schema import RunConfig, flatten, identity, to_dict
 from raytrain.config.workers import WorkerSpec, parse_workers
 from raytrain.models.ladder import Ladder, validation_ladder

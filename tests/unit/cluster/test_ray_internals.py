@@ -35,6 +35,7 @@ PARAMETERS = {
     "get_value": ("key",),
     "delete_value": ("key",),
     "canonicalize_bootstrap_address_or_die": ("addr",),
+    "find_bootstrap_address": ("temp_dir",),
 }
 
 
