@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -26,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from raytrain.utils.errors import UserError
-from raytrain.utils.files import local_path, locked
+from raytrain.utils.files import local_path, locked, private_folder
 from raytrain.utils.retry import retry
 
 LOG = logging.getLogger("raytrain.tracking")
@@ -287,7 +286,7 @@ def one_at_a_time(uri: str) -> Iterator[None]:
     MLflow has no "create unless it exists" for runs, and two processes cannot both create a sqlite file.
     """
     name = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    with locked(Path(tempfile.gettempdir()) / f"raytrain-{os.getuid()}-{name}.lock"):
+    with locked(private_folder() / f"{name}.lock"):
         yield
 
 
