@@ -44,7 +44,9 @@ def connect(address: str | None) -> None:
         )
     except (OSError, RayError, RuntimeError, ValueError) as error:
         what = f"the Ray cluster at {found} ({source}) cannot be joined" if found else "Ray cannot be started here"
-        raise UserError(f"{what}: {error}") from None
+        at_home = isinstance(error, OSError) and str(error.filename).startswith(os.path.expanduser("~"))
+        advice = "; set HOME to a folder that can be written: Ray keeps its token there" if at_home else ""
+        raise UserError(f"{what}: {error}{advice}") from None
 
 
 def find_cluster(address: str | None) -> tuple[str | None, str]:

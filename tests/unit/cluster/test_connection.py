@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -131,3 +134,16 @@ def test_a_cluster_that_has_died_with_its_machine_is_said_with_what_forgets_it(n
         UserError, match=r"answers at 127\.0\.0\.1:1 \(the last one that `ray start`.*`ray stop` forget"
     ):
         connect(None)
+
+
+def test_a_home_that_cannot_be_written_is_said_with_what_needs_it(tmp_path: Path) -> None:
+    """In a process of its own: Ray keeps in mind that tokens are in use."""
+    code = "from raytrain.cluster.connection import connect; connect('local')"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False,
+        env={**environment, "HOME": "/proc/nowhere", "RAY_TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    line = done.stderr.splitlines()[-1]
+    assert "Ray cannot be started here: " in line
+    assert line.endswith("'/proc/nowhere'; set HOME to a folder that can be written: Ray keeps its token there")

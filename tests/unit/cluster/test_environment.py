@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import os
+import pwd
 import re
+import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,3 +93,21 @@ def test_ray_train_v2_stays_on_whatever_the_user_has_set_for_older_programs() ->
         env={**os.environ, "RAY_TRAIN_V2_ENABLED": "0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr  # the older one has no such name
+
+
+@pytest.mark.usefixtures("no_variables")
+def test_a_user_without_a_home_gets_one_among_the_temporary_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in a container whose user is in no password file: ``import mlflow`` fails without one."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    os.environ["HOME"] = "/home/of/mine"
+    environment.set_up_imports()
+    assert os.environ.pop("HOME") == "/home/of/mine"
+    monkeypatch.setattr(pwd, "getpwuid", lambda number: {}[number])
+    environment.set_up_imports()
+    assert os.environ.pop("HOME") == str(tmp_path / f"raytrain-{os.getuid()}")
+    (tmp_path / f"raytrain-{os.getuid()}").chmod(0o777)  # no longer the user's own
+    environment.set_up_imports()
+    assert Path(os.environ["HOME"]).parent == tmp_path
+    assert stat.S_IMODE(Path(os.environ["HOME"]).stat().st_mode) == 0o700
