@@ -8,12 +8,13 @@ import time
 from typing import Any
 
 from ray import tune
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.error import TuneError
 from ray.tune.schedulers import TrialScheduler
 
 from raytrain.analysis.tables import LiveTable
 from raytrain.cluster.environment import set_up_search
-from raytrain.cluster.ray_internals import TUNE_VARIABLES
+from raytrain.cluster.ray_internals import TUNE_VARIABLES, ActorManager
 from raytrain.metrics import METRIC
 from raytrain.runs.records import UNSENT, add_unsent
 from raytrain.runs.trials import Trial, TrialStore
@@ -37,6 +38,19 @@ def keep_keys_from_ray() -> None:
     """Keep Tune from putting AWS keys into its trials' runtime environment, whose values Ray writes to its logs."""
     keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
     TUNE_VARIABLES.difference_update(keys)
+
+
+def survive_lack_of_memory() -> None:
+    """Let Tune start a trial again whose process Ray has ended for lack of memory, as it does after any other death."""
+    original = ActorManager._actor_task_failed
+    if getattr(original, "survives", False):
+        return
+
+    def failed(self: Any, task: Any, error: Exception) -> None:
+        original(self, task, RayActorError(error_msg=str(error)) if isinstance(error, OutOfMemoryError) else error)
+
+    failed.survives = True  # type: ignore[attr-defined]
+    ActorManager._actor_task_failed = failed
 
 
 def run_and_finish(search: Search) -> list[Trial]:
@@ -93,6 +107,7 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     """
     set_up_search()
     keep_keys_from_ray()
+    survive_lack_of_memory()
     scheduler = make_scheduler(search.plan)
     records = TrialStore(search.location)
     known = records.read()

@@ -21,6 +21,7 @@ from raytrain.cluster.ray_internals import PRIVATE
 
 ROOT = Path(raytrain.__file__).parent
 ATTRIBUTES = {
+    "ActorManager": ("_actor_task_failed",),
     "GcsNodeInfo": ("ALIVE",),
     "state": ("get_cluster_config",),
     "TorchBackend": ("on_start",),
