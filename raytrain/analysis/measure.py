@@ -16,7 +16,8 @@ from rich.progress import Progress
 from raytrain.analysis.evaluation import Task, Totals, evaluate
 from raytrain.analysis.options import EvaluateOptions
 from raytrain.analysis.text_metrics import text_metrics
-from raytrain.cluster.resources import connect, read_cluster
+from raytrain.cluster.connection import connect
+from raytrain.cluster.resources import read_cluster
 from raytrain.config.schema import from_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.data.batches import EvaluationBatches

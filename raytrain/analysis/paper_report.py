@@ -14,6 +14,7 @@ from raytrain.analysis.figures.records import Record
 from raytrain.analysis.figures.style import model_look, save
 from raytrain.config.models import has_latent
 from raytrain.metrics import COLLAPSED
+from raytrain.tracking.outbox import SAMPLES
 from raytrain.tracking.queries import CORPUS, Child, children, download, find_experiment, find_search, history, searches
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import output_file
@@ -22,7 +23,6 @@ from raytrain.utils.text import cell, table
 if TYPE_CHECKING:
     from raytrain.tracking.runs import Run
 
-SAMPLES = "samples.txt"
 TEXTS = 10
 """Texts of each table."""
 WITH_CURVE = "paper_fig3"

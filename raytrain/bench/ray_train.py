@@ -25,7 +25,7 @@ from raytrain.bench.rounds import Contender, Measured, confidence, ratio
 from raytrain.bench.timed import timed_config, timed_train
 from raytrain.bench.torchrun import TorchrunGroup
 from raytrain.bench.worker import share_of
-from raytrain.cluster.resources import connect
+from raytrain.cluster.connection import connect
 from raytrain.config.schema import RunConfig, from_dict, to_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.data.batches import TrainingBatches

@@ -7,6 +7,10 @@ Other modules write none, except those that MLflow's client reads (``tracking/cl
 from __future__ import annotations
 
 import os
+import tempfile
+
+from raytrain.utils.errors import UserError
+from raytrain.utils.files import private_folder
 
 TUNE_THREAD_TIMEOUT_S = "600"
 """Time that a stopped trial has to upload its last checkpoint before the next one begins in its process."""
@@ -16,6 +20,20 @@ def set_up_imports() -> None:
     """Set what libraries read when they are imported; ``import raytrain`` calls this before any of them can be."""
     # MLflow reports its use to its makers otherwise, and writes an identity for that into the home folder
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Ray advises older programs to switch this off, and then has none of the worker groups of this package
+    os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
+    if os.path.expanduser("~") == "~":
+        # as in a container whose user is in no password file: MLflow cannot be imported there, and Ray has no place
+        # for its token
+        os.environ["HOME"] = _made_up_home()
+
+
+def _made_up_home() -> str:
+    """Return the user's own folder among the temporary files, or a new one where somebody else has its name."""
+    try:
+        return str(private_folder())
+    except (UserError, OSError):
+        return tempfile.mkdtemp(prefix="raytrain-home-")
 
 
 def set_up_join() -> None:

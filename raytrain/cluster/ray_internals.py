@@ -11,9 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from ray._private.services import canonicalize_bootstrap_address_or_die
+    from ray._private.services import canonicalize_bootstrap_address_or_die, find_bootstrap_address
     from ray._private.state import state
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.air.execution._internal.actor_manager import RayActorManager as ActorManager
     from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
     from ray.core.generated.gcs_pb2 import GcsNodeInfo
     from ray.experimental.internal_kv import _internal_kv_del as delete_value
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE as TUNE_VARIABLES
 
 __all__ = [
+    "ActorManager",
     "ControllerCallback",
     "DRAIN_NODE_REASON_PREEMPTION",
     "DatasetsCallback",
@@ -40,11 +42,15 @@ __all__ = [
     "WorkerGroupStartupTimeoutError",
     "canonicalize_bootstrap_address_or_die",
     "delete_value",
+    "find_bootstrap_address",
     "get_value",
     "is_preempted_actor",
     "put_value",
     "state",
 ]
+
+CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+"""Method of gRPC that the directory of a cluster (GCS) answers, and nothing else."""
 
 
 class Private(NamedTuple):
@@ -70,6 +76,11 @@ PRIVATE = {
         "ray._private.services",
         "canonicalize_bootstrap_address_or_die",
         "finds the cluster of this host, as Ray's own commands do",
+    ),
+    "find_bootstrap_address": Private(
+        "ray._private.services",
+        "find_bootstrap_address",
+        "is the cluster that ray.init would join, which tries one that has died for a quarter of an hour",
     ),
     "state": Private("ray._private.state", "state", "its get_cluster_config has what an autoscaler publishes"),
     "put_value": Private(
@@ -110,6 +121,11 @@ PRIVATE = {
         "ray.train.torch.config", "_TorchBackend", "names gloo's network interface before the process group is set up"
     ),
     # --------------------------------------------------------------------------------------- Ray Tune
+    "ActorManager": Private(
+        "ray.air.execution._internal.actor_manager",
+        "RayActorManager",
+        "ends a whole search when Ray ends one trial's process for lack of memory: that is made a death like others",
+    ),
     "TUNE_VARIABLES": Private(
         "ray.tune.execution.class_cache",
         "ENV_VARS_TO_PROPAGATE",

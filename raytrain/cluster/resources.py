@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,8 @@ import psutil
 import ray
 import yaml
 
-from raytrain.cluster.environment import set_up_join
 from raytrain.cluster.ray_internals import state
-from raytrain.config.plugins import plugin_environment
 from raytrain.config.workers import WorkerOptions, WorkerSpec, parse_workers
-from raytrain.storage import storage_environment
 from raytrain.utils.errors import UserError
 from raytrain.utils.validation import parse_json, validate_type
 
@@ -89,40 +85,6 @@ class Cluster:
 
 def _slots(node: dict[str, float], worker_spec: WorkerSpec) -> int:
     return min(int(node.get(name, 0.0) / amount + 1e-6) for name, amount in worker_spec.per_worker.items())
-
-
-def connect(address: str | None) -> None:
-    """Join the Ray cluster at ``address``; if None, the one that Ray finds, or a new one on this machine.
-
-    Raises:
-        UserError: no cluster answers at ``address``.
-    """
-    settings = storage_environment() | plugin_environment()
-    settings |= {name: os.environ[name] for name in ("RAYTRAIN_CPU_LSTM",) if name in os.environ}
-    if address is not None and ":" in address:
-        _check_answers(address)
-    set_up_join()
-    try:
-        ray.init(
-            address=address,
-            dashboard_host="127.0.0.1",
-            include_dashboard=None if address not in (None, "local") else True,
-            # endpoint, region and RAYTRAIN_ variables reach every node this way; keys never do
-            runtime_env={"env_vars": settings} if settings else None,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-    except (ConnectionError, ValueError) as error:
-        raise UserError(f"no Ray cluster answers at {address}: {error}") from None
-
-
-def _check_answers(address: str) -> None:
-    """Refuse an address at which nothing listens: Ray itself would try it for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, ValueError, OverflowError) as error:
-        raise UserError(f"no Ray cluster answers at {address}: {error}; correct --address") from None
 
 
 def worker_spec(options: WorkerOptions, cluster: Cluster) -> WorkerSpec:

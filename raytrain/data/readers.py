@@ -35,11 +35,35 @@ _OBJECTS_LOOKED_AT = 100
 """JSON objects that are looked at before their text field is chosen."""
 
 
-def read(path: Path, name: str, field: str | None) -> Iterator[bytes]:
-    """Yield the documents of one file, called ``name`` in messages.
+class TextField:
+    """The field or column that holds the text in all files of a source: one that is named, or the first file's."""
+
+    def __init__(self, named: str | None = None) -> None:
+        self.named = named
+        self._first: tuple[str, str] | None = None
+        """Field of the first file that has fields, and that file."""
+
+    def agree(self, found: str, file: str) -> str:
+        """Return the field that ``file`` must have its text in, if it is as in the files before.
+
+        Raises:
+            UserError: it is not: files whose texts are in different fields are rarely meant to be one corpus.
+        """
+        field, first = self._first = self._first or (found, file)
+        if found != field:
+            raise UserError(
+                f"{file} has its text in the field {found!r}, but {first} in {field!r}: name the one that both have "
+                "with --data-field, or prepare them apart"
+            )
+        return found
+
+
+def read(path: Path, name: str, field: TextField) -> Iterator[bytes]:
+    """Yield the documents of one file of a source, called ``name`` in messages.
 
     Raises:
-        UserError: the file is empty, binary or damaged, or it has no such field, or none that must be the text.
+        UserError: the file is empty, binary or damaged, or it has no such field, or none that must be the text, or
+            another one than the files before.
     """
     kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     try:
@@ -48,8 +72,8 @@ def read(path: Path, name: str, field: str | None) -> Iterator[bytes]:
         if kind == "parquet":
             yield from _parquet(path, name, field)
             return
-        if kind == "txt" and field is not None:
-            raise UserError(f"{name} is plain text and has no field {field!r}; leave the field out")
+        if kind == "txt" and field.named is not None:
+            raise UserError(f"{name} is plain text and has no field {field.named!r}; leave the field out")
         line_end = _line_end(path, name)
         if kind == "jsonl":
             yield from _json_lines(_lines(path, name, line_end), name, field)
@@ -119,9 +143,10 @@ def _lines(path: Path, name: str, end: bytes, longest: int | None = None) -> Ite
 # ---------------------------------------------------------------------------------- JSON lines, Parquet
 
 
-def _json_lines(lines: Iterator[bytes], name: str, field: str | None) -> Iterator[bytes]:
+def _json_lines(lines: Iterator[bytes], name: str, text_field: TextField) -> Iterator[bytes]:
     objects = _objects(lines, name)
     kinds: _JsonKinds | None = None
+    field = text_field.named
     if field is None:
         head = list(itertools.islice(objects, _OBJECTS_LOOKED_AT))
         if not head:
@@ -129,7 +154,7 @@ def _json_lines(lines: Iterator[bytes], name: str, field: str | None) -> Iterato
         kinds = _JsonKinds()
         for _, _, item in head:
             kinds.add(item)
-        field = _text_field(kinds.by_field, head[0][0])
+        field = text_field.agree(_text_field(kinds.by_field, head[0][0]), name)
         objects = itertools.chain(head, objects)
     quoted = json.dumps(field, ensure_ascii=False).encode("utf-8", "surrogatepass")
     for location, line, item in objects:
@@ -211,15 +236,17 @@ def _unescaped(match: re.Match[bytes]) -> bytes:
     return match[0].decode("utf-8", "surrogatepass").encode("utf-8", "surrogateescape")
 
 
-def _parquet(path: Path, name: str, field: str | None) -> Iterator[bytes]:
+def _parquet(path: Path, name: str, text_field: TextField) -> Iterator[bytes]:
     import pyarrow
     from pyarrow import parquet
 
     try:
         with pyarrow.OSFile(os.fsencode(path)) as source, parquet.ParquetFile(source) as file:
             schema = file.schema_arrow
+            field = text_field.named
             if field is None:
-                field = _text_field({item.name: _column_kind(item.type) for item in schema}, name)
+                kinds = {item.name: _column_kind(item.type) for item in schema}
+                field = text_field.agree(_text_field(kinds, name), name)
             if field not in schema.names:
                 raise UserError(f"{name} has no column {field!r}; it has {_listed(schema.names)}")
             if schema.names.count(field) > 1:

@@ -73,9 +73,10 @@ def documents(
         for split, text, _ in synthetic.default_corpus():
             yield split, text
         return
+    text_field = formats.TextField(field)
     for chosen, item in _inputs(source, path, cache or inputs.default_cache()):
         with item.local() as local:
-            for text in formats.read(local, item.name, field):
+            for text in formats.read(local, item.name, text_field):
                 yield chosen, text
 
 

@@ -16,10 +16,14 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 TASKS = ("sample", "reconstruct", "score")
+MOST_TEXTS = 10_000
+"""Texts that one request may ask for or bring: some seconds of work, and megabytes of memory."""
 
 
 class TextGenerator(PythonModel):
     """MLflow model that samples, reconstructs or scores, by the parameter ``task``; it returns a list of strings.
+
+    A request may ask for, or bring, ``MOST_TEXTS`` texts at most.
 
     - ``sample``: ``num_texts`` new texts; the input is ignored, one empty string suffices.
     - ``reconstruct``: for each input text, the text that a VAE decodes from its code (``temperature`` 0 is greedy).
@@ -46,6 +50,8 @@ class TextGenerator(PythonModel):
         from raytrain.utils.errors import UserError
 
         try:
+            if len(model_input) > MOST_TEXTS:
+                raise UserError(f"{len(model_input):,} texts: a request takes at most {MOST_TEXTS:,}")
             return self._answer([text.encode() for text in model_input.iloc[:, 0]], params or {})
         except UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
@@ -56,6 +62,8 @@ class TextGenerator(PythonModel):
         how = {name: params[name] for name in ("temperature", "top_p", "max_length", "seed")}
         match params["task"]:
             case "sample":
+                if not 0 < params["num_texts"] <= MOST_TEXTS:
+                    raise UserError(f"num_texts is {params['num_texts']}: must be between 1 and {MOST_TEXTS:,}")
                 return [str(item) for item in self._model.sample(params["num_texts"], **how)]
             case "reconstruct":
                 return [str(item) for item in self._model.reconstruct(texts, **how)]

@@ -37,7 +37,7 @@ CHECKPOINTS = "checkpoints"
 OUTCOME = "outcome.json"
 """Outcome of a run that has ended; such a run is not trained again."""
 UNSENT = "unsent_metrics.jsonl"
-"""Metrics that MLflow did not take before the run ended, for ``python -m raytrain.tracking send``."""
+"""What MLflow did not take before the run or search ended, for ``python -m raytrain.tracking send``."""
 PLAN = "search.json"
 """Plan of a search."""
 ENCODERS = "encoders"
@@ -203,6 +203,17 @@ def _holds(location: Storage, key: str) -> bool:
 def write_run_address(location: Storage, run: Run) -> None:
     """Keep the address of a run's MLflow run beside its checkpoints."""
     location.write(ADDRESS, json.dumps(run.address()).encode())
+
+
+def add_unsent(location: Storage, records: list[dict[str, Any]]) -> None:
+    """Keep what MLflow did not take of a run's end, behind what it did not take before.
+
+    Raises:
+        StorageError: the storage did not take it for ``storage.PATIENCE_S``.
+    """
+    before = retry_storage(lambda: location.read(UNSENT) if location.exists(UNSENT) else b"")
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    retry_storage(lambda: location.write(UNSENT, before + lines))
 
 
 def write_failure(location: Storage, reason: str) -> None:

@@ -40,6 +40,7 @@ from raytrain.search.winner import BEST_CONFIG, BEST_TRIAL
 from raytrain.storage.base import retry_storage
 from raytrain.tracking.client import explain
 from raytrain.tracking.logged_model import log_model
+from raytrain.tracking.outbox import SAMPLES
 from raytrain.tracking.views import share_view
 from raytrain.utils.errors import UserError
 from raytrain.utils.text import duration, one_line
@@ -75,7 +76,7 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
     print(f"best trial {best.name} of {len(trials)} in {duration(seconds)}")
     comparison = ladder.comparison(best.best[METRIC])
     samples = print_best(search, best, stored, comparison)
-    search.parent.log_text("".join(one_line(text) + "\n" for text in samples), "samples.txt")
+    search.parent.log_text("".join(one_line(text) + "\n" for text in samples), SAMPLES)
     search.parent.log_dict(to_dict(best.config), BEST_CONFIG)
     search.parent.set_tags({BEST_TRIAL: best.name})
     name, version, alias = register(search, best, stored, model_card(search, best, samples, comparison))

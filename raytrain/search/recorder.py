@@ -12,18 +12,19 @@ from ray import tune
 from raytrain.metrics import LIKELIHOOD, METRIC, RUNG, known_metrics
 from raytrain.runs.records import read_outcome
 from raytrain.runs.trials import Trial
-from raytrain.tracking.runs import Run
 
 if TYPE_CHECKING:
     from raytrain.search.searcher import OptunaSearcher
+    from raytrain.tracking.outbox import Outbox
 
 
 class TrialRecorder(tune.Callback):
-    """Keeps the record of every trial up to date: in memory, in the storage and in MLflow."""
+    """Keeps the record of every trial up to date: in memory, in the storage and, by ``outbox``, in MLflow."""
 
-    def __init__(self, searcher: OptunaSearcher, show: Any) -> None:
+    def __init__(self, searcher: OptunaSearcher, show: Any, outbox: Outbox) -> None:
         self.searcher = searcher
         self.show = show
+        self.outbox = outbox
         self.ending = ""
         """Why the whole search ends before its trials have; empty while it does not."""
         self._heard: dict[str, float] = {}
@@ -65,6 +66,7 @@ class TrialRecorder(tune.Callback):
         elif outcome is not None and "early_stopped" in outcome:
             self._end(record, "early_stopped", "KILLED", outcome["early_stopped"])
         elif outcome is not None:
+            self.outbox.log_samples(record.run["run_id"], outcome["samples"])
             self._end(record, "finished", "FINISHED")
         elif self.ending:
             self._end(record, "interrupted", "KILLED", f"{self.ending} at step {record.step}")
@@ -96,7 +98,7 @@ class TrialRecorder(tune.Callback):
         self._clock(record)
         record.status, record.reason, record.ended_at = status, reason or "", time.time()
         self.searcher.ended(record)
-        Run(self.searcher.search.parent.uri, **record.run).finish(mlflow_status, reason)
+        self.outbox.end(record.run["run_id"], mlflow_status, reason)
         self._record(record)
 
     def _record(self, record: Trial) -> None:

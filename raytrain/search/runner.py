@@ -8,27 +8,49 @@ import time
 from typing import Any
 
 from ray import tune
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.error import TuneError
 from ray.tune.schedulers import TrialScheduler
 
 from raytrain.analysis.tables import LiveTable
 from raytrain.cluster.environment import set_up_search
-from raytrain.cluster.ray_internals import TUNE_VARIABLES
+from raytrain.cluster.ray_internals import TUNE_VARIABLES, ActorManager
 from raytrain.metrics import METRIC
+from raytrain.runs.records import UNSENT, add_unsent
 from raytrain.runs.trials import Trial, TrialStore
 from raytrain.search.algorithms import make_scheduler
-from raytrain.search.finish import finish
+from raytrain.search.finish import best_checkpoint, finish
 from raytrain.search.recorder import SearchStopper, TrialRecorder
 from raytrain.search.searcher import OptunaSearcher, Search
 from raytrain.search.trainables import run_alone, run_worker_group
+from raytrain.storage.base import StorageError, retry_storage
+from raytrain.tracking.client import TRACKING_ERRORS, explain, is_gone
+from raytrain.tracking.outbox import Outbox
+from raytrain.tracking.unsent import parse_lines
 from raytrain.training.supervisor import RETRIES
 from raytrain.utils.errors import UserError
+
+ENDED_S, INTERRUPTED_S = 120.0, 5.0
+"""How long the ends of trials wait for MLflow when the search ends, if it has reached its end or not."""
 
 
 def keep_keys_from_ray() -> None:
     """Keep Tune from putting AWS keys into its trials' runtime environment, whose values Ray writes to its logs."""
     keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
     TUNE_VARIABLES.difference_update(keys)
+
+
+def survive_lack_of_memory() -> None:
+    """Let Tune start a trial again whose process Ray has ended for lack of memory, as it does after any other death."""
+    original = ActorManager._actor_task_failed
+    if getattr(original, "survives", False):
+        return
+
+    def failed(self: Any, task: Any, error: Exception) -> None:
+        original(self, task, RayActorError(error_msg=str(error)) if isinstance(error, OutOfMemoryError) else error)
+
+    failed.survives = True  # type: ignore[attr-defined]
+    ActorManager._actor_task_failed = failed
 
 
 def run_and_finish(search: Search) -> list[Trial]:
@@ -42,13 +64,38 @@ def run_and_finish(search: Search) -> list[Trial]:
     try:
         with LiveTable(search.plan.num_samples) as table:
             trials = run_search(search, table.show)
-        finish(search, trials, time.monotonic() - started)
+        record_result(search, trials, time.monotonic() - started)
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        search.parent.finish("KILLED" if interrupted else "FAILED", "interrupted" if interrupted else repr(error))
         print(f"resume with: {search.resume_command}", flush=True)
+        interrupted = isinstance(error, KeyboardInterrupt)
+        outbox = Outbox(search.parent.uri)
+        outbox.end(
+            search.parent.run_id, "KILLED" if interrupted else "FAILED", "interrupted" if interrupted else repr(error)
+        )
+        outbox.close(INTERRUPTED_S)  # not kept: the search goes on when it is resumed
         raise
     return trials
+
+
+def record_result(search: Search, trials: list[Trial], seconds: float) -> None:
+    """Print and log the result of a search; one whose MLflow run somebody has deleted is only printed.
+
+    Raises:
+        UserError: as ``finish``, or MLflow does not take the result.
+    """
+    try:
+        finish(search, trials, seconds)
+    except StorageError:
+        raise
+    except TRACKING_ERRORS as error:
+        if not is_gone(error):
+            raise UserError(
+                f"the search has ended, but its result is not recorded in MLflow: {explain(error)}; "
+                f"{search.resume_command} records it"
+            ) from None
+        found = best_checkpoint(search, trials)
+        best = f"; best trial {found[0].name}: {found[1].uri}" if found is not None else ""
+        print(f"the search's MLflow run has been deleted: no report is recorded, no model is registered{best}")
 
 
 def run_search(search: Search, show: Any) -> list[Trial]:
@@ -60,11 +107,15 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     """
     set_up_search()
     keep_keys_from_ray()
+    survive_lack_of_memory()
     scheduler = make_scheduler(search.plan)
     records = TrialStore(search.location)
     known = records.read()
     searcher = OptunaSearcher(search, records, known, scheduler)
-    recorder = TrialRecorder(searcher, show)
+    outbox, patience_s = Outbox(search.parent.uri), INTERRUPTED_S
+    for record in take_unsent(search, known):
+        outbox.put(record)
+    recorder = TrialRecorder(searcher, show, outbox)
     for trial in known:
         show(trial)
     num_left = search.plan.num_samples - sum(trial.ended for trial in known)
@@ -76,13 +127,43 @@ def run_search(search: Search, show: Any) -> list[Trial]:
             except TuneError:
                 if searcher.failure is None:
                     raise
+        if isinstance(searcher.failure, UserError):
+            raise searcher.failure
         if searcher.failure is not None:
             raise UserError(f"the sampler {search.plan.algorithm} failed: {searcher.failure!r}") from searcher.failure
+        patience_s = ENDED_S
     finally:
         recorder.close()
         records.close()
+        keep_unsent(search, outbox.close(patience_s))
         shutil.rmtree(scratch, ignore_errors=True)
     return searcher.trials
+
+
+def take_unsent(search: Search, known: list[Trial]) -> list[dict[str, Any]]:
+    """Return what MLflow did not take of the ends of trials before the search was resumed; the file of it is removed.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    if not retry_storage(lambda: search.location.exists(UNSENT)):
+        return []
+    lines = retry_storage(lambda: search.location.read(UNSENT)).decode(errors="replace").splitlines()
+    records = parse_lines(lines, search.location.uri(UNSENT))
+    retry_storage(lambda: search.location.delete(UNSENT))
+    # a trial that goes on now has not ended
+    ended = [trial.run.get("run_id", "") for trial in known if trial.ended]
+    return [record for run_id in ended for record in records.get(run_id, [])]
+
+
+def keep_unsent(search: Search, unsent: list[dict[str, Any]]) -> None:
+    """Keep in the storage what MLflow did not take of the ends of trials, and say how it is sent."""
+    if unsent:
+        add_unsent(search.location, unsent)
+        print(
+            f"{len(unsent)} records of how trials ended did not reach MLflow: resume the search, or "
+            f"python -m raytrain.tracking send {search.location.uri(UNSENT)}"
+        )
 
 
 def make_tuner(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +24,18 @@ from raytrain.search.plan import Plan
 from raytrain.search.space import GRID, check_choices, grid
 from raytrain.search.warm_start import point_of
 from raytrain.storage import open_storage_root
+from raytrain.tracking.client import LOG, TRACKING_ERRORS, explain, is_gone, is_transient, patience
 from raytrain.training.worker import Job
 from raytrain.utils.errors import UserError
 
 if TYPE_CHECKING:
     from raytrain.storage.base import Storage
     from raytrain.tracking.runs import Experiment, Run
+
+AWAY_S = 3600.0
+"""How long new trials wait for MLflow."""
+ASK_AGAIN_S = 5.0
+"""Pause between two attempts to make the MLflow run of a new trial."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,9 @@ class OptunaSearcher(Searcher):
         self._baselines: dict[tuple[Any, ...], float] = {}
         """Baseline of early stopping for each kind of validation samples, as the trials' records have it."""
         self._by_tune: dict[str, Trial] = {}
+        self._next: Trial | None = None
+        """Trial that has been drawn and waits for its MLflow run."""
+        self._ask_again, self._away_since = -math.inf, math.inf
         self._again = [trial for trial in known if not trial.ended]
         self._grid = grid(search.plan.space, search.plan.budget) if search.plan.algorithm == GRID else None
         self._drawn: dict[str, int] = {}
@@ -97,36 +108,29 @@ class OptunaSearcher(Searcher):
         """Return the storage of a trial."""
         return self.records.location(trial.identity)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """Return the arguments of the trainable of Tune's next trial; ``FINISHED`` where the sampler fails."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the arguments of the trainable of Tune's next trial.
+
+        ``FINISHED`` where the sampler fails. None while MLflow is away: Tune asks again, and running trials go on.
+        """
+        if time.monotonic() < self._ask_again:
+            return None
         try:
-            trial = self._resume(self._again.pop(0)) if self._again else self._draw()
+            trial = self._next = self._next or self._drawn_trial()
         except Exception as error:  # whatever the sampler of a plugin raises
             self.failure = self.failure or error
             return self.FINISHED
+        try:
+            with patience(0):
+                run = self._open_run(trial)
+        except TRACKING_ERRORS as error:
+            self._wait_for_tracking(error)
+            return None if self.failure is None else self.FINISHED
+        self._next, self._away_since = None, math.inf
         self._by_tune[trial_id] = trial
         self._recall(trial_id, trial)
-        search, corpus = self.search, self.search.workspace.corpus
-        location = self.location(trial)
-        # before its MLflow run exists: a trial that was drawn is never drawn differently
-        self.records.add(trial)
-        run = search.experiment.open_run(
-            trial.identity,
-            f"{trial.name} {search.name}",
-            parent=search.parent.run_id,
-            config=to_dict(trial.config),
-            parameters=flatten(trial.config),
-            tags={
-                "kind": "trial",
-                "corpus": corpus.digest,
-                "seed": str(trial.config.seed),
-                "trial": str(trial.number),
-                "location": location.uri(),
-            }
-            | ({"started_from": trial.origin} if trial.origin else {}),
-        )
+        search, location = self.search, self.location(trial)
         trial.run = run.address()
-        search.workspace.log_corpus(run)
         write_run_address(location, run)
         if refused := trial.ended:
             write_failure(location, trial.reason)
@@ -146,6 +150,53 @@ class OptunaSearcher(Searcher):
             "scratch": self.scratch,
             "refused": refused,
         }
+
+    def _drawn_trial(self) -> Trial:
+        """Return the next trial, recorded: a trial that was drawn is never drawn differently."""
+        trial = self._resume(self._again.pop(0)) if self._again else self._draw()
+        self.records.add(trial)
+        return trial
+
+    def _open_run(self, trial: Trial) -> Run:
+        """Return the MLflow run of a trial; one that somebody has deleted stays deleted."""
+        search = self.search
+        if trial.run and (deleted := search.experiment.deleted_run(trial.run)) is not None:
+            return deleted
+        run = search.experiment.open_run(
+            trial.identity,
+            f"{trial.name} {search.name}",
+            parent=search.parent.run_id,
+            config=to_dict(trial.config),
+            parameters=flatten(trial.config),
+            tags={
+                "kind": "trial",
+                "corpus": search.workspace.corpus.digest,
+                "seed": str(trial.config.seed),
+                "trial": str(trial.number),
+                "location": self.location(trial).uri(),
+            }
+            | ({"started_from": trial.origin} if trial.origin else {}),
+        )
+        search.workspace.log_corpus(run)
+        return run
+
+    def _wait_for_tracking(self, error: Exception) -> None:
+        """Let no trial begin while MLflow is away, for ``AWAY_S``; the search ends where it refuses the trial's run."""
+        now = time.monotonic()
+        if is_gone(error):
+            experiment = self.search.experiment
+            self.failure = UserError(
+                f"experiment {experiment.name!r} has been deleted in MLflow: restore it with "
+                f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`"
+            )
+        elif not is_transient(error):
+            self.failure = UserError(f"MLflow refuses a new trial: {explain(error)}")
+        elif now > self._away_since + AWAY_S:
+            self.failure = UserError(f"MLflow was away for {AWAY_S / 60:.0f} minutes: {explain(error)}")
+        elif self._away_since == math.inf:
+            self._away_since = now
+            LOG.warning("MLflow cannot be used now (%s); new trials wait for it", explain(error))
+        self._ask_again = time.monotonic() + ASK_AGAIN_S
 
     def _baseline(self, config: RunConfig[Any]) -> float:
         """Return the bits per byte of the n-gram that a trial of ``config`` must beat in time.

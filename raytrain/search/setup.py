@@ -7,9 +7,9 @@ import math
 import time
 from typing import Any
 
-import psutil
-
-from raytrain.cluster.resources import Cluster, connect, read_cluster, worker_spec
+from raytrain.cluster.connection import connect
+from raytrain.cluster.memory import free_memory
+from raytrain.cluster.resources import Cluster, read_cluster, worker_spec
 from raytrain.config.schema import RunConfig, flatten, to_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.data.corpus import Corpus
@@ -232,7 +232,7 @@ def admit(
     check_tracking(workspace.tracking_uri, cluster.num_nodes)
     spec = worker_spec(options.worker_options(), cluster)
     num_left = plan.num_samples - sum(trial.ended for trial in TrialStore(workspace.storage.child(name)).read())
-    concurrent = min(max(1, num_left), cluster.admit(spec, options.max_concurrent, head_memory()))
+    concurrent = min(max(1, num_left), cluster.admit(spec, options.max_concurrent, free_memory()))
     print_plan(name, plan, workspace, spec, size)
     limited = concurrent < min(num_left, cluster.admit(spec, options.max_concurrent, math.inf))
     memory = "; the memory of this machine carries no more" if limited else ""
@@ -278,11 +278,6 @@ def admit(
     parent.log_text(plan.space.source, f"space/{plan.space.name}.py")
     print(f"view: {parent.ui_hint()}", flush=True)
     return Search(name, plan, workspace, experiment, parent, spec, concurrent, options.time_budget)
-
-
-def head_memory() -> float:
-    """Return the free memory, in bytes, of this machine, where the trials' small processes will run."""
-    return float(psutil.virtual_memory().available)
 
 
 def print_plan(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec, size: str) -> None:

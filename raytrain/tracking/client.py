@@ -9,8 +9,8 @@ import logging
 import os
 import re
 import socket
-import tempfile
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from raytrain.utils.errors import UserError
-from raytrain.utils.files import local_path, locked
+from raytrain.utils.files import local_path, locked, private_folder
 from raytrain.utils.retry import retry
 
 LOG = logging.getLogger("raytrain.tracking")
@@ -34,6 +34,9 @@ SQLITE = "sqlite:///"
 _SQLITE_HEAD = b"SQLite format 3\0"
 PATIENCE_S = 120.0
 """How long what can be repeated is tried for while the store is away."""
+TRACKING_ERRORS = (MlflowException, SQLAlchemyError, OSError, Boto3Error, BotoCoreError, ClientError)
+"""What calls of MLflow, or of the store of its artifacts, raise."""
+_PATIENCE: ContextVar[float | None] = ContextVar("patience", default=None)
 T = TypeVar("T")
 
 
@@ -257,18 +260,35 @@ def is_transient(error: Exception) -> bool:
     return status >= 500 or status == 429
 
 
+def is_gone(error: Exception) -> bool:
+    """Return whether somebody has deleted the run or its experiment, which MLflow keeps as such until `mlflow gc`."""
+    # not where there is no such run: a server may have been started with another database by mistake
+    return isinstance(error, MlflowException) and "must be in the 'active' state" in str(error)
+
+
+@contextlib.contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """Let calls of MLflow in this thread be tried for ``seconds`` meanwhile, instead of ``PATIENCE_S``."""
+    token = _PATIENCE.set(seconds)
+    try:
+        yield
+    finally:
+        _PATIENCE.reset(token)
+
+
 def retry_tracking(action: Callable[[], T], patience_s: float | None = None) -> T:
     """Return what ``action`` returns; while MLflow or its artifacts are away, try again for about ``patience_s``.
 
-    ``action`` must be safe to repeat; ``None`` means ``PATIENCE_S``.
+    ``action`` must be safe to repeat; ``None`` means as ``patience`` says, otherwise ``PATIENCE_S``.
 
     Raises:
         Exception: the last failure of MLflow or of the artifact store, when patience ends or if it will not pass.
     """
+    stated = _PATIENCE.get() if patience_s is None else patience_s
     return retry(
         action,
-        (MlflowException, OSError, Boto3Error, BotoCoreError, ClientError),
-        seconds=PATIENCE_S if patience_s is None else patience_s,
+        TRACKING_ERRORS,
+        seconds=PATIENCE_S if stated is None else stated,
         log=lambda error: LOG.warning("MLflow cannot be used now (%s); trying again", explain(error)),
         transient=is_transient,
         longest_pause=10.0,
@@ -287,7 +307,7 @@ def one_at_a_time(uri: str) -> Iterator[None]:
     MLflow has no "create unless it exists" for runs, and two processes cannot both create a sqlite file.
     """
     name = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    with locked(Path(tempfile.gettempdir()) / f"raytrain-{os.getuid()}-{name}.lock"):
+    with locked(private_folder() / f"{name}.lock"):
         yield
 
 

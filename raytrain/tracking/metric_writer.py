@@ -19,7 +19,7 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from raytrain.tracking.client import LOG, connect, explain, shown
+from raytrain.tracking.client import LOG, connect, explain, is_gone, shown
 
 MAX_BATCH = 1000
 """Most metrics that MLflow takes in one request."""
@@ -42,7 +42,7 @@ class MetricWriter:
     is tried, which MLflow absorbs. So whatever is killed when, a metric has one value per step, as long
     as each checkpoint keeps ``pending()`` and a resumed run gives it to ``replay``. That holds beside a
     writer that was given up and comes back too: each looks at what the store has before it sends, while
-    there may be two.
+    there may be two. Once somebody has deleted the run in MLflow, all is dropped, which is said once.
 
     Attributes:
         seconds_logging: time spent inside ``log`` so far.
@@ -66,6 +66,7 @@ class MetricWriter:
         self._num_sent = 0
         self._closing = False
         self._abandoned = False
+        self._deleted = False
         self._wake = threading.Event()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._send_until_closed, name="raytrain-metrics", daemon=True)
@@ -140,8 +141,19 @@ class MetricWriter:
 
     # ------------------------------------------------------------------------------- the background thread
 
+    def _drop_all(self) -> None:
+        """Forget what waits, and all that will come: somebody has deleted the run, and wants nothing of it."""
+        with self._changed:
+            self._deleted = True
+            self._queue.clear()
+            self._num_sent = self._num_queued
+            self._changed.notify_all()
+        LOG.warning("the MLflow run %s has been deleted: nothing more of it is recorded", self.run_id)
+
     def _append(self, entry: _Entry) -> None:
         with self._changed:
+            if self._deleted:
+                return
             self._queue.append(entry)
             self._num_queued += 1
 
@@ -164,6 +176,9 @@ class MetricWriter:
             try:
                 self._send_waiting()
             except (MlflowException, SQLAlchemyError, OSError) as error:
+                if is_gone(error):
+                    self._drop_all()
+                    return
                 self._report(explain(error))
                 pause = min(2 * max(pause, 0.5), MAX_PAUSE_S)
             else:

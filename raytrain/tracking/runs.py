@@ -10,8 +10,9 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+from mlflow.exceptions import MlflowException
 
-from raytrain.tracking.client import connect, is_server, one_at_a_time, retry_tracking, ui_hint
+from raytrain.tracking.client import LOG, connect, is_server, one_at_a_time, retry_tracking, ui_hint
 from raytrain.tracking.system import code_tags, host_tags
 from raytrain.utils.errors import UserError
 
@@ -144,6 +145,20 @@ class Experiment:
             )
         )
         return self._address(found[0].info) if found else None
+
+    def deleted_run(self, address: dict[str, Any]) -> Run | None:
+        """Return the run at an address that ``Run.address`` gave if somebody has deleted it, and say so; else None."""
+        run = Run(self.uri, **address)
+        try:
+            found = retry_tracking(lambda: connect(self.uri).get_run(run.run_id))
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None  # another store than before, or deleted for good
+            raise
+        if found.info.lifecycle_stage == "active":
+            return None
+        LOG.warning("the MLflow run %s has been deleted, and stays so: nothing more of it is recorded", run.run_id)
+        return run
 
     def open_run(
         self,

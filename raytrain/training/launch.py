@@ -10,15 +10,17 @@ from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from raytrain.cluster.connection import connect
 from raytrain.cluster.ray_internals import delete_value, get_value
-from raytrain.cluster.resources import connect, read_cluster, worker_spec
+from raytrain.cluster.resources import read_cluster, worker_spec
 from raytrain.config.schema import RunConfig, flatten, identity, to_dict
 from raytrain.config.workers import WorkerSpec, parse_workers
 from raytrain.models.ladder import Ladder, validation_ladder
 from raytrain.runs.encoders import find_encoder
-from raytrain.runs.records import UNSENT, check_free, claim_name, read_outcome, write_run_address
+from raytrain.runs.records import UNSENT, add_unsent, check_free, claim_name, read_outcome, write_run_address
 from raytrain.runs.workspace import Workspace
 from raytrain.tracking.client import check_tracking
+from raytrain.tracking.outbox import Outbox
 from raytrain.tracking.runs import Experiment, Run
 from raytrain.training.checks import check_samples
 from raytrain.training.options import TrainOptions
@@ -27,6 +29,9 @@ from raytrain.training.supervisor import WorkerGroupLostError, run_with_retries
 from raytrain.training.worker import Job, worker_loop
 from raytrain.training.worker_group import WorkerGroup
 from raytrain.utils.errors import UserError
+
+ENDED_S, INTERRUPTED_S = 30.0, 5.0
+"""How long the end of a run waits for MLflow, if the run has reached it or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +139,8 @@ def train(
 def follow(name: str, config: RunConfig[Any], workspace: Workspace, spec: WorkerSpec, run: Run) -> dict[str, Any]:
     """Start the worker group, print its progress, end the MLflow run with it; return the outcome.
 
+    What MLflow does not take of the end is kept for ``tracking send``.
+
     Raises:
         UserError: the worker group died again and again.
     """
@@ -146,19 +153,26 @@ def follow(name: str, config: RunConfig[Any], workspace: Workspace, spec: Worker
         cpus=spec.cpus,
         progress=progress,
     )
+    outbox = Outbox(run.uri)
     try:
         with shown_progress(progress, config.steps), TemporaryDirectory(prefix="raytrain-") as scratch:
             group = WorkerGroup(worker_loop, spec, name, scratch)
             outcome = run_with_retries(job, group, send=lambda evaluation: None)
             group.dismiss()
     except BaseException as error:
-        run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", repr(error))
+        # not kept where MLflow is away: the run goes on when it is resumed, and its end is said then
+        outbox.end(run.run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", repr(error))
+        outbox.close(INTERRUPTED_S)
         if isinstance(error, WorkerGroupLostError):
             raise UserError(f"run {name}: {error}; resume with --resume {name}") from error
         raise
+    if outcome.get("samples"):
+        outbox.log_samples(run.run_id, outcome["samples"])
     reason = outcome.get("error") or outcome.get("early_stopped")
-    run.finish("FAILED" if reason else "FINISHED", reason)
-    return outcome
+    outbox.end(run.run_id, "FAILED" if reason else "FINISHED", reason)
+    if unsent := outbox.close(ENDED_S):
+        add_unsent(workspace.storage.child(name), unsent)
+    return outcome | {"unsent": outcome.get("unsent", 0) + len(unsent)}
 
 
 @contextmanager

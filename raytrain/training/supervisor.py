@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import TrainingFailedError
 
 from raytrain.cluster.ray_internals import WorkerGroupStartupTimeoutError, is_preempted_actor
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 RETRIES = 3
 """Worker groups that take over from one that died, in training or at its start, without a newer checkpoint."""
+DEATHS = RayActorError, OutOfMemoryError
+"""Deaths of processes: the second where Ray ended one because its node's memory was nearly used up."""
 PREEMPTIONS = 100
 """Preemptions (losses of a machine with notice) that a run survives."""
 _log = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ def run_with_retries(job: Job, group: WorkerGroup, send: Callable[[dict[str, Any
         try:
             group.train(asdict(job), send)
             return read_outcome(job.storage) or {"error": "the run ended without an outcome"}
-        except (RayActorError, TrainingFailedError) as error:
+        except (*DEATHS, TrainingFailedError) as error:
             failures = _failures(error)
             if was_preempted(error) and preemptions < PREEMPTIONS:
                 preemptions += 1
@@ -65,7 +67,7 @@ def run_with_retries(job: Job, group: WorkerGroup, send: Callable[[dict[str, Any
                 newest, causes = step, []
             cause = _one_line_cause(failures[0])
             # the other workers see a death as an error of their own, worded differently each time
-            repeats = cause in causes and not isinstance(failures[0], RayActorError)
+            repeats = cause in causes and not isinstance(failures[0], DEATHS)
             causes.append(cause)
             if repeats or len(causes) > RETRIES:
                 raise WorkerGroupLostError(
@@ -100,7 +102,7 @@ def _one_line_cause(error: BaseException) -> str:
 
 def was_preempted(error: Exception) -> bool:
     """Return whether a worker group ended because a machine was about to be taken away, or was, after a notice."""
-    if isinstance(error, RayActorError):
-        return error.preempted
+    if isinstance(error, DEATHS):
+        return bool(getattr(error, "preempted", False))
     failures = getattr(error, "worker_failures", {}).values()
     return any(isinstance(failure, PreemptedError) or is_preempted_actor(failure) for failure in failures)

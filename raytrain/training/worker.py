@@ -35,7 +35,7 @@ from raytrain.runs.records import CHECKPOINTS, OUTCOME, UNSENT, read_outcome
 from raytrain.runs.trained_model import from_checkpoint
 from raytrain.storage import open_storage
 from raytrain.storage.base import retry_storage
-from raytrain.tracking.client import connect
+from raytrain.tracking.client import TRACKING_ERRORS, connect, explain, patience
 from raytrain.tracking.metric_writer import MetricWriter
 from raytrain.tracking.runs import Run
 from raytrain.tracking.system import SystemMetrics, host_tags
@@ -45,7 +45,6 @@ from raytrain.training.loop import train
 from raytrain.training.preemption import PreemptedError
 from raytrain.training.trainer import World
 from raytrain.utils.errors import UserError
-from raytrain.utils.text import one_line
 
 if TYPE_CHECKING:
     from raytrain.storage.base import Storage
@@ -172,14 +171,12 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
 
 
 def final_samples(job: Job, num: int = 10) -> list[str]:
-    """Draw texts from the run's best checkpoint, and keep them as an artifact of its MLflow run."""
+    """Draw texts from the run's best checkpoint, for its outcome and, by its driver, its MLflow run."""
     location = open_storage(job.storage).child(CHECKPOINTS)
     stored = retry_storage(lambda: checkpoint.best(location))
     if stored is None:
         return []
-    samples = sample_text(from_checkpoint(stored), num)
-    Run(**job.tracking).log_text("".join(one_line(text) + "\n" for text in samples), "samples.txt")
-    return samples
+    return sample_text(from_checkpoint(stored), num)
 
 
 class RayReporter:
@@ -210,13 +207,21 @@ class RayReporter:
         run = Run(**job.tracking)
         connect(run.uri)  # before there are threads
         if rank == 0:
-            run.set_tags(host_tags())
+            self._tag(run)
             self.writer = MetricWriter(run.uri, run.run_id)
             self.system = SystemMetrics(self.writer, run.created_ms)
         else:
             # no two writers share a metric, so that repetitions can be recognised
             self.system_writer = MetricWriter(run.uri, run.run_id)
             self.system = SystemMetrics(self.system_writer, run.created_ms, node=f"node-{node}")
+
+    def _tag(self, run: Run) -> None:
+        """Say where the run is computed now, if MLflow takes it at once: training does not wait for that."""
+        try:
+            with patience(0):
+                run.set_tags(host_tags())
+        except TRACKING_ERRORS as error:
+            _log.warning("the host of run %s is not recorded: %s", run.run_id, explain(error))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         assert self.writer is not None  # the loop logs on rank 0 only

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -65,7 +65,8 @@ class WorkerGroup:
         """Let the workers do ``job``; their evaluations go to ``send``, which stops them by raising.
 
         Raises:
-            ray.exceptions.RayActorError, ray.train.TrainingFailedError: the worker group ended before the job.
+            ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.train.TrainingFailedError: the worker
+                group ended before the job.
         """
         if self._fit is None or self._fit.done():
             self._start()
@@ -76,7 +77,7 @@ class WorkerGroup:
             except BaseException:
                 self._coordinator.answer.remote(number, int(event["step"]), False)
                 # the workers are free for another job once they have closed what they had open
-                with suppress(RayActorError, TrainingFailedError):
+                with suppress(RayActorError, OutOfMemoryError, TrainingFailedError):
                     while self._wait(self._coordinator.event.remote()) is not None:
                         pass
                 raise
@@ -144,7 +145,7 @@ class WorkerGroup:
                 raise RuntimeError("the workers have ended before their job was done")
         try:
             return ray.get(answer)
-        except RayActorError:
+        except (RayActorError, OutOfMemoryError):
             self._fit.result()  # without a coordinator the workers end at their next evaluation, and free resources
             raise
 

@@ -7,6 +7,8 @@ import fcntl
 import os
 import re
 import secrets
+import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,9 +26,30 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         BlockingIOError: without ``wait``, another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    # neither through a link that somebody else has put there, nor cut short where it is a file with something in it
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
+    finally:
+        os.close(descriptor)
+
+
+def private_folder() -> Path:
+    """Return this user's own folder among the temporary files, where no one else can hold or redirect a name.
+
+    Raises:
+        UserError: what is there is somebody else's, or others may write to it.
+    """
+    folder = Path(tempfile.gettempdir()) / f"raytrain-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise UserError(
+            f"{folder} is not a folder that only this user may write to: remove it, or set TMPDIR to one of your own"
+        )
+    return folder
 
 
 def expanded(path: str | Path) -> Path:

@@ -140,5 +140,5 @@ def test_a_space_that_ends_python_or_has_no_end_is_one_line(source: str) -> None
 def test_metrics_that_no_store_can_hold_are_one_line(tmp_path: Path, change: dict[str, Any]) -> None:
     record = {"run_id": "0" * 32, "step": 1, "timestamp_ms": 1, "metrics": {"a": 1.0}}
     (tmp_path / "unsent.jsonl").write_text(json.dumps(record | change))
-    with pytest.raises(UserError, match="line 1: not a metric record"):
+    with pytest.raises(UserError, match="line 1: not a record"):
         send(["send", str(tmp_path / "unsent.jsonl")])

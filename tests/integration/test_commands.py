@@ -135,17 +135,25 @@ def test_a_config_of_another_model_is_refused(refused: Callable[..., str], tmp_p
 
 
 @pytest.mark.slow
-def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stated", ["--address", "RAY_ADDRESS", "the last one"])
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, stated: str) -> None:
     """In a process of its own, as a user sees it: no traceback, and none at exit either."""
     (tmp_path / "text.txt").write_text(TEXT)
+    command = [sys.executable, "-m", "raytrain.train", "hybrid", "--data", "text.txt"]
+    variables = {"RAYTRAIN_CACHE": str(tmp_path), "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(tmp_path)}
+    if stated == "--address":
+        command += ["--address", "127.0.0.1:1"]
+    elif stated == "RAY_ADDRESS":
+        variables["RAY_ADDRESS"] = "127.0.0.1:1"
+    else:  # as `ray start` leaves it where the machine has died
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "raytrain.train", "hybrid", "--data", "text.txt", "--address", "127.0.0.1:1"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
-        env={**os.environ, "RAYTRAIN_CACHE": str(tmp_path), "RAY_AUTH_MODE": "disabled"},
-    )  # fmt: skip
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, **variables}
+    )
     assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: no Ray cluster answers at 127.0.0.1:1")
+    assert done.stderr.splitlines()[-1].startswith(f"error: no Ray cluster answers at 127.0.0.1:1 ({stated}")
     assert "Traceback" not in done.stderr
     assert time.monotonic() - started < 60
 

@@ -21,6 +21,7 @@ from raytrain.cluster.ray_internals import PRIVATE
 
 ROOT = Path(raytrain.__file__).parent
 ATTRIBUTES = {
+    "ActorManager": ("_actor_task_failed",),
     "GcsNodeInfo": ("ALIVE",),
     "state": ("get_cluster_config",),
     "TorchBackend": ("on_start",),
@@ -35,6 +36,7 @@ PARAMETERS = {
     "get_value": ("key",),
     "delete_value": ("key",),
     "canonicalize_bootstrap_address_or_die": ("addr",),
+    "find_bootstrap_address": ("temp_dir",),
 }
 
 

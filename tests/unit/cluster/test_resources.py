@@ -108,7 +108,7 @@ import json, os
 import ray
 from ray._private.worker import global_worker
 from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
-from raytrain.cluster.resources import connect, read_cluster
+from raytrain.cluster.resources import read_cluster
 from raytrain.config.workers import WorkerSpec
 
 ray.init(address="local", num_cpus=0, include_dashboard=False)

@@ -125,6 +125,19 @@ def test_no_other_field_of_json_is_taken_silently(tmp_path: Path, lines: list[ob
         texts(json_lines(tmp_path / "a.jsonl", lines))
 
 
+def test_the_files_of_a_folder_have_their_text_in_one_field(tmp_path: Path) -> None:
+    """Never a silent mixture of the texts of one file and the ids or titles of another."""
+    (tmp_path / "a.jsonl").write_text('{"content": "one"}\n')
+    parquet.write_table(pyarrow.table({"content": ["two"], "text": ["no"]}), tmp_path / "b.parquet")
+    (tmp_path / "c.jsonl").write_text('{"content": "three", "id": 3}\n')
+    message = rf"{tmp_path}/b.parquet has its text in the field 'text', but {tmp_path}/a.jsonl in 'content': name the"
+    with pytest.raises(UserError, match=message):
+        list(sources.documents(str(tmp_path)))
+    assert [text for _, text in sources.documents(str(tmp_path), field="content")] == [b"one", b"two", b"three"]
+    (tmp_path / "b.parquet").unlink()
+    assert [text for _, text in sources.documents(str(tmp_path))] == [b"one", b"three"]
+
+
 def test_the_only_string_is_the_text_beside_numbers(tmp_path: Path) -> None:
     items = [{"n": None, "t": None}, {"n": 1, "t": "a", "ok": True}, {"n": None, "t": "b", "ok": None, "f": 0.5}]
     assert texts(json_lines(tmp_path / "a.jsonl", items)) == [b"", b"a", b"b"]

@@ -109,7 +109,7 @@ def dry_run(
     for name in ("MLFLOW_TRACKING_URI", "RAYTRAIN_STORAGE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("raytrain.search.setup.connect", lambda address: None)
-    monkeypatch.setattr("raytrain.search.setup.head_memory", lambda: 32.0 * 2**30)
+    monkeypatch.setattr("raytrain.search.setup.free_memory", lambda: 32.0 * 2**30)
     # the clusters of more than one node would need a server
     for module in ("raytrain.search.setup", "raytrain.runs.workspace"):
         monkeypatch.setattr(f"{module}.check_tracking", lambda *arguments: None)

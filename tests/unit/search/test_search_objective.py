@@ -644,8 +644,13 @@ class FakeRun(Run):
 class FakeExperiment:
     """Makes runs and keeps their tags."""
 
+    name, experiment_id = "raytrain", "1"
+
     def __init__(self) -> None:
         self.tags: list[dict[str, str]] = []
+
+    def deleted_run(self, address: dict[str, Any]) -> None:
+        """Nothing is deleted."""
 
     def open_run(self, identity: str, name: str, **values: Any) -> FakeRun:
         self.tags.append(values["tags"])

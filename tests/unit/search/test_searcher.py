@@ -8,17 +8,23 @@ from typing import Any
 
 import optuna
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 
+from raytrain.config.schema import to_dict
 from raytrain.data.corpus import Corpus
 from raytrain.runs.records import OUTCOME, read_outcome
 from raytrain.runs.trials import TrialStore
-from raytrain.search import trainables
+from raytrain.search import runner, trainables
+from raytrain.search import searcher as searchers
 from raytrain.search.algorithms import SAMPLERS
 from raytrain.search.recorder import TrialRecorder
 from raytrain.search.searcher import OptunaSearcher
 from raytrain.search.space import read_space
 from raytrain.storage import open_storage
+from raytrain.tracking.outbox import Outbox
 from raytrain.tracking.runs import Run
+from raytrain.utils.errors import UserError
 from tests.unit.search.test_search_objective import a_plan, searcher
 
 RAISES = """
@@ -68,8 +74,7 @@ def test_a_point_that_the_space_refuses_is_a_failed_trial(
     monkeypatch.setattr(trainables, "run_in_process", lambda *_: pytest.fail("it trains"))
     trainables.run_alone(values[1])
     trainables.run_worker_group(values[1])
-    monkeypatch.setattr(Run, "finish", lambda *_: None)
-    recorder = TrialRecorder(found, lambda trial: None)
+    recorder = TrialRecorder(found, lambda trial: None, Outbox(found.search.parent.uri))
     for event in (recorder.on_trial_start, recorder.on_trial_complete):
         event(0, [], SimpleNamespace(trial_id="1"))
         assert refused.status == "failed"
@@ -109,3 +114,72 @@ def test_a_sampler_that_fails_ends_the_search(corpus: Corpus, tmp_path: Path, mo
     assert found.suggest("0") == OptunaSearcher.FINISHED
     assert str(found.failure) == "no sample"
     assert found.trials == []
+
+
+def test_new_trials_wait_while_mlflow_is_away_and_are_not_drawn_twice(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tune asks again where there is no next trial yet; the trials that run go on meanwhile."""
+    monkeypatch.setattr(searchers, "ASK_AGAIN_S", 0.0)
+    found = searcher(a_plan(), corpus, tmp_path)
+    open_run = found.search.experiment.open_run
+
+    def away(*_: Any, **__: Any) -> None:
+        raise MlflowException("Max retries exceeded", error_code=TEMPORARILY_UNAVAILABLE)
+
+    monkeypatch.setattr(found.search.experiment, "open_run", away)
+    assert [found.suggest("0") for _ in range(3)] == [None, None, None]
+    assert [trial.number for trial in found.trials] == [0]
+    assert sum("new trials wait for it" in message for message in caplog.messages) == 1
+    monkeypatch.setattr(found.search.experiment, "open_run", open_run)
+    assert suggest(found, "0")["job"]["config"] == to_dict(found.trials[0].config)
+    assert len(found.study.trials) == len(found.trials) == 1
+
+    monkeypatch.setattr(found.search.experiment, "open_run", away)
+    monkeypatch.setattr(searchers, "AWAY_S", -1.0)
+    assert [found.suggest("1"), found.suggest("1")] == [None, OptunaSearcher.FINISHED]
+    assert isinstance(found.failure, UserError)
+    assert "MLflow was away" in str(found.failure)
+
+
+def test_a_deleted_experiment_ends_the_search_with_its_cause(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = searcher(a_plan(), corpus, tmp_path)
+
+    def deleted(*_: Any, **__: Any) -> None:
+        raise MlflowException("The experiment 1 must be in the 'active' state.", error_code=INVALID_PARAMETER_VALUE)
+
+    monkeypatch.setattr(found.search.experiment, "open_run", deleted)
+    assert found.suggest("0") == OptunaSearcher.FINISHED
+    assert str(found.failure).startswith(
+        "experiment 'raytrain' has been deleted in MLflow: restore it with `mlflow exp"
+    )
+
+
+def test_the_run_of_a_trial_that_was_deleted_stays_deleted(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = searcher(a_plan(), corpus, tmp_path)
+    trial = found._drawn_trial()
+    run = Run("sqlite:///nowhere", "0", "deleted-run", 5)
+    trial.run, found._next = run.address(), trial
+    monkeypatch.setattr(
+        found.search.experiment, "deleted_run", lambda address: run if address == run.address() else None
+    )
+    assert suggest(found, "0")["job"]["tracking"]["run_id"] == "deleted-run"
+
+
+def test_ends_that_mlflow_did_not_take_are_sent_by_the_resumed_search(corpus: Corpus, tmp_path: Path) -> None:
+    """Not of a trial that goes on: its end would be wrong."""
+    found = searcher(a_plan(), corpus, tmp_path)
+    trials = [found.trial(str(number)) for number in range(2) if suggest(found, str(number))]
+    trials[0].status = "finished"
+    records = [
+        {"run_id": f"{number}" * 32, "status": "KILLED", "reason": None, "ended_ms": number} for number in range(2)
+    ]
+    for trial, record in zip(trials, records, strict=True):
+        trial.run["run_id"] = record["run_id"]
+    runner.keep_unsent(found.search, records)
+    assert runner.take_unsent(found.search, trials) == records[:1]
+    assert runner.take_unsent(found.search, trials) == []

@@ -18,15 +18,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from mlflow import MlflowClient, active_run, get_tracking_uri
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.model import PythonModelContext
 
 from raytrain import models
 from raytrain.config.models import HybridConfig
 from raytrain.config.schema import RunConfig, to_dict
 from raytrain.models import sampling
 from raytrain.models.noise import Noise
-from raytrain.runs import trained_model
+from raytrain.runs import pyfunc_model, trained_model
 from raytrain.runs.checkpoint import Snapshot
 from raytrain.runs.checkpoint_writer import CheckpointWriter
 from raytrain.storage import open_storage
@@ -190,6 +193,27 @@ def test_another_process_loads_it_and_gets_text(tmp_path: Path, run: Run, checkp
         assert json.loads(line) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_request_for_more_than_a_server_should_do_is_refused_at_once(checkpoint: Path) -> None:
+    """MLflow's code 400: a request of fifty million texts took 10 GB."""
+    generator = pyfunc_model.TextGenerator()
+    generator.load_context(PythonModelContext({"checkpoint": str(checkpoint)}, {}))
+    defaults = {"task": "sample", "num_texts": 1, "temperature": 0.0, "top_p": 1.0, "max_length": 2, "seed": 0}
+
+    def ask(num: int, **params: Any) -> int:
+        return len(generator.predict(None, pandas.DataFrame({"text": ["a"] * num}), defaults | params))
+
+    assert (ask(1, num_texts=10_000), ask(10_000, task="reconstruct")) == (10_000, 10_000)
+    for num, params, words in (
+        (1, {"num_texts": 10_001}, "num_texts is 10001: must be between 1 and 10,000"),
+        (1, {"num_texts": 0}, "num_texts is 0"),
+        (10_001, {"task": "score"}, "10,001 texts: a request takes at most 10,000"),
+        (1, {"max_length": 13}, "max_length is 13"),
+    ):
+        with pytest.raises(MlflowException, match=words) as refused:
+            ask(num, **params)  # type: ignore[arg-type]
+        assert refused.value.get_http_status_code() == 400
+
+
 @pytest.fixture
 def served(tmp_path: Path, run: Run, model_id: str) -> Iterator[str]:
     """The address of an ``mlflow models serve`` process that serves the model."""
@@ -239,7 +263,18 @@ def test_a_server_answers_with_text(served: str, checkpoint: Path) -> None:
     greedy = {"task": "reconstruct", "temperature": 0.0}
     texts = post(served, {"inputs": ["one", "two"], "params": greedy})["predictions"]
     assert texts == [readable(item.text) for item in sampling.reconstruct(model, [b"one", b"two"])]
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        post(served, {"inputs": ["y" * 13], "params": greedy})
-    assert refused.value.code == 400
-    assert "has 13 bytes" in refused.value.read().decode()
+    for words, body in {
+        "has 13 bytes": {"inputs": ["y" * 13], "params": greedy},
+        "num_texts is 50000000: must be between 1 and 10,000": {"inputs": [""], "params": {"num_texts": 50_000_000}},
+        "num_texts is -1": {"inputs": [""], "params": {"num_texts": -1}},
+        "10,001 texts": {"inputs": [""] * 10_001, "params": {"task": "score"}},
+        "max_length is 1000000000000": {"inputs": [""], "params": {"max_length": 10**12}},
+        "top_p is 0.0": {"inputs": [""], "params": {"top_p": 0.0}},
+        "temperature is inf": {"inputs": [""], "params": {"temperature": math.inf}},
+        "surrogates not allowed": {"inputs": ["a", "\ud800"], "params": {"task": "score"}},
+    }.items():
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            post(served, body)
+        answer = refused.value.read().decode()
+        assert refused.value.code == 400, answer
+        assert words in answer

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 
@@ -185,6 +185,13 @@ def outlive(location: Path, *ends: tuple[Exception | None, int | None]) -> dict[
 def test_a_run_outlives_as_many_deaths_as_come_while_it_gets_on(tmp_path: Path) -> None:
     deaths = [(died(), step) for step in (None, None, None, 10, None, None, 20, None)]
     assert outlive(tmp_path, *deaths, (None, None)) == {"early_stopped": "as scripted"}
+
+
+def test_processes_that_ray_ends_for_lack_of_memory_have_died_like_others(tmp_path: Path) -> None:
+    """Of a worker, of the controller and of the coordinator: each is followed by another group."""
+    full = OutOfMemoryError("the node's memory is nearly used up")
+    ends = (raised(full), ControllerError(full), full)
+    assert outlive(tmp_path, *((end, None) for end in ends), (None, None)) == {"early_stopped": "as scripted"}
 
 
 def test_a_worker_group_that_dies_while_the_storage_is_away_is_followed_by_another(

@@ -3,7 +3,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +21,9 @@ from raytrain.data import __main__ as data_command
 from raytrain.data.files import default_cache
 from raytrain.storage import open_storage_root
 from raytrain.tracking import __main__ as tracking_command
+from raytrain.tracking.client import one_at_a_time
 from raytrain.utils.errors import UserError
-from raytrain.utils.files import expanded, local_path, output_file
+from raytrain.utils.files import expanded, local_path, locked, output_file, private_folder
 from tests.support.refusal import refusal
 
 
@@ -182,3 +185,63 @@ def test_no_module_writes_a_file_in_place() -> None:
             if writes and not re.search(r"(output|complete)_file\(", "".join(lines[max(0, number - 2) : number])):
                 found.add(str(path.relative_to(package)))
     assert found <= allowed
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for temporary files in which anyone may make names."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder / f"raytrain-{os.getuid()}"
+
+
+def test_locks_are_in_a_folder_of_the_users_own(temporary: Path) -> None:
+    assert private_folder() == temporary
+    assert stat.S_IMODE(temporary.stat().st_mode) == 0o700
+    assert private_folder() == temporary
+    uri = f"sqlite:///{temporary.parent}/mlflow.db"
+    with one_at_a_time(uri):
+        (lock,) = temporary.iterdir()
+        with pytest.raises(BlockingIOError), locked(lock, wait=False):
+            pytest.fail("two held it")
+    assert [path.name for path in temporary.parent.iterdir()] == [temporary.name], "what lies beside can be anyone's"
+
+
+def test_a_folder_that_others_have_made_or_may_write_to_is_refused(
+    temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_link() -> None:
+        (tmp_path / "elsewhere").mkdir()
+        temporary.symlink_to(tmp_path / "elsewhere")
+
+    def make_open() -> None:
+        temporary.mkdir()
+        temporary.chmod(0o777)
+
+    for make, clear in (
+        (make_link, temporary.unlink),
+        (temporary.touch, temporary.unlink),
+        (make_open, temporary.rmdir),
+    ):
+        make()
+        with pytest.raises(UserError, match=f"^{temporary} is not a folder that only this user .*TMPDIR"):
+            private_folder()
+        clear()
+    monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+    other = temporary.with_name(f"raytrain-{os.getuid()}")
+    other.mkdir(mode=0o700)
+    with pytest.raises(UserError, match=str(other)):
+        private_folder()
+
+
+def test_a_lock_neither_follows_a_link_nor_empties_a_file(tmp_path: Path) -> None:
+    precious, link = tmp_path / "precious", tmp_path / "link"
+    precious.write_text("precious")
+    link.symlink_to(precious)
+    with pytest.raises(OSError, match="symbolic links"), locked(link):
+        pytest.fail("it followed the link")
+    with locked(precious):
+        pass
+    assert precious.read_text() == "precious"

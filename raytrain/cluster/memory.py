@@ -1,0 +1,48 @@
+"""Free memory of this machine, as far as this process may use it: a container's limit counts, not what lies outside."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import psutil
+
+_UNLIMITED = 2**60
+"""Limits from here on are how version 1 of cgroups writes that there is none."""
+
+
+def free_memory(root: Path = Path("/")) -> float:
+    """Return the bytes that this process and those that it starts can still take; ``root`` holds /proc and /sys."""
+    return float(min([psutil.virtual_memory().available, *_free_in_groups(root)]))
+
+
+def _free_in_groups(root: Path) -> list[int]:
+    """Return what the limits of this process's cgroups leave free: its own, and those that they are in."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # no Linux, or /proc is not there
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            base = root / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # a container sees its own group as the root, whatever path the machine has for it
+        group = Path(path.lstrip("/"))
+        for folder in {base, *(base / part for part in (group, *group.parents))}:
+            # a group without a limit has no number in its file, and the root none at all
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                found.append(_free(folder, *names))
+    return [free for free in found if free < _UNLIMITED]
+
+
+def _free(folder: Path, limit: str, usage: str, reclaimable: str) -> int:
+    """Return the bytes below the limit of a cgroup; pages of files that the kernel can drop count as free."""
+    statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    used = int((folder / usage).read_text()) - int(statistics[reclaimable])
+    return max(0, int((folder / limit).read_text()) - max(0, used))

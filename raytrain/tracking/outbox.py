@@ -1,0 +1,116 @@
+"""The outbox of a driver: how runs have ended, sent to MLflow in the background and kept while it is away."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import Any
+
+from raytrain.tracking.client import (
+    LOG,
+    TRACKING_ERRORS,
+    connect,
+    explain,
+    is_gone,
+    is_transient,
+    patience,
+    retry_tracking,
+)
+from raytrain.tracking.runs import REASON, Run, Status
+from raytrain.utils.text import one_line
+
+SAMPLES = "samples.txt"
+"""Artifact of runs: texts that the model writes, one a line."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
+"""Pauses between attempts while MLflow is away."""
+
+
+class Outbox:
+    """Sends what is said of runs in its order, from a background thread; the driver never waits for MLflow.
+
+    What MLflow does not take before ``close`` is handed back, as records for ``tracking send``. What is said of a run
+    that somebody has deleted is dropped.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._queue: deque[dict[str, Any]] = deque()
+        self._refused: list[dict[str, Any]] = []
+        self._closing = self._abandoned = self._away = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._send_until_closed, name="raytrain-outbox", daemon=True)
+        self._thread.start()
+
+    def end(self, run_id: str, status: Status, reason: str | None = None) -> None:
+        """Say that a run has ended, and why if it did not reach its end."""
+        self.put({"run_id": run_id, "status": status, "reason": reason, "ended_ms": time.time_ns() // 1_000_000})
+
+    def log_samples(self, run_id: str, samples: list[str]) -> None:
+        """Store texts that the model of a run writes as an artifact of it."""
+        self.put({"run_id": run_id, "text": "".join(one_line(text) + "\n" for text in samples), "name": SAMPLES})
+
+    def put(self, record: dict[str, Any]) -> None:
+        """Queue a record that ``close`` gave."""
+        with self._changed:
+            self._queue.append(record)
+            self._changed.notify_all()
+
+    def close(self, timeout_s: float) -> list[dict[str, Any]]:
+        """Send what waits, for at most ``timeout_s``; return the records that were not sent."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout_s)
+        with self._changed:
+            self._abandoned = True
+            self._changed.notify_all()
+            return [*self._refused, *self._queue]
+
+    def _send_until_closed(self) -> None:
+        pause = FIRST_PAUSE_S
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._closing)
+                if self._abandoned or not self._queue:
+                    return
+                record = self._queue[0]
+            if self._sent(record):
+                pause = FIRST_PAUSE_S
+                with self._changed:
+                    if not self._abandoned:
+                        self._queue.popleft()
+                continue
+            with self._changed:
+                self._changed.wait_for(lambda: self._abandoned, pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _sent(self, record: dict[str, Any]) -> bool:
+        """Send a record; return whether it is done with. Say once that MLflow has gone."""
+        try:
+            with patience(0):
+                send_record(self._uri, record)
+        except TRACKING_ERRORS as error:
+            if is_gone(error):
+                LOG.warning("the MLflow run %s has been deleted: its end is not recorded", record["run_id"])
+            elif is_transient(error):
+                if not self._away:
+                    LOG.warning("MLflow cannot be used now (%s); ends of runs are kept and sent later", explain(error))
+                self._away = True
+                return False
+            else:
+                LOG.error("MLflow refuses the end of run %s: %s", record["run_id"], explain(error))
+                self._refused.append(record)
+        self._away = False
+        return True
+
+
+def send_record(uri: str, record: dict[str, Any]) -> None:
+    """Say to MLflow what a record of an outbox says."""
+    run = Run(uri, "", record["run_id"], 0)
+    if "status" not in record:
+        run.log_text(record["text"], record["name"])
+        return
+    if record["reason"] is not None:
+        run.set_tags({REASON: record["reason"]})
+    retry_tracking(lambda: connect(uri).set_terminated(run.run_id, record["status"], record["ended_ms"]))
