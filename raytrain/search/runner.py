@@ -37,17 +37,22 @@ def run_and_finish(search: Search) -> list[Trial]:
     Raises:
         BaseException: whatever ended the search, once its MLflow run says so and the command that resumes it is
             printed.
+        LeaseLostError: another driver has taken the search over; nothing is said of it.
     """
     started = time.monotonic()
     try:
         with LiveTable(search.plan.num_samples) as table:
             trials = run_search(search, table.show)
+        search.lease.confirm()
         finish(search, trials, time.monotonic() - started)
     except BaseException as error:
+        search.lease.confirm()
         interrupted = isinstance(error, KeyboardInterrupt)
         search.parent.finish("KILLED" if interrupted else "FAILED", "interrupted" if interrupted else repr(error))
         print(f"resume with: {search.resume_command}", flush=True)
         raise
+    finally:
+        search.lease.release()
     return trials
 
 
@@ -79,9 +84,9 @@ def run_search(search: Search, show: Any) -> list[Trial]:
         if searcher.failure is not None:
             raise UserError(f"the sampler {search.plan.algorithm} failed: {searcher.failure!r}") from searcher.failure
     finally:
+        shutil.rmtree(scratch, ignore_errors=True)
         recorder.close()
         records.close()
-        shutil.rmtree(scratch, ignore_errors=True)
     return searcher.trials
 
 
