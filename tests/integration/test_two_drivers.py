@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -18,7 +19,8 @@ from raytrain.data.prepare import prepare
 from raytrain.runs.records import PLAN, claim_name
 from raytrain.search.plan import Plan
 from raytrain.search.space import read_space
-from raytrain.storage.lease import LEASES, driving, read_holder
+from raytrain.storage.base import Storage
+from raytrain.storage.lease import LEASES, LeaseLostError, driving, read_holder, take
 from raytrain.storage.local import FolderStorage
 from raytrain.training import torchrun
 from raytrain.utils.errors import run_command
@@ -96,3 +98,12 @@ def test_torchrun_does_not_share_a_folder_either(
     torchrun.main()
     assert storage.exists("step-00000002/manifest.json")
     assert read_holder(storage, 2).released
+
+    def followed(config: Any, corpus: Any, world: Any, given: Storage, report: Any) -> None:
+        take(storage, 3, "loop").release()
+        given.write("late", b"")
+
+    monkeypatch.setattr(torchrun, "train", followed)
+    with pytest.raises(LeaseLostError):
+        torchrun.main()
+    assert not storage.exists("late")
