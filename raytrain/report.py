@@ -51,7 +51,7 @@ class SearchOptions:
     """Options of ``search``: all that a search has found, as figures and one HTML page."""
 
     name: tyro.conf.Positional[str]
-    """Name of the search."""
+    """Name of the search, or the id of its MLflow run."""
     experiment: str = "raytrain"
     """MLflow experiment."""
     output: Path | None = None

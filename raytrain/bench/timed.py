@@ -39,6 +39,9 @@ class TimedReporter:
     def replay(self, records: list[Any]) -> None:
         self.report.replay(records)
 
+    def resumed(self, evaluations: list[dict[str, float]]) -> None:
+        self.report.resumed(evaluations)
+
     def preemption_notice(self) -> bool:
         return self.report.preemption_notice()
 

@@ -1,4 +1,4 @@
-"""Config of a training run: validation, JSON, dotted overrides and identity.
+"""Config of a training run: validation, JSON, dotted overrides and fingerprint.
 
 A run is a pure function of (``RunConfig``, corpus, seed). Schedules start and end at fractions of ``RunConfig.steps``,
 so that a longer run keeps its shape; ``ObjectiveConfig`` and ``OptimizerConfig`` say which fields are such fractions.
@@ -25,15 +25,15 @@ __all__ = [
     "OptimizerConfig",
     "RunConfig",
     "differences",
+    "fingerprint",
     "flatten",
     "from_dict",
-    "identity",
     "override",
     "to_dict",
 ]
 
 LOCATION = ("data", "data_path", "data_field")
-"""Fields that locate the text of a run. They do not identify it: the digest of its corpus does."""
+"""Fields that locate the text of a run. They are no part of its fingerprint: the digest of its corpus is."""
 
 
 @dataclass(frozen=True)
@@ -200,16 +200,16 @@ def override(config: RunConfig[Any], changes: dict[str, Any]) -> RunConfig[Any]:
     return from_dict(values)
 
 
-def identity(config: RunConfig[Any], corpus_digest: str, repeat: int = 0) -> str:
-    """Return the identity of a run: a hash of its resolved config (seed included), its corpus and its repeat index.
+def fingerprint(config: RunConfig[Any], corpus_digest: str) -> str:
+    """Return what decides a run's result as a hash: its resolved config (seed included) and its corpus.
 
-    The location of the text on this machine is left out: the digest identifies it. An encoder that the run starts from
-    is in the config by its digest.
+    Two runs may have the same one: it is no identity. The location of the text on this machine is left out, since the
+    digest identifies it. An encoder that the run starts from is in the config by its digest.
     """
     values = to_dict(config)
     for name in LOCATION:
         del values[name]
-    payload = json.dumps([values, corpus_digest, repeat], sort_keys=True)
+    payload = json.dumps([values, corpus_digest], sort_keys=True)
     return hashlib.sha256(payload.encode()).hexdigest()[:16]
 
 

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from raytrain.storage import open_storage
 from raytrain.storage.base import NotFoundError, Storage, StorageError
 from raytrain.utils.errors import UserError
-from raytrain.utils.validation import parse_json
+from raytrain.utils.validation import parse_json, validate_type
 
 FORMAT = 1
 """Version of the format; a reader refuses a newer one."""
@@ -65,6 +65,20 @@ class Checkpoint:
     config: dict[str, Any]
     uri: str
     _tensors: dict[str, dict[str, torch.Tensor]] = field(repr=False)
+
+    @property
+    def evaluation(self) -> dict[str, float]:
+        """The validation metrics of this very checkpoint; empty if it was not evaluated.
+
+        Raises:
+            UserError: its state holds something else.
+        """
+        try:
+            evaluations = validate_type(self.state.get("evaluations", []), list[dict[str, float]], "evaluations")
+        except ValueError as error:
+            raise UserError(f"checkpoint {self.uri}: {error}") from None
+        own: dict[str, float] = next((each for each in reversed(evaluations) if each.get("step") == self.step), {})
+        return {name: value for name, value in own.items() if name != "step"}
 
     def tensors(self, stem: str) -> dict[str, torch.Tensor]:
         """Return the tensors of one file by name.
@@ -321,11 +335,10 @@ def export(stored: Checkpoint, folder: Path) -> Path:
     Raises:
         StorageError: ``folder`` cannot be written.
     """
+    state = {key: stored.state[key] for key in ("best_step", "best", "corpus") if key in stored.state}
     files = {
         "config.json": to_json(stored.config),
-        "state.json": to_json(
-            {key: stored.state[key] for key in ("best_step", "best", "corpus") if key in stored.state}
-        ),
+        "state.json": to_json(state | {"evaluations": [{"step": stored.step, **stored.evaluation}]}),
         "model.safetensors": safetensors.torch.save(stored.tensors("model")),
     }
     commit(open_storage(folder), stored.step, files, manifest_of(stored.step, stored.score, files))

@@ -2,7 +2,7 @@
 
 A search's folder holds ``search.json`` (its plan) and, below ``trials``, one run's folder for each trial. A run's
 folder holds ``run.json`` (the owner of its name), ``mlflow.json`` (its MLflow run), ``checkpoints``, ``outcome.json``
-once it has ended, and ``unsent_metrics.jsonl`` if MLflow did not take everything.
+once it has ended, and ``unsent_metrics.jsonl`` if MLflow did not take everything. Both hold leases of drivers.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import json
 import math
 import os
 import re
+import secrets
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, get_args
 
-from raytrain.config.schema import RunConfig, differences, from_dict, identity, to_dict
+from raytrain.config.schema import RunConfig, differences, fingerprint, from_dict, to_dict
 from raytrain.config.workers import WorkerOptions, parse_workers
 from raytrain.data.cache import CORPORA
 from raytrain.data.corpus import Corpus
 from raytrain.metrics import REQUIRED_METRICS, Objective, SearchObjective
 from raytrain.storage import ARTIFACTS, open_storage
 from raytrain.storage.base import NotFoundError, Storage, StorageError, retry_storage
+from raytrain.storage.lease import LEASES
 from raytrain.utils.errors import UserError, check_text
 from raytrain.utils.validation import parse_json, validate_object, validate_type
 
@@ -49,6 +51,7 @@ EXPERIMENT = "raytrain"
 TRAINED = {"best_step": int, "best": dict[str, float], "precision": str, "device": str, "samples": list[str]}
 """Keys of the outcome of a run that did not fail."""
 _DIGEST = "[0-9a-f]{1,64}"
+_IDENTITY = "[0-9a-f]{16}"
 
 
 def check_name(name: str) -> None:
@@ -63,6 +66,23 @@ def check_name(name: str) -> None:
         raise UserError(f"--name {name!r}: use letters, digits, '.', '_' and '-', at most 100, and none of {names}")
 
 
+def new_identity() -> str:
+    """Return the identity of a new search, trial or run: 16 hexadecimal digits, drawn once and then kept in its record.
+
+    Nothing else identifies it: people choose the same names, and two runs may have the same config.
+    """
+    return secrets.token_hex(8)
+
+
+def holds_something(location: Storage) -> bool:
+    """Return whether a name has more than the leases of drivers that have ended before they recorded anything.
+
+    Raises:
+        StorageError: the store does not answer.
+    """
+    return any(not key.startswith(f"{LEASES}/") for key in location.list())
+
+
 # ------------------------------------------------------------------------------------- owner of a name
 
 
@@ -71,6 +91,7 @@ class Claim:
     """The owner of a run's name, and everything that the run is resumed from beside its checkpoints."""
 
     identity: str
+    """What ``new_identity`` gave the run when it was begun."""
     config: RunConfig[Any]
     corpus: str
     """Digest of its corpus."""
@@ -93,7 +114,7 @@ def check_free(storage: Storage, name: str) -> None:
         return
     if location.exists(PLAN):
         raise UserError(f"--name {name} belongs to a search: choose another name")
-    if location.list():
+    if holds_something(location) and not location.exists(RUN):  # which another command may just have written
         raise UserError(f"--name {name}: there is something else at {location.uri()} already; choose another name")
 
 
@@ -108,27 +129,44 @@ def claim_name(
 ) -> Claim:
     """Return the claim of the run that owns ``name``; a free name is claimed for this config.
 
+    Of several that claim one name at the same moment, one becomes its owner: see ``Storage.create``.
+
     Raises:
         UserError: the name belongs to a run with another config, to a search or to something else.
     """
-    check_name(name)
+    if (known := known_claim(storage, name, config, corpus)) is not None:
+        return known
     own = Claim(
-        identity=identity(config, corpus.digest),
+        identity=new_identity(),
         config=config,
         corpus=corpus.digest,
         corpus_path=str(corpus.path),
         experiment=experiment,
         worker_options=worker_options,
     )
+    values = {each.name: getattr(own, each.name) for each in fields(own)}
+    values |= {"config": to_dict(config), "worker_options": asdict(worker_options)}
+    if storage.child(name).create(RUN, json.dumps(values, indent=2).encode()):
+        return own
+    stored = known_claim(storage, name, config, corpus)
+    assert stored is not None  # somebody else was faster, and no claim is ever deleted
+    return stored
+
+
+def known_claim(storage: Storage, name: str, config: RunConfig[Any], corpus: Corpus) -> Claim | None:
+    """Return the claim of the run of this config that owns ``name``; ``None`` if the name is free.
+
+    Raises:
+        UserError: the name belongs to a run with another config, to a search or to something else.
+    """
+    check_name(name)
     location = storage.child(name)
     if not location.exists(RUN):
         check_free(storage, name)
-        values = {each.name: getattr(own, each.name) for each in fields(own)}
-        values |= {"config": to_dict(config), "worker_options": asdict(worker_options)}
-        location.write(RUN, json.dumps(values, indent=2).encode())
-        return own
+        if not location.exists(RUN):
+            return None
     stored = _read_owner(location)
-    if stored.identity != own.identity:
+    if fingerprint(stored.config, stored.corpus) != fingerprint(config, corpus.digest):
         changed = "; ".join(differences(to_dict(stored.config), to_dict(config))) or "another corpus"
         raise UserError(
             f"--name {name} belongs to a run with another config ({changed}); choose another name, "
@@ -171,6 +209,8 @@ def _read_owner(location: Storage) -> Claim:
             "config": from_dict(values.get("config", {})),
         }
         claim = validate_object(Claim, {**values, **made})
+        if not re.fullmatch(_IDENTITY, claim.identity):
+            raise ValueError("it has no identity")
         if not re.fullmatch(_DIGEST, claim.corpus):
             raise ValueError("it names no corpus")
         os.fsencode(claim.corpus_path)
@@ -273,6 +313,8 @@ def read_values(storage: Storage) -> dict[str, Any] | None:
         if not re.fullmatch(_DIGEST, validate_type(values.get("corpus"), str, "corpus")):
             raise ValueError("corpus is not a digest")
         check_text(validate_type(values.get("corpus_path"), str, "corpus_path"), "corpus_path")
+        if not re.fullmatch(_IDENTITY, validate_type(values.get("identity"), str, "identity")):
+            raise ValueError("it has no identity")
     except (UserError, ValueError) as error:
         raise UserError(f"{storage.uri(PLAN)} is not a search's plan: {error}") from None
     return values

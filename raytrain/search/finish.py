@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import tempfile
@@ -24,6 +25,7 @@ from raytrain.metrics import (
     SearchObjective,
     code_use,
     headline,
+    known_metrics,
     pareto_front,
     shown_metrics,
 )
@@ -96,6 +98,8 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
 def best_checkpoint(search: Search, trials: list[Trial]) -> tuple[Trial, Checkpoint] | None:
     """Return the best trial that may win and left a checkpoint, with its best one; ``None`` if no trial may win.
 
+    The metrics of the trial are those of that checkpoint, also where the checkpoint of a better evaluation was lost.
+
     Raises:
         UserError: no trial left a checkpoint.
     """
@@ -104,6 +108,7 @@ def best_checkpoint(search: Search, trials: list[Trial]) -> tuple[Trial, Checkpo
     for trial in evaluated:
         location = trial_location(search.location, trial.identity).child(CHECKPOINTS)
         if (stored := retry_storage(partial(checkpoint.best, location))) is not None:
+            trial = dataclasses.replace(trial, best=known_metrics(stored.evaluation))
             # the trials are ranked: if this one may not win, none may
             return (trial, stored) if search_objective.may_win(trial.best) else None
     reasons = sorted({trial.reason or trial.status for trial in trials})

@@ -59,7 +59,8 @@ class SearchOptions:
     price_per_hour: float | None = None
     """Price of one worker's share of a machine for an hour, in any currency; default: no cost estimate."""
     name: str | None = None
-    """Name of the search; default: the model or space, and the time. The same name and config resume it."""
+    """Name of the search; default: the model or space, the time and a random part. The same name and config resume
+    it."""
     resume: str | None = None
     """Name of the search to resume; only its storage must be given beside it, if that is not the default."""
     storage: str | None = None

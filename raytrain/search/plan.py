@@ -31,6 +31,8 @@ class WarmStart:
 class Plan:
     """Everything that decides which trials a search has, and their results."""
 
+    identity: str
+    """What ``new_identity`` gave the search when it was begun; no other search has it, whatever its name."""
     space: Space
     bases: dict[str, RunConfig[Any]]
     """Model name -> the config that the space's fields change."""

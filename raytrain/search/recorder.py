@@ -83,7 +83,11 @@ class TrialRecorder(tune.Callback):
         self._end(record, "failed", "FAILED", _last_line(trial.error_file))
 
     def close(self) -> None:
-        """Record every trial that is still running as interrupted."""
+        """Record every trial that is still running as interrupted.
+
+        Raises:
+            LeaseLostError: another driver has taken the search over; nothing is recorded.
+        """
         for record in self.searcher.trials:
             if record.status == "running":
                 self._end(record, "interrupted", "KILLED", f"the search was interrupted at step {record.step}")
@@ -95,6 +99,7 @@ class TrialRecorder(tune.Callback):
         self._heard[record.identity] = now
 
     def _end(self, record: Trial, status: Any, mlflow_status: Any, reason: str | None = None) -> None:
+        self.searcher.search.lease.confirm()
         self._clock(record)
         record.status, record.reason, record.ended_at = status, reason or "", time.time()
         self.searcher.ended(record)
@@ -125,6 +130,12 @@ class SearchStopper(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
+        """Return whether all trials are to be stopped.
+
+        Raises:
+            LeaseLostError: another driver has taken the search over.
+        """
+        self._recorder.searcher.search.lease.check()
         if self._recorder.searcher.failure is not None:
             self._recorder.ending = "the search failed"
         elif time.monotonic() >= self._deadline:

@@ -59,13 +59,16 @@ def run_and_finish(search: Search) -> list[Trial]:
     Raises:
         BaseException: whatever ended the search, once its MLflow run says so and the command that resumes it is
             printed.
+        LeaseLostError: another driver has taken the search over; nothing is said of it.
     """
     started = time.monotonic()
     try:
         with LiveTable(search.plan.num_samples) as table:
             trials = run_search(search, table.show)
+        search.lease.confirm()
         record_result(search, trials, time.monotonic() - started)
     except BaseException as error:
+        search.lease.confirm()
         print(f"resume with: {search.resume_command}", flush=True)
         interrupted = isinstance(error, KeyboardInterrupt)
         outbox = Outbox(search.parent.uri)
@@ -74,6 +77,8 @@ def run_and_finish(search: Search) -> list[Trial]:
         )
         outbox.close(INTERRUPTED_S)  # not kept: the search goes on when it is resumed
         raise
+    finally:
+        search.lease.release()
     return trials
 
 
@@ -133,10 +138,10 @@ def run_search(search: Search, show: Any) -> list[Trial]:
             raise UserError(f"the sampler {search.plan.algorithm} failed: {searcher.failure!r}") from searcher.failure
         patience_s = ENDED_S
     finally:
+        shutil.rmtree(scratch, ignore_errors=True)
         recorder.close()
         records.close()
         keep_unsent(search, outbox.close(patience_s))
-        shutil.rmtree(scratch, ignore_errors=True)
     return searcher.trials
 
 

@@ -12,11 +12,11 @@ import optuna
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from raytrain.config.schema import RunConfig, flatten, identity, to_dict
+from raytrain.config.schema import RunConfig, flatten, to_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.metrics import METRIC
 from raytrain.models.ladder import validation_ladder
-from raytrain.runs.records import write_failure, write_run_address
+from raytrain.runs.records import new_identity, write_failure, write_run_address
 from raytrain.runs.trials import Trial, TrialStore
 from raytrain.runs.workspace import Workspace
 from raytrain.search.algorithms import Recalls, add_to_study, make_study, optuna_result
@@ -30,6 +30,7 @@ from raytrain.utils.errors import UserError
 
 if TYPE_CHECKING:
     from raytrain.storage.base import Storage
+    from raytrain.storage.lease import Lease
     from raytrain.tracking.runs import Experiment, Run
 
 AWAY_S = 3600.0
@@ -45,6 +46,7 @@ class Search:
     name: str
     plan: Plan
     workspace: Workspace
+    lease: Lease
     experiment: Experiment
     parent: Run
     worker_spec: WorkerSpec
@@ -53,8 +55,8 @@ class Search:
 
     @property
     def location(self) -> Storage:
-        """Return the storage of the search."""
-        return self.workspace.storage.child(self.name)
+        """Return the storage of the search, which is no longer changed once another driver has taken it over."""
+        return self.lease.fence.guard(self.workspace.storage.child(self.name))
 
     @property
     def resume_command(self) -> str:
@@ -91,9 +93,7 @@ class OptunaSearcher(Searcher):
         self._ask_again, self._away_since = -math.inf, math.inf
         self._again = [trial for trial in known if not trial.ended]
         self._grid = grid(search.plan.space, search.plan.budget) if search.plan.algorithm == GRID else None
-        self._drawn: dict[str, int] = {}
         for trial in known:
-            self._repeat(identity(trial.config, search.plan.corpus))
             if trial.baseline is not None:
                 self._baselines[_samples_of(trial.config)] = trial.baseline
             if trial.ended:
@@ -142,6 +142,8 @@ class OptunaSearcher(Searcher):
             cpus=search.worker_spec.cpus,
             draws=search.plan.search_objective.draws,
             baseline=trial.baseline,
+            fence=search.lease.fence.address(),
+            reported=trial.step,
         )
         return {
             "job": asdict(job),
@@ -247,10 +249,9 @@ class OptunaSearcher(Searcher):
         return trial
 
     def _add(self, config: RunConfig[Any], point: optuna.Trial | None, origin: str = "") -> Trial:
-        plan = self.search.plan
-        # the same point can be drawn again: its repeat index makes it a run of its own
-        own = identity(config, plan.corpus, self._repeat(identity(config, plan.corpus)))
-        before, after = flatten(plan.bases[config.model_name]), flatten(config)
+        # the same point can be drawn again: it is a run of its own
+        own = new_identity()
+        before, after = flatten(self.search.plan.bases[config.model_name]), flatten(config)
         kinds = {} if point is None else point.distributions
         trial = Trial(
             number=len(self.trials),
@@ -272,11 +273,6 @@ class OptunaSearcher(Searcher):
         if trial.on_the_space:
             self._points[trial.identity] = self._known_point(trial.params)
         return trial
-
-    def _repeat(self, key: str) -> int:
-        repeat = self._drawn.get(key, 0)
-        self._drawn[key] = repeat + 1
-        return repeat
 
     def _recall(self, trial_id: str, trial: Trial) -> None:
         if isinstance(self.scheduler, Recalls):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from contextlib import ExitStack
 from typing import Any
 
 from raytrain.cluster.connection import connect
@@ -17,7 +18,7 @@ from raytrain.metrics import SearchObjective
 from raytrain.models import build_empty
 from raytrain.models.ladder import validation_ladder
 from raytrain.runs.encoders import Encoder, find_encoder
-from raytrain.runs.records import PLAN, check_name, is_run, read_values
+from raytrain.runs.records import PLAN, check_name, holds_something, is_run, new_identity, read_values
 from raytrain.runs.trials import TrialStore
 from raytrain.runs.workspace import Workspace, open_workspace, reopen_workspace
 from raytrain.search.algorithms import check_algorithms, resolve_algorithm, resolve_scheduler
@@ -28,8 +29,9 @@ from raytrain.search.searcher import Search
 from raytrain.search.space import GRID, check_space, grid
 from raytrain.search.warm_start import read_warm_starts
 from raytrain.storage import open_storage_root
+from raytrain.storage.lease import find_free, take
 from raytrain.tracking.client import check_tracking
-from raytrain.tracking.runs import Experiment
+from raytrain.tracking.runs import Experiment, Run
 from raytrain.training.checks import check_samples
 from raytrain.utils.errors import UserError
 from raytrain.utils.validation import validate_fields
@@ -51,6 +53,9 @@ def new_search(without_gpus: SearchRequest, with_gpus: SearchRequest) -> Search 
     for reference in options.bench:
         read_benchmark(reference)
     workspace = open_workspace(without_gpus.first, options.storage, published=not options.dry_run)
+    free = 0
+    if options.name is not None and not options.dry_run:
+        free = find_free(workspace.storage.child(options.name), f"--name {options.name}: the search")
     encoder = find_encoder(without_gpus.first, workspace.storage)
     if encoder is not None:
         without_gpus, with_gpus = (with_encoder(each, encoder) for each in (without_gpus, with_gpus))
@@ -70,9 +75,9 @@ def new_search(without_gpus: SearchRequest, with_gpus: SearchRequest) -> Search 
             encoder.publish(workspace.storage)
     plan = make_plan(request, workspace, checked)
     kind = request.first.model_name if len(request.bases) == 1 else request.space.name
-    name = options.name or f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
-    check_known(name, plan, workspace)
-    return admit(name, plan, workspace, cluster, options, request.size)
+    name = options.name or f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{plan.identity[:4]}"
+    plan = known_or_new(name, plan, workspace)
+    return admit(name, plan, workspace, cluster, options, request.size, free)
 
 
 def with_encoder(request: SearchRequest, encoder: Encoder) -> SearchRequest:
@@ -130,6 +135,7 @@ def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: tuple[W
     points = len(grid(space, budget)) if algorithm == GRID else 0
     default = points + len(warm_starts) if points else max(NUM_SAMPLES, len(warm_starts))
     return Plan(
+        identity=new_identity(),
         space=space,
         bases=request.bases,
         budget=budget,
@@ -147,21 +153,22 @@ def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: tuple[W
     )
 
 
-def check_known(name: str, plan: Plan, workspace: Workspace) -> None:
-    """Make sure that ``name`` is free, or that of this very search.
+def known_or_new(name: str, plan: Plan, workspace: Workspace) -> Plan:
+    """Return ``plan`` with the identity of the search that has this name already; as it is where the name is free.
 
     Raises:
         UserError: it belongs to something else.
     """
     location = workspace.storage.child(name)
     known = read_plan(location, compared_with=plan.space)
-    if known is None and workspace.storage.list(name):
+    if known is None and holds_something(location):
         raise UserError(f"--name {name}: there is something else at {location.uri()} already; choose another name")
     if known is not None and (changed := plan.differences(known)):
         raise UserError(
             f"--name {name} belongs to a search with other settings ({'; '.join(changed)}); choose another name, "
             f"or resume that search by --resume {name}"
         )
+    return plan if known is None else dataclasses.replace(plan, identity=known.identity)
 
 
 # ------------------------------------------------------------------------------------------- resumed
@@ -216,19 +223,25 @@ def resumed_search(name: str, plan: Plan, begun: SearchOptions, options: SearchO
             )
     if options.experiment != plan.experiment:
         raise UserError(f"--resume {name}: the search is in experiment {plan.experiment}")
+    free = 0
+    if not options.dry_run:
+        free = find_free(open_storage_root(options.storage).child(name), f"--resume {name}: the search")
     workspace = reopen_workspace(options.storage, plan.corpus, plan.corpus_path)
     connect(options.address)
     plan = dataclasses.replace(plan, num_samples=max(plan.num_samples, options.num_samples or 0))
-    return admit(name, plan, workspace, read_cluster(), options, "as recorded")
+    return admit(name, plan, workspace, read_cluster(), options, "as recorded", free)
 
 
 # ---------------------------------------------------------------------------------------------- both
 
 
 def admit(
-    name: str, plan: Plan, workspace: Workspace, cluster: Cluster, options: SearchOptions, size: str
+    name: str, plan: Plan, workspace: Workspace, cluster: Cluster, options: SearchOptions, size: str, free: int
 ) -> Search | None:
-    """Size the search to the cluster and print the plan; unless it is a dry run, record it and open its MLflow run."""
+    """Size the search to the cluster and print the plan; unless it is a dry run, take it and open its MLflow run.
+
+    ``free`` is the number of its newest lease, which is free.
+    """
     check_tracking(workspace.tracking_uri, cluster.num_nodes)
     spec = worker_spec(options.worker_options(), cluster)
     num_left = plan.num_samples - sum(trial.ended for trial in TrialStore(workspace.storage.child(name)).read())
@@ -250,11 +263,23 @@ def admit(
     if options.dry_run:
         print("dry run: nothing was started")
         return None
-    workspace.storage.child(name).write(PLAN, plan.to_json())
+    with ExitStack() as failed:
+        lease = take(workspace.storage.child(name), free, f"the search {name}")
+        failed.callback(lease.release)
+        # once more, now that nobody else can record anything there
+        plan = known_or_new(name, plan, workspace)
+        lease.fence.guard(workspace.storage.child(name)).write(PLAN, plan.to_json())
+        experiment, parent = open_tracking(name, plan, workspace, spec)
+        failed.pop_all()
+    return Search(name, plan, workspace, lease, experiment, parent, spec, concurrent, options.time_budget)
+
+
+def open_tracking(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec) -> tuple[Experiment, Run]:
+    """Return the experiment and the MLflow run of a search; one that there is runs again."""
     experiment = Experiment.open(workspace.tracking_uri, plan.experiment, workspace.artifact_root())
     first = next(iter(plan.bases.values()))
     parent = experiment.open_run(
-        f"search-{name}",
+        plan.identity,
         name,
         config=to_dict(first),
         parameters=flatten(first)
@@ -277,7 +302,7 @@ def admit(
     workspace.log_corpus(parent)
     parent.log_text(plan.space.source, f"space/{plan.space.name}.py")
     print(f"view: {parent.ui_hint()}", flush=True)
-    return Search(name, plan, workspace, experiment, parent, spec, concurrent, options.time_budget)
+    return experiment, parent
 
 
 def print_plan(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec, size: str) -> None:

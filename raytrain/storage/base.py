@@ -47,7 +47,8 @@ class Storage(ABC):
     def create(self, key: str, data: bytes) -> bool:
         """Put ``data`` under ``key`` unless something is there; False, and nothing done, where there is.
 
-        Guards an immutable key against being overwritten. It is no lock: a store may ignore the condition.
+        Of several callers at once, one is told True: a folder creates a link, S3 holds the request against
+        ``If-None-Match``. A store that ignores that header may tell several, and one that refuses it is asked before.
         """
 
     @abstractmethod

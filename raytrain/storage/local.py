@@ -14,6 +14,9 @@ from typing import Any
 from raytrain.storage.base import NotFoundError, Storage, StorageError, checked_key
 from raytrain.utils.files import PARTIAL, complete_file, sync
 
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+"""What a file system answers that has no hard links."""
+
 
 class FolderStorage(Storage):
     """A folder of this machine, or one that all machines share."""
@@ -37,7 +40,7 @@ class FolderStorage(Storage):
             try:
                 partial.write_bytes(data)
                 sync(partial)
-                os.link(partial, path)
+                _link(partial, path)
             except FileExistsError:
                 return False
             finally:
@@ -109,6 +112,22 @@ class FolderStorage(Storage):
             else:
                 reason = (error.strerror or str(error)).lower()
             raise StorageError(f"cannot {action} {path}: {reason}") from None
+
+
+def _link(partial: Path, path: Path) -> None:
+    """Give a complete file the name ``path``, which must be free.
+
+    Raises:
+        FileExistsError: it is not.
+    """
+    try:
+        os.link(partial, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # here the file has its name before its content
+        with open(path, "xb") as file:
+            file.write(partial.read_bytes())
 
 
 def _unless_gone(error: OSError) -> None:

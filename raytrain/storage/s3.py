@@ -29,6 +29,8 @@ from raytrain.utils.files import complete_file
 
 _NO_KEY = ("NoSuchKey", "404")
 _TAKEN = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
+_UNKNOWN_CONDITION = ("NotImplemented", "501")
+"""Answers of a server that refuses conditions."""
 _NO_PERMISSION = "no permission: the keys in use are not allowed to do this there"
 _TOKEN = "the session token has expired or is wrong: renew it"
 _REGION = "wrong region: set AWS_REGION to the region of bucket {bucket!r}"
@@ -87,7 +89,11 @@ class S3Storage(Storage):
             except ClientError as error:
                 if _code(error) in _TAKEN:
                     return False
-                raise
+                if _code(error) not in _UNKNOWN_CONDITION:
+                    raise
+                if self.exists(key):
+                    return False
+                self.write(key, data)
         return True
 
     def upload(self, key: str, file: Path) -> None:

@@ -17,6 +17,8 @@ SPACE = "raytrain.space"
 """Tag of a search: the name of its search space."""
 CORPUS = "raytrain.corpus"
 """Tag of a search and of a run: the digest of its corpus."""
+LOCATION = "raytrain.location"
+"""Tag of a search and of a run: where it is in its storage."""
 PAGE = 500
 
 
@@ -52,26 +54,37 @@ def find_experiment(uri: str, name: str) -> str:
 
 
 def searches(uri: str, experiment_id: str, *, name: str | None = None, space: str | None = None) -> list[Child]:
-    """Return the searches of an experiment, newest first: all, those called ``name``, or those of a search space."""
+    """Return the searches of an experiment, newest first: all, those called ``name``, or those of a search space.
+
+    ``name`` may be the id of a search's MLflow run.
+    """
     for value in (name, space):
         if value is not None and not re.fullmatch(r"[\w.-]+", value):
             return []  # no search can be called that, and it could not be quoted
     condition = f"tags.`{KIND}` = 'search'"
     if name is not None:
-        condition += f" AND attributes.run_name = '{name}'"
+        attribute = "run_id" if re.fullmatch("[0-9a-f]{32}", name) else "run_name"
+        condition += f" AND attributes.{attribute} = '{name}'"
     if space is not None:
         condition += f" AND tags.`{SPACE}` = '{space}'"
     return list(_found(uri, experiment_id, condition, "attributes.start_time DESC"))
 
 
 def find_search(uri: str, experiment: str, name: str) -> Child:
-    """Return the newest search called ``name``.
+    """Return the newest search called ``name``; print a note if there are others, which their run ids tell apart.
 
     Raises:
         UserError: no such experiment, or no such search in it.
     """
     experiment_id = find_experiment(uri, experiment)
     if found := searches(uri, experiment_id, name=name):
+        if len(found) > 1:
+            others = "; ".join(f"{each.run.run_id} in {each.tags.get(LOCATION, 'no place')}" for each in found[1:6])
+            print(
+                f"note: {len(found)} searches are called {name}: this is the newest, in "
+                f"{found[0].tags.get(LOCATION, 'no place')}; name an earlier one by its run id: {others}",
+                flush=True,
+            )
         return found[0]
     known = list(dict.fromkeys(search.name for search in searches(uri, experiment_id)))[:10]
     there = f"its newest: {', '.join(known)}" if known else "it has no searches"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import importlib.metadata
 import os
 import platform
@@ -17,6 +16,7 @@ from pathlib import Path
 import raytrain
 from raytrain.tracking.client import LOG
 from raytrain.tracking.metric_writer import MetricWriter
+from raytrain.utils.process import user_name
 
 
 def code_tags() -> dict[str, str]:
@@ -24,7 +24,7 @@ def code_tags() -> dict[str, str]:
     tags = {
         "mlflow.source.type": "LOCAL",
         "mlflow.source.name": _command(),
-        "mlflow.user": _user(),
+        "mlflow.user": user_name(),
         "raytrain.version": raytrain.__version__,
         "raytrain.python": platform.python_version(),
     }
@@ -59,13 +59,6 @@ def _command() -> str:
     """Return the module that was started with ``python -m``, or the script."""
     spec = sys.modules["__main__"].__spec__
     return spec.name if spec is not None else Path(sys.argv[0]).name or "python"
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
-        return str(os.getuid())
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

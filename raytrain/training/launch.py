@@ -13,12 +13,21 @@ from typing import Any
 from raytrain.cluster.connection import connect
 from raytrain.cluster.ray_internals import delete_value, get_value
 from raytrain.cluster.resources import read_cluster, worker_spec
-from raytrain.config.schema import RunConfig, flatten, identity, to_dict
+from raytrain.config.schema import RunConfig, fingerprint, flatten, to_dict
 from raytrain.config.workers import WorkerSpec, parse_workers
 from raytrain.models.ladder import Ladder, validation_ladder
-from raytrain.runs.encoders import find_encoder
-from raytrain.runs.records import UNSENT, add_unsent, check_free, claim_name, read_outcome, write_run_address
+from raytrain.runs.encoders import Encoder, find_encoder
+from raytrain.runs.records import (
+    UNSENT,
+    add_unsent,
+    check_free,
+    claim_name,
+    known_claim,
+    read_outcome,
+    write_run_address,
+)
 from raytrain.runs.workspace import Workspace
+from raytrain.storage.lease import Lease, driving, find_free
 from raytrain.tracking.client import check_tracking
 from raytrain.tracking.outbox import Outbox
 from raytrain.tracking.runs import Experiment, Run
@@ -77,6 +86,8 @@ def train(
     check_samples(without_gpus, workspace.corpus, 1 if fits_later else workers)
     if options.name is not None:
         check_free(workspace.storage, options.name)
+        option = "name" if options.resume is None else "resume"
+        free = find_free(workspace.storage.child(options.name), f"--{option} {options.name}: the run")
 
     connect(options.address)
     cluster = read_cluster()
@@ -88,7 +99,29 @@ def train(
 
     if encoder is not None:
         config = encoder.start(config, workspace.storage)
-    name = options.name or f"{config.model_name}-{identity(config, workspace.corpus.digest)[:8]}"
+    name = options.name or f"{config.model_name}-{fingerprint(config, workspace.corpus.digest)[:8]}"
+    known_claim(workspace.storage, name, config, workspace.corpus)
+    if options.name is None:
+        free = find_free(workspace.storage.child(name), f"the run {name}")
+    with driving(workspace.storage.child(name), free, f"the run {name}") as lease:
+        return train_as_driver(name, config, options, workspace, spec, lease, encoder, best_of)
+
+
+def train_as_driver(
+    name: str,
+    config: RunConfig[Any],
+    options: TrainOptions,
+    workspace: Workspace,
+    spec: WorkerSpec,
+    lease: Lease,
+    encoder: Encoder | None,
+    best_of: str | None,
+) -> TrainedRun:
+    """Claim the name of a run, open its MLflow run and train it, under a lease; return it.
+
+    Raises:
+        UserError: see ``train``.
+    """
     claim = claim_name(
         workspace.storage,
         name,
@@ -123,9 +156,9 @@ def train(
             | ({"best_of": best_of} if best_of is not None else {})
             | ({"encoder_from": encoder.reference} if encoder is not None else {}),
         )
-        write_run_address(workspace.storage.child(name), run)
+        write_run_address(lease.fence.guard(workspace.storage.child(name)), run)
         workspace.log_corpus(run)
-        outcome = follow(name, config, workspace, spec, run)
+        outcome = follow(name, config, workspace, spec, run, lease)
     if outcome.get("unsent"):
         unsent = workspace.storage.child(name).uri(UNSENT)
         print(f"{outcome['unsent']} records did not reach MLflow: python -m raytrain.tracking send {unsent}")
@@ -136,13 +169,16 @@ def train(
     return TrainedRun(name=name, location=location, config=config, outcome=outcome, ladder=ladder, run=run, view=view)
 
 
-def follow(name: str, config: RunConfig[Any], workspace: Workspace, spec: WorkerSpec, run: Run) -> dict[str, Any]:
+def follow(
+    name: str, config: RunConfig[Any], workspace: Workspace, spec: WorkerSpec, run: Run, lease: Lease
+) -> dict[str, Any]:
     """Start the worker group, print its progress, end the MLflow run with it; return the outcome.
 
     What MLflow does not take of the end is kept for ``tracking send``.
 
     Raises:
         UserError: the worker group died again and again.
+        LeaseLostError: another driver has taken the run over; its MLflow run is left to that one.
     """
     progress = f"raytrain/progress/{name}"
     job = Job(
@@ -151,21 +187,24 @@ def follow(name: str, config: RunConfig[Any], workspace: Workspace, spec: Worker
         storage=workspace.storage.uri(name),
         tracking=asdict(run),
         cpus=spec.cpus,
+        fence=lease.fence.address(),
         progress=progress,
     )
     outbox = Outbox(run.uri)
     try:
         with shown_progress(progress, config.steps), TemporaryDirectory(prefix="raytrain-") as scratch:
             group = WorkerGroup(worker_loop, spec, name, scratch)
-            outcome = run_with_retries(job, group, send=lambda evaluation: None)
+            outcome = run_with_retries(job, group, send=lambda evaluation: lease.check())
             group.dismiss()
     except BaseException as error:
+        lease.confirm()
         # not kept where MLflow is away: the run goes on when it is resumed, and its end is said then
         outbox.end(run.run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", repr(error))
         outbox.close(INTERRUPTED_S)
         if isinstance(error, WorkerGroupLostError):
             raise UserError(f"run {name}: {error}; resume with --resume {name}") from error
         raise
+    lease.confirm()
     if outcome.get("samples"):
         outbox.log_samples(run.run_id, outcome["samples"])
     reason = outcome.get("error") or outcome.get("early_stopped")

@@ -32,7 +32,12 @@ from raytrain.training.trainer import Trainer, World
 from raytrain.utils.errors import UserError
 from raytrain.utils.validation import validate_type
 
-STATE = {"best_step": int, "best": dict[str, float], "pending": list[list[Any]]}
+STATE = {
+    "best_step": int,
+    "best": dict[str, float],
+    "evaluations": list[dict[str, float]],
+    "pending": list[list[Any]],
+}
 """Fields of a checkpoint's state that a run resumes from, beside the tensors."""
 
 
@@ -81,13 +86,17 @@ def train(
 
     # ------------------------------------------------------------------------------------- resume
     step, best_step, best = 0, 0, {}
+    evaluations: list[dict[str, float]] = []
     if world.rank == 0 and (stored := to_resume(storage, config, corpus)) is not None:
         trainer.load(stored)
         step, best_step, best = stored.step, stored.state["best_step"], stored.state["best"]
+        evaluations = stored.state["evaluations"]
         report.replay(stored.state["pending"])
     elif world.rank == 0 and encoder is not None:
         trainer.load_encoder(encoder())
     step = trainer.share(step)
+    evaluations = trainer.share_values(evaluations)
+    report.resumed(evaluations)
 
     throughput, rounds = Throughput(world.size), Rounds(world, step)
     with saving(trainer, storage, step) as writer:
@@ -129,6 +138,7 @@ def train(
                     evaluation = trainer.evaluate(draws)
                 # before saving: a checkpoint of such a state would be of no use
                 check_finite("validation metrics are", evaluation, step)
+                evaluations.append({"step": step, **evaluation})
                 metrics |= {f"valid/{name}": value for name, value in evaluation.items()}
                 if not best or evaluation[score] < best[score]:
                     best_step, best = step, evaluation
@@ -142,6 +152,7 @@ def train(
                 state = {
                     "best_step": best_step,
                     "best": best,
+                    "evaluations": evaluations,
                     "skipped": trainer.skipped.counts(),
                     "pending": report.pending(),
                     "corpus": corpus.digest,

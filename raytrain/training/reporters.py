@@ -21,6 +21,12 @@ class Reporter(Protocol):
     def replay(self, records: list[Any]) -> None:
         """Take what a checkpoint kept; called on rank 0 only, after a resume and before the first ``log``."""
 
+    def resumed(self, evaluations: list[dict[str, float]]) -> None:
+        """Take the evaluations that a checkpoint has, oldest first, each with its ``step``; called on every rank.
+
+        The last of them may not have been heard of: whoever was told of it has died, or this run has, before that.
+        """
+
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """Take the validation metrics of a step; called on every rank."""
 
@@ -42,6 +48,9 @@ class PrintReporter:
 
     def replay(self, records: list[Any]) -> None:
         """Do nothing: nothing is ever pending."""
+
+    def resumed(self, evaluations: list[dict[str, float]]) -> None:
+        """Do nothing: the progress lines had them."""
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """Do nothing: the progress line has the metrics."""

@@ -11,7 +11,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from raytrain.config.cli import OneLineParser, read_config
 from raytrain.data.corpus import Corpus
 from raytrain.storage import open_storage
 from raytrain.storage.check import check_writable
+from raytrain.storage.lease import driving, find_free
 from raytrain.training.checks import check_samples
 from raytrain.training.loop import train
 from raytrain.training.reporters import PrintReporter
@@ -63,6 +64,11 @@ def main() -> None:
     check_writable(storage)
     with torchrun_world() as world:
         check_samples(config, corpus, world.size)
-        outcome = train(config, corpus, world, storage, PrintReporter(config))
+        with ExitStack() as stack:
+            if world.rank == 0:  # which alone writes
+                what = f"--storage {arguments.storage}: the run"
+                lease = stack.enter_context(driving(storage, find_free(storage, what), what))
+                storage = lease.fence.guard(storage)
+            outcome = train(config, corpus, world, storage, PrintReporter(config))
         if world.rank == 0:
             print(json.dumps(asdict(outcome)))

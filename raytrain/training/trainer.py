@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -36,6 +36,8 @@ from raytrain.runs import checkpoint as checkpoints
 from raytrain.training.divergence import SkippedSteps
 from raytrain.training.loss import BoundTotals, loss
 from raytrain.training.multiplier import Multiplier
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,6 +317,14 @@ class Trainer:
             for tensor in group.values():
                 dist.broadcast(tensor, 0)
         return self.first(step)
+
+    def share_values(self, values: T) -> T:
+        """Return rank 0's plain values on all ranks."""
+        if self.world.size == 1:
+            return values
+        shared = [values]
+        dist.broadcast_object_list(shared, 0, device=self.world.device)
+        return shared[0]
 
     def first(self, number: int) -> int:
         """Return rank 0's number on all ranks."""

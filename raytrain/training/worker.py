@@ -35,6 +35,7 @@ from raytrain.runs.records import CHECKPOINTS, OUTCOME, UNSENT, read_outcome
 from raytrain.runs.trained_model import from_checkpoint
 from raytrain.storage import open_storage
 from raytrain.storage.base import retry_storage
+from raytrain.storage.lease import Fence, LeaseLostError
 from raytrain.tracking.client import TRACKING_ERRORS, connect, explain, patience
 from raytrain.tracking.metric_writer import MetricWriter
 from raytrain.tracking.runs import Run
@@ -81,6 +82,10 @@ class Job:
     """Draws of z for the likelihood estimate at each evaluation; 0 leaves it out."""
     baseline: float | None = None
     """Bits per byte of the n-gram that early stopping compares with; ``None`` for a run that is no trial."""
+    fence: dict[str, Any] | None = None
+    """Address of the fence that every write is held against; ``None`` where nobody else writes there."""
+    reported: int = 0
+    """Step of the last evaluation that the driver has recorded; later ones of the newest checkpoint are sent again."""
     progress: str | None = None
     """Key of Ray's key-value store for the latest metrics, which the launching process prints."""
 
@@ -134,6 +139,8 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
     torch.set_num_threads(max(1, int(job.cpus)))
     config = from_dict(job.config)
     storage = open_storage(job.storage)
+    if job.fence is not None:
+        storage = Fence.at(job.fence).guard(storage)
     report = RayReporter(job, config, rank=world.rank, node=node, send=send)
     encoder = None
     if config.encoder_from is not None:
@@ -147,6 +154,9 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
         outcome = {"early_stopped": str(error)}  # from the same metrics on every worker
         if isinstance(error, DivergedError):
             outcome["last_good"] = error.last_good
+    except LeaseLostError:
+        report.close(None)
+        raise
     except PERMANENT_ERRORS as error:
         if world.size > 1:
             raise  # the other workers may be waiting for this one
@@ -199,6 +209,7 @@ class RayReporter:
         self.baseline = job.baseline
         self.annealing_end = annealing_end(config.objective, config.steps)
         self.progress = job.progress
+        self.reported = job.reported
         self.writer: MetricWriter | None = None
         self.system: SystemMetrics | None = None
         self.system_writer: MetricWriter | None = None
@@ -222,6 +233,12 @@ class RayReporter:
                 run.set_tags(host_tags())
         except TRACKING_ERRORS as error:
             _log.warning("the host of run %s is not recorded: %s", run.run_id, explain(error))
+
+    def resumed(self, evaluations: list[dict[str, float]]) -> None:
+        for evaluation in evaluations:
+            if evaluation["step"] > self.reported:
+                metrics = {name: value for name, value in evaluation.items() if name != "step"}
+                self.evaluated(int(evaluation["step"]), metrics)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         assert self.writer is not None  # the loop logs on rank 0 only

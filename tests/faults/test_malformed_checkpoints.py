@@ -80,7 +80,13 @@ def checkpointed(corpus: Corpus, folder: Path, change: Callable[[dict[str, Any],
     config = tiny_config("byte_lstm", steps=2)
     trainer = Trainer(config, corpus, World())
     tensors = trainer.tensors()
-    state: dict[str, Any] = {"best_step": 1, "best": {"bound": 9.0}, "pending": [], "corpus": corpus.digest}
+    state: dict[str, Any] = {
+        "best_step": 1,
+        "best": {"bound": 9.0},
+        "evaluations": [{"step": 1, "bound": 9.0}],
+        "pending": [],
+    }
+    state["corpus"] = corpus.digest
     change(state, tensors)
     with CheckpointWriter(open_storage(folder / "runs")) as writer:
         writer.save(Snapshot(1, tensors, state, to_dict(config)), score=9.0)
@@ -94,6 +100,7 @@ def checkpointed(corpus: Corpus, folder: Path, change: Callable[[dict[str, Any],
         (lambda state, tensors: state.pop("corpus"), "of a run with another model or another corpus"),
         (lambda state, tensors: state.pop("best_step"), "best_step is None: must be int"),
         (lambda state, tensors: state.update(best={"bound": "low"}), "best.bound is 'low': must be a number"),
+        (lambda state, tensors: state.update(evaluations=[1]), "evaluations is 1: must be an object"),
         (lambda state, tensors: state.update(pending={}), "pending is {}: must be a list"),
         (lambda state, tensors: tensors["optimizer"].popitem(), "optimizer.safetensors differ in"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 
 from raytrain.metrics import SearchObjective
+from raytrain.runs import checkpoint
 from raytrain.runs.trials import Trial, TrialStore, rank
+from raytrain.storage.lease import take
 from raytrain.storage.local import FolderStorage
 from tests.support.ray_instance import assert_nothing_left
 
@@ -85,6 +88,54 @@ def test_killed_at_the_worst_moments(ray_cpu: str, undisturbed: Path, tmp_path: 
     assert_nothing_left(ray_cpu)
 
 
+def test_killed_when_it_is_told_of_a_trials_last_evaluation(ray_cpu: str, undisturbed: Path, tmp_path: Path) -> None:
+    """The checkpoint of that step is in the storage, and neither the record nor MLflow knows of it."""
+    command = (*ARGUMENTS, "--num-samples", "2", "--max-concurrent", "1")
+    moment = "raytrain.search.recorder:TrialRecorder.on_trial_result:8"
+    end(begin(ray_cpu, tmp_path, "tests.support.killed", moment, *command), tmp_path, -signal.SIGKILL)
+    assert [trial.step for trial in trials(tmp_path)] == [70]
+    end(begin(ray_cpu, tmp_path, "raytrain.tune", "--resume", "s"), tmp_path, 0)
+    mine, theirs = trials(tmp_path), trials(undisturbed)[:2]
+    assert [trial.status for trial in mine] == ["finished"] * 2
+    assert [(trial.step, trial.best, trial.history) for trial in mine] == [
+        (trial.step, trial.best, trial.history) for trial in theirs
+    ]
+    stored = [
+        checkpoint.best(FolderStorage(tmp_path / f"runs/s/trials/{trial.identity}/checkpoints")) for trial in mine
+    ]
+    assert [found and found.score for found in stored] == [trial.best["bound"] for trial in mine]
+    client, _ = mlflow(tmp_path)
+    (version,) = client.search_model_versions()
+    won = rank(mine, SearchObjective())[0].best
+    assert json.loads(version.tags["raytrain.metrics"]) == won
+    assert float(version.tags["raytrain.value"]) == won["bits_per_byte"]
+
+
+def test_a_driver_that_was_followed_by_another_ends_and_changes_nothing_more(
+    ray_cpu: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    """As one that was cut off from its storage for so long that another host has resumed the search."""
+    first = begin(ray_cpu, tmp_path, "raytrain.tune", *ARGUMENTS)
+    wait_for_trials(tmp_path, first)
+    location = FolderStorage(tmp_path / "runs" / "s")
+    second = take(location, 1, "s")
+    time.sleep(1)  # for a write that was under way
+    before = {key: location.read(key) for key in location.list() if not key.endswith("00000002.json")}
+    end(first, tmp_path, 2)
+    assert {key: location.read(key) for key in before} == before
+    assert set(location.list()) - before.keys() == {"leases/00000002.json"}
+    output = (tmp_path / "output.txt").read_text()
+    assert f"error: {location.uri()} was taken over by user" in output
+    assert "resume with" not in output
+    client, experiment = mlflow(tmp_path)
+    assert {run.info.status for run in client.search_runs([experiment])} == {"RUNNING"}
+    end(begin(ray_cpu, tmp_path, "raytrain.tune", "--resume", "s"), tmp_path, 2)
+    second.release()
+    end(begin(ray_cpu, tmp_path, "raytrain.tune", "--resume", "s"), tmp_path, 0)
+    assert_the_same(tmp_path, undisturbed)
+    assert_nothing_left(ray_cpu)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(5))
 def test_killed_twice_at_any_moment(ray_cpu: str, undisturbed: Path, tmp_path: Path, seed: int) -> None:
@@ -115,10 +166,11 @@ def assert_the_same(home: Path, other: Path) -> None:
     mine, theirs = trials(home), trials(other)
     assert [trial.number for trial in mine] == list(range(8))
     assert [trial.status for trial in mine] == ["finished"] * 8
-    assert {trial.identity: trial.best for trial in mine} == {trial.identity: trial.best for trial in theirs}
-    assert rank(mine, SearchObjective())[0].identity == rank(theirs, SearchObjective())[0].identity
+    assert [(trial.best, trial.history) for trial in mine] == [(trial.best, trial.history) for trial in theirs]
+    assert rank(mine, SearchObjective())[0].number == rank(theirs, SearchObjective())[0].number
+    assert not {trial.identity for trial in mine} & {trial.identity for trial in theirs}
     found, expected = histories(home), histories(other)
-    assert found.keys() == expected.keys() == {trial.identity for trial in mine}
+    assert found.keys() == expected.keys() == {str(trial.number) for trial in mine}
     assert found == expected
     assert models(home) == models(other) == (1, 1)
 
@@ -136,13 +188,11 @@ def histories(home: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
     histories = {}
     for run in runs:
         names = [name for name in run.data.metrics if not name.startswith("system/") and "per_second" not in name]
-        histories[run.data.tags["raytrain.identity"]] = {
+        histories[run.data.tags["raytrain.trial"]] = {
             name: sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, name))
             for name in names
         }
-        assert [step for step, _ in histories[run.data.tags["raytrain.identity"]]["valid/bound"]] == [
-            *range(10, 81, 10)
-        ]
+        assert [step for step, _ in histories[run.data.tags["raytrain.trial"]]["valid/bound"]] == [*range(10, 81, 10)]
     return histories
 
 

@@ -223,11 +223,21 @@ def test_a_poor_search_has_a_report_too(
     assert ("No trial has been evaluated." in paths[-1].read_text()) == (len(trials) != 1)
 
 
-def test_the_newest_search_of_a_name_is_drawn(experiment: Experiment) -> None:
-    for identity in ("a", "b"):
-        last = experiment.open_run(identity, "same", parameters={}, tags={"kind": "search"})
+def test_the_newest_search_of_a_name_is_drawn_and_others_are_named(
+    experiment: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, last = (
+        experiment.open_run(identity, "same", parameters={}, tags={"kind": "search", "location": f"/{identity}/same"})
+        for identity in ("a", "b")
+    )
     experiment.open_run("c", "same", parameters={}, tags={"kind": "trial"})
     assert find_search(experiment.uri, "raytrain", "same").run == last
+    assert capsys.readouterr().out == (
+        "note: 2 searches are called same: this is the newest, in /b/same; name an earlier one by its run id: "
+        f"{first.run_id} in /a/same\n"
+    )
+    assert find_search(experiment.uri, "raytrain", first.run_id).run == first
+    assert capsys.readouterr().out == ""
 
 
 def test_children_come_with_all_that_is_known_of_them(experiment: Experiment) -> None:
@@ -349,6 +359,8 @@ class Reporting:
         return []
 
     def replay(self, records: list[Any]) -> None: ...
+
+    def resumed(self, evaluations: list[dict[str, float]]) -> None: ...
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None: ...
 

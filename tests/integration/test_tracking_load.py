@@ -68,6 +68,9 @@ class WriterReport:
         self.pending = writer.pending
         self.replay = writer.replay
 
+    def resumed(self, evaluations: list[dict[str, float]]) -> None:
+        """Nobody has missed any."""
+
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """Nobody stops this run."""
 

@@ -70,6 +70,9 @@ class Logged:
     def replay(self, records: list[Any]) -> None:
         self.writer.replay(records)
 
+    def resumed(self, evaluations: list[dict[str, float]]) -> None:
+        """Nobody has missed any."""
+
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         self.trial.step = step
         self.trial.history.append({"step": step, METRIC: metrics[METRIC], "kl": metrics["kl"]})
@@ -84,11 +87,13 @@ def fill(uri: str, corpus: Corpus, folder: Path) -> Search:
     """A search as the command leaves it, but for Ray: real trials, trained one after the other in this process."""
     base = override(tiny_config("hybrid", steps=STEPS, log_every=3, evaluate_every=3), {"objective.end": 0.3})
     plan = Plan(
+        identity="0" * 16,
         space=read_space("hybrid", SPACE), bases={"hybrid": base}, budget=None, algorithm="tpe", corpus=corpus.digest,
         num_samples=NUM_TRIALS, seed=base.seed, workers={}, experiment="raytrain", corpus_path=str(corpus.path),
     )  # fmt: skip
     workspace = Workspace(open_storage(folder / "runs"), corpus, uri)
-    search = admit(NAME, plan, workspace, Cluster(({"CPU": 2.0},)), SearchOptions(), "tests")
+    search = admit(NAME, plan, workspace, Cluster(({"CPU": 2.0},)), SearchOptions(), "tests", 0)
+    assert search is not None
     records = TrialStore(search.location)
     searcher = OptunaSearcher(search, records, [], Halving(base.steps, search.plan.search_objective))
     started = time.monotonic()
@@ -96,6 +101,7 @@ def fill(uri: str, corpus: Corpus, folder: Path) -> Search:
         work(search, searcher, number)
     records.close()
     finish(search, searcher.trials, time.monotonic() - started)
+    search.lease.release()
     write_search_report(search.parent, folder / "report")
     return search
 

@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,6 +28,7 @@ from raytrain.runs.trials import TrialStore
 from raytrain.search.algorithms import add_to_study, make_study
 from raytrain.search.plan import read_plan
 from raytrain.search.space import check_space, load_space
+from raytrain.storage import lease as lease_module
 from raytrain.storage import open_storage
 from raytrain.tracking import __main__ as tracking_command
 from tests.faults.malformed.mutate import damaged, restructured, written
@@ -138,6 +140,19 @@ def trial(stock: Stock, given: Path, random: Random) -> Act:
             add_to_study(study, item, known.search_objective)
         assert all(math.isfinite(item.number) and to_dict(item.config) for item in read)
         assert all(item.from_json(item.to_json()).to_json() == item.to_json() for item in read)
+
+    return act
+
+
+def lease(stock: Stock, given: Path, random: Random) -> Act:
+    """The lease of the driver of a search or run: this process, until it is altered."""
+    path = given / lease_module.LEASES / "00000001.json"
+    path.parent.mkdir()
+    path.write_bytes(written(restructured(asdict(lease_module.Holder.here()), random), random))
+
+    def act() -> None:
+        lease_module.TAKEOVER_S = 0.01
+        assert lease_module.find_free(open_storage(given), "it") == 1
 
     return act
 

@@ -43,6 +43,7 @@ KINDS: dict[str, tuple[int, Maker]] = {
     "search.json": (250, record_kinds.plan),
     "trial.json": (250, record_kinds.trial),
     "run.json": (150, record_kinds.claim),
+    "lease": (150, record_kinds.lease),
     "outcome.json": (150, record_kinds.outcome),
     "unsent metrics": (150, record_kinds.unsent),
     "trials.parquet": (150, record_kinds.trials_table),

@@ -96,6 +96,7 @@ def make_stock(folder: Path) -> Stock:
     parent = experiment.open_run("search-search", "search", parameters={}, tags={"kind": "search"})
     location = storage.child("search")
     plan = Plan(
+        identity="0" * 16,
         space=read_space("mine", SPACE), bases={"hybrid": given}, budget=None, algorithm="tpe", corpus=corpus.digest,
         num_samples=2, seed=0, workers={"workers_per_trial": 1}, experiment="raytrain", corpus_path=str(corpus.path),
         warm_starts=(WarmStart(reference="given.json", config=given),),
@@ -127,4 +128,5 @@ def _train(stock: Stock, given: RunConfig[Any], corpus: Corpus, name: str) -> No
         for step in (10, 20):
             best = {"bound": 30.0 - step, "bits_per_byte": 3.0, "kl": 1.0}
             state = {"best_step": step, "best": best, "pending": [[step, 1, {"a": 1.0}]], "corpus": corpus.digest}
+            state["evaluations"] = [{"step": step, **best}]
             writer.save(Snapshot(step, tensors, state, to_dict(given)), score=30.0 - step)

@@ -8,7 +8,7 @@ import pytest
 
 from raytrain.config.models import MODELS, ModelSpec
 from raytrain.config.presets import PRESET_NAMES, for_source, preset
-from raytrain.config.schema import ObjectiveConfig, RunConfig, flatten, from_dict, identity, override, to_dict
+from raytrain.config.schema import ObjectiveConfig, RunConfig, fingerprint, flatten, from_dict, override, to_dict
 from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
 
@@ -137,14 +137,13 @@ def test_flat_names_are_those_that_override_takes() -> None:
             override(config, {name: 1})
 
 
-def test_identity_follows_what_decides_the_result() -> None:
+def test_the_fingerprint_follows_what_decides_the_result() -> None:
     config = tiny_config("hybrid")
     same = override(config, {"data_path": "/elsewhere"})
-    assert identity(config, "digest") == identity(same, "digest")
+    assert fingerprint(config, "digest") == fingerprint(same, "digest")
     others = [
-        identity(override(config, {"seed": 1}), "digest"),
-        identity(override(config, {"objective.alpha": 0.3}), "digest"),
-        identity(config, "another digest"),
-        identity(config, "digest", repeat=1),
+        fingerprint(override(config, {"seed": 1}), "digest"),
+        fingerprint(override(config, {"objective.alpha": 0.3}), "digest"),
+        fingerprint(config, "another digest"),
     ]
-    assert len({identity(config, "digest"), *others}) == 5
+    assert len({fingerprint(config, "digest"), *others}) == 4

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from raytrain.config.models import HybridConfig
-from raytrain.config.schema import RunConfig, identity
+from raytrain.config.schema import RunConfig, fingerprint
 from raytrain.data.corpus import Corpus
 from raytrain.models import build
 from raytrain.runs.encoders import ENCODERS, Encoder, find_encoder, read_encoder
@@ -70,7 +70,7 @@ def test_a_run_is_the_same_from_wherever_its_encoder_was_read(trained: Path, sto
         assert found(reference, storage).start(starting(reference), storage) == config
     assert storage.list() == [f"{ENCODERS}/{first.digest}.safetensors"]
     other = Encoder("x", {name: tensor + 1 for name, tensor in first.tensors.items()}).start(starting("x"), storage)
-    names = {identity(each, "corpus") for each in (tiny_config("hybrid"), config, other)}
+    names = {fingerprint(each, "corpus") for each in (tiny_config("hybrid"), config, other)}
     assert len(names) == 3
 
 

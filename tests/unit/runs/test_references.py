@@ -79,6 +79,7 @@ def search_at(location: Storage, experiment: Experiment) -> list[Trial]:
     """A search of three trials, the second the best of those that left a checkpoint."""
     config = tiny_config("hybrid")
     plan = Plan(
+        identity="0" * 16,
         space=read_space("mine", "def space(trial):\n    return {}\n"), bases={"hybrid": config}, budget=None,
         algorithm="tpe", corpus="d", num_samples=3, seed=0, workers={}, experiment="search", corpus_path="/nowhere",
     )  # fmt: skip

@@ -29,6 +29,7 @@ from raytrain.config.workers import WorkerSpec
 from raytrain.data.corpus import Corpus
 from raytrain.runs.records import PLAN
 from raytrain.runs.trials import Trial, TrialStore
+from raytrain.search import setup
 from raytrain.search.estimate import Estimate, bench_command, read_benchmark, trial_seconds
 from raytrain.search.plan import Plan
 from raytrain.search.space import read_space
@@ -254,6 +255,15 @@ def test_a_dry_run_of_a_search_that_is_known_counts_what_is_left(
     assert location.list() == before
 
 
+def test_two_searches_that_begin_within_a_second_have_two_names(
+    dry_run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup.time, "strftime", lambda form: "20260101-000000")
+    monkeypatch.setattr(setup, "new_identity", iter(["0123456789abcdef", "f" * 16]).__next__)
+    for digits in ("0123", "ffff"):
+        assert f"\nsearch hybrid-20260101-000000-{digits}: 8 trials" in dry_run(8)[1]
+
+
 def test_computing_on_the_cpu_takes_the_gpus_and_the_small_preset(dry_run: Callable[..., tuple[int, str]]) -> None:
     status, output = dry_run(8, "--device", "cpu", "--num-samples", "8")
     assert status == 0, output
@@ -271,6 +281,7 @@ GPU = WorkerSpec(1, 1.0, 1.0)
 def make_plan(corpus: Corpus, config: RunConfig[Any]) -> Plan:
     space = read_space("mine", "def space(trial):\n    return {}")
     return Plan(
+        identity="0" * 16,
         space=space, bases={config.model_name: config}, budget=None, algorithm="tpe", corpus=corpus.digest,
         num_samples=8, seed=0, workers={}, experiment="raytrain", corpus_path=str(corpus.path),
     )  # fmt: skip

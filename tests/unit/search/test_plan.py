@@ -11,17 +11,20 @@ from typing import Any
 import pytest
 
 from raytrain.config.schema import override
+from raytrain.config.workers import WorkerSpec
 from raytrain.data.corpus import Corpus
 from raytrain.runs.records import PLAN, read_values
 from raytrain.runs.workspace import Workspace
 from raytrain.search.algorithms import resolve_scheduler
 from raytrain.search.plan import Plan, read_plan
-from raytrain.search.setup import check_known, stored_plan
+from raytrain.search.setup import known_or_new, open_tracking, stored_plan
 from raytrain.search.space import read_space
 from raytrain.storage.base import Storage, StorageError
 from raytrain.storage.local import FolderStorage
+from raytrain.tracking.client import connect
 from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
+from tests.support.mlflow_server import new_store
 
 SOURCE = """
 MODELS = ["hybrid", "lstm_vae"]
@@ -35,6 +38,7 @@ def space(trial, budget):
 @pytest.fixture
 def plan() -> Plan:
     return Plan(
+        identity="0123456789abcdef",
         space=read_space("mine", SOURCE),
         bases={model: tiny_config(model) for model in ("hybrid", "lstm_vae")},
         budget="small",
@@ -106,6 +110,32 @@ def test_what_does_not_make_it_another(plan: Plan) -> None:
     assert same.differences(plan) == []
 
 
+def test_a_search_keeps_its_identity_and_another_of_its_name_has_another(
+    plan: Plan, corpus: Corpus, tmp_path: Path
+) -> None:
+    alice, bob = (Workspace(FolderStorage(tmp_path / name), corpus, "") for name in ("alice", "bob"))
+    again, other = replace(plan, identity="a" * 16), replace(plan, identity="b" * 16)
+    assert known_or_new("baseline", plan, alice) is plan
+    alice.storage.write(f"baseline/{PLAN}", plan.to_json())
+    assert known_or_new("baseline", again, alice).identity == plan.identity
+    assert known_or_new("baseline", other, bob).identity == other.identity
+
+
+def test_two_searches_of_one_name_in_one_mlflow_store_are_two_runs(plan: Plan, corpus: Corpus, tmp_path: Path) -> None:
+    uri = new_store(tmp_path)
+    plans = [replace(plan, identity=digit * 16, seed=seed) for digit, seed in (("a", 1), ("b", 2), ("a", 1))]
+    places = [Workspace(FolderStorage(tmp_path / name), corpus, uri) for name in ("alice", "bob", "alice")]
+    found = [
+        open_tracking("baseline", each, place, WorkerSpec(1, 1, 0))[1].run_id
+        for each, place in zip(plans, places, strict=True)
+    ]
+    assert found[2] == found[0] != found[1]
+    for run_id, place in zip(found, places, strict=True):
+        state = connect(uri).get_run(run_id)
+        assert state.info.run_name == "baseline"
+        assert state.data.tags["raytrain.location"] == place.storage.uri("baseline")
+
+
 def test_only_a_grid_is_run_in_full() -> None:
     found = [resolve_scheduler(None, name, "bound") for name in ("tpe", "random", "grid")]
     assert found == ["asha", "asha", "none"]
@@ -122,6 +152,8 @@ def damaged(plan: Plan, **changes: Any) -> bytes:
         ({"format": 2}, "is of another version of raytrain"),
         ({"format": "gone"}, "is of another version of raytrain"),
         ({"seed": "gone"}, "is not a search's plan"),
+        ({"identity": "gone"}, "is not a search's plan: identity is None: must be str"),
+        ({"identity": "mine"}, "is not a search's plan: it has no identity"),
         ({"unheard": 1}, "is not a search's plan"),
         ({"space": {"name": "mine"}}, "is not a search's plan"),
         ({"space": []}, "is not a search's plan"),
@@ -200,14 +232,14 @@ def test_only_a_resumption_runs_a_file_of_the_storage_and_says_so(
     with pytest.raises(
         UserError, match=r"--name mine belongs to a search with other settings .the search space is anoth"
     ):
-        check_known("mine", plan, workspace)
+        known_or_new("mine", plan, workspace)
     assert not Path("run").exists()
     assert capsys.readouterr().out == ""
 
     own = replace(plan, space=read_space("mine", EVIL), budget=None)
     Path("run").unlink()
     storage.write(f"same/{PLAN}", own.to_json())
-    check_known("same", own, workspace)
+    known_or_new("same", own, workspace)
     assert not Path("run").exists()
 
     stored_plan("same", str(tmp_path / "runs"))

@@ -43,6 +43,7 @@ from raytrain.search.space import grid, load_space, read_space
 from raytrain.search.warm_start import point_of, read_warm_starts
 from raytrain.storage import open_storage
 from raytrain.storage.base import Storage
+from raytrain.storage.lease import Holder, Lease
 from raytrain.storage.local import FolderStorage
 from raytrain.tracking.runs import Run
 from raytrain.training import trainer as loop_module
@@ -342,6 +343,7 @@ def space(trial):
 
 def a_plan(**changes: Any) -> Plan:
     settings: dict[str, Any] = {
+        "identity": "0" * 16,
         "space": read_space("mine", SOURCE), "bases": {"hybrid": tiny_config("hybrid")}, "budget": None,
         "algorithm": "tpe", "corpus": "0123456789abcdef", "num_samples": 8, "seed": 3, "workers": {},
         "experiment": "raytrain", "corpus_path": "/somewhere/corpus",
@@ -661,7 +663,8 @@ def searcher(plan: Plan, corpus: Corpus, folder: Path) -> OptunaSearcher:
     """The proposals of a search as they are when it is begun or resumed."""
     workspace = Workspace(open_storage(folder), corpus, "sqlite:///nowhere")
     fake: Any = FakeExperiment()
-    search = Search("s", plan, workspace, fake, FakeRun("", "0", "parent", 0), WorkerSpec(1, 1, 0), 1, None)
+    lease = Lease(workspace.storage.child("s"), 1, Holder.here())
+    search = Search("s", plan, workspace, lease, fake, FakeRun("", "0", "parent", 0), WorkerSpec(1, 1, 0), 1, None)
     records = TrialStore(search.location)
     return OptunaSearcher(search, records, records.read(), Halving(20, plan.search_objective))
 

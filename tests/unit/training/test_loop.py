@@ -62,6 +62,8 @@ class Recorder:
     def __init__(self, stop_at: int | None = None) -> None:
         self.stop_at = stop_at
         self.records: dict[int, dict[str, float]] = {}
+        self.heard: list[dict[str, float]] = []
+        """The evaluations that the newest checkpoint had after a resume."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self.records[step] = metrics
@@ -71,6 +73,9 @@ class Recorder:
 
     def replay(self, records: list[Any]) -> None:
         self.records = dict(records)
+
+    def resumed(self, evaluations: list[dict[str, float]]) -> None:
+        self.heard = list(evaluations)
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         if step == self.stop_at:
@@ -126,7 +131,8 @@ def _undisturbed_and_resumed(world: World, corpus_path: str, out: str, models: S
         config = RESUMED[model]
         run(config, corpus, world, Path(out, model, "whole"))
         run(config, corpus, world, Path(out, model, "parts"), stop_at=20)
-        run(config, corpus, world, Path(out, model, "parts"))
+        resumed = run(config, corpus, world, Path(out, model, "parts"))
+        assert [evaluation["step"] for evaluation in resumed.heard] == [20]  # on every rank
 
 
 def assert_same_run(folder: Path, models: Sequence[str] = tuple(RESUMED)) -> None:
@@ -229,6 +235,25 @@ def test_a_checkpoint_keeps_what_was_logged_and_has_not_arrived(corpus: Corpus, 
     run(config, corpus, World(), tmp_path, stop_at=10)
     assert [record[0] for record in final(tmp_path).state["pending"]] == [2, 4, 6, 8, 10]
     assert sorted(run(config, corpus, World(), tmp_path).records) == list(range(2, 21, 2))
+
+
+def test_a_resumed_run_tells_of_every_evaluation_that_its_checkpoint_has(corpus: Corpus, tmp_path: Path) -> None:
+    """Whoever is told of one may die before it is written down, also of the last."""
+    config = tiny_config("hybrid", steps=30)
+    run(config, corpus, World(), tmp_path / "whole")
+    run(config, corpus, World(), tmp_path / "parts", stop_at=20)
+    run(config, corpus, World(), tmp_path / "parts", stop_at=30)
+    ended = run(config, corpus, World(), tmp_path / "parts")
+    assert ended.heard == final(tmp_path / "whole").state["evaluations"]
+    assert [evaluation["step"] for evaluation in ended.heard] == [10, 20, 30]
+    assert final(tmp_path / "parts").evaluation == {
+        name: value for name, value in ended.heard[-1].items() if name != "step"
+    }
+    for step in checkpoint.steps_in(open_storage(tmp_path / "parts")):
+        stored = checkpoint.load(tmp_path / "parts" / checkpoint.folder_of(step))
+        assert stored.evaluation["bound"] == stored.score
+    folder = checkpoint.export(stored, tmp_path / "exported")
+    assert checkpoint.load(folder).evaluation == stored.evaluation
 
 
 def test_a_damaged_checkpoint_costs_one_interval_only(corpus: Corpus, tmp_path: Path) -> None:

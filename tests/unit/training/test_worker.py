@@ -14,11 +14,13 @@ from raytrain.metrics import RUNG, SearchObjective
 from raytrain.runs.records import OUTCOME
 from raytrain.search.algorithms import Halving
 from raytrain.storage import base
-from raytrain.storage.base import StorageError
+from raytrain.storage.base import Storage, StorageError
+from raytrain.storage.lease import Holder, Lease, LeaseLostError, take
 from raytrain.storage.local import FolderStorage
 from raytrain.tracking.metric_writer import MetricWriter
 from raytrain.training import supervisor, worker
 from raytrain.training.divergence import DivergedError
+from raytrain.training.early_stopping import EarlyStoppedError
 from raytrain.training.preemption import PreemptedError
 from raytrain.training.supervisor import WorkerGroupLostError, run_with_retries
 from raytrain.training.trainer import World
@@ -29,8 +31,8 @@ from tests.conftest import tiny_config
 from tests.unit.storage.test_storage import Away
 
 
-def a_job(config: RunConfig[Any], location: Path | str = "") -> Job:
-    return Job(config=to_dict(config), corpus={}, storage=str(location), tracking={}, cpus=1.0)
+def a_job(config: RunConfig[Any], location: Path | str = "", **changes: Any) -> Job:
+    return Job(config=to_dict(config), corpus={}, storage=str(location), tracking={}, cpus=1.0, **changes)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,18 @@ def test_a_trial_can_be_stopped_only_between_its_annealing_and_its_last_step(
     assert [result["step"] for result in reported if RUNG in result] == comparable
     # the scheduler looks at nothing else
     assert Halving(config.steps, SearchObjective())._time_attr == RUNG
+
+
+def test_evaluations_that_the_driver_has_not_recorded_are_sent_again_and_judged_as_before() -> None:
+    config = tiny_config("hybrid", steps=400, objective=ObjectiveConfig(annealing="constant"))
+    sent: list[dict[str, Any]] = []
+    job = a_job(config, reported=100, baseline=1.0)
+    report = RayReporter(job, config, rank=1, node=None, send=sent.append)
+    metrics = {"bound": 40.0, "bits_per_byte": 1.0, "reconstruction": 40.0}
+    report.resumed([{"step": step, **metrics} for step in (100, 150, 200)])
+    assert sent == [{"step": 150, **metrics, RUNG: 150}, {"step": 200, **metrics, RUNG: 200}]
+    with pytest.raises(EarlyStoppedError):
+        report.resumed([{"step": 300, **metrics, "bits_per_byte": 2.0}])
 
 
 def test_a_resumed_search_stops_what_earlier_trials_have_beaten() -> None:
@@ -118,6 +132,27 @@ def test_an_error_that_may_not_come_back_is_left_to_those_who_start_the_run_agai
     with pytest.raises(ValueError, match="only here"):
         failing(ValueError("only here"), World(rank=1, size=2))
     assert not (tmp_path / OUTCOME).exists()
+
+
+def test_a_worker_whose_driver_was_followed_by_another_records_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(worker, "RayReporter", Silent)
+    monkeypatch.setattr("raytrain.training.worker.open_anywhere", lambda address: None)
+    monkeypatch.setattr(Silent, "closed", 0)
+    held = Lease(FolderStorage(tmp_path), 1, Holder.here())
+    job = a_job(tiny_config("hybrid"), tmp_path / "trials" / "a", fence=held.fence.address())
+
+    def train(config: Any, corpus: Any, world: Any, storage: Storage, *_: Any) -> None:
+        storage.write("step-1/model", b"before")
+        take(FolderStorage(tmp_path), 1, "s").release()
+        storage.write("step-2/model", b"after")
+
+    monkeypatch.setattr("raytrain.training.worker.train", train)
+    with pytest.raises(LeaseLostError, match="was taken over by user"):
+        run_in_process(job, WorkerSpec(1, 1.0, 0.0), print)
+    assert FolderStorage(tmp_path / "trials").list() == ["a/checkpoints/step-1/model"]
+    assert Silent.closed == 1
 
 
 def test_a_stopped_trial_leaves_no_thread_to_the_next_one_in_its_process(failing: Any) -> None:

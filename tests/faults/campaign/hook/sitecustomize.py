@@ -45,9 +45,9 @@ def watch(trainer_class):
         time.sleep(max(0.0, pace - (time.monotonic() - began)))
         if self.world.rank == 0:
             if not hasattr(self, "steps_file"):
-                from raytrain.config.schema import identity
+                from raytrain.config.schema import fingerprint
 
-                name = f"{identity(self.config, '')[:16]}-{os.uname().nodename}-{os.getpid()}-{time.time_ns()}.steps"
+                name = f"{fingerprint(self.config, '')[:16]}-{os.uname().nodename}-{os.getpid()}-{time.time_ns()}.steps"
                 self.steps_file = (folder / name).open("ab", buffering=0)
             self.steps_file.write(struct.pack("<dq", time.time(), step + 1))
         return result
