@@ -24,6 +24,7 @@ from raytrain.search.plan import Plan
 from raytrain.search.space import GRID, check_choices, grid
 from raytrain.search.warm_start import point_of
 from raytrain.storage import open_storage_root
+from raytrain.storage.lease import LeaseLostError
 from raytrain.tracking.client import LOG, TRACKING_ERRORS, explain, is_gone, is_transient, patience
 from raytrain.training.worker import Job
 from raytrain.utils.errors import UserError
@@ -115,10 +116,8 @@ class OptunaSearcher(Searcher):
         """
         if time.monotonic() < self._ask_again:
             return None
-        try:
-            trial = self._next = self._next or self._drawn_trial()
-        except Exception as error:  # whatever the sampler of a plugin raises
-            self.failure = self.failure or error
+        trial = self._next = self._next or self._drawn_trial()
+        if trial is None:
             return self.FINISHED
         try:
             with patience(0):
@@ -153,9 +152,15 @@ class OptunaSearcher(Searcher):
             "refused": refused,
         }
 
-    def _drawn_trial(self) -> Trial:
-        """Return the next trial, recorded: a trial that was drawn is never drawn differently."""
-        trial = self._resume(self._again.pop(0)) if self._again else self._draw()
+    def _drawn_trial(self) -> Trial | None:
+        """Return the next trial, recorded: a trial that was drawn is never drawn differently. None if drawing fails."""
+        try:
+            trial = self._resume(self._again.pop(0)) if self._again else self._draw()
+        except LeaseLostError:
+            raise
+        except Exception as error:  # whatever the sampler of a plugin raises
+            self.failure = self.failure or error
+            return None
         self.records.add(trial)
         return trial
 

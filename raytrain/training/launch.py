@@ -210,7 +210,7 @@ def follow(
     reason = outcome.get("error") or outcome.get("early_stopped")
     outbox.end(run.run_id, "FAILED" if reason else "FINISHED", reason)
     if unsent := outbox.close(ENDED_S):
-        add_unsent(workspace.storage.child(name), unsent)
+        add_unsent(lease.fence.guard(workspace.storage.child(name)), unsent)
     return outcome | {"unsent": outcome.get("unsent", 0) + len(unsent)}
 
 

@@ -14,17 +14,19 @@ from raytrain.search import runner
 from raytrain.search.recorder import SearchStopper, TrialRecorder
 from raytrain.search.searcher import OptunaSearcher
 from raytrain.storage.lease import LeaseLostError, take
-from raytrain.tracking.runs import Run
+from raytrain.tracking.outbox import Outbox
 from tests.unit.search.test_search_objective import a_plan, figures, searcher
 
 
 @pytest.fixture
 def overtaken(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OptunaSearcher:
     """A search with a trial at work that another driver has just taken over, and an MLflow that must not be touched."""
-    monkeypatch.setattr(Run, "finish", lambda *_: pytest.fail("it ends an MLflow run"))
+    monkeypatch.setattr(Outbox, "put", lambda *_: pytest.fail("it tells MLflow of a run"))
     found = searcher(a_plan(), corpus, tmp_path)
     assert isinstance(found.suggest("0"), dict)
-    TrialRecorder(found, lambda trial: None).on_trial_start(0, [], SimpleNamespace(trial_id="0"))
+    TrialRecorder(found, lambda trial: None, Outbox(found.search.parent.uri)).on_trial_start(
+        0, [], SimpleNamespace(trial_id="0")
+    )
     found.records.close()
     take(found.search.workspace.storage.child("s"), found.search.lease.fence.number, "s").release()
     return found
@@ -32,7 +34,7 @@ def overtaken(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_its_trials_are_left_to_the_driver_that_has_them_now(overtaken: OptunaSearcher) -> None:
     overtaken.records = TrialStore(overtaken.search.location)
-    recorder = TrialRecorder(overtaken, lambda trial: None)
+    recorder = TrialRecorder(overtaken, lambda trial: None, Outbox(overtaken.search.parent.uri))
     trial = SimpleNamespace(trial_id="0", error_file=None)
     recorder.on_trial_result(0, [], trial, {"step": 10, **figures(2.0)})
     with pytest.raises(LeaseLostError, match="was taken over by user"):
