@@ -55,6 +55,9 @@ class ByteLstm(nn.Module):
         )
         self.output = SymbolHead(config.hidden) if outputs is None else nn.Linear(config.hidden, outputs)
         initialise_uniform(self)
+        for layer, lstm in enumerate(self._lstms()):
+            if lstm.norm is None:  # else as in the code whose normalisation it is
+                lstm.open_gates(0 if layer == 0 else config.hidden)
 
     @classmethod
     def from_config(cls, config: RunConfig[Any]) -> ByteLstm:

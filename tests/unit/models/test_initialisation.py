@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from raytrain.config.models import MODELS, HybridConfig, LstmVaeConfig
+from raytrain.config.models import MODELS, ByteLstmConfig, HybridConfig, LstmVaeConfig
 from raytrain.config.presets import PRESETS, preset
-from raytrain.config.schema import RunConfig
+from raytrain.config.schema import OptimizerConfig, RunConfig
 from raytrain.data.batches import TrainingBatches
 from raytrain.data.corpus import Corpus
 from raytrain.data.frequencies import symbol_counts, symbol_frequencies
 from raytrain.models import Model, build
+from raytrain.models.byte_lstm import ByteLstm
 from raytrain.models.hybrid import Hybrid
 from raytrain.models.layers import CodeNorm, start_from_frequencies, synchronise_statistics
 from raytrain.models.noise import Noise
@@ -86,6 +87,33 @@ def test_one_step_moves_what_reads_the_features_no_further_than_what_reads_a_byt
     assert (features @ moved[0][:, : features.shape[-1]].T).abs().max() < 10 * rate
     # about the root of 2,048 features, where they summed up to 800 learning rates before
     assert (seen["posterior"] @ moved[1].T).abs().max() < 40 * rate
+
+
+def test_the_top_of_a_deep_stack_follows_the_newest_byte() -> None:
+    """Its share of what varies there between samples is more than half; it was a tenth of it with uniform weights."""
+    torch.manual_seed(0)
+    model = ByteLstm(ByteLstmConfig(layers=4, hidden=256, dropout=0.0), 40).eval()
+    outputs: dict[str, torch.Tensor] = {}
+    model.output.register_forward_pre_hook(lambda module, inputs: outputs.update(top=inputs[0]))
+    tokens = torch.randint(97, 123, (64, 40), generator=torch.Generator().manual_seed(1))
+    other = tokens.clone()
+    other[:, 30] = tokens[:, 30].roll(1)
+    tops = []
+    with torch.no_grad():
+        for symbols in (tokens, other):
+            model.predict(symbols, torch.zeros(64, 0))
+            tops.append(outputs["top"][:, 31])  # which has read the byte at 30
+    assert (tops[0] - tops[1]).abs().mean() > 0.5 * tops[0].std(0).mean()
+
+
+def test_a_deep_stack_leaves_the_entropy_of_single_symbols_at_once(corpus: Corpus) -> None:
+    config = tiny_config("byte_lstm", steps=60, optimizer=OptimizerConfig(learning_rate=4e-3))
+    config = replace(config, model=ByteLstmConfig(layers=4, hidden=64, dropout=0.0))
+    trainer = Trainer(config, corpus, World())
+    for step in range(config.steps):
+        batch, terms, _ = trainer.train_step(step)
+    unigram = unigram_nats(corpus, config.sampling, batch.tokens) / len(batch.tokens)
+    assert trainer.batch_metrics(batch, terms)["bound"] < 0.9 * unigram
 
 
 def test_counts_of_a_split_are_exact_and_stay_so_when_it_is_sampled(
