@@ -15,6 +15,8 @@ import json
 import sys
 
 from raytrain.bench.options import parse_command
+from raytrain.storage import open_file
+from raytrain.storage.base import StorageError
 from raytrain.utils.errors import UserError, run_command
 
 
@@ -29,8 +31,6 @@ def main() -> None:
 
     from raytrain.bench.measure import measure_all
     from raytrain.bench.table import summary
-    from raytrain.storage import open_file
-    from raytrain.storage.base import StorageError
 
     result = measure_all(options, lambda line: print(line, flush=True))
     print(summary(result), end="")
