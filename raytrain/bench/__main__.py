@@ -2,6 +2,7 @@
 
     python -m raytrain.bench hybrid --preset paper-tweets --batch-size 32 128
     python -m raytrain.bench byte_lstm --preset bios --only ceiling step plain --output bench.json
+    python -m raytrain.bench --check    # is a GPU right, and how fast? needs PyTorch, NumPy and safetensors alone
 
 Each round takes everything in turn: matrix products and copies at the machine's best; training steps by batch size
 and compute type, and the plain PyTorch step; an evaluation; the data alone; a checkpoint; sampling; DDP by number of
@@ -14,17 +15,22 @@ import json
 import sys
 
 from raytrain.bench.options import parse_command
+from raytrain.storage import open_file
+from raytrain.storage.base import StorageError
 from raytrain.utils.errors import UserError, run_command
 
 
 def main() -> None:
     """Parse the command line, measure, and report on the terminal, in a file and to MLflow."""
+    if "--check" in sys.argv[1:]:
+        from raytrain.bench import check
+
+        check.main([argument for argument in sys.argv[1:] if argument != "--check"])
+        return
     options = parse_command(sys.argv[1:])
 
     from raytrain.bench.measure import measure_all
     from raytrain.bench.table import summary
-    from raytrain.storage import open_file
-    from raytrain.storage.base import StorageError
 
     result = measure_all(options, lambda line: print(line, flush=True))
     print(summary(result), end="")

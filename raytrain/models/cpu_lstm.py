@@ -1,4 +1,4 @@
-"""LSTM over symbols and dense features for CPUs, and the matrix products that it is made of."""
+"""LSTM over symbols and dense features for CPUs."""
 
 from __future__ import annotations
 
@@ -14,32 +14,10 @@ from torch.autograd.function import once_differentiable
 from raytrain.data.vocabulary import PAD
 from raytrain.models import buffers, lstm_kernels, norm_kernels
 from raytrain.models.compiled import array
+from raytrain.models.products import multiply
 
 ENABLED = os.environ.get("RAYTRAIN_CPU_LSTM", "on") != "off"
 """False if ``RAYTRAIN_CPU_LSTM=off`` was set before the import: CPUs then run ``nn.LSTM``, as GPUs do."""
-
-
-def multiply(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-    """Write ``left`` [m, k] x ``right`` [k, n] to ``out`` [m, n], on the CPU and without gradients; return ``out``."""
-    if not _by_onednn(left):
-        return torch.mm(left, right, out=out)
-    return out.copy_(torch.ops.mkldnn._linear_pointwise(left, right.t(), None, "none", [], ""))
-
-
-def affine(inputs: Tensor, weight: Tensor, added: Tensor) -> Tensor:
-    """Return ``inputs`` [batch, m] x ``weight`` [n, m] transposed + ``added`` [n] or [batch, n], without gradients."""
-    if not _by_onednn(inputs):
-        return torch.addmm(added, inputs, weight.t())
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, None, "none", [], "")
-    return product.add_(added)
-
-
-def _by_onednn(left: Tensor) -> bool:
-    """Return whether oneDNN computes the product: on the CPU and in float32, as PyTorch lets it do in bfloat16 anyway.
-
-    PyTorch's choice for float32, MKL, is slow on AMD's CPUs.
-    """
-    return left.device.type == "cpu" and left.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 # ----------------------------------------------------------------------------------------- the recurrence
@@ -71,11 +49,13 @@ class Recurrence(torch.autograd.Function):
         cell: Tensor | None,
         scale: Tensor | None,
         shift: Tensor | None,
+        epsilon: float,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the outputs [batch, length, hidden] in ``dtype``, the type of the products, and the last state.
 
-        ``scale`` and ``shift`` [4 hidden] are those of the layer normalisation; None for none.
+        ``scale`` and ``shift`` [4 hidden] are those of the layer normalisation, None for none; ``epsilon`` is added to
+        the variance.
         """
         width = parameters[1].shape[1]
         num_dense = 0 if dense is None else dense.shape[2]
@@ -90,9 +70,12 @@ class Recurrence(torch.autograd.Function):
             outputs[0], cells[0] = 0, 0
         else:
             outputs[0], cells[0] = hidden.t(), cell.t()
-        norm = Norm.empty(scale, shift, length, batch, dtype) if scale is not None and shift is not None else None
+        norm = (
+            Norm.empty(scale, shift, epsilon, length, batch, dtype) if scale is not None and shift is not None else None
+        )
         _go_forward(weight, reads, gates, cells, norm)
         ctx.save_for_backward(used, weight, reads, gates, cells, *(norm.tensors() if norm else ()))
+        ctx.epsilon = epsilon
         ctx.num_dense, ctx.num_inputs, ctx.has_state = num_dense, parameters[0].shape[1], hidden is not None
         # copies, so that whoever carries the state on does not keep all of the steps in memory
         last = outputs[-1].t().to(wide, copy=True), cells[-1].t().clone()
@@ -104,7 +87,7 @@ class Recurrence(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the arguments of ``forward``."""
         used, weight, reads, gates, cells, *normalised = ctx.saved_tensors
-        norm = Norm(*normalised) if normalised else None
+        norm = Norm(ctx.epsilon, *normalised) if normalised else None
         length, _, width, batch = gates.shape
         rows, num_dense, wide = reads.shape[1], ctx.num_dense, gates.dtype
         learnt = rows - num_dense - width  # the first row that takes a gradient
@@ -121,13 +104,15 @@ class Recurrence(torch.autograd.Function):
         of_bias = of_weight[:, learnt - 1].to(wide)
         of_state = (of_reads[0, num_dense:].t().to(wide), of_cell.t()) if ctx.has_state else (None, None)
         of_dense = of_reads[:, :num_dense].permute(2, 0, 1) if num_dense else None
-        return None, None, of_dense, *of_state, *(of_norm or (None, None)), of_input, of_hidden, of_bias, of_bias
+        return None, None, of_dense, *of_state, *(of_norm or (None, None)), None, of_input, of_hidden, of_bias, of_bias
 
 
 @dataclass(frozen=True)
 class Norm:
     """Layer normalisation of the pre-activations of all steps, and what its way back needs."""
 
+    epsilon: float
+    """Added to the variance."""
     scale: Tensor
     shift: Tensor
     """[4 hidden] both."""
@@ -137,15 +122,15 @@ class Norm:
     """[length, 2, batch]: their mean, and 1 / their standard deviation."""
 
     @classmethod
-    def empty(cls, scale: Tensor, shift: Tensor, length: int, batch: int, dtype: torch.dtype) -> Norm:
+    def empty(cls, scale: Tensor, shift: Tensor, epsilon: float, length: int, batch: int, dtype: torch.dtype) -> Norm:
         """Return a normalisation whose pre-activations and statistics are to be filled in."""
         products = buffers.empty(length, len(scale), batch, dtype=dtype)
         wide = torch.promote_types(dtype, torch.float32)
         statistics = torch.empty(length, 2, batch, dtype=wide)
-        return cls(scale.to(wide), shift.to(wide), products, statistics)
+        return cls(epsilon, scale.to(wide), shift.to(wide), products, statistics)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return all fields in their order."""
+        """Return all tensors in their order."""
         return self.scale, self.shift, self.products, self.statistics
 
 
@@ -202,7 +187,7 @@ def _go_forward(weight: Tensor, reads: Tensor, gates: Tensor, cells: Tensor, nor
         else:
             multiply(weight, read, norm.products[t])
             mean, factor = array(norm.statistics[t])
-            given = array(norm.products[t]), array(norm.scale), array(norm.shift), norm_kernels.EPSILON
+            given = array(norm.products[t]), array(norm.scale), array(norm.shift), norm.epsilon
             norm_kernels.forward(*given, mean, factor, array(product))
         lstm_kernels.forward(before, gate[t], cell[t], cell[t + 1], output[t + 1])
 

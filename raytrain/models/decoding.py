@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from raytrain.models.cpu_lstm import affine
 from raytrain.models.lstm import Lstm
+from raytrain.models.products import affine
 
 
 class LstmStep:

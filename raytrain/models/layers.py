@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raytrain.data.vocabulary import DROP, PAD, SIZE, STOP
-from raytrain.models import fused_norm, gpu_kernels
-from raytrain.models.cross_entropy import CrossEntropy
+from raytrain.models import cpu_kernels, fused_norm, gpu_kernels
 from raytrain.models.noise import Noise
 
 NUM_OUTPUTS = STOP + 1
@@ -192,8 +191,8 @@ def drop_features(features: Tensor, noise: Noise, probability: float) -> Tensor:
 def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the nats [batch, length] of ``targets`` under ``logits`` [batch, length, NUM_OUTPUTS]; 0 at PAD."""
     rows, symbols = logits.flatten(0, 1), targets.flatten()
-    if logits.device.type == "cpu":
-        nats: Tensor = CrossEntropy.apply(rows, symbols, PAD)
+    if cpu_kernels.loss is not None and logits.device.type == "cpu":
+        nats: Tensor = cpu_kernels.loss.CrossEntropy.apply(rows, symbols, PAD)
     else:
         nats = F.cross_entropy(rows.float(), symbols, ignore_index=PAD, reduction="none")
     return nats.view(targets.shape)

@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raytrain.models import cpu_lstm
+from raytrain.models import cpu_kernels
 from raytrain.models.layers import OneHot
 from raytrain.models.noise import Noise
-from raytrain.models.norm_kernels import EPSILON
 
+EPSILON = 1e-4
+"""Added to the variance by layer normalisation, as by the code of Semeniuta et al. 2017."""
 State = tuple[Tensor, Tensor]
 """Hidden and cell state before the first or after the last step, [batch, hidden] each."""
 
@@ -93,11 +94,12 @@ def continue_lstm(
 ) -> tuple[Tensor, State]:
     """Return the outputs of ``run_lstm`` and the state after the last step, without gradient and at least float32."""
     weights = lstm.weights(noise)
-    if cpu_lstm.ENABLED and weights[0].device.type == "cpu":
+    ours = cpu_kernels.lstm
+    if ours is not None and ours.ENABLED and weights[0].device.type == "cpu":
         autocast = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if autocast else weights[0].dtype
-        norm = (None, None) if lstm.norm is None else (lstm.norm.weight, lstm.norm.bias)
-        outputs, *last = cpu_lstm.Recurrence.apply(dtype, symbols, dense, *(state or (None, None)), *norm, *weights)
+        norm = (None, None, 0.0) if lstm.norm is None else (lstm.norm.weight, lstm.norm.bias, EPSILON)
+        outputs, *last = ours.Recurrence.apply(dtype, symbols, dense, *(state or (None, None)), *norm, *weights)
         return outputs, (last[0], last[1])
     inputs = _joined(one_hot, symbols, dense)
     if lstm.norm is not None:

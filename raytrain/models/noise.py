@@ -14,8 +14,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from raytrain.models import buffers, gpu_kernels, noise_kernels
-from raytrain.models.compiled import array
+from raytrain.models import buffers, cpu_kernels, gpu_kernels
 
 EVALUATION_SEED = 0x5EED
 """Seed of the posterior noise in evaluation: the same for every run, so that their ELBOs can be compared."""
@@ -93,9 +92,9 @@ class Noise:
 
 def hashes(samples: Tensor, key: int, num: int) -> Tensor:
     """Return the hashes [samples, num] of ``samples`` [samples] and indices in the draw of ``key``, int64."""
-    if samples.device.type == "cpu":
+    if samples.device.type == "cpu" and cpu_kernels.noise is not None:
         words = buffers.empty(len(samples), num, dtype=torch.int64)
-        noise_kernels.fill(array(samples.view(torch.uint64)), key, array(words.view(torch.uint64)))
+        cpu_kernels.noise.fill(samples, signed(key), words)
         return words
     if gpu_kernels.available(samples.device):
         words = samples.new_empty(len(samples), num)

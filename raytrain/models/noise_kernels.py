@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from numba import prange, types
+from torch import Tensor
 
-from raytrain.models.compiled import Array, compiled, compiled_for_threads, implement, run
+from raytrain.models.compiled import Array, array, compiled, compiled_for_threads, implement, run
 
 # SplitMix64, as in raytrain.models.noise; of a constant Numba would make a signed integer
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -19,12 +21,13 @@ def _mix(word: Any) -> Any:
     """Return the hash of a word."""
 
 
-def fill(samples: Array, key: int, words: Array) -> None:
-    """Write the hash of every sample and index to ``words`` [samples, indices], for ``samples`` [samples]; uint64.
+def fill(samples: Tensor, key: int, words: Tensor) -> None:
+    """Write the hash of every sample and index to ``words`` [samples, indices], for ``samples`` [samples]; int64.
 
-    ``key`` is that of the draw.
+    ``key`` is that of the draw, as an int64.
     """
-    run(_fill, _fill_in_blocks, len(words), words.size, samples, np.uint64(key), words)
+    bits, hashed = (array(tensor.view(torch.uint64)) for tensor in (samples, words))
+    run(_fill, _fill_in_blocks, len(words), words.numel(), bits, np.int64(key).view(np.uint64), hashed)
 
 
 @implement(_mix)

@@ -11,9 +11,6 @@ from numba import prange
 
 from raytrain.models.compiled import Array, compiled, compiled_for_threads, narrow, run, wide
 
-EPSILON = 1e-4
-"""Added to the variance, as by the code of Semeniuta et al. 2017."""
-
 
 def forward(
     product: Array, scale: Array, shift: Array, epsilon: float, mean: Array, factor: Array, normalised: Array

@@ -1,0 +1,15 @@
+"""The kernels that Numba compiles for CPUs, where it is installed: without it they are PyTorch's operations."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+if find_spec("numba"):
+    from raytrain.models import cpu_lstm, cross_entropy, noise_kernels
+
+    lstm: Any = cpu_lstm
+    loss: Any = cross_entropy
+    noise: Any = noise_kernels
+else:
+    lstm = loss = noise = None
