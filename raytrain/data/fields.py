@@ -54,8 +54,13 @@ def text_field(kinds: Mapping[str, str], location: str, reading: Reading) -> str
     raise UserError(f"{location}: which field holds the {what}? It has {listed(kinds)}; name one with --data-field")
 
 
-def guess_field(reading: Reading, name: str, field: str, kinds: Mapping[str, str]) -> None:
-    """Take note of a field that was chosen, if there are others that may hold text."""
+def settle_field(reading: Reading, name: str, field: str, kinds: Mapping[str, str]) -> None:
+    """Make ``field`` the one that holds the text in a file, and say so if there are others that may.
+
+    Raises:
+        UserError: a file before has its text in another field.
+    """
+    reading.agree(field, name)
     others = [other for other, kind in kinds.items() if other != field and kind != "number"]
     if others:
         reading.report.guess(f"{name}: field {field!r} holds the text, not {listed(others)}")

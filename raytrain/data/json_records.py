@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from raytrain.data import posts
-from raytrain.data.fields import MISSING, guess_field, listed, text_field, value_at
+from raytrain.data.fields import MISSING, listed, settle_field, text_field, value_at
 from raytrain.data.reading import Reading, Record, languages, text_bytes
 from raytrain.data.unpacking import Content
 from raytrain.utils.errors import UserError
@@ -196,7 +196,7 @@ def _fields(objects: Iterable[Located], head: list[Located], name: str, reading:
             field = text_field(kinds.by_field, head[0][0], reading)
         except UserError as error:
             raise _NoFieldError(str(error)) from None
-        guess_field(reading, name, field, kinds.by_field)
+        settle_field(reading, name, field, kinds.by_field)
     reading.report.formats["JSON"] += 1
     tongue = reading.needs_language(name, {key for _, _, item in head for key in item})
     takes_all = reading.takes_all

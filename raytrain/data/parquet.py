@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.compute
 from pyarrow import parquet, types
 
-from raytrain.data.fields import guess_field, listed, text_field
+from raytrain.data.fields import listed, settle_field, text_field
 from raytrain.data.reading import Reading, Record, languages
 from raytrain.utils.errors import UserError
 
@@ -32,7 +32,7 @@ def parquet_records(path: Path, name: str, reading: Reading) -> Iterator[Record 
             if field is None:
                 kinds = {item.name: _column_kind(item.type) for item in schema}
                 field = text_field(kinds, name, reading)
-                guess_field(reading, name, field, kinds)
+                settle_field(reading, name, field, kinds)
             way = _way(schema, field, name)
             tongue = reading.needs_language(name, schema.names)
             reading.report.formats["Parquet"] += 1

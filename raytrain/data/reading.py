@@ -102,6 +102,21 @@ class Reading:
         self.notes: list[str] = []
         """Full texts of an X archive that name no post."""
         self._bios = Seen()
+        self._field: tuple[str, str] | None = None
+        """Field of the first file that has fields and is of no known form, and that file."""
+
+    def agree(self, field: str, file: str) -> None:
+        """Hold the field in which ``file`` has its text against that of the files before.
+
+        Raises:
+            UserError: it is another: files whose texts are in different fields are rarely meant to be one corpus.
+        """
+        known, first = self._field = self._field or (field, file)
+        if field != known:
+            raise UserError(
+                f"{file} has its text in the field {field!r}, but {first} in {known!r}: name the one that both have "
+                "with --data-field, or prepare them apart"
+            )
 
     @property
     def takes_all(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from raytrain.data.cleaning import unescape
-from raytrain.data.fields import guess_field, listed
+from raytrain.data.fields import listed, settle_field
 from raytrain.data.reading import BIO_FIELDS, Reading, Record, languages
 from raytrain.data.unpacking import Content
 from raytrain.utils.errors import UserError
@@ -139,7 +139,7 @@ def _layout(first: list[str], others: list[list[str]], name: str, reading: Readi
                 f"{name}: which column holds the {'bio' if reading.bios else 'text'}? Its first line has "
                 f"{listed(names)}; name one with --data-field, by its number if that line is no line of names"
             )
-        guess_field(reading, name, field, kinds)
+        settle_field(reading, name, field, kinds)
     if names.count(field) > 1:
         raise UserError(f"{name} has the column {field!r} twice; rename one")
     if field in names:

@@ -129,6 +129,19 @@ def test_no_other_field_of_json_is_taken_silently(tmp_path: Path, lines: list[ob
         texts(json_lines(tmp_path / "a.jsonl", lines))
 
 
+def test_the_files_of_a_folder_have_their_text_in_one_field(tmp_path: Path) -> None:
+    """Never a silent mixture of the texts of one file and the ids or titles of another."""
+    json_lines(tmp_path / "a.jsonl", [{"content": "one"}])
+    table(tmp_path / "b.parquet", content=["two"], text=["no"])
+    write(tmp_path / "c.csv", b"content,id\nthree,3\n")
+    message = rf"{tmp_path}/b.parquet has its text in the field 'text', but {tmp_path}/a.jsonl in 'content': name the"
+    with pytest.raises(UserError, match=message):
+        texts(tmp_path)
+    assert texts(tmp_path, field="content") == [b"one", b"two", b"three"]
+    (tmp_path / "b.parquet").unlink()
+    assert texts(tmp_path) == [b"one", b"three"]
+
+
 def test_the_only_string_is_the_text_beside_numbers(tmp_path: Path) -> None:
     items = [{"n": None, "t": None}, {"n": 1, "t": "a", "ok": True}, {"n": None, "t": "b", "ok": None, "f": 0.5}]
     assert texts(json_lines(tmp_path / "a.jsonl", items)) == [b"", b"a", b"b"]
