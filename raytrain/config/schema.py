@@ -49,7 +49,7 @@ class RunConfig(Generic[ModelT]):
     data_path: str | None = None
     """File or folder that holds the source named by --data, if it is not to be downloaded; default: none."""
     data_field: str | None = None
-    """Field or column that holds the text in .jsonl and .parquet sources; default: none."""
+    """Field or column that holds the text in JSON, tables and Parquet, A.B for B within A; default: none."""
     encoder_from: str | None = None
     """Checkpoint whose encoder the run starts from, with a new decoder (Li et al. 2019); the run's config names it by
     the digest of its weights; default: none."""

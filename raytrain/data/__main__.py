@@ -1,13 +1,16 @@
 """Prepare a corpus, or say what is in one.
 
-python -m raytrain.data prepare SOURCE [--data-path P] [--field F] [--output DIR]
+python -m raytrain.data prepare SOURCE [--data-path P] [--data-field F] [--take text|bio] [--language L]
+                                       [--no-reposts] [--output DIR]
 python -m raytrain.data info CORPUS
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +19,11 @@ from raytrain.config.models import ByteLstmConfig
 from raytrain.config.schema import RunConfig
 from raytrain.data.corpus import Corpus, Split
 from raytrain.data.prepare import prepare
+from raytrain.data.reading import Selection
 from raytrain.utils import output
 from raytrain.utils.errors import UserError, run_command
 from raytrain.utils.files import expanded
+from raytrain.utils.text import one_line
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 NUM_SAMPLES = 5
@@ -31,11 +36,12 @@ _CHUNK = 1 << 20
 def main() -> None:
     options = _parser().parse_args()
     if options.command == "prepare":
-        _show_info(prepare(options.source, path=options.data_path, field=options.field, output=options.output))
+        selection = Selection(options.field, options.take, options.language, not options.no_reposts)
+        _show_info(prepare(options.source, path=options.data_path, selection=selection, output=options.output))
     else:
         corpus = Corpus.open(expanded(options.corpus))
         corpus.verify()
-        _show_info(corpus)
+        _show_info(corpus, guesses=True)
         _show_ngrams(corpus)
 
 
@@ -45,14 +51,20 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("prepare", help="text to corpus")
     command.add_argument("source", help="synthetic, ptb, ptb_characters, tweets, bios, a file, a folder or s3://...")
     command.add_argument("--data-path", metavar="P", help="file or folder of a named source instead of a download")
-    command.add_argument("--field", "--data-field", metavar="F", help="field or column with the text")
+    command.add_argument(
+        "--field", "--data-field", metavar="F", help="field or column with the text; A.B is B within A"
+    )
+    command.add_argument("--take", choices=("text", "bio"), help="posts, or what their authors say of themselves")
+    command.add_argument("--language", metavar="L", help="only texts that are said to be in it, as en")
+    command.add_argument("--no-reposts", action="store_true", help="without texts that repeat another one")
     command.add_argument("--output", metavar="DIR", type=Path, help="folder of the corpus; default: one in the cache")
     command = commands.add_parser("info", help="what is in a corpus")
     command.add_argument("corpus", help="folder of a prepared corpus")
     return parser
 
 
-def _show_info(corpus: Corpus) -> None:
+def _show_info(corpus: Corpus, guesses: bool = False) -> None:
+    """Print what is in a corpus; what was guessed too, if preparing has not just said it."""
     from rich.markup import escape
 
     console = output.console(highlight=False)
@@ -61,6 +73,10 @@ def _show_info(corpus: Corpus) -> None:
     for rule in corpus.info["cleaning"]:
         console.print(f"  {escape(rule)}", soft_wrap=True)
     console.print(f"digest: {corpus.digest}", soft_wrap=True)
+    for line in _report_lines(corpus.info["report"]) if "report" in corpus.info else ():
+        console.print(escape(line), soft_wrap=True)
+    for line in corpus.info.get("report", {}).get("guesses", ()) if guesses else ():
+        console.print(escape(f"  guessed: {one_line(line)}"), soft_wrap=True)
     for key in ("pieces_of_longer", "invalid_replaced"):
         if corpus.info.get(key):
             console.print(f"{key.replace('_', ' ')}: {_figure(corpus.info[key])}")
@@ -72,6 +88,15 @@ def _show_info(corpus: Corpus) -> None:
         console.print(f"\n[bold]{name}[/bold]")
         for text in _samples(corpus.split(name)):
             console.print(f"  {escape(text)}", soft_wrap=True, emoji=False)
+
+
+def _report_lines(report: dict[str, Any]) -> Iterator[str]:
+    """Yield what was read, kept and dropped, and why."""
+    formats = ", ".join(f"{name} ({count:,})" for name, count in report.get("formats", {}).items())
+    yield f"texts taken: {report['read']:,}; files: {formats or 'none'}"
+    for title, counts in (("dropped", report.get("dropped", {})), ("taken", report.get("remarks", {}))):
+        yield from (f"  {title}: {count:,} {reason}" for reason, count in counts.items())
+    yield from (f"  not read: {one_line(name)}: {reason}" for name, reason in report.get("skipped", {}).items())
 
 
 def _show_ngrams(corpus: Corpus) -> None:

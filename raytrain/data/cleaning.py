@@ -80,11 +80,16 @@ def _decode_entities(text: str) -> str:
     Ampersands of deeper nesting than any real text has become spaces: it bounds the time.
     """
     for _ in range(_ENTITY_PASSES):
-        decoded = _ENTITY.sub(lambda match: html.unescape(match.group()), text)
+        decoded = unescape(text)
         if decoded == text:
             return text
         text = decoded
     return text.replace("&", " ")
+
+
+def unescape(text: str) -> str:
+    """Return ``text`` with its HTML entities decoded once, as the interfaces of X escape it."""
+    return _ENTITY.sub(lambda match: html.unescape(match.group()), text) if "&" in text else text
 
 
 class Seen:

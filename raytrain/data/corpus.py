@@ -324,6 +324,7 @@ def _check_info(info: dict[str, Any]) -> None:
         if "\0" in text:
             raise ValueError("name, source and cleaning must be texts")
         text.encode()
+    _check_report(info.get("report", {"read": 0}))
     if not re.fullmatch("[0-9a-f]{64}", info["digest"]):
         raise ValueError("digest is not a SHA-256 sum")
     if not {"train", "valid"} <= info["splits"].keys():
@@ -338,6 +339,18 @@ def _check_info(info: dict[str, Any]) -> None:
         validate_type(values.get("nll_bits_per_byte", 0.0), float, f"splits.{split}.nll_bits_per_byte")
     if len({"nll_bits_per_byte" in values for values in info["splits"].values()}) > 1:
         raise ValueError("nll_bits_per_byte must be of every split")
+
+
+def _check_report(report: dict[str, Any]) -> None:
+    """That what corpus.json says of the reading of its source has the form of ``reading.Report``.
+
+    Raises:
+        ValueError, KeyError: it has not; the line names the field.
+    """
+    counts = dict.fromkeys(("formats", "dropped", "remarks"), dict[str, int])
+    kinds: dict[str, Any] = {"read": int, **counts, "guesses": list[str], "skipped": dict[str, str]}
+    for name, kind in kinds.items():
+        validate_type(report["read"] if name == "read" else report.get(name, kind()), kind, f"report.{name}")
 
 
 def _fits(split: Split) -> bool:

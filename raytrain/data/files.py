@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raytrain.data.readers import readable
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import expanded, local_path
 
-SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
-"""What can be read; see formats.py."""
-KINDS = ".txt, .jsonl (each also .gz) or .parquet"
+KINDS = ".txt, .jsonl, .json, .js, .csv, .tsv (each also .gz, .bz2, .xz or .zst), .parquet or .zip"
+"""What is looked for in a folder; a file that is named may have any ending."""
 _TIMEOUT = 60
 
 
@@ -34,6 +34,8 @@ class Input:
     """Bytes."""
     stamp: str
     """Changes when the file does: its time of modification, or its ETag."""
+    found: bool = False
+    """Whether it was found in a folder, and not named."""
 
     @property
     def basename(self) -> str:
@@ -48,7 +50,7 @@ class Input:
         """
         if not is_s3(self.name):
             yield Path(self.name)
-            if not os.path.exists(self.name) or _local(Path(self.name)) != self:
+            if not os.path.exists(self.name) or _local(Path(self.name), self.found) != self:
                 raise UserError(f"{self.name} changed while it was read: do it again when it is complete")
             return
         bucket, key = _bucket_and_key(self.name)
@@ -87,16 +89,14 @@ def find(path: str) -> list[Input]:
         return _find_s3(path)
     root = expanded(path)
     if os.path.isfile(root):  # none where a name is too long for there to be one
-        if not root.name.lower().endswith(SUFFIXES):
-            raise UserError(f"{path}: cannot read this kind of file; give {KINDS}")
         return [_local(root)]
     if not os.path.isdir(root):
         raise UserError(f"{path}: no such file or folder")
-    found = sorted(item for item in root.rglob("*") if item.name.lower().endswith(SUFFIXES) and item.is_file())
+    found = sorted(item for item in root.rglob("*") if _is_text(item.name) and item.is_file())
     visible = [item for item in found if not any(part.startswith(".") for part in item.relative_to(root).parts)]
     if not visible:
         raise UserError(f"{path}: no text in this folder; it needs files that end in {KINDS}")
-    return [_local(item) for item in visible]
+    return [_local(item, found=True) for item in visible]
 
 
 def download(url: str, sha256: str, cache: Path) -> Path:
@@ -127,9 +127,13 @@ def download(url: str, sha256: str, cache: Path) -> Path:
     return path
 
 
-def _local(path: Path) -> Input:
+def _local(path: Path, found: bool = False) -> Input:
     status = path.stat()
-    return Input(str(path), status.st_size, str(status.st_mtime_ns))
+    return Input(str(path), status.st_size, str(status.st_mtime_ns), found)
+
+
+def _is_text(name: str) -> bool:
+    return readable(name) or name.lower().endswith(".zip")
 
 
 # ------------------------------------------------------------------------------------------------- S3
@@ -146,10 +150,10 @@ def _find_s3(path: str) -> list[Input]:
     chosen = exact or [item for item in objects if item["Key"].startswith(below)]
     if not chosen:
         raise UserError(f"{path}: no such object or prefix")
-    readable = [item for item in chosen if item["Key"].lower().endswith(SUFFIXES)]
-    if not readable:
+    text = exact or [item for item in chosen if _is_text(item["Key"])]
+    if not text:
         raise UserError(f"{path}: nothing to read; objects must end in {KINDS}")
-    inputs = [Input(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"]) for item in readable]
+    inputs = [Input(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"], not exact) for item in text]
     return sorted(inputs, key=lambda item: item.name)
 
 

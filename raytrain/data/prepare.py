@@ -9,17 +9,23 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from raytrain.data import cleaning, sources, synthetic
+from raytrain.data import cleaning, readers, sources, synthetic
 from raytrain.data import files as inputs
 from raytrain.data.corpus import FORMAT, SPLITS, Corpus, CorpusWriter, SplitName, partial_prefix
 from raytrain.data.cutting import pieces
+from raytrain.data.reading import Report, Selection
+from raytrain.data.unpacking import CODECS
 from raytrain.utils.errors import UserError, check_text
 from raytrain.utils.files import expanded, local_path, locked
+from raytrain.utils.text import one_line
 
 TRAIN_SHARE = 0.9
 VALID_SHARE = 0.05
+_SHOWN = 8
+"""Guesses, or reasons why nothing is left, that are printed."""
 _log = logging.getLogger(__name__)
 
 
@@ -28,6 +34,7 @@ def prepare(
     *,
     path: str | None = None,
     field: str | None = None,
+    selection: Selection | None = None,
     output: Path | None = None,
     cache: Path | None = None,
 ) -> Corpus:
@@ -37,6 +44,7 @@ def prepare(
         source: a prepared corpus, which is opened; or what ``sources.documents`` takes.
         path: where the text of a named source lies.
         field: field or column that holds the text.
+        selection: which texts of the source are taken; its own field gives way to ``field``.
         output: folder for the corpus instead of one in the cache.
         cache: folder of downloads and corpora; default ``$RAYTRAIN_CACHE`` or ``~/.cache/raytrain``.
 
@@ -47,13 +55,16 @@ def prepare(
         if given is not None:
             check_text(str(given), what)  # corpus.json records them
     if source not in sources.NAMES and os.path.isfile(expanded(source) / "corpus.json"):
-        if path is not None or field is not None or output is not None:
-            raise UserError(f"{source} is a prepared corpus: it takes no --data-path, field or --output")
+        if (path, field, selection or Selection(), output) != (None, None, Selection(), None):
+            raise UserError(f"{source} is a prepared corpus: it takes no --data-path, field, selection or --output")
         corpus = Corpus.open(expanded(source))
         corpus.verify()
         return corpus
     output = None if output is None else local_path(output, "--output")
-    corpus = _prepared(source, path, field, output, cache or inputs.default_cache())
+    selection = selection or Selection()
+    if field is not None:
+        selection = replace(selection, field=field)
+    corpus = _prepared(source, path, selection, output, cache or inputs.default_cache())
     if lost := corpus.info.get("invalid_replaced", 0):
         _log.warning(
             "%s: %s runs of bytes are not UTF-8 and became spaces; if it is text in Latin-1, convert it first: "
@@ -64,9 +75,9 @@ def prepare(
     return corpus
 
 
-def _prepared(source: str, path: str | None, field: str | None, output: Path | None, cache: Path) -> Corpus:
+def _prepared(source: str, path: str | None, selection: Selection, output: Path | None, cache: Path) -> Corpus:
     """Return the corpus of a source that is no corpus yet, built unless it is there."""
-    key = _key(source, path, field)
+    key = _key(source, path, selection)
     folder = output or cache / "corpora" / f"{_name(source)}-{key}"
     if (found := _existing(folder, key)) is not None:
         return found
@@ -76,7 +87,7 @@ def _prepared(source: str, path: str | None, field: str | None, output: Path | N
                 return found
             for leftover in folder.parent.glob(f"{partial_prefix(folder)}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-            _build(source, path, field, folder, cache, key)
+            _build(source, path, selection, folder, cache, key)
     except OSError as error:
         raise UserError(f"cannot write the corpus of {source}: {error}; set RAYTRAIN_CACHE or --output") from None
     return Corpus.open(folder)
@@ -101,7 +112,7 @@ def split_of(text: bytes) -> SplitName:
     return "valid" if share < TRAIN_SHARE + VALID_SHARE else "test"
 
 
-def _build(source: str, path: str | None, field: str | None, folder: Path, cache: Path, key: str) -> None:
+def _build(source: str, path: str | None, selection: Selection, folder: Path, cache: Path, key: str) -> None:
     cleaned = source in sources.CLEANED
     rules, clean = _cleaning(source)
     described = source if path is None else f"{source} from {path}"
@@ -111,8 +122,10 @@ def _build(source: str, path: str | None, field: str | None, folder: Path, cache
             _add_synthetic(writer)
             return
         seen = cleaning.Seen()
-        cut = invalid = duplicates = 0
-        for split, document in sources.documents(source, path, field, cache):
+        reading = sources.reading(source, selection)
+        read = cut = invalid = duplicates = 0
+        for split, document in sources.documents(source, path, reading, cache):
+            read += 1
             for piece in pieces(document):
                 cut += len(piece) < len(document)
                 text, runs = cleaning.replace_invalid(piece)
@@ -122,9 +135,27 @@ def _build(source: str, path: str | None, field: str | None, folder: Path, cache
                     duplicates += 1
                     continue
                 writer.add(split or split_of(text), text)
+        _say(described, read, reading.report)
         writer.annotate({"pieces_of_longer": cut, "invalid_replaced": invalid})
+        writer.annotate({"report": {"read": read, **reading.report.values()}})
         if cleaned:
             writer.annotate({"duplicates_dropped": duplicates})
+
+
+def _say(source: str, read: int, report: Report) -> None:
+    """Say what was decided without being told.
+
+    Raises:
+        UserError: nothing was kept, although there was something.
+    """
+    left_out = [*(f"{count:,} {reason}" for reason, count in report.dropped.most_common())]
+    left_out += [f"{name}: {reason}" for name, reason in report.skipped.items()]
+    if read == 0 and left_out:
+        raise UserError(f"{source}: nothing in it was asked for ({'; '.join(left_out[:_SHOWN])})")
+    for line in report.guesses[:_SHOWN]:
+        _log.warning("%s", one_line(line))
+    if (more := len(report.guesses) - _SHOWN) > 0:
+        _log.warning("and %d more files, which corpus.json lists", more)
 
 
 def _cleaning(source: str) -> tuple[tuple[str, ...], Callable[[bytes], bytes]]:
@@ -156,13 +187,15 @@ def _name(source: str) -> str:
     if source in sources.NAMES:
         return source
     name = source.rstrip("/").rpartition("/")[2] if inputs.is_s3(source) else Path(source).resolve().name
-    for suffix in sorted(inputs.SUFFIXES, key=len, reverse=True):
-        name = name.removesuffix(suffix)
+    for endings in (CODECS, (*readers.KINDS, "zip")):
+        stem, _, ending = name.rpartition(".")
+        name = stem if ending.lower() in endings else name
     return name or "text"
 
 
-def _key(source: str, path: str | None, field: str | None) -> str:
+def _key(source: str, path: str | None, selection: Selection) -> str:
     """Return what a corpus in the cache is found by: it changes when the text or what is done to it may have."""
     named = source if source in sources.NAMES else None
-    values = [FORMAT, cleaning.VERSION, TRAIN_SHARE, VALID_SHARE, named, field, sources.fingerprint(source, path)]
+    versions = [FORMAT, cleaning.VERSION, readers.VERSION]
+    values = [*versions, TRAIN_SHARE, VALID_SHARE, named, asdict(selection), sources.fingerprint(source, path)]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.data import files as inputs
-from raytrain.data import readers as formats
-from raytrain.data import synthetic
+from raytrain.data import readers, synthetic
 from raytrain.data.corpus import SPLITS, SplitName
+from raytrain.data.reading import Reading, Selection
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import expanded
 
@@ -54,29 +54,36 @@ TWEETS_SHA256 = {
 """TweetEval's own splits do not matter here: tweets are split by a hash of the text."""
 
 
+def reading(source: str, selection: Selection | None = None) -> Reading:
+    """Return how ``documents`` reads a source: of bios, the bios in posts are meant unless ``selection`` says it."""
+    return Reading(selection, bios=source == "bios")
+
+
 def documents(
-    source: str, path: str | None = None, field: str | None = None, cache: Path | None = None
+    source: str, path: str | None = None, reading: Reading | None = None, cache: Path | None = None
 ) -> Iterator[tuple[SplitName | None, bytes]]:
     """Yield the documents of a source as they are, each with its split if the source has splits of its own.
 
     Args:
         source: one of ``NAMES``, a file, a folder or s3://...
         path: where a named source lies; None downloads it.
-        field: field or column that holds the text; None finds it.
+        reading: what is taken, and the report of it; see ``reading``.
         cache: folder for downloads.
 
     Raises:
         UserError: no such source, or its text cannot be had or read.
     """
     check(source, path)
+    reading = reading or Reading(bios=source == "bios")
     if source == "synthetic":
+        if reading.selection != Selection():
+            raise UserError("synthetic has no fields, languages or reposts to choose from: leave these options out")
         for split, text, _ in synthetic.default_corpus():
             yield split, text
         return
-    text_field = formats.TextField(field)
     for chosen, item in _inputs(source, path, cache or inputs.default_cache()):
         with item.local() as local:
-            for text in formats.read(local, item.name, text_field):
+            for text in readers.read(local, item.name, reading, item.found):
                 yield chosen, text
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from raytrain.runs.checkpoint import Checkpoint
     from raytrain.tracking.runs import Run
 
+REPORTED = ("read", "formats", "dropped", "remarks")
+"""Parts of a corpus's report that MLflow gets: counts, no names of files."""
 CACHE = ".cache"
 """Folder, below a storage that is a folder, of the corpora that were prepared for it."""
 
@@ -44,13 +46,15 @@ class Workspace:
 
     def log_corpus(self, run: Run) -> None:
         """Make the corpus the dataset of an MLflow run."""
-        splits = {
+        profile: dict[str, Any] = {
             name: {"documents": self.corpus.split(name).num_documents, "bytes": self.corpus.split(name).num_bytes}
             for name in self.corpus.splits
         }
         location = self.storage.uri(f"{CORPORA}/{self.corpus.digest}")
         source = location if "://" in location else self.corpus.path.as_uri()
-        run.log_dataset(self.corpus.name, self.corpus.digest, source, splits)
+        if (report := self.corpus.info.get("report")) is not None:
+            profile["report"] = {name: value for name, value in report.items() if name in REPORTED}
+        run.log_dataset(self.corpus.name, self.corpus.digest, source, profile)
 
 
 def open_workspace(config: RunConfig[Any], storage: str | None, published: bool = True) -> Workspace:

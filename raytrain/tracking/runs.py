@@ -63,15 +63,15 @@ class Run:
         new = [Param(key, value) for key, value in flat(parameters).items() if key not in known]
         retry_tracking(lambda: client.log_batch(self.run_id, params=new))
 
-    def log_dataset(self, name: str, digest: str, source: str, splits: dict[str, dict[str, int]]) -> None:
-        """Log the corpus as the run's dataset; ``splits`` gives counts, as ``{"train": {"documents": 10}}``."""
+    def log_dataset(self, name: str, digest: str, source: str, profile: dict[str, Any]) -> None:
+        """Log the corpus as the run's dataset; ``profile`` says what is in it, as ``{"train": {"documents": 10}}``."""
         kinds = {"s3": "s3", "http": "http", "https": "http"}
         dataset = Dataset(
             name=name,
             digest=digest[:MAX_DATASET_DIGEST],
             source_type=kinds.get(urlsplit(source).scheme, "local"),
             source=json.dumps({"uri": source}),
-            profile=json.dumps(splits),
+            profile=json.dumps(profile),
         )
         inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
         retry_tracking(lambda: connect(self.uri).log_inputs(self.run_id, datasets=inputs))

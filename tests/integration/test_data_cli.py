@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -73,7 +75,32 @@ def test_info_shows_text_without_what_a_terminal_would_obey(tmp_path: Path) -> N
     assert int(rows["distinct bytes"][0]) == len(set((odd + " 0123456789").encode()))
 
 
+def test_what_was_kept_dropped_and_guessed_is_said_and_kept(tmp_path: Path) -> None:
+    posts = [
+        {"id": str(number), "author_id": "1", "text": f"{'RT @ann: ' * (number % 2)}post {number}", "lang": "en"}
+        for number in range(400)
+    ]
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("posts.jsonl", "".join(json.dumps(post) + "\n" for post in posts))
+        archive.writestr("note.json", '{"title": "x", "body": "y"}')
+    options = ("--no-reposts", "--language", "en", "--take", "text", "--output", tmp_path / "out")
+    shown = run(tmp_path, "prepare", tmp_path / "all.zip", *options)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stderr == f"{tmp_path}/all.zip/posts.jsonl: X API v2, posts, posts\n"
+    for line in (
+        "texts taken: 200; files: X API v2, posts (1)",
+        "  dropped: 200 reposts",
+        f"  not read: {tmp_path}/all.zip/note.json: JSON without posts",
+    ):
+        assert line in shown.stdout.split("\n")
+    info = run(tmp_path, "info", tmp_path / "out")
+    assert f"  guessed: {tmp_path}/all.zip/posts.jsonl: X API v2, posts, posts\n" in info.stdout
+    assert "  dropped: 200 reposts" in info.stdout.split("\n")
+
+
 MISTAKES = {
+    "another kind of text": (["prepare", "TMP/lines.txt", "--take", "both"], "invalid choice: 'both'"),
+    "languages of lines": (["prepare", "TMP/lines.txt", "--language", "en"], "nothing says the language of a text"),
     "no command": ([], "arguments are required"),
     "unknown command": (["prepaer", "ptb"], "invalid choice: 'prepaer'"),
     "unknown option": (["prepare", "ptb", "--fast"], "unrecognized arguments: --fast"),
@@ -88,7 +115,10 @@ MISTAKES = {
     "no such field": (["prepare", "TMP/damaged.jsonl", "--field", "bio"], "line 1 has no field 'bio'; it has a"),
     "no document": (["prepare", "TMP/blank.txt"], "blank.txt: no document for the train split"),
     "bios without a path": (["prepare", "bios"], "bios has no public address: give --data-path"),
-    "another kind of file": (["prepare", "TMP/table.csv"], "cannot read this kind of file"),
+    "a table of unknown columns": (
+        ["prepare", "TMP/table.csv"],
+        "which column holds the text? Its first line has a, b",
+    ),
     "not a corpus": (["info", "TMP"], "is not a prepared corpus"),
     "output in use": (["prepare", "TMP/lines.txt", "--output", "TMP"], "exists and is not a corpus"),
 }

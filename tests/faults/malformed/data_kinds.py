@@ -23,6 +23,7 @@ from raytrain.data import sources
 from raytrain.data.corpus import Corpus
 from raytrain.data.cutting import pieces
 from raytrain.data.prepare import prepare
+from raytrain.data.reading import Reading, Selection
 from tests.faults.malformed.mutate import PIECES, damaged, restructured, written
 from tests.faults.malformed.oracle import command
 from tests.faults.malformed.stock import DOCUMENTS, Stock
@@ -142,7 +143,10 @@ def reads(path: Path, known: Callable[[], list[bytes]], random: Random, field: s
     def act() -> None:
         if way == 0:
             # an invalid byte of JSON is a surrogate in what is known
-            same([valid(item) for _, item in sources.documents(str(path), field=field)], map(valid, known()))
+            same(
+                [valid(item) for _, item in sources.documents(str(path), reading=Reading(Selection(field)))],
+                map(valid, known()),
+            )
         elif way == 1:
             command(data_command.main, "prepare", str(path), "--output", "out", *options)()
             same(contents(Corpus.open("out")), stored(known()), in_order=False)

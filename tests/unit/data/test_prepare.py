@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from raytrain.data import corpus, synthetic
 from raytrain.data.corpus import Corpus
 from raytrain.data.prepare import prepare, split_of
+from raytrain.data.reading import Selection
 from raytrain.utils.errors import UserError
 from tests.support.examples import examples
 
@@ -226,6 +227,59 @@ def test_two_processes_at_once_build_it_once(tmp_path: Path) -> None:
     assert messages.count("built") == 1
     assert len(set(messages) - {"built"}) == 1
     assert len(list((tmp_path / "cache" / "corpora").iterdir())) == 1
+
+
+def test_the_report_is_kept_with_the_corpus(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    posts = [
+        {"id": str(n), "author_id": "1", "text": f"post {n}", "lang": "en" if n % 2 else "de"} for n in range(1000)
+    ]
+    path = lines(tmp_path / "a.jsonl", [json.dumps(post).encode() for post in posts])
+    corpus = prepare(str(path), selection=Selection(language="en"), cache=tmp_path / "cache")
+    assert sum(map(len, all_texts(corpus).values())) == 500
+    assert corpus.info["report"] == {
+        "read": 500,
+        "formats": {"X API v2, posts": 1},
+        "dropped": {"of another language than en": 500},
+        "guesses": [f"{path}: X API v2, posts, posts"],
+    }
+    assert f"{path}: X API v2, posts" in caplog.text
+    whole = prepare(str(path), cache=tmp_path / "cache")
+    assert (whole.info["report"]["read"], whole.path != corpus.path) == (1000, True)
+    with pytest.raises(UserError, match=r"nothing in it was asked for \(1,000 of another language than fr\)"):
+        prepare(str(path), selection=Selection(language="fr"), cache=tmp_path / "cache")
+    with pytest.raises(UserError, match="is a prepared corpus: it takes no"):
+        prepare(str(corpus.path), selection=Selection(language="en"))
+
+
+def test_names_that_are_no_text_are_escaped_in_the_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "a"
+    rows = [b'{"text": "line %d", "\\ud83d": "\\u001b"}' % number for number in range(500)]
+    lines(folder / os.fsdecode(b"caf\xe9\x1b.jsonl"), rows)
+    corpus = prepare(str(folder), cache=tmp_path / "cache")
+    (guess,) = Corpus.open(corpus.path).info["report"]["guesses"]
+    assert guess.endswith("a/caf\\udce9\x1b.jsonl: field 'text' holds the text, not \\ud83d")
+    assert "\x1b" not in caplog.text
+
+
+def test_the_synthetic_corpus_is_what_it_was(tmp_path: Path) -> None:
+    digest = "3a1ff0a652ec194b2e9b1fc8123a87a3cfd1927cd3e7dfc6be1c8d4225b118c9"
+    assert prepare("synthetic", cache=tmp_path).digest == digest
+
+
+@needs_data
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "folder", "digest"),
+    [
+        ("ptb", "ptb", "390e4e614a17b6be5db7bda4419afe414d5c4d2f0cb6d1c0a378b7a7266fc185"),
+        ("ptb_characters", "ptb", "e6eb45efaefc352d109ab0886ee9fba8294ff2682e773411177f620209baf278"),
+        ("tweets", "tweets", "cfbf4fded09606d0c8473fc8cdb02667b20c002abd433fb21c96fe119b101327"),
+        ("bios", "bios", "6d1bb6955c9e993fc8bbaabc51838ba6406f257ba98749e699c1a2964982d4be"),
+    ],
+)
+def test_the_corpora_of_real_text_are_what_they_were(tmp_path: Path, source: str, folder: str, digest: str) -> None:
+    """Of the files that lie beside the project, which lack the test split."""
+    assert prepare(source, path=str(DATA / folder), cache=tmp_path).digest == digest
 
 
 @needs_data

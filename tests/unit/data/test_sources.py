@@ -3,11 +3,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.server
+import io
 import json
 import os
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
@@ -19,11 +21,13 @@ from pyarrow import parquet
 
 from raytrain.data import files as inputs
 from raytrain.data import sources
+from raytrain.data.reading import Selection
 from raytrain.utils.errors import UserError
 
 
 def texts(source: str | Path, path: str | Path | None = None, field: str | None = None, **options: Any) -> list[bytes]:
-    return [text for _, text in sources.documents(str(source), None if path is None else str(path), field, **options)]
+    reading = sources.reading(str(source), Selection(field))
+    return [text for _, text in sources.documents(str(source), None if path is None else str(path), reading, **options)]
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -127,15 +131,15 @@ def test_no_other_field_of_json_is_taken_silently(tmp_path: Path, lines: list[ob
 
 def test_the_files_of_a_folder_have_their_text_in_one_field(tmp_path: Path) -> None:
     """Never a silent mixture of the texts of one file and the ids or titles of another."""
-    (tmp_path / "a.jsonl").write_text('{"content": "one"}\n')
-    parquet.write_table(pyarrow.table({"content": ["two"], "text": ["no"]}), tmp_path / "b.parquet")
-    (tmp_path / "c.jsonl").write_text('{"content": "three", "id": 3}\n')
+    json_lines(tmp_path / "a.jsonl", [{"content": "one"}])
+    table(tmp_path / "b.parquet", content=["two"], text=["no"])
+    write(tmp_path / "c.csv", b"content,id\nthree,3\n")
     message = rf"{tmp_path}/b.parquet has its text in the field 'text', but {tmp_path}/a.jsonl in 'content': name the"
     with pytest.raises(UserError, match=message):
-        list(sources.documents(str(tmp_path)))
-    assert [text for _, text in sources.documents(str(tmp_path), field="content")] == [b"one", b"two", b"three"]
+        texts(tmp_path)
+    assert texts(tmp_path, field="content") == [b"one", b"two", b"three"]
     (tmp_path / "b.parquet").unlink()
-    assert [text for _, text in sources.documents(str(tmp_path))] == [b"one", b"three"]
+    assert texts(tmp_path) == [b"one", b"three"]
 
 
 def test_the_only_string_is_the_text_beside_numbers(tmp_path: Path) -> None:
@@ -223,6 +227,41 @@ def test_a_column_is_found_by_its_whole_name(tmp_path: Path) -> None:
     assert texts(path, field="user.bio") == [b"y"]
 
 
+@pytest.mark.parametrize("kind", TEXT_TYPES)
+def test_a_column_within_others_is_found_by_its_way(tmp_path: Path, kind: str) -> None:
+    words = ["a", None, "c", ""]
+    record = pyarrow.StructArray.from_arrays([TEXT_TYPES[kind](words), pyarrow.array([1] * 4)], ["text", "n"])
+    commit = pyarrow.StructArray.from_arrays([record], ["record"], mask=pyarrow.array([False, False, True, False]))
+    path = table(tmp_path / "a.parquet", id=["i"] * 4, commit=commit)
+    assert texts(path, field="commit.record.text") == [b"a", b"", b"", b""], "null where what is around it is"
+    for field, message in {
+        "commit.record.n": "column 'commit.record.n' is not text but int64",
+        "commit.record": "column 'commit.record' is not text but struct",
+        "commit.record.words": "no column 'commit.record.words'; it has text, n in 'commit.record'",
+        "id.text": "no column 'id.text'; it has none in 'id'",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            texts(path, field=field)
+    with pytest.raises(UserError, match="which field holds the text"):
+        texts(path)
+
+
+def test_parquet_by_language(tmp_path: Path) -> None:
+    tags = [["en", "de"], [], None, ["de"]]
+    path = table(tmp_path / "a.parquet", text=["a", "b", "c", "d"], langs=tags)
+    reading = sources.reading("x", Selection(language="de"))
+    assert [text for _, text in sources.documents(str(path), reading=reading)] == [b"a", b"d"]
+    assert reading.report.dropped == {"of no stated language": 2}
+
+
+def test_a_field_within_objects_is_found_by_its_way(tmp_path: Path) -> None:
+    items = [{"a": {"b": "x"}}, {"a": {"b": None}}, {"a": {}}, {"a": 5}, {"a.b": "whole name", "a": {"b": "y"}}]
+    reading = sources.reading("x", Selection(field="a.b"))
+    path = json_lines(tmp_path / "a.jsonl", items)
+    assert [text for _, text in sources.documents(str(path), reading=reading)] == [b"x", b"", b"whole name"]
+    assert reading.report.dropped == {"without the field a.b": 2}
+
+
 def test_parquet(tmp_path: Path) -> None:
     many = [f"row {number}" for number in range(10_000)]
     assert texts(table(tmp_path / "a.parquet", words=[*many, None, "", "é\n"], n=[1] * 10_003)) == [
@@ -278,7 +317,8 @@ def test_lines_may_end_as_on_old_macs_and_begin_with_a_byte_order_mark(tmp_path:
         ("a.jsonl", b'{"a": "b", "c": "d", "n": 1}\n', None, "line 1: which field.* It has a, c, n; name one"),
         ("a.jsonl", b'{"n": 1}\n', None, "line 1: which field"),
         ("a.parquet", b"PAR1 but not really", None, "a.parquet is damaged or not Parquet"),
-        ("a.csv", b"text", None, "cannot read this kind of file; give .txt"),
+        ("a.csv", b"one,two", None, "which column holds the text. Its first line has one, two; name one"),
+        ("a.pdf", b"%PDF\0", None, "a.pdf is not text: it contains NUL bytes"),
     ],
 )
 def test_mistakes(tmp_path: Path, name: str, content: bytes, field: str | None, message: str) -> None:
@@ -468,6 +508,11 @@ def test_s3(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert texts("s3://text/many") == texts("s3://text/many/") == [b"1", b"2", b"3"]
     assert texts("s3://text/many/b.txt.gz") == texts("tweets", "s3://text/many/b.txt.gz") == [b"2", b"3"]
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("data/tweets.js", 'window.YTD.tweets.part0 = [{"tweet": {"full_text": "of an archive"}}]')
+    bucket.put_object(Bucket="text", Key="archive.zip", Body=packed.getvalue())
+    assert texts("s3://text/archive.zip") == [b"of an archive"]
     assert list(tmp_path.iterdir()) == [], "temporary files are removed"
     first = sources.fingerprint("s3://text/many")
     bucket.put_object(Bucket="text", Key="many/a/a.jsonl", Body=b'{"t": "9"}\n')

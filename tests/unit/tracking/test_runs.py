@@ -16,6 +16,10 @@ import pytest
 from mlflow import MlflowClient
 
 import raytrain
+from raytrain.data.prepare import prepare
+from raytrain.data.reading import Selection
+from raytrain.runs.workspace import Workspace
+from raytrain.storage.local import FolderStorage
 from raytrain.tracking.client import check_tracking, tracking_uri, ui_hint
 from raytrain.tracking.metric_writer import MetricWriter
 from raytrain.tracking.runs import Experiment, Run
@@ -229,6 +233,22 @@ def test_datasets_and_descriptions(experiment: Experiment) -> None:
     assert (dataset.dataset.name, dataset.dataset.digest, dataset.dataset.source_type) == ("ptb", "f" * 12, "s3")
     assert json.loads(dataset.dataset.profile or "") == {"train": {"bytes": 10}, "valid": {"bytes": 2}}
     assert state.data.tags["mlflow.note.content"].startswith("# Results\nxxx")
+
+
+def test_the_report_of_a_corpus_is_in_its_dataset_without_names_of_files(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    rows = "".join(f"line {number},{'de' if number % 2 else 'en'}\n" for number in range(1000))
+    (tmp_path / "mine.csv").write_text(f"text,lang\n{rows}")
+    corpus = prepare(str(tmp_path / "mine.csv"), selection=Selection(language="en"), cache=tmp_path / "cache")
+    run = open_run(experiment)
+    Workspace(FolderStorage(tmp_path), corpus, experiment.uri).log_corpus(run)
+    inputs = MlflowClient(experiment.uri).get_run(run.run_id).inputs
+    assert inputs is not None
+    profile = json.loads(inputs.dataset_inputs[0].dataset.profile or "")
+    dropped = {"of another language than en": 500}
+    assert profile["report"] == {"read": 500, "formats": {"CSV": 1}, "dropped": dropped}
+    assert profile["train"]["documents"] + profile["valid"]["documents"] + profile["test"]["documents"] == 500
 
 
 def test_no_secret_reaches_the_store(experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,204 @@
+"""What is taken of a source, and the report of what was kept, dropped and guessed."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from raytrain.data.cleaning import Seen
+from raytrain.utils.errors import UserError
+
+Take = Literal["text", "bio"]
+TEXT_FIELDS = ("text", "bio", "tweet", "content")
+"""Fields that hold the text when none is named and nothing is said about what to take; the first that is there."""
+POST_FIELDS = ("text", "full_text", "tweet", "content")
+"""The same where posts are asked for."""
+BIO_FIELDS = ("bio", "user_description", "author.description", "user.description", "description")
+"""The same where bios are asked for."""
+LANGUAGE_FIELDS = ("lang", "language", "langs")
+"""Fields that name the language of a text."""
+REPOST = "RT @"
+"""Beginning of a text that repeats another one."""
+_ESCAPED_BYTE = re.compile(rb"\xed[\xb2\xb3][\x80-\xbf]")
+"""A surrogate that stands for an invalid byte, as ``surrogatepass`` encodes it."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which texts of a source are taken."""
+
+    field: str | None = None
+    """Field or column that holds the text, dotted for one within others; None finds it."""
+    take: Take | None = None
+    """Posts, or the descriptions that their authors give of themselves; None: bios of the source bios, else posts."""
+    language: str | None = None
+    """Language tag, as ``en``: other texts are dropped; None takes all."""
+    reposts: bool = True
+    """Whether texts that repeat another one are taken."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The usual names of the field, the likeliest first."""
+        return {None: TEXT_FIELDS, "text": POST_FIELDS, "bio": BIO_FIELDS}[self.take]
+
+
+class Record(NamedTuple):
+    """One text of a source with what is known of it; or, without a text, why there is none."""
+
+    text: str | bytes | None
+    dropped: str = ""
+    """Why there is no text."""
+    languages: tuple[str, ...] = ()
+    repost: bool = False
+    author: str = ""
+    """Whose bio the text is; empty if it is none."""
+
+
+@dataclass
+class Report:
+    """What became of a source, for a person to check."""
+
+    formats: Counter[str] = field(default_factory=Counter)
+    """Format -> files of it."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Reason -> records that were left out for it."""
+    remarks: Counter[str] = field(default_factory=Counter)
+    """What was done to records that were kept -> how many."""
+    guesses: list[str] = field(default_factory=list)
+    """What was decided without being told, in order."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """File of a folder or archive that was not read -> why."""
+
+    def guess(self, line: str) -> None:
+        """Take note of a decision, once."""
+        if line not in self.guesses:
+            self.guesses.append(line)
+
+    def values(self) -> dict[str, Any]:
+        """Return the report for corpus.json; what is empty is left out, and what is no text of UTF-8 escaped."""
+        values: dict[str, Any] = {
+            "formats": dict(self.formats),
+            "dropped": dict(self.dropped.most_common()),
+            "remarks": dict(self.remarks.most_common()),
+            "guesses": [_writable(line) for line in self.guesses],
+            "skipped": {_writable(name): reason for name, reason in self.skipped.items()},
+        }
+        return {name: value for name, value in values.items() if value}
+
+
+class Reading:
+    """One pass over the files of a source: what is asked for, the report, and what files say about each other."""
+
+    def __init__(self, selection: Selection | None = None, bios: bool = False) -> None:
+        """``bios``: take bios where posts and bios are found and the selection says nothing."""
+        self.selection = selection or Selection()
+        self.bios = bios if self.selection.take is None else self.selection.take == "bio"
+        self.report = Report()
+        self.notes_by_post: dict[str, str] = {}
+        """Post -> its full text, of an X archive."""
+        self.notes: list[str] = []
+        """Full texts of an X archive that name no post."""
+        self._bios = Seen()
+        self._field: tuple[str, str] | None = None
+        """Field of the first file that has fields and is of no known form, and that file."""
+
+    def agree(self, field: str, file: str) -> None:
+        """Hold the field in which ``file`` has its text against that of the files before.
+
+        Raises:
+            UserError: it is another: files whose texts are in different fields are rarely meant to be one corpus.
+        """
+        known, first = self._field = self._field or (field, file)
+        if field != known:
+            raise UserError(
+                f"{file} has its text in the field {field!r}, but {first} in {known!r}: name the one that both have "
+                "with --data-field, or prepare them apart"
+            )
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether every text is taken, whatever is known of it."""
+        return self.selection.language is None and self.selection.reposts
+
+    def selected(self, records: Iterable[Record | bytes]) -> Iterator[bytes]:
+        """Yield the texts of the records that were asked for, and count the others.
+
+        Bytes are a text that is taken whatever it is: readers of large files make no record of it.
+        """
+        wanted, report = self.selection, self.report
+        language = None if wanted.language is None else _primary(wanted.language)
+        for record in records:
+            if isinstance(record, bytes):
+                yield record
+                continue
+            text = record.text
+            if text is None:
+                report.dropped[record.dropped] += 1
+            elif record.author and self._is_again(record.author, text):
+                report.dropped["the same bio of the same account"] += 1
+            elif not self.bios and not wanted.reposts and (record.repost or _repeats(text)):
+                report.dropped["reposts"] += 1
+            elif language is not None and not record.languages:
+                report.dropped["of no stated language"] += 1
+            elif language is not None and language not in map(_primary, record.languages):
+                report.dropped[f"of another language than {wanted.language}"] += 1
+            else:
+                yield text if isinstance(text, bytes) else text_bytes(text)
+
+    def needs_language(self, name: str, fields: Iterable[str]) -> str | None:
+        """Return which of ``fields`` names the language of a text; None if no language was asked for.
+
+        Raises:
+            UserError: none of them does.
+        """
+        if self.selection.language is None:
+            return None
+        known = [item for item in LANGUAGE_FIELDS if item in fields]
+        if not known:
+            raise UserError(
+                f"{name}: nothing says the language of a text; it needs a field {', '.join(LANGUAGE_FIELDS[:-1])} or "
+                f"{LANGUAGE_FIELDS[-1]}, or leave --language out"
+            )
+        return known[0]
+
+    def _is_again(self, author: str, text: str | bytes) -> bool:
+        return not self._bios.add(text_bytes(author) + b"\0" + (text if isinstance(text, bytes) else text_bytes(text)))
+
+
+def languages(value: Any) -> tuple[str, ...]:
+    """Return the language tags in a field: a tag or a list of tags."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(item for item in values if isinstance(item, str) and item)
+
+
+def text_bytes(text: str) -> bytes:
+    """Return the bytes of a string that was decoded by ``surrogateescape``, or is of JSON.
+
+    An invalid byte is what it was in the file. A lone \\ud83d escape of JSON is a surrogate, which no UTF-8 text holds:
+    it becomes an invalid sequence.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return _ESCAPED_BYTE.sub(_unescaped, text.encode("utf-8", "surrogatepass"))
+
+
+def _unescaped(match: re.Match[bytes]) -> bytes:
+    return match[0].decode("utf-8", "surrogatepass").encode("utf-8", "surrogateescape")
+
+
+def _writable(text: str) -> str:
+    """Return ``text`` with what UTF-8 cannot hold escaped: names of files and fields may have it."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _primary(tag: str) -> str:
+    """Return the language of a tag without its region: en of en-GB."""
+    return tag.replace("_", "-").partition("-")[0].lower()
+
+
+def _repeats(text: str | bytes) -> bool:
+    return text.startswith(REPOST) if isinstance(text, str) else text.startswith(REPOST.encode())
