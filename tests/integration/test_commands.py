@@ -88,6 +88,14 @@ def test_a_mistake_is_one_line(
     assert line in refused(command, *arguments)
 
 
+@BOTH
+def test_a_text_that_is_not_there_is_refused_before_anything_is_made(
+    refused: Callable[..., str], tmp_path: Path, command: str
+) -> None:
+    assert "none.txt" in refused(command, "hybrid", "--data", "none.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
 @pytest.mark.parametrize(
     ("space", "line"),
     [

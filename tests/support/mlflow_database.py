@@ -1,4 +1,4 @@
-"""MLflow databases in files: their tables are made by MLflow's migrations once, and copied for the tests that follow."""
+"""MLflow databases in files: MLflow's migrations make their tables once, and later tests take copies."""
 
 from __future__ import annotations
 
