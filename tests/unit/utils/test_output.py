@@ -217,7 +217,13 @@ def test_a_signal_unwinds_the_command(number: int, tmp_path: Path) -> None:
         f"try:\n    open({str(file)!r}, 'w').close()\n    print('ready', flush=True)\n    time.sleep(20)\n"
         f"finally:\n    import os\n    os.unlink({str(file)!r})"
     )
-    process = subprocess.Popen(script(body), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # a suite that was started by nohup hands down that the signal is ignored
+    process = subprocess.Popen(
+        script(body),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(number)
