@@ -324,7 +324,7 @@ def export(stored: Checkpoint, folder: Path) -> Path:
     files = {
         "config.json": to_json(stored.config),
         "state.json": to_json(
-            {key: stored.state[key] for key in ("best_step", "best", "corpus") if key in stored.state}
+            {key: stored.state[key] for key in ("best_step", "best", "corpus", "vocabulary") if key in stored.state}
         ),
         "model.safetensors": safetensors.torch.save(stored.tensors("model")),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -19,6 +20,7 @@ from raytrain.config.schema import RunConfig
 from raytrain.data.batches import Batch, EvaluationBatches, TrainingBatches, group_rows, rank_groups
 from raytrain.data.corpus import Corpus
 from raytrain.data.frequencies import symbol_frequencies
+from raytrain.data.pieces import Vocabulary
 from raytrain.metrics import computed_metrics
 from raytrain.models import Model, build
 from raytrain.models.layers import (
@@ -33,6 +35,7 @@ from raytrain.models.likelihood import MIXTURE_SAMPLES, aggregate_posterior, est
 from raytrain.models.noise import EVALUATION_SEED, Noise
 from raytrain.models.stream import state_before
 from raytrain.runs import checkpoint as checkpoints
+from raytrain.runs.trained_model import stored_vocabulary
 from raytrain.training.divergence import SkippedSteps
 from raytrain.training.loss import BoundTotals, loss
 from raytrain.training.multiplier import Multiplier
@@ -58,7 +61,9 @@ class Trainer:
         self.valid_batches = EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples)
         self.raw: Model = build(config)
         """The model whose weights the optimiser changes."""
-        start_from_frequencies(self.raw, symbol_frequencies(corpus.split("train"), config.sampling))
+        vocabulary = self.train_batches.samples.vocabulary
+        start_from_frequencies(self.raw, symbol_frequencies(corpus.split("train"), config.sampling, vocabulary))
+        self.raw.vocabulary = vocabulary
         self.raw.to(world.device)
         self.model: Model = copy_for_average(self.raw) if config.optimizer.ema else self.raw
         """The model that the run makes: the moving average of ``raw``'s weights or, without one, ``raw`` itself."""
@@ -286,11 +291,18 @@ class Trainer:
         """
         state = self.state()
         found = {stem: stored.matching(stem, group) for stem, group in state.items()}
+        self.use_vocabulary(stored_vocabulary(stored))
         self.skipped.load(stored.state.get("skipped", [0, 0, 0]))
         self.model.load_state_dict(found["model"])
         for stem in state.keys() - {"model"}:
             for name, tensor in state[stem].items():
                 tensor.copy_(found[stem][name])
+
+    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Read and write by ``vocabulary``, that of a checkpoint or of rank 0."""
+        for batches in (self.train_batches, self.valid_batches):
+            batches.samples.vocabulary = vocabulary
+        self.raw.vocabulary = self.model.vocabulary = vocabulary
 
     def gather_lanes(self) -> None:
         """Bring the state of every rank's lanes to all ranks; each takes part. Nothing to do without a stream."""
@@ -313,7 +325,21 @@ class Trainer:
         for group in ({"skipped": self.skipped.counters}, *self.state().values()):
             for tensor in group.values():
                 dist.broadcast(tensor, 0)
+        if not self.model.vocabulary.is_bytes:
+            # each node learns its own where none came with the corpus, and ties of a unigram model fall either way
+            self.use_vocabulary(
+                Vocabulary.from_values(json.loads(self._first_text(json.dumps(self.model.vocabulary.values()))))
+            )
         return self.first(step)
+
+    def _first_text(self, text: str) -> str:
+        """Return rank 0's text on all ranks."""
+        encoded = text.encode()
+        data = torch.zeros(self.first(len(encoded)), dtype=torch.uint8, device=self.world.device)
+        if self.world.rank == 0:
+            data.copy_(torch.frombuffer(bytearray(encoded), dtype=torch.uint8))
+        dist.broadcast(data, 0)
+        return bytes(data.cpu().tolist()).decode()
 
     def first(self, number: int) -> int:
         """Return rank 0's number on all ranks."""
