@@ -110,6 +110,19 @@ def test_only_a_model_that_carries_its_state_reads_a_stream(monkeypatch: pytest.
     assert RunConfig(**toy).sampling == "stream"
 
 
+def test_only_a_model_that_reads_pieces_takes_longer_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert RunConfig(model=ToyConfig()).vocabulary == "byte"
+    toy: dict[str, Any] = {"model": ToyConfig(), "vocabulary": "bpe:300"}
+    with pytest.raises(ValueError, match="ToyConfig reads and writes single bytes"):
+        RunConfig(**toy)
+    spec = ModelSpec(config=ToyConfig, implementation="a:B", has_latent=False, label="toy", full_size="laptop")
+    monkeypatch.setitem(MODELS, "toy", spec)
+    with pytest.raises(ValueError, match="toy reads and writes single bytes; use byte, or a model of pieces \\(hybrid"):
+        RunConfig(**toy)
+    monkeypatch.setitem(MODELS, "toy", replace(spec, reads_pieces=True))
+    assert RunConfig(**toy).vocabulary == "bpe:300"
+
+
 @pytest.mark.parametrize(
     ("name", "source", "sampling"),
     [

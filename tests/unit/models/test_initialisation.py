@@ -89,10 +89,11 @@ def test_one_step_moves_what_reads_the_features_no_further_than_what_reads_a_byt
     assert (seen["posterior"] @ moved[1].T).abs().max() < 40 * rate
 
 
-def test_the_top_of_a_deep_stack_follows_the_newest_byte() -> None:
+@pytest.mark.parametrize("longer", [0, 44])
+def test_the_top_of_a_deep_stack_follows_the_newest_symbol(longer: int) -> None:
     """Its share of what varies there between samples is more than half; it was a tenth of it with uniform weights."""
     torch.manual_seed(0)
-    model = ByteLstm(ByteLstmConfig(layers=4, hidden=256, dropout=0.0), 40).eval()
+    model = ByteLstm(ByteLstmConfig(layers=4, hidden=256, dropout=0.0), 40, longer=longer).eval()
     outputs: dict[str, torch.Tensor] = {}
     model.output.register_forward_pre_hook(lambda module, inputs: outputs.update(top=inputs[0]))
     tokens = torch.randint(97, 123, (64, 40), generator=torch.Generator().manual_seed(1))
