@@ -86,7 +86,8 @@ def plain_pattern(workers: int, trials: int) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
     from ray.tune.search import Searcher
 
-    from raytrain.config.schema import flatten, identity, to_dict
+    from raytrain.config.schema import flatten, to_dict
+    from raytrain.runs.records import new_identity
     from raytrain.runs.workspace import open_workspace
     from raytrain.tracking.runs import Experiment
     from raytrain.training.worker import Job
@@ -98,7 +99,7 @@ def plain_pattern(workers: int, trials: int) -> None:
     jobs = []
     for number in range(trials):
         run = experiment.open_run(
-            identity(config, str(number)), f"{number:03}", parent="0" * 32, config=to_dict(config),
+            new_identity(), f"{number:03}", parent="0" * 32, config=to_dict(config),
             parameters=flatten(config), tags={},
         )  # fmt: skip
         location = workspace.storage.uri(f"{number:03}")

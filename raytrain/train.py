@@ -136,9 +136,15 @@ def print_outcome(trained: TrainedRun) -> None:
     if warning := trained.ladder.warning(bits):
         print(f"warning: {warning}; try more --steps")
     if warning := collapse_warning(best, has_latent):
-        print(f"warning: {warning}; try --objective.free-bits 2, or a later --objective.end")
+        print(f"warning: {warning}; try {remedy(trained.config)}")
     print("\n".join(f"  {sample!r}" for sample in outcome["samples"]))
     print(f"view: {trained.view}")
+
+
+def remedy(config: RunConfig[Any]) -> str:
+    """Return the option that most likely makes a model read its code: docs/guides/search.md compares them."""
+    mean_norm: float | None = getattr(config.model, "mean_norm", None)  # models of plugins may have none
+    return "--objective.rate 3" if mean_norm is None else f"--model.mean-norm {1.5 * mean_norm or 0.4:.2g}"
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ pytest_plugins = [
     "tests.support.browser",
     "tests.support.machine",
     "tests.support.metadata_server",
+    "tests.support.mlflow_database",
     "tests.support.mlflow_server",
     "tests.support.postgres_server",
     "tests.support.ray_instance",

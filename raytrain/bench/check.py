@@ -21,6 +21,7 @@ from raytrain.config.cli import OneLineParser
 from raytrain.data.corpus import Corpus
 from raytrain.data.prepare import prepare
 from raytrain.storage import check_output
+from raytrain.utils.files import output_file
 
 LARGEST_DIFFERENCE = 1e-3
 """Most that gradients in float32 may differ from the CPU's, as a share of their norm."""
@@ -52,7 +53,8 @@ def main(arguments: list[str]) -> None:
             check.found[name] = run_section(check, name)
             problems += [f"{name}: {problem}" for problem in find_problems(check.found[name])]
             if options.output is not None:
-                options.output.write_text(json.dumps(check.found, indent=2) + "\n")
+                with output_file(options.output) as file:
+                    file.write_text(json.dumps(check.found, indent=2) + "\n")
     print("\n".join(f"NOT RIGHT: {problem}" for problem in problems) or "all right")
     if problems:
         raise SystemExit(1)

@@ -12,6 +12,7 @@ from raytrain.config.schema import RunConfig, from_dict
 from raytrain.data.cache import CORPORA, address, fetch, is_published, publish
 from raytrain.data.corpus import Corpus
 from raytrain.data.prepare import prepare
+from raytrain.data.sources import check as check_source
 from raytrain.storage import ARTIFACTS, open_storage_root
 from raytrain.storage.base import Storage
 from raytrain.storage.check import check_writable
@@ -66,6 +67,7 @@ def open_workspace(config: RunConfig[Any], storage: str | None, published: bool 
     Raises:
         UserError: the storage cannot be written, the corpus cannot be had, or the tracking store cannot be used.
     """
+    check_source(config.data, config.data_path)  # before anything is made
     location, uri = _open_locations(storage)
     folder = location.folder
     corpus = prepare(

@@ -37,10 +37,10 @@ def duration(seconds: float) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a text with its control characters and line ends escaped, so that one line is one text."""
+    """Return a text as one line of valid UTF-8: control characters, line ends and lone surrogates are escaped."""
     return "".join(
         character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in ("Cc", "Zl", "Zp")
+        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
         else character
         for character in text
     )

@@ -88,6 +88,14 @@ def test_a_mistake_is_one_line(
     assert line in refused(command, *arguments)
 
 
+@BOTH
+def test_a_text_that_is_not_there_is_refused_before_anything_is_made(
+    refused: Callable[..., str], tmp_path: Path, command: str
+) -> None:
+    assert "none.txt" in refused(command, "hybrid", "--data", "none.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
 @pytest.mark.parametrize(
     ("space", "line"),
     [
@@ -224,3 +232,12 @@ def test_the_last_lines_of_a_run_hold_it_against_counting(
         f"warning: the model has learnt less than counting: it needs {more} more than a byte 4-gram; try more --steps"
     )
     assert warnings == ([text] if warned else [])
+
+
+@pytest.mark.parametrize(
+    ("model", "mended"), [("hybrid", {"mean_norm": 0.4}), ("hybrid, normalised", {"mean_norm": 0.9})]
+)
+def test_a_collapsed_run_names_an_option_that_mends_it(model: str, mended: dict[str, float]) -> None:
+    config = tiny_config(model)
+    changed = train.read_command(["hybrid", *train.remedy(config).split()], has_gpus=False)[1].model
+    assert {"mean_norm": changed.mean_norm} == mended
