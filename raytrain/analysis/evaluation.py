@@ -17,7 +17,8 @@ from torch import Tensor
 from raytrain.config.schema import RunConfig, from_dict
 from raytrain.data.batches import BUCKET_WIDTH, Batch, EvaluationBatches
 from raytrain.data.cache import open_anywhere
-from raytrain.data.vocabulary import PAD, STOP
+from raytrain.data.pieces import Vocabulary, byte_vocabulary
+from raytrain.data.vocabulary import PAD
 from raytrain.metrics import computed_metrics
 from raytrain.models import Model, build
 from raytrain.models.layers import StreamState, Terms, draw_posterior, gaussian_kl, negative_log_likelihood
@@ -46,6 +47,8 @@ class Task:
     """Most samples; ``None`` takes all of the split."""
     iw_samples: int
     """Draws of z for the importance-weighted estimate. A model without z ignores it."""
+    vocabulary: dict[str, Any] | None = None
+    """Values of the model's vocabulary; ``None`` of bytes."""
 
     def batches(self) -> EvaluationBatches:
         """Return the batches of samples, the same for every worker.
@@ -54,7 +57,8 @@ class Task:
             UserError: the corpus lacks the split, or the split has no sample of the model's length.
         """
         split = open_anywhere(self.corpus).split(self.split)
-        return EvaluationBatches(split, from_dict(self.config), self.num_samples)
+        vocabulary = byte_vocabulary() if self.vocabulary is None else Vocabulary.from_values(self.vocabulary)
+        return EvaluationBatches(split, from_dict(self.config), self.num_samples, vocabulary)
 
     def share(self, tensors: dict[str, Tensor], rank: int, world_size: int, cpus: float, device: str) -> Totals:
         """Return the totals of worker ``rank`` of ``world_size`` for the weights ``tensors``, on the CPU."""
@@ -82,7 +86,8 @@ def evaluate(
     config = batches.config
     device = next(model.parameters()).device
     mixture_stride = -(-batches.num_samples // MIXTURE_SAMPLES)
-    totals = Totals.empty(model.latent, config, iw_samples if model.latent else 0)
+    lengths = torch.from_numpy(batches.samples.vocabulary.lengths)
+    totals = Totals.empty(model.latent, config, iw_samples if model.latent else 0, lengths)
     state: StreamState | None = None
     for batch in batches.batches(rank, world_size):
         state = totals.add_batch(model, batch, mixture_stride, device, state_before(model, batch, state))
@@ -97,6 +102,8 @@ class Totals:
 
     config: RunConfig[Any]
     iw_samples: int
+    lengths: Tensor
+    """[symbols]: bytes of text of each symbol."""
     bound: BoundTotals
     weighted: Tensor
     """[2]: importance-weighted NLL and Monte Carlo negative ELBO, of the same draws."""
@@ -110,7 +117,7 @@ class Totals:
     """[samples, 3 x latent]: mean, log variance and a draw of q(z | x), of samples that are evenly spaced among all."""
 
     @classmethod
-    def empty(cls, latent: int, config: RunConfig[Any], iw_samples: int) -> Totals:
+    def empty(cls, latent: int, config: RunConfig[Any], iw_samples: int, lengths: Tensor) -> Totals:
         """Return the totals over no samples."""
 
         def zeros(*shape: int) -> Tensor:
@@ -119,6 +126,7 @@ class Totals:
         return cls(
             config=config,
             iw_samples=iw_samples,
+            lengths=lengths,
             bound=BoundTotals(latent),
             weighted=zeros(2),
             kl=zeros(latent),
@@ -133,6 +141,7 @@ class Totals:
         return Totals(
             config=self.config,
             iw_samples=self.iw_samples,
+            lengths=self.lengths,
             bound=bound,
             weighted=self.weighted + other.weighted,
             kl=self.kl + other.kl,
@@ -195,7 +204,7 @@ class Totals:
         self.bound.add(terms, batch.text_bytes)
         self.kl += kl.sum(0)
         self.by_position[:, : nats.shape[1]] += torch.stack((nats.sum(0), (batch.tokens != PAD).double().sum(0)))
-        text_bytes = (batch.tokens < STOP).sum(1)
+        text_bytes = self.lengths[batch.tokens].sum(1)
         parts = torch.stack((torch.ones(len(nats)), text_bytes, nats.sum(1), kl.sum(1)), dim=1)
         self.by_length.index_add_(0, text_bytes // BUCKET_WIDTH, parts.double())
 

@@ -23,7 +23,6 @@ from raytrain.config.workers import WorkerSpec
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.cache import address, publish
 from raytrain.data.corpus import Corpus
-from raytrain.data.vocabulary import STOP
 from raytrain.models import Model
 from raytrain.models.ladder import reference_ladder
 from raytrain.models.sampling import sample
@@ -50,9 +49,10 @@ def measure(options: EvaluateOptions) -> tuple[dict[str, Any], ResolvedModel]:
     storage = open_storage_root(options.storage)
     corpus = corpus_of(stored, storage, options.data, options.data_path, options.data_field)
     samples = options.evaluate_samples or None
-    task = Task(stored.config, address(corpus, storage), options.split, samples, options.iw_draws)
-    batches = task.batches()
     model = from_checkpoint(stored)
+    vocabulary = None if model.vocabulary.is_bytes else model.vocabulary.values()
+    task = Task(stored.config, address(corpus, storage), options.split, samples, options.iw_draws, vocabulary)
+    batches = task.batches()
 
     began = time.perf_counter()
     if options.workers == 1:
@@ -111,9 +111,8 @@ def measure_texts(
     if options.num_texts == 0:
         return None
     written = [item.text for item in sample(model, options.num_texts, seed=options.seed)]
-    chosen = EvaluationBatches(batches.samples.split, batches.config, options.num_texts)
-    rows = [row for batch in chosen.batches() for row in batch.tokens.tolist()]
-    real = [bytes(token for token in row if token < STOP) for row in rows]
+    chosen = EvaluationBatches(batches.samples.split, batches.config, options.num_texts, model.vocabulary)
+    real = [model.vocabulary.decode(row) for batch in chosen.batches() for row in batch.tokens.tolist()]
     return text_metrics({"model": written, "split": real}, corpus.split("train").stream)
 
 

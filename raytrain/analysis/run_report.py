@@ -20,7 +20,6 @@ from raytrain.analysis.figures.style import save
 from raytrain.config.schema import RunConfig
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
-from raytrain.data.vocabulary import STOP
 from raytrain.models import Model
 from raytrain.models.sampling import sample
 from raytrain.tracking.queries import describe, history
@@ -64,7 +63,9 @@ def portray(model: Model, config: RunConfig[Any], corpus: Corpus) -> Portrait:
     Raises:
         UserError: the split has no sample of the model's length.
     """
-    batches = EvaluationBatches(corpus.split("valid"), config, min(config.evaluate_samples, NUM_SAMPLES))
+    batches = EvaluationBatches(
+        corpus.split("valid"), config, min(config.evaluate_samples, NUM_SAMPLES), model.vocabulary
+    )
     metrics = evaluate(model, batches, iw_samples=1).metrics()
     texts, means = encode(model, batches)
     return Portrait(
@@ -84,7 +85,7 @@ def encode(model: Model, batches: EvaluationBatches) -> tuple[list[bytes], NDArr
     texts: list[bytes] = []
     means: list[NDArray[np.float64]] = []
     for batch in batches.batches():
-        texts += [bytes(row[row < STOP].tolist()) for row in batch.tokens]
+        texts += [model.vocabulary.decode(row) for row in batch.tokens.tolist()]
         if model.latent == 0:
             means.append(np.zeros((len(batch.tokens), 0)))
         else:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from raytrain.config.models import ByteLstmConfig, HybridConfig, LstmVaeConfig
 from raytrain.config.schedules import auxiliary_weight, kl_weight
 from raytrain.config.schema import RunConfig
-from raytrain.data.vocabulary import DROP, PAD, SIZE, STOP
-from raytrain.models.layers import NUM_OUTPUTS, Posterior
+from raytrain.data.vocabulary import DROP, NUM_OUTPUTS, PAD, SIZE, STOP
+from raytrain.models.layers import Posterior
 
 
 def one_hot(tokens: Tensor) -> Tensor:
@@ -168,7 +168,8 @@ PLAIN: dict[type, Callable[[RunConfig[Any]], nn.Module]] = {
 
 def has_plain(config: RunConfig[Any]) -> bool:
     """Return whether the model has a plain version. Without one there is nothing to compare with or to count."""
-    return type(config.model) in PLAIN and config.model.weight_dropout == 0 and not config.model.layer_norm
+    known = type(config.model) in PLAIN and config.vocabulary == "byte"
+    return known and config.model.weight_dropout == 0 and not config.model.layer_norm
 
 
 def build_plain(config: RunConfig[Any]) -> nn.Module:

@@ -13,8 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from raytrain.bench.baseline import build_plain, has_plain
 from raytrain.config.models import ByteLstmConfig, HybridConfig, LstmVaeConfig
 from raytrain.config.schema import RunConfig
-from raytrain.data.vocabulary import SIZE
-from raytrain.models.layers import NUM_OUTPUTS
+from raytrain.data.vocabulary import NUM_OUTPUTS, SIZE
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,8 @@ class ModelSpec:
     """Name in figures and tables."""
     full_size: str
     """Preset that training starts from on machines with GPUs."""
+    reads_pieces: bool = False
+    """Whether it can read and write pieces of more than one byte (``--vocabulary``)."""
     carries_state: bool = False
     """True if the network implements ``StreamModel``, so that it can read a stream; only without a latent code."""
     colour: str = ""
@@ -204,6 +206,7 @@ MODELS: dict[ModelName, ModelSpec] = {
         has_latent=True,
         label="hybrid VAE",
         full_size="paper-ptb",
+        reads_pieces=True,
         colour="#0072B2",
         marker="o",
         line="-",
@@ -214,6 +217,7 @@ MODELS: dict[ModelName, ModelSpec] = {
         has_latent=True,
         label="LSTM VAE",
         full_size="paper-ptb",
+        reads_pieces=True,
         colour="#D55E00",
         marker="s",
         line="--",
@@ -224,6 +228,7 @@ MODELS: dict[ModelName, ModelSpec] = {
         has_latent=False,
         label="LSTM language model",
         full_size="bios",
+        reads_pieces=True,
         carries_state=True,
         colour="#767676",
         marker="^",
@@ -292,6 +297,22 @@ def require_stream_model(config: object) -> None:
         "stream",
         f"{name or type(config).__name__} carries no state from one chunk of text to the next; "
         f"use windows or documents, or a model that does ({able})",
+    )
+
+
+def require_piece_model(config: object, vocabulary: str) -> None:
+    """Refuse a vocabulary of longer pieces with a model that knows bytes only, or that is not registered yet.
+
+    Raises:
+        ValueError: the model of this config class cannot read and write pieces.
+    """
+    name, spec = next(((name, spec) for name, spec in MODELS.items() if type(config) is spec.config), (None, None))
+    able = ", ".join(other for other, known in MODELS.items() if known.reads_pieces)
+    require(
+        spec is not None and spec.reads_pieces,
+        "vocabulary",
+        vocabulary,
+        f"{name or type(config).__name__} reads and writes single bytes; use byte, or a model of pieces ({able})",
     )
 
 

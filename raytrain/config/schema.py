@@ -14,8 +14,17 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal
 
 from raytrain.config import models
-from raytrain.config.models import HybridConfig, ModelName, ModelT, known_models, require, require_stream_model
+from raytrain.config.models import (
+    HybridConfig,
+    ModelName,
+    ModelT,
+    known_models,
+    require,
+    require_piece_model,
+    require_stream_model,
+)
 from raytrain.config.schedules import ObjectiveConfig, OptimizerConfig
+from raytrain.config.vocabularies import longer_pieces
 from raytrain.utils.errors import UserError, check_text
 from raytrain.utils.validation import validate_fields
 
@@ -53,6 +62,9 @@ class RunConfig(Generic[ModelT]):
     encoder_from: str | None = None
     """Checkpoint whose encoder the run starts from, with a new decoder (Li et al. 2019); the run's config names it by
     the digest of its weights; default: none."""
+    vocabulary: str = "byte"
+    """What a model reads and writes one at a time: byte; char, the bytes and the most frequent longer characters; or
+    bpe:N, N pieces learnt from the training text. Texts and lengths are in bytes whatever it is."""
     sampling: Literal["windows", "documents", "stream"] = "windows"
     """Windows of ``length`` bytes from random positions; whole documents of at most that many symbols; or a stream:
     contiguous text in ``batch_size`` lanes, of which each step reads the next ``length`` bytes, with the state of a
@@ -97,8 +109,15 @@ class RunConfig(Generic[ModelT]):
             f"must be a multiple of group_size ({self.group_size})",
         )
         require(0 <= self.seed < 2**31, "seed", self.seed, "must be in [0, 2**31)")
+        try:
+            pieces = longer_pieces(self.vocabulary)
+        except ValueError as error:
+            raise ValueError(f"vocabulary is {self.vocabulary!r}: {error}") from None
+        if pieces:
+            require_piece_model(self.model, self.vocabulary)
         if self.sampling == "stream":
             require_stream_model(self.model)
+            require(pieces == 0, "vocabulary", self.vocabulary, "a stream is read in bytes: leave it out")
         require(
             self.objective.rate == 0 or not getattr(self.model, "fixed_variance", False),
             "objective.rate",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from raytrain.config.schema import RunConfig
 from raytrain.data.corpus import Corpus, Split
+from raytrain.data.pieces import Vocabulary
 from raytrain.data.vocabulary import PAD, STOP
 from raytrain.utils.errors import UserError
 
@@ -33,7 +34,7 @@ class Batch:
     """One rank's share of a batch."""
 
     tokens: Tensor
-    """[samples, length] int64: bytes; a document then has STOP, then PAD up to the batch's length."""
+    """[samples, length] int64: bytes or pieces; a document then has STOP; then PAD up to the batch's length."""
     groups: range
     """The numbers of the sample groups in it, in order: they seed the noise."""
     text_bytes: int
@@ -50,8 +51,10 @@ class Batch:
 class Samples:
     """The samples of a split that a run can draw: windows of its stream, chunks of it, or its documents that fit."""
 
-    def __init__(self, split: Split, config: RunConfig[Any]) -> None:
+    def __init__(self, split: Split, config: RunConfig[Any], vocabulary: Vocabulary | None = None) -> None:
+        """``vocabulary``: that of the config in the split's corpus if ``None``."""
         self.split = split
+        self.vocabulary = vocabulary or split.vocabulary(config.vocabulary)
         self.length = config.length
         self.documents = config.sampling == "documents"
         self.stream = config.sampling == "stream"
@@ -78,8 +81,21 @@ class Samples:
     def tokens(self, positions: np.ndarray, length: int) -> tuple[Tensor, int]:
         """Tokens [len(positions), length] of the samples at ``positions``, and their bytes of text.
 
-        After the end of a stream comes its beginning: no window reaches beyond the end.
+        After the end of a stream comes its beginning: no window reaches beyond the end. Of longer pieces there are
+        fewer than bytes: the tokens are only as many as the sample with most of them has.
         """
+        tokens, text_bytes = self._byte_tokens(positions, length)
+        if self.vocabulary.is_bytes:
+            return tokens, text_bytes
+        rows = self.vocabulary.encode([bytes(row[row < STOP].tolist()) for row in tokens])
+        pieces = np.full((len(rows), max(map(len, rows)) + self.documents), PAD, dtype=np.int64)
+        for row, symbols in zip(pieces, rows, strict=True):
+            row[: len(symbols)] = symbols
+            if self.documents:
+                row[len(symbols)] = STOP
+        return torch.from_numpy(pieces), text_bytes
+
+    def _byte_tokens(self, positions: np.ndarray, length: int) -> tuple[Tensor, int]:
         if not self.documents:
             places = (positions[:, None] + np.arange(length)) % len(self.split.stream)
             tokens = self.split.stream[places].astype(np.int64)
@@ -139,8 +155,12 @@ class TrainingBatches:
         self.samples.split.check()
         positions, length = self._draw(step)
         groups = rank_groups(self.config, rank, world_size)
-        own = positions[group_rows(self.config, groups)]
+        rows = group_rows(self.config, groups)
+        own = positions[rows]
         tokens, text_bytes = self.samples.tokens(own, length)
+        if world_size > 1 and not self.samples.vocabulary.is_bytes:
+            # as wide as the whole batch: the noise of a sample must not depend on how workers share it
+            tokens = self.samples.tokens(positions, length)[0][rows]
         return Batch(tokens, groups, text_bytes, self.samples.previous(own, step == 0) if self.samples.stream else None)
 
     def _draw(self, step: int) -> tuple[np.ndarray, int]:
@@ -189,9 +209,20 @@ class EvaluationBatches:
     carried from one to the next.
     """
 
-    def __init__(self, split: Split, config: RunConfig[Any], num_samples: int | None = None) -> None:
-        """``num_samples``: how many at most; all that there are (windows: without overlap) if None."""
-        self.samples = Samples(split, config)
+    def __init__(
+        self,
+        split: Split,
+        config: RunConfig[Any],
+        num_samples: int | None = None,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        """Choose the samples.
+
+        Args:
+            num_samples: how many at most; all that there are (windows: without overlap) if None.
+            vocabulary: that of a model; the one of the config in the split's corpus if None.
+        """
+        self.samples = Samples(split, config, vocabulary)
         self.config = config
         available = len(split.stream) // config.length if config.sampling == "windows" else self.samples.count
         self.num_samples = min(available, num_samples or available)

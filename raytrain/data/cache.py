@@ -12,6 +12,7 @@ from pathlib import Path
 
 from raytrain.data.corpus import Corpus
 from raytrain.data.files import default_cache
+from raytrain.data.pieces import file_of
 from raytrain.storage import open_storage
 from raytrain.storage.base import NotFoundError, Storage, StorageError, retry_storage
 from raytrain.utils.errors import UserError
@@ -29,12 +30,17 @@ _IN_USE: dict[str, int] = {}
 
 
 def publish(corpus: Corpus, storage: Storage) -> None:
-    """Put ``corpus`` into ``storage``, unless it is there. ``corpus.json`` is written last: without it nothing counts.
+    """Put ``corpus`` into ``storage``, unless it is there, and the vocabularies that were learnt from it.
+
+    ``corpus.json`` is written last: without it nothing counts.
 
     Raises:
         StorageError: the storage does not take it.
     """
     location = storage.child(f"{CORPORA}/{corpus.digest}")
+    for path in sorted(corpus.path.glob(file_of("*"))):
+        if not location.exists(path.name):
+            location.upload(path.name, path)
     if location.exists(_INFO):
         return
     for name in _files(corpus):

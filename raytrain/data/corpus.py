@@ -21,7 +21,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, get_args
@@ -29,6 +29,7 @@ from typing import Any, BinaryIO, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from raytrain.data.pieces import Vocabulary, vocabulary_of
 from raytrain.utils.errors import UserError
 from raytrain.utils.validation import parse_json, validate_type
 
@@ -47,9 +48,10 @@ _OFFSETS_BUFFERED = 1 << 16
 class Split:
     """One split of a corpus, memory-mapped: its memory does not grow with the corpus."""
 
-    def __init__(self, folder: Path, name: str, files: dict[str, Any]) -> None:
-        """``files``: what corpus.json says of them."""
+    def __init__(self, folder: Path, name: str, files: dict[str, Any], vocabulary: Callable[[str], Vocabulary]) -> None:
+        """``files``: what corpus.json says of them; ``vocabulary``: see ``Corpus.vocabulary``."""
         self.name = name
+        self.vocabulary = vocabulary
         self._sums = {folder / file: recorded["sha256"] for file, recorded in files.items()}
         self._stamps = _stamps(self._sums)  # before they are mapped
         self.stream: Bytes = np.memmap(folder / f"{name}.bin", dtype=np.uint8, mode="r")
@@ -112,6 +114,7 @@ class Corpus:
         self.digest: str = info["digest"]
         self.splits: tuple[str, ...] = tuple(name for name in SPLITS if name in info["splits"])
         self._open: dict[str, Split] = {}
+        self._vocabularies: dict[str, Vocabulary] = {}
 
     @staticmethod
     def open(folder: str | Path) -> Corpus:
@@ -146,8 +149,18 @@ class Corpus:
         if name not in self.splits:
             raise UserError(f"corpus {self.name} has no split {name!r}; it has {', '.join(self.splits)}")
         if name not in self._open:
-            self._open[name] = Split(self.path, name, self.info["splits"][name]["files"])
+            self._open[name] = Split(self.path, name, self.info["splits"][name]["files"], self.vocabulary)
         return self._open[name]
+
+    def vocabulary(self, name: str) -> Vocabulary:
+        """Return the vocabulary ``name``, learnt from the training split once and kept beside the corpus.
+
+        Raises:
+            UserError: the library that learns it is not installed.
+        """
+        if name not in self._vocabularies:
+            self._vocabularies[name] = vocabulary_of(self.split("train"), name, self.path)
+        return self._vocabularies[name]
 
     def verify(self) -> None:
         """Read every file: it must have its recorded SHA-256 sum, and the numbers in it must be those of documents.

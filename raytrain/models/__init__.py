@@ -10,6 +10,7 @@ from torch import Tensor
 
 from raytrain.config.models import find_model
 from raytrain.config.schema import RunConfig
+from raytrain.data.pieces import Vocabulary
 from raytrain.models.base import Model, TextModel
 from raytrain.utils.errors import UserError
 
@@ -48,6 +49,7 @@ def _build(implementation: Any, config: RunConfig[Any]) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model: Model = implementation.from_config(config)
+    model.vocabulary = Vocabulary(config.vocabulary, ())
     return model
 
 

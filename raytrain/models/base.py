@@ -7,20 +7,24 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from torch import Tensor, nn
 
 from raytrain.config.schema import RunConfig
+from raytrain.data.pieces import Vocabulary
 from raytrain.models.layers import StreamState, Terms
 from raytrain.models.noise import Noise
 
 
 class TextModel(Protocol):
-    """A network that reads byte tokens, returns the terms of the ELBO, and generates text byte by byte.
+    """A network that reads tokens, returns the terms of the ELBO, and generates text token by token.
 
-    Implementations are ``nn.Module`` classes. Tokens are int64: bytes, and the STOP and PAD of ``data.vocabulary``.
+    Implementations are ``nn.Module`` classes. Tokens are int64: bytes, the STOP and PAD of ``data.vocabulary`` and, of
+    some vocabularies, longer pieces.
     """
 
     latent: int
     """Dimensions of the latent code z; 0 without one."""
     length: int
     """Symbols of the longest text, STOP included."""
+    vocabulary: Vocabulary
+    """Its symbols. ``build`` sets it, for longer pieces without any: those are its corpus's or its checkpoint's."""
     documents: bool
     """True if texts end with STOP; false for a model of windows."""
 

@@ -1,4 +1,4 @@
-"""Stacked byte-level LSTM language model, the one that writes Twitter bios."""
+"""Stacked LSTM language model of bytes or pieces, the one that writes Twitter bios."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from raytrain.config.models import ByteLstmConfig
 from raytrain.config.schema import RunConfig
+from raytrain.config.vocabularies import longer_pieces
 from raytrain.data.vocabulary import SIZE
 from raytrain.models.decoding import LstmState, LstmStep
 from raytrain.models.layers import (
@@ -20,6 +21,8 @@ from raytrain.models.layers import (
     drop_input,
     initialise_uniform,
     negative_log_likelihood,
+    piece_vectors,
+    read_symbols,
     shift_right,
 )
 from raytrain.models.lstm import Lstm, continue_lstm
@@ -43,26 +46,45 @@ class ByteLstm(nn.Module):
         inputs: int = SIZE,
         outputs: int | None = None,
         documents: bool = True,
+        longer: int = 0,
     ) -> None:
+        """Build the modules.
+
+        Args:
+            length: symbols of the longest sample, STOP included.
+            inputs: symbols that are read as one-hot vectors.
+            outputs: symbols that are predicted, if not those of text.
+            documents: true if texts end with STOP; false for windows.
+            longer: pieces of more than one byte in the vocabulary.
+        """
         super().__init__()
         self.length = length
         self.documents = documents
         self.dropout = config.dropout
         self.one_hot = OneHot(inputs)
+        self.embedding = piece_vectors(longer, config.hidden)
         self.layers = nn.ModuleList(
-            Lstm(inputs if layer == 0 else config.hidden, config.hidden, config.weight_dropout, config.layer_norm)
+            Lstm(
+                inputs if layer == 0 and not longer else config.hidden,
+                config.hidden,
+                config.weight_dropout,
+                config.layer_norm,
+            )
             for layer in range(config.layers)
         )
-        self.output = SymbolHead(config.hidden) if outputs is None else nn.Linear(config.hidden, outputs)
+        self.output = SymbolHead(config.hidden, longer) if outputs is None else nn.Linear(config.hidden, outputs)
         initialise_uniform(self)
         for layer, lstm in enumerate(self._lstms()):
             if lstm.norm is None:  # else as in the code whose normalisation it is
-                lstm.open_gates(0 if layer == 0 else config.hidden)
+                lstm.open_gates(0 if layer == 0 and not longer else config.hidden)
+        if self.embedding is not None and not config.layer_norm:
+            nn.init.uniform_(self.embedding.weight, -0.5, 0.5)  # so that a piece weighs as much as a one-hot byte
 
     @classmethod
     def from_config(cls, config: RunConfig[Any]) -> ByteLstm:
         """Build the model of a run."""
-        return cls(config.model, config.length, documents=config.sampling == "documents")
+        documents, longer = config.sampling == "documents", longer_pieces(config.vocabulary)
+        return cls(config.model, config.length, documents=documents, longer=longer)
 
     def forward(
         self,
@@ -102,12 +124,12 @@ class ByteLstm(nn.Module):
 
         There is no dropout without noise, and the first state is zeros without ``state``.
         """
-        features: Tensor | None = None
+        features: Tensor | None = None if self.embedding is None else self.embedding(inputs)
         last: StreamState = {}
         for layer, lstm in enumerate(self._lstms()):
             names = f"hidden.{layer}", f"cell.{layer}"
             first = None if state is None else (state[names[0]], state[names[1]])
-            symbols = inputs if layer == 0 else None
+            symbols = inputs if features is None else None
             features, carried = continue_lstm(lstm, self.one_hot, symbols, features, first, noise)
             if self.training and self.dropout > 0 and noise is not None:
                 features = drop_features(features, noise, self.dropout)
@@ -118,7 +140,7 @@ class ByteLstm(nn.Module):
     def begin(self, z: Tensor) -> LstmState:
         """Return the state before the first byte: zeros. ``z`` [batch, 0] gives only the number of samples."""
         zeros = z.new_zeros(len(z), self.output.in_features)
-        symbols = self.one_hot.identity.shape[1]
+        symbols = self.one_hot.identity.shape[1] if self.embedding is None else 0
         steps = [LstmStep(lstm, symbols if layer == 0 else 0) for layer, lstm in enumerate(self._lstms())]
         return LstmState(steps, [[zeros, zeros] for _ in steps])
 
@@ -128,5 +150,5 @@ class ByteLstm(nn.Module):
     @torch.no_grad()
     def advance(self, previous: Tensor, state: LstmState) -> tuple[Tensor, LstmState]:
         """Return logits [batch, NUM_OUTPUTS] of the byte after ``previous`` [batch], and the state after it."""
-        output, state = state.advance(previous)
+        output, state = state.advance(*read_symbols(self.embedding, previous))
         return self.output(output), state

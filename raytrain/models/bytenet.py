@@ -42,15 +42,19 @@ class ByteNet(nn.Module):
             features = _highway(norm(convolution(F.pad(features, (1, 0))), mask), features)
         return features.transpose(1, 2)
 
-    def begin(self, num: int, symbols: int) -> ByteNetState:
-        """Return the state of ``num`` texts before the first symbol; the last ``symbols`` inputs are one-hot."""
+    def begin(self, num: int, symbols: int, vectors: Tensor | None = None) -> ByteNetState:
+        """Return the state of ``num`` texts before the first symbol.
+
+        The last ``symbols`` inputs are one-hot or, if given, one of ``vectors`` [all symbols, symbols].
+        """
         weight, bias = _folded(self.resize, self.resize_norm)
         dense = weight.shape[1] - symbols
+        table = weight[:, dense:].t() if vectors is None else vectors.detach() @ weight[:, dense:].t()
         blocks = [_folded(*block) for block in zip(self.convolutions, self.norms, strict=True)]
         zeros = weight.new_zeros(num, self.resize.out_channels // 2)
         return ByteNetState(
             weight[:, :dense].t(),
-            weight[:, dense:].t() + bias,
+            table + bias,
             [(weight.t(), bias) for weight, bias in blocks],
             [zeros] * len(blocks),
         )

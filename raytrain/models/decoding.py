@@ -44,11 +44,11 @@ class LstmState:
     steps: list[LstmStep]
     states: list[list[Tensor]]
 
-    def advance(self, symbol: Tensor, dense: Tensor | None = None) -> tuple[Tensor, LstmState]:
+    def advance(self, symbol: Tensor | None, dense: Tensor | None = None) -> tuple[Tensor, LstmState]:
         """Return the last layer's output [batch, hidden], and the state after it.
 
-        The first layer reads ``dense`` [batch, inputs] and ``symbol`` [batch], every other one the output of the layer
-        below.
+        The first layer reads ``dense`` [batch, inputs] and ``symbol`` [batch], or one of them; every other one reads
+        the output of the layer below.
         """
         states: list[list[Tensor]] = []
         for layer, (step, (hidden, cell)) in enumerate(zip(self.steps, self.states, strict=True)):

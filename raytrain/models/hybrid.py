@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from raytrain.config.models import HybridConfig
 from raytrain.config.schema import RunConfig
-from raytrain.data.vocabulary import PAD, SIZE
+from raytrain.config.vocabularies import longer_pieces
+from raytrain.data.vocabulary import NUM_OUTPUTS, PAD, SIZE
 from raytrain.models.bytenet import ByteNet, ByteNetState
 from raytrain.models.decoding import LstmState, LstmStep
 from raytrain.models.layers import (
-    NUM_OUTPUTS,
     GroupBatchNorm,
     OneHot,
     Posterior,
@@ -27,6 +27,8 @@ from raytrain.models.layers import (
     gaussian_kl,
     initialise_uniform,
     negative_log_likelihood,
+    piece_vectors,
+    read_symbols,
     shift_right,
 )
 from raytrain.models.lstm import Lstm, run_lstm
@@ -53,15 +55,18 @@ class Hybrid(nn.Module):
     ``padded_length``, a multiple of 2^depth, and masks them: the loss of a document does not depend on its batch.
     """
 
-    encoder_parts = ("convolutions", "encoder_norms", "posterior")
+    encoder_parts = ("embedding", "convolutions", "encoder_norms", "posterior")
 
-    def __init__(self, config: HybridConfig, length: int, group_size: int, documents: bool = True) -> None:
+    def __init__(
+        self, config: HybridConfig, length: int, group_size: int, documents: bool = True, longer: int = 0
+    ) -> None:
         """Build the modules.
 
         Args:
             length: symbols of the longest sample, STOP included.
             group_size: samples that share batch statistics.
             documents: true if texts end with STOP; false for windows.
+            longer: pieces of more than one byte in the vocabulary.
 
         Raises:
             ValueError: ``model.feature_maps`` has more convolutions than ``length`` can be halved.
@@ -80,7 +85,9 @@ class Hybrid(nn.Module):
         self.code_length = self.padded_length // 2**depth
         self.code_maps = config.feature_maps[-1]
         self.one_hot = OneHot()
-        widths = (SIZE, *config.feature_maps)
+        self.embedding = piece_vectors(longer, config.feature_maps[0])
+        self.symbol_width = config.feature_maps[0] if longer else SIZE
+        widths = (self.symbol_width, *config.feature_maps)
         self.convolutions = nn.ModuleList(
             nn.Conv1d(before, after, kernel_size=3, stride=2, padding=1) for before, after in pairwise(widths)
         )
@@ -96,9 +103,9 @@ class Hybrid(nn.Module):
             for before, after in pairwise(widths)
         )
         self.decoder_norms = nn.ModuleList(GroupBatchNorm(width, group_size) for width in config.decoder_maps)
-        self.auxiliary = SymbolHead(config.decoder_maps[-1])
+        self.auxiliary = SymbolHead(config.decoder_maps[-1], longer)
         self.feature_scale = config.decoder_maps[-1] ** -0.5
-        width = config.decoder_maps[-1] + SIZE
+        width = config.decoder_maps[-1] + self.symbol_width
         self.lstm = (
             Lstm(width, config.hidden, config.weight_dropout, config.layer_norm) if config.decoder == "lstm" else None
         )
@@ -107,13 +114,15 @@ class Hybrid(nn.Module):
         )
         self.skip = config.skip
         # with the skip, the auxiliary head adds the frequencies
-        self.output = nn.Linear(config.hidden, NUM_OUTPUTS) if config.skip else SymbolHead(config.hidden)
+        outputs = NUM_OUTPUTS + longer
+        self.output = nn.Linear(config.hidden, outputs) if config.skip else SymbolHead(config.hidden, longer)
         initialise_uniform(self)
 
     @classmethod
     def from_config(cls, config: RunConfig[Any]) -> Hybrid:
         """Build the model of a run."""
-        return cls(config.model, config.length, config.group_size, documents=config.sampling == "documents")
+        documents, longer = config.sampling == "documents", longer_pieces(config.vocabulary)
+        return cls(config.model, config.length, config.group_size, documents=documents, longer=longer)
 
     def forward(self, tokens: Tensor, noise: Noise, input_dropout: float = 0.0) -> Terms:
         """Return the terms of the ELBO for ``tokens`` [batch, length at most self.length], PAD after each STOP."""
@@ -149,11 +158,16 @@ class Hybrid(nn.Module):
         """
         scaled = features * self.feature_scale
         if self.bytenet is not None:
-            joined = torch.cat((scaled, self.one_hot(inputs).to(features.dtype)), dim=-1)
+            joined = torch.cat((scaled, self._vectors(inputs).to(features.dtype)), dim=-1)
             outputs: Tensor = self.bytenet(joined, mask[..., : inputs.shape[1]])
             return outputs
         assert self.lstm is not None
-        return run_lstm(self.lstm, self.one_hot, inputs, scaled, noise=noise)
+        return run_lstm(self.lstm, self.one_hot, *read_symbols(self.embedding, inputs, scaled), noise=noise)
+
+    def _vectors(self, symbols: Tensor) -> Tensor:
+        """Return vectors [batch, length, symbol_width] of ``symbols``: one-hot, or learnt ones of pieces."""
+        vectors: Tensor = self.one_hot(symbols) if self.embedding is None else self.embedding(symbols)
+        return vectors
 
     def _logits(self, hidden: Tensor, auxiliary: Tensor | None) -> Tensor:
         """Return the logits for outputs of the network on top; with the skip, the auxiliary head's are added."""
@@ -163,7 +177,9 @@ class Hybrid(nn.Module):
     def encode(self, tokens: Tensor, masks: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of q(z | x), [batch, latent] each."""
         masks = self._masks(tokens) if masks is None else masks
-        features = self.one_hot(self._pad(tokens)).transpose(1, 2)
+        features = self._vectors(self._pad(tokens)).transpose(1, 2)
+        if self.embedding is not None:
+            features = features * masks[0]  # PAD carries no information
         for convolution, norm, mask in zip(self.convolutions, self.encoder_norms, masks[1:], strict=True):
             assert isinstance(norm, GroupBatchNorm)
             features = norm.activate(convolution(features), mask, cover=True)
@@ -187,16 +203,24 @@ class Hybrid(nn.Module):
     def begin(self, z: Tensor) -> HybridState:
         """Return the decoder's state before the first byte, for codes z [batch, latent]."""
         if self.bytenet is not None:
-            return HybridState(self.deconvolve(z), 0, self.bytenet.begin(len(z), SIZE))
+            vectors = None if self.embedding is None else self.embedding.weight
+            return HybridState(self.deconvolve(z), 0, self.bytenet.begin(len(z), self.symbol_width, vectors))
         assert self.lstm is not None
         zeros = z.new_zeros(len(z), self.lstm.hidden_size)
-        return HybridState(self.deconvolve(z), 0, LstmState([LstmStep(self.lstm, SIZE)], [[zeros, zeros]]))
+        step = LstmStep(self.lstm, SIZE if self.embedding is None else 0)
+        return HybridState(self.deconvolve(z), 0, LstmState([step], [[zeros, zeros]]))
 
     @torch.no_grad()
     def advance(self, previous: Tensor, state: HybridState) -> tuple[Tensor, HybridState]:
         """Return logits [batch, NUM_OUTPUTS] of the byte after ``previous`` [batch], and the state after it."""
         features = state.features[:, state.position]
-        output, top = state.top.advance(previous, features * self.feature_scale)
+        scaled = features * self.feature_scale
+        output: Tensor
+        top: LstmState | ByteNetState
+        if isinstance(state.top, ByteNetState):  # whose table has the learnt vectors
+            output, top = state.top.advance(previous, scaled)
+        else:
+            output, top = state.top.advance(*read_symbols(self.embedding, previous, scaled))
         logits = self._logits(output, self.auxiliary(features) if self.skip else None)
         return logits, HybridState(state.features, state.position + 1, top)
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 from raytrain.config.schema import RunConfig
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
+from raytrain.data.pieces import byte_vocabulary
 from raytrain.metrics import METRIC, METRICS
 from raytrain.models.ngrams import COUNTED, MAX_ORDER, STRETCHES, measure_ngrams
 from raytrain.utils.files import complete_file
@@ -104,7 +105,8 @@ def _shown(bits: float) -> str:
 
 def validation_ladder(corpus: Corpus, config: RunConfig[Any], *, quick: bool = False) -> Ladder:
     """Return the ladder on the validation samples of a run's evaluations; ``quick`` is that of ``reference_ladder``."""
-    return reference_ladder(corpus, EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples), quick)
+    samples = EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples, byte_vocabulary())
+    return reference_ladder(corpus, samples, quick)
 
 
 def reference_ladder(corpus: Corpus, samples: EvaluationBatches, quick: bool = False) -> Ladder:
@@ -117,6 +119,8 @@ def reference_ladder(corpus: Corpus, samples: EvaluationBatches, quick: bool = F
         UserError: the corpus was altered since it was opened.
     """
     train = corpus.split("train")
+    if not samples.samples.vocabulary.is_bytes:  # of the same texts, whatever a model reads them in
+        samples = EvaluationBatches(samples.samples.split, samples.config, samples.num_samples, byte_vocabulary())
     max_order = BASELINE_ORDER if quick and len(train.stream) > QUICK else MAX_ORDER
     key = f"{samples.samples.split.name}/{samples.config.sampling}/{samples.config.length}/{samples.num_samples}"
     ladder = _read(corpus).get(key)

@@ -11,13 +11,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raytrain.data.vocabulary import DROP, PAD, SIZE, STOP
+from raytrain.data.vocabulary import DROP, NUM_OUTPUTS, PAD, SIZE, STOP, UNPREDICTED
 from raytrain.models import cpu_kernels, fused_norm, gpu_kernels
 from raytrain.models.noise import Noise
-
-NUM_OUTPUTS = STOP + 1
-"""Number of symbols that can be predicted: the bytes and STOP. PAD and DROP are never predicted."""
-
 
 StreamState = dict[str, Tensor]
 """What a model carries from one chunk of a stream to the next: name -> [lanes, ...], float32 and without gradients."""
@@ -74,6 +70,14 @@ class OneHot(nn.Module):
 
 MOMENTUM = 0.1
 """Share of a step's statistics in the running ones."""
+
+
+def piece_vectors(longer: int, width: int) -> nn.Embedding | None:
+    """Return learnt vectors of all symbols, for a vocabulary with ``longer`` pieces; of bytes there are none.
+
+    One-hot vectors of thousands of pieces would make most of a network's weights, each of them seldom trained.
+    """
+    return nn.Embedding(SIZE + longer, width) if longer else None
 
 
 class GroupBatchNorm(nn.Module):
@@ -164,6 +168,19 @@ def synchronise_statistics(model: nn.Module, num_groups: int, good: Tensor) -> T
 # ----------------------------------------------------------------------------------------- functions
 
 
+def read_symbols(
+    vectors: nn.Embedding | None, symbols: Tensor, dense: Tensor | None = None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return what an LSTM reads of ``symbols`` [...] and ``dense`` [..., features].
+
+    With learnt ``vectors`` of symbols all of it is dense.
+    """
+    if vectors is None:
+        return symbols, dense
+    learnt = vectors(symbols)
+    return None, learnt if dense is None else torch.cat((dense, learnt.to(dense.dtype)), dim=-1)
+
+
 def shift_right(tokens: Tensor, previous: Tensor | None = None) -> Tensor:
     """Return a decoder's inputs: ``previous`` [batch], then ``tokens`` [batch, length] without the last.
 
@@ -175,11 +192,11 @@ def shift_right(tokens: Tensor, previous: Tensor | None = None) -> Tensor:
 
 
 def drop_input(inputs: Tensor, noise: Noise, probability: float) -> Tensor:
-    """Replace input bytes by DROP with ``probability``; START and STOP stay."""
+    """Replace input bytes and pieces by DROP with ``probability``; START and STOP stay."""
     if probability == 0:
         return inputs
     keep = noise.keep(1 - probability, inputs.shape[1])
-    return torch.where(keep | (inputs >= STOP), inputs, DROP)
+    return torch.where(keep | ((inputs >= STOP) & (inputs < SIZE)), inputs, DROP)
 
 
 def drop_features(features: Tensor, noise: Noise, probability: float) -> Tensor:
@@ -189,13 +206,26 @@ def drop_features(features: Tensor, noise: Noise, probability: float) -> Tensor:
 
 
 def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the nats [batch, length] of ``targets`` under ``logits`` [batch, length, NUM_OUTPUTS]; 0 at PAD."""
-    rows, symbols = logits.flatten(0, 1), targets.flatten()
+    """Return the nats [batch, length] of ``targets`` under ``logits`` [batch, length, outputs]; 0 at PAD."""
+    scored, ignored = targets, PAD
+    if logits.shape[-1] > NUM_OUTPUTS:  # of pieces: the number of PAD is that of an output
+        scored, ignored = torch.where(targets == PAD, -1, outputs_of(targets)), -1
+    rows, symbols = logits.flatten(0, 1), scored.flatten()
     if cpu_kernels.loss is not None and logits.device.type == "cpu":
-        nats: Tensor = cpu_kernels.loss.CrossEntropy.apply(rows, symbols, PAD)
+        nats: Tensor = cpu_kernels.loss.CrossEntropy.apply(rows, symbols, ignored)
     else:
-        nats = F.cross_entropy(rows.float(), symbols, ignore_index=PAD, reduction="none")
+        nats = F.cross_entropy(rows.float(), symbols, ignore_index=ignored, reduction="none")
     return nats.view(targets.shape)
+
+
+def outputs_of(symbols: Tensor) -> Tensor:
+    """Return the outputs that stand for ``symbols``: bytes and STOP themselves, longer pieces right behind STOP."""
+    return torch.where(symbols >= SIZE, symbols - UNPREDICTED, symbols)
+
+
+def symbols_of(outputs: Tensor) -> Tensor:
+    """Return the symbols that ``outputs`` stand for."""
+    return torch.where(outputs >= NUM_OUTPUTS, outputs + UNPREDICTED, outputs)
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -210,8 +240,9 @@ class SymbolHead(nn.Linear):
     it needs for the context, and the next hundreds to unlearn it.
     """
 
-    def __init__(self, inputs: int) -> None:
-        super().__init__(inputs, NUM_OUTPUTS)
+    def __init__(self, inputs: int, longer: int = 0) -> None:
+        """``longer``: pieces of more than one byte that can be predicted too."""
+        super().__init__(inputs, NUM_OUTPUTS + longer)
 
 
 class Posterior(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from raytrain.config.models import LstmVaeConfig
 from raytrain.config.schema import RunConfig
+from raytrain.config.vocabularies import longer_pieces
 from raytrain.data.vocabulary import PAD, SIZE
 from raytrain.models.decoding import LstmState, LstmStep
 from raytrain.models.layers import (
@@ -22,6 +23,8 @@ from raytrain.models.layers import (
     gaussian_kl,
     initialise_uniform,
     negative_log_likelihood,
+    piece_vectors,
+    read_symbols,
     shift_right,
 )
 from raytrain.models.lstm import Lstm, run_lstm
@@ -43,28 +46,32 @@ class LstmVaeState:
 class LstmVae(nn.Module):
     """LSTM encoder, Gaussian latent code, and an LSTM decoder with z in its first state and, if asked, its inputs."""
 
-    encoder_parts = ("encoder", "posterior")
+    encoder_parts = ("embedding", "encoder", "posterior")
 
-    def __init__(self, config: LstmVaeConfig, length: int, documents: bool = True) -> None:
+    def __init__(self, config: LstmVaeConfig, length: int, documents: bool = True, longer: int = 0) -> None:
+        """Build the modules; ``longer`` is the number of pieces of more than one byte in the vocabulary."""
         super().__init__()
         self.latent = config.latent
         self.length = length
         self.documents = documents
         self.one_hot = OneHot()
-        self.encoder = Lstm(SIZE, config.hidden, layer_norm=config.layer_norm)
+        self.embedding = piece_vectors(longer, config.hidden)
+        inputs = config.hidden if longer else SIZE
+        self.encoder = Lstm(inputs, config.hidden, layer_norm=config.layer_norm)
         self.pool = config.pool
         self.posterior = Posterior(config.hidden, config.latent, config.mean_norm, config.fixed_variance)
         self.first_state = nn.Linear(config.latent, 2 * config.hidden)
         self.code_to_inputs = config.code_to_inputs
-        width = SIZE + (config.latent if config.code_to_inputs else 0)
+        width = inputs + (config.latent if config.code_to_inputs else 0)
         self.decoder = Lstm(width, config.hidden, config.weight_dropout, config.layer_norm)
-        self.output = SymbolHead(config.hidden)
+        self.output = SymbolHead(config.hidden, longer)
         initialise_uniform(self)
 
     @classmethod
     def from_config(cls, config: RunConfig[Any]) -> LstmVae:
         """Build the model of a run."""
-        return cls(config.model, config.length, documents=config.sampling == "documents")
+        documents, longer = config.sampling == "documents", longer_pieces(config.vocabulary)
+        return cls(config.model, config.length, documents=documents, longer=longer)
 
     def forward(self, tokens: Tensor, noise: Noise, input_dropout: float = 0.0) -> Terms:
         """Return the terms of the ELBO for ``tokens`` [batch, length], PAD after each STOP."""
@@ -82,7 +89,7 @@ class LstmVae(nn.Module):
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of q(z | x), [batch, latent] each, from the encoder's outputs."""
-        outputs = run_lstm(self.encoder, self.one_hot, tokens)
+        outputs = run_lstm(self.encoder, self.one_hot, *read_symbols(self.embedding, tokens))
         covered = tokens != PAD
         if self.pool == "last":
             last = covered.sum(1) - 1
@@ -99,7 +106,8 @@ class LstmVae(nn.Module):
     def _decode(self, inputs: Tensor, z: Tensor, noise: Noise | None = None) -> Tensor:
         """Return logits [batch, length, NUM_OUTPUTS] after ``inputs`` [batch, length], for codes z [batch, latent]."""
         codes = z[:, None].expand(-1, inputs.shape[1], -1) if self.code_to_inputs else None
-        outputs = run_lstm(self.decoder, self.one_hot, inputs, codes, self._first_state(z), noise)
+        read = read_symbols(self.embedding, inputs, codes)
+        outputs = run_lstm(self.decoder, self.one_hot, *read, self._first_state(z), noise)
         logits: Tensor = self.output(outputs)
         return logits
 
@@ -111,11 +119,12 @@ class LstmVae(nn.Module):
     @torch.no_grad()
     def begin(self, z: Tensor) -> LstmVaeState:
         """Return the decoder's state before the first byte, for codes z [batch, latent]."""
-        decoder = LstmState([LstmStep(self.decoder, SIZE)], [list(self._first_state(z))])
+        step = LstmStep(self.decoder, SIZE if self.embedding is None else 0)
+        decoder = LstmState([step], [list(self._first_state(z))])
         return LstmVaeState(z if self.code_to_inputs else None, decoder)
 
     @torch.no_grad()
     def advance(self, previous: Tensor, state: LstmVaeState) -> tuple[Tensor, LstmVaeState]:
         """Return logits [batch, NUM_OUTPUTS] of the byte after ``previous`` [batch], and the state after it."""
-        output, decoder = state.decoder.advance(previous, state.code)
+        output, decoder = state.decoder.advance(*read_symbols(self.embedding, previous, state.code))
         return self.output(output), LstmVaeState(state.code, decoder)

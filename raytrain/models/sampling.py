@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from raytrain.data.pieces import Symbols
 from raytrain.data.vocabulary import PAD, STOP
 from raytrain.models import Model
-from raytrain.models.layers import negative_log_likelihood
+from raytrain.models.layers import negative_log_likelihood, outputs_of, symbols_of
 from raytrain.models.noise import Noise
 from raytrain.utils.errors import UserError
 from raytrain.utils.text import readable
@@ -39,6 +41,8 @@ class Sample:
     """Mean entropy of the model's predictions along the sample, in nats at temperature 1."""
     truncated: bool
     """True if the maximum length was reached before the model predicted STOP."""
+    symbols: tuple[int, ...] = ()
+    """The bytes or pieces that the model wrote, without STOP. Other pieces may spell the same text, less likely."""
 
     def __str__(self) -> str:
         """Return the text, readable: invalid UTF-8 sequences become spaces."""
@@ -69,7 +73,8 @@ def sample(
     Raises:
         RequestError: a value is out of range, the length exceeds the model's, or predictions are not finite.
     """
-    length = _check(model, temperature, top_p, max_length, prefix)
+    (beginning,) = model.vocabulary.encode([prefix])
+    length = _check(model, temperature, top_p, max_length, len(beginning))
     if z is None:
         z = prior_codes(model, num, seed)
     if z.shape != (num, model.latent):
@@ -80,10 +85,10 @@ def sample(
         for first in range(0, num, ROWS):
             rows = range(first, min(first + ROWS, num))
             noise = Noise(seed, 1, rows, 1, device=z.device).uniform(length)
-            tokens, statistics = _generate(model, z[first : rows.stop], noise, prefix, temperature, top_p)
+            tokens, statistics = _generate(model, z[first : rows.stop], noise, beginning, temperature, top_p)
             if not statistics.isfinite().all():
                 raise RequestError("the model's predictions are not finite: its weights are damaged")
-            samples.extend(_samples(tokens.cpu(), statistics.cpu()))
+            samples.extend(_samples(model, tokens.cpu(), statistics.cpu()))
     return samples
 
 
@@ -148,23 +153,37 @@ def interpolate(
     return sample(model, steps, temperature=temperature, top_p=top_p, max_length=max_length, seed=seed, z=z)
 
 
-def score(model: Model, texts: Sequence[bytes], z: Tensor, truncated: Sequence[bool] | None = None) -> Tensor:
+def score(
+    model: Model,
+    texts: Sequence[bytes],
+    z: Tensor,
+    truncated: Sequence[bool] | None = None,
+    symbols: Sequence[Sequence[int]] | None = None,
+) -> Tensor:
     """Return log p(text | z) in nats, [len(texts)], for codes z [len(texts), latent].
 
     STOP is included unless ``truncated`` is true for the text, as in ``Sample.truncated``; for the default see
-    ``tokenise``.
+    ``tokenise``. Of pieces it is the probability of one spelling of the text, a lower bound: that of the vocabulary, or
+    that in ``symbols``, as in ``Sample.symbols``.
 
     Raises:
         RequestError: a text does not fit.
     """
-    tokens, z = tokenise(model, texts, truncated).to(_device(model)), z.to(_device(model))
+    tokens, z = tokenise(model, texts, truncated, symbols).to(_device(model)), z.to(_device(model))
     with _evaluation(model):
         parts = zip(tokens.split(ROWS), z.split(ROWS), strict=True)
         return torch.cat([-negative_log_likelihood(model.predict(part, codes), part).sum(1) for part, codes in parts])
 
 
-def tokenise(model: Model, texts: Sequence[bytes], truncated: Sequence[bool] | None = None) -> Tensor:
+def tokenise(
+    model: Model,
+    texts: Sequence[bytes],
+    truncated: Sequence[bool] | None = None,
+    spelling: Sequence[Sequence[int]] | None = None,
+) -> Tensor:
     """Return tokens [len(texts), longest] of texts as the model has learnt them, PAD after each.
+
+    The pieces are those of the vocabulary unless ``spelling`` has them.
 
     STOP ends a text unless it is ``truncated``. By default a text that fills the model's length is, and so is every
     text for a model of windows, which has never seen STOP.
@@ -172,15 +191,17 @@ def tokenise(model: Model, texts: Sequence[bytes], truncated: Sequence[bool] | N
     Raises:
         RequestError: there is no text, or one that is empty or longer than the model's length.
     """
+    encoded = model.vocabulary.encode(texts) if spelling is None else [np.array(row) for row in spelling]
     if truncated is None:
-        truncated = [not model.documents or len(text) == model.length for text in texts]
-    symbols = [[*text, *([] if cut else [STOP])] for text, cut in zip(texts, truncated, strict=True)]
+        truncated = [not model.documents or len(row) == model.length for row in encoded]
+    symbols = [[*row.tolist(), *([] if cut else [STOP])] for row, cut in zip(encoded, truncated, strict=True)]
     if not symbols:
         raise RequestError("there is no text")
-    for text, row in zip(texts, symbols, strict=True):
+    for text, row, inside in zip(texts, symbols, encoded, strict=True):
         if len(row) > model.length:
             raise RequestError(
-                f"the text {readable(text[:20])!r}... has {len(text)} bytes: the model takes {model.length} symbols"
+                f"the text {readable(text[:20])!r}... has {len(inside)} {_noun(model)}: "
+                f"the model takes {model.length} symbols"
             )
         if not row:
             raise RequestError("an empty text has no symbols for a model of windows: give at least one byte")
@@ -193,7 +214,7 @@ def tokenise(model: Model, texts: Sequence[bytes], truncated: Sequence[bool] | N
 # ------------------------------------------------------------------------------------------ internals
 
 
-def _check(model: Model, temperature: float, top_p: float, max_length: int | None, prefix: bytes) -> int:
+def _check(model: Model, temperature: float, top_p: float, max_length: int | None, prefix: int) -> int:
     """Check the arguments of ``sample`` and return the length to generate.
 
     Raises:
@@ -206,8 +227,8 @@ def _check(model: Model, temperature: float, top_p: float, max_length: int | Non
     length = model.length if max_length is None else max_length
     if not 0 < length <= model.length:
         raise RequestError(f"max_length is {length}: must be between 1 and the model's length of {model.length}")
-    if len(prefix) > length:
-        raise RequestError(f"the prefix has {len(prefix)} bytes: more than the {length} symbols of a sample")
+    if prefix > length:
+        raise RequestError(f"the prefix has {prefix} {_noun(model)}: more than the {length} symbols of a sample")
     return length
 
 
@@ -227,13 +248,15 @@ def _device(model: Model) -> torch.device:
 
 
 def _generate(
-    model: Model, z: Tensor, noise: Tensor, prefix: bytes, temperature: float, top_p: float
+    model: Model, z: Tensor, noise: Tensor, prefix: Symbols, temperature: float, top_p: float
 ) -> tuple[Tensor, Tensor]:
     """Return tokens [num, length], and their log-probabilities and the entropies [2, num, length].
 
-    ``noise`` [num, length] is uniform in [0, 1). Ignore everything after a text's STOP: a text that has ended leaves
-    the batch at the next check.
+    ``noise`` [num, length] is uniform in [0, 1). Ignore everything after a text's STOP, and after the piece with which
+    it has the model's length in bytes: a text that has ended leaves the batch at the next check.
     """
+    lengths = None if model.vocabulary.is_bytes else torch.from_numpy(model.vocabulary.lengths).to(z.device)
+    written = torch.zeros(len(z), dtype=torch.int64, device=z.device)
     tokens = torch.full(noise.shape, STOP, device=z.device)
     statistics = torch.zeros(2, *noise.shape, device=z.device)
     rows = torch.arange(len(z), device=z.device)
@@ -247,16 +270,23 @@ def _generate(
                 break
             if len(going) < len(rows):
                 rows, previous, ended, state = rows[going], previous[going], ended[going], state.keep(going)
+                written = written[going]
         logits, state = model.advance(previous, state)
         if position < len(prefix):
-            previous = torch.full_like(previous, prefix[position])
-        else:
+            previous = torch.full_like(previous, int(prefix[position]))
+        elif lengths is None:
             previous = _choose(logits, noise[rows, position], temperature, top_p)
+        else:
+            previous = symbols_of(_choose(logits, noise[rows, position], temperature, top_p))
         log_probabilities = logits.float().log_softmax(-1)
         tokens[rows, position] = previous
-        statistics[0, rows, position] = log_probabilities.gather(-1, previous[:, None])[:, 0]
+        output = previous if lengths is None else outputs_of(previous)
+        statistics[0, rows, position] = log_probabilities.gather(-1, output[:, None])[:, 0]
         statistics[1, rows, position] = -(log_probabilities.exp() * log_probabilities).sum(-1)
         ended |= previous == STOP
+        if lengths is not None:
+            written += lengths[previous]
+            ended |= written >= model.length
     return tokens, statistics
 
 
@@ -282,18 +312,30 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     return probabilities * kept
 
 
-def _samples(tokens: Tensor, statistics: Tensor) -> Iterator[Sample]:
+def _samples(model: Model, tokens: Tensor, statistics: Tensor) -> Iterator[Sample]:
     """Yield the samples of what ``_generate`` returned."""
-    length = tokens.shape[1]
-    counts = (tokens != STOP).long().cumprod(1).sum(1)
+    length, vocabulary = tokens.shape[1], model.vocabulary
+    going = tokens != STOP
+    if not vocabulary.is_bytes:  # a text has ended with the piece by which it has the model's length in bytes
+        lengths = torch.from_numpy(vocabulary.lengths)[tokens]
+        going &= lengths.cumsum(1) - lengths < model.length
+    counts = going.long().cumprod(1).sum(1)
     for row, count in enumerate(counts.tolist()):
-        log_probabilities, entropies = statistics[:, row, : min(count + 1, length)]
+        symbols = tokens[row, :count].tolist()
+        text = vocabulary.decode(symbols)
+        truncated = count == length or (not vocabulary.is_bytes and len(text) >= model.length)
+        log_probabilities, entropies = statistics[:, row, : count + (not truncated)]
         yield Sample(
-            text=bytes(tokens[row, :count].tolist()),
+            text=text,
             log_probability=log_probabilities.sum().item(),
             entropy=entropies.mean().item(),
-            truncated=count == length,
+            truncated=truncated,
+            symbols=tuple(symbols),
         )
+
+
+def _noun(model: Model) -> str:
+    return "bytes" if model.vocabulary.is_bytes else "pieces"
 
 
 def sample_text(

@@ -335,7 +335,7 @@ def export(stored: Checkpoint, folder: Path) -> Path:
     Raises:
         StorageError: ``folder`` cannot be written.
     """
-    state = {key: stored.state[key] for key in ("best_step", "best", "corpus") if key in stored.state}
+    state = {key: stored.state[key] for key in ("best_step", "best", "corpus", "vocabulary") if key in stored.state}
     files = {
         "config.json": to_json(stored.config),
         "state.json": to_json(state | {"evaluations": [{"step": stored.step, **stored.evaluation}]}),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from raytrain.config.schema import RunConfig, from_dict
+from raytrain.data.pieces import Vocabulary, byte_vocabulary
 from raytrain.models import Model, build, build_empty, sampling
 from raytrain.models.noise import Noise
 from raytrain.models.sampling import Sample
@@ -197,7 +198,26 @@ def from_checkpoint(stored: Checkpoint) -> Model:
     weights = stored.matching("model", expected)
     model = build(config)
     model.load_state_dict(weights)
+    model.vocabulary = stored_vocabulary(stored)
     return model.eval()
+
+
+def stored_vocabulary(stored: Checkpoint) -> Vocabulary:
+    """Return the vocabulary of an open checkpoint.
+
+    Raises:
+        UserError: it has not that of its config.
+    """
+    name = from_dict(stored.config).vocabulary
+    if name == "byte":
+        return byte_vocabulary()
+    try:
+        vocabulary = Vocabulary.from_values(stored.state.get("vocabulary"))
+    except ValueError as error:
+        raise UserError(f"checkpoint {stored.uri}: its vocabulary is damaged: {error}") from None
+    if vocabulary.name != name:
+        raise UserError(f"checkpoint {stored.uri}: its vocabulary is {vocabulary.name}, that of its config {name}")
+    return vocabulary
 
 
 def _bytes(text: str | bytes) -> bytes:

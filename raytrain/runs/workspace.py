@@ -77,6 +77,7 @@ def open_workspace(config: RunConfig[Any], storage: str | None, published: bool 
         output=None,
         cache=folder / CACHE if folder is not None else None,
     )
+    corpus.vocabulary(config.vocabulary)  # learnt here, once, and not by every worker
     if folder is None and published:
         publish(corpus, location)
     return Workspace(location, corpus, uri)

@@ -20,7 +20,7 @@ from raytrain.storage.base import StorageError
 from raytrain.utils.errors import UserError
 from raytrain.utils.validation import parse_json
 
-TIMED = ("model", "data", "sampling", "length", "group_size")
+TIMED = ("model", "data", "vocabulary", "sampling", "length", "group_size")
 """Fields that decide how long a step takes, beside the batch size and the precision."""
 
 

@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from raytrain.config.schema import from_dict
 from raytrain.metrics import shown_metrics
 from raytrain.runs.references import load_logged_model
+from raytrain.runs.trained_model import stored_vocabulary
 from raytrain.tracking.client import check_tracking, connect, is_there, retry_tracking
 from raytrain.tracking.logged_model import MODEL_ID, logged_model
 from raytrain.training.trainer import Trainer, World
@@ -162,6 +163,7 @@ def verify(uri: str, model_id: str, stored: Checkpoint, corpus: Corpus) -> float
 def _negative_elbo(stored: Checkpoint, corpus: Corpus) -> float:
     config = dataclasses.replace(from_dict(stored.config), evaluate_samples=VERIFIED_SAMPLES, precision="float32")
     trainer = Trainer(config, corpus, World())
+    trainer.use_vocabulary(stored_vocabulary(stored))
     trainer.model.load_state_dict(stored.tensors("model"))
     return trainer.evaluate()["bound"]
 

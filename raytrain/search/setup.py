@@ -107,7 +107,7 @@ def check_request(
     points = check_space(space, request.bases, budget, algorithm, request.first.seed)
     warm_starts = read_warm_starts(options.warm_start, request.bases)
     configs = [*points, *(start.config for start in warm_starts)]
-    shapes = {(each.sampling, each.length, each.batch_size, each.group_size): each for each in configs}
+    shapes = {(each.sampling, each.length, each.batch_size, each.group_size, each.vocabulary): each for each in configs}
     for config in shapes.values():
         check_samples(config, workspace.corpus, workers or options.workers_per_trial)
     if any(config.encoder_from != request.first.encoder_from for config in points):

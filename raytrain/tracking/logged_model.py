@@ -27,6 +27,8 @@ MODEL_ID = "raytrain.model_id"
 """Tag of a registered version: the id of its logged model."""
 PACKAGES = ("mlflow", "torch", "numpy", "safetensors")
 """What the model needs where it is loaded; raytrain's own source travels inside it."""
+PIECES_PACKAGES = ("tokenizers",)
+"""What a model of learnt pieces needs too."""
 
 
 def log_model(
@@ -50,6 +52,11 @@ def log_model(
     client = connect(run.uri)
     config = json.loads((checkpoint / "config.json").read_text("utf-8"))
     length = config["length"]
+    packages = (
+        PACKAGES
+        if config.get("vocabulary", "byte").partition(":")[0] in ("byte", "char")
+        else PACKAGES + PIECES_PACKAGES
+    )
     digest = hashlib.sha256((checkpoint / "manifest.json").read_bytes()).hexdigest()
     if (existing := _find(run, name, digest)) is not None:
         return existing
@@ -63,7 +70,7 @@ def log_model(
     )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
-        _save(folder, created, run, checkpoint, length)
+        _save(folder, created, run, checkpoint, length, packages)
         (folder / "README.md").write_text(card, "utf-8")
         retry_tracking(lambda: client.log_model_artifacts(created.model_id, str(folder)))
     retry_tracking(lambda: client.log_outputs(run.run_id, [LoggedModelOutput(created.model_id, step)]))
@@ -86,7 +93,7 @@ def _find(run: Run, name: str, digest: str) -> str | None:
     return None
 
 
-def _save(folder: Path, created: Any, run: Run, checkpoint: Path, length: int) -> None:
+def _save(folder: Path, created: Any, run: Run, checkpoint: Path, length: int, packages: tuple[str, ...]) -> None:
     """Write the model's files to ``folder``."""
     signature = ModelSignature(
         # without a name, so that a list of strings is as good as any column
@@ -115,7 +122,7 @@ def _save(folder: Path, created: Any, run: Run, checkpoint: Path, length: int) -
         artifacts={"checkpoint": str(checkpoint)},
         signature=signature,
         input_example=([""], {"task": "sample", "num_texts": 3, "temperature": 0.8, "top_p": 0.95, "seed": 1}),
-        pip_requirements=[f"{package}=={_public_version(package)}" for package in PACKAGES],
+        pip_requirements=[f"{package}=={_public_version(package)}" for package in packages],
         code_paths=[str(_source("raytrain").parent)],
     )
     for compiled in list(folder.rglob("__pycache__")):

@@ -157,6 +157,8 @@ def train(
                     "pending": report.pending(),
                     "corpus": corpus.digest,
                 }
+                if not trainer.model.vocabulary.is_bytes:
+                    state["vocabulary"] = trainer.model.vocabulary.values()
                 save(trainer, writer, step, state, evaluation.get(score))
             if evaluation:
                 report.evaluated(step, evaluation)

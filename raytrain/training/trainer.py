@@ -19,6 +19,7 @@ from raytrain.config.schema import RunConfig
 from raytrain.data.batches import Batch, EvaluationBatches, TrainingBatches, group_rows, rank_groups
 from raytrain.data.corpus import Corpus
 from raytrain.data.frequencies import symbol_frequencies
+from raytrain.data.pieces import Vocabulary
 from raytrain.metrics import computed_metrics
 from raytrain.models import Model, build
 from raytrain.models.layers import (
@@ -33,6 +34,7 @@ from raytrain.models.likelihood import MIXTURE_SAMPLES, aggregate_posterior, est
 from raytrain.models.noise import EVALUATION_SEED, Noise
 from raytrain.models.stream import state_before
 from raytrain.runs import checkpoint as checkpoints
+from raytrain.runs.trained_model import stored_vocabulary
 from raytrain.training.divergence import SkippedSteps
 from raytrain.training.loss import BoundTotals, loss
 from raytrain.training.multiplier import Multiplier
@@ -60,7 +62,9 @@ class Trainer:
         self.valid_batches = EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples)
         self.raw: Model = build(config)
         """The model whose weights the optimiser changes."""
-        start_from_frequencies(self.raw, symbol_frequencies(corpus.split("train"), config.sampling))
+        vocabulary = self.train_batches.samples.vocabulary
+        start_from_frequencies(self.raw, symbol_frequencies(corpus.split("train"), config.sampling, vocabulary))
+        self.raw.vocabulary = vocabulary
         self.raw.to(world.device)
         self.model: Model = copy_for_average(self.raw) if config.optimizer.ema else self.raw
         """The model that the run makes: the moving average of ``raw``'s weights or, without one, ``raw`` itself."""
@@ -289,11 +293,18 @@ class Trainer:
         """
         state = self.state()
         found = {stem: stored.matching(stem, group) for stem, group in state.items()}
+        self.use_vocabulary(stored_vocabulary(stored))
         self.skipped.load(stored.state.get("skipped", [0, 0, 0]))
         self.model.load_state_dict(found["model"])
         for stem in state.keys() - {"model"}:
             for name, tensor in state[stem].items():
                 tensor.copy_(found[stem][name])
+
+    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Read and write by ``vocabulary``, that of a checkpoint or of rank 0."""
+        for batches in (self.train_batches, self.valid_batches):
+            batches.samples.vocabulary = vocabulary
+        self.raw.vocabulary = self.model.vocabulary = vocabulary
 
     def gather_lanes(self) -> None:
         """Bring the state of every rank's lanes to all ranks; each takes part. Nothing to do without a stream."""
@@ -316,6 +327,9 @@ class Trainer:
         for group in ({"skipped": self.skipped.counters}, *self.state().values()):
             for tensor in group.values():
                 dist.broadcast(tensor, 0)
+        if not self.model.vocabulary.is_bytes:
+            # each node learns its own where none came with the corpus, maybe by another version of the library
+            self.use_vocabulary(Vocabulary.from_values(self.share_values(self.model.vocabulary.values())))
         return self.first(step)
 
     def share_values(self, values: T) -> T:

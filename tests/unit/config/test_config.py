@@ -95,19 +95,26 @@ class ToyConfig:
     """A model from outside the package."""
 
 
-def test_only_a_model_that_carries_its_state_reads_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tiny_config("byte_lstm", sampling="stream").sampling == "stream"
-    with pytest.raises(ValueError, match="lstm_vae carries no state"):
-        tiny_config("lstm_vae", sampling="stream")
-    toy: dict[str, Any] = {"model": ToyConfig(), "sampling": "stream"}
-    with pytest.raises(ValueError, match="ToyConfig carries no state"):
+@pytest.mark.parametrize(
+    ("changes", "able", "message"),
+    [
+        ({"sampling": "stream"}, "carries_state", "carries no state .* a model that does \\(byte_lstm\\)"),
+        ({"vocabulary": "bpe:300"}, "reads_pieces", "reads and writes single bytes; .* a model of pieces \\(hybrid, "),
+    ],
+)
+def test_only_an_able_model_reads_a_stream_or_pieces(
+    changes: dict[str, Any], able: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert to_dict(tiny_config("byte_lstm", **changes)).items() >= changes.items()
+    toy: dict[str, Any] = {"model": ToyConfig(), **changes}
+    with pytest.raises(ValueError, match=f"ToyConfig {message}"):
         RunConfig(**toy)
     spec = ModelSpec(config=ToyConfig, implementation="a:B", has_latent=False, label="toy", full_size="laptop")
     monkeypatch.setitem(MODELS, "toy", spec)
-    with pytest.raises(ValueError, match="toy carries no state"):
+    with pytest.raises(ValueError, match=f"toy {message}"):
         RunConfig(**toy)
-    monkeypatch.setitem(MODELS, "toy", replace(spec, carries_state=True))
-    assert RunConfig(**toy).sampling == "stream"
+    monkeypatch.setitem(MODELS, "toy", replace(spec, **{able: True}))  # type: ignore[arg-type]
+    assert RunConfig(**toy).model == ToyConfig()
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from numba.core.caching import FunctionCache
 from torch import Tensor
 
-from raytrain.data.vocabulary import DROP, PAD
-from raytrain.models import compiled, cross_entropy
+from raytrain.data.vocabulary import DROP, NUM_OUTPUTS, PAD, SIZE, STOP
+from raytrain.models import compiled, cpu_kernels, cross_entropy
 from raytrain.models.cross_entropy import CrossEntropy
-from raytrain.models.layers import NUM_OUTPUTS, negative_log_likelihood
+from raytrain.models.layers import negative_log_likelihood
 
 ROWS = 40
 TYPES = pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
@@ -51,6 +51,23 @@ def test_losses_and_gradients_are_pytorchs(kind: torch.dtype, targets: Tensor) -
     (wanted,) = torch.autograd.grad(expected, values, weights.double())
     narrow = {"rtol": 0.004, "atol": 1e-6} if kind == torch.bfloat16 else wide
     torch.testing.assert_close(found, wanted, **narrow)
+
+
+@TYPES
+def test_any_number_of_pieces_is_scored_as_by_pytorch(kind: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    longer = 3000
+    values = (5 * torch.randn(2, 9, NUM_OUTPUTS + longer)).to(kind).requires_grad_()
+    targets = torch.randint(SIZE, SIZE + longer, (2, 9))
+    targets[:, :4] = torch.tensor([0, STOP, SIZE, SIZE + longer - 1])  # SIZE is the output of PAD's number
+    targets[:, 7:] = PAD
+    losses = negative_log_likelihood(values, targets)
+    assert not losses[:, 7:].any()
+    assert losses[:, :7].all()
+    monkeypatch.setattr(cpu_kernels, "loss", None)
+    expected = negative_log_likelihood(values, targets)
+    torch.testing.assert_close(losses, expected.to(losses.dtype), rtol=1e-5, atol=1e-5)
+    (found,), (wanted,) = (torch.autograd.grad(each.sum(), values) for each in (losses, expected))
+    torch.testing.assert_close(found, wanted, rtol=0.008 if kind == torch.bfloat16 else 1e-4, atol=1e-5)
 
 
 def test_gradients_are_those_of_small_steps() -> None:

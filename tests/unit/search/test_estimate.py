@@ -401,6 +401,7 @@ def test_what_all_trials_take(estimate: Estimate, lines: list[str]) -> None:
     [
         ("paper-ptb", "hybrid", {}, GPU),
         ("laptop", "byte_lstm", {"batch_size": 48, "precision": "float32"}, WorkerSpec(1, 1.0, 0.0)),
+        ("laptop", "hybrid", {"vocabulary": "bpe:300"}, CPU),
         ("paper-tweets", "lstm_vae", {"sampling": "windows", "length": 77, "model.hidden": 33}, WorkerSpec(2, 3.0, 0.0)),  # noqa: E501
         ("laptop", "hybrid", {"data": "my text.txt", "model.feature_maps": [8, 16], "model.decoder_maps": [4, 4]}, CPU),
         ("bios", "byte_lstm", {"data_path": "here", "objective.alpha": 0.5, "steps": 7}, WorkerSpec(4, 1.0, 1.0)),
@@ -420,6 +421,7 @@ def test_the_command_measures_what_is_lacking(
     assert command[:3] == ["python", "-m", "raytrain.bench"]
     options = parse_command(command[3:])
     assert options.config.data_path == config.data_path
+    assert options.config.vocabulary == config.vocabulary
     assert set(options.sections) == ({"step", "ddp"} if worker_spec.workers > 1 else {"step"})
     assert worker_spec.workers == 1 or options.workers == [worker_spec.workers]
     machine = {"cpu": "EPYC", "device": "cuda" if worker_spec.on_gpus else "cpu", "threads": options.threads}

@@ -1,0 +1,224 @@
+"""Vocabularies: texts as symbols and back, exactly, for any bytes.
+
+Every vocabulary has all single bytes as pieces. Longer ones are learnt from the training split: the most frequent
+characters of more than one byte, or pieces by byte-pair encoding (Sennrich et al. 2016), which are the same each time.
+The library reads text, so that each byte is a character to it, and what is joined again are the bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raytrain.config.vocabularies import longer_pieces, parse_vocabulary
+from raytrain.data.vocabulary import SIZE, STOP
+from raytrain.utils.errors import UserError
+from raytrain.utils.files import complete_file
+from raytrain.utils.validation import parse_json, validate_type
+
+FORMAT = 1
+LEARNT = 32_000_000
+"""Bytes of the training text that pieces are learnt from, in stretches at even distances."""
+STRETCHES = 64
+WORDS = r" ?[A-Za-z\x{80}-\x{ff}]+| ?[0-9]+| ?[^A-Za-z0-9\x{80}-\x{ff}\s]+|\s+"
+"""What no piece reaches beyond: a word, a number or marks, with the space before; or white space."""
+Symbols = NDArray[np.int64]
+
+
+class TextSplit(Protocol):
+    """What pieces are learnt from."""
+
+    @property
+    def stream(self) -> Any:
+        """All documents as bytes, each followed by a line feed."""
+
+
+class Vocabulary:
+    """Pieces of text, each a symbol of its own."""
+
+    def __init__(self, name: str, pieces: Sequence[bytes], tokenizer: str = "") -> None:
+        """Make a vocabulary of its longer ``pieces``; ``tokenizer`` is how a library cuts text into them, as JSON.
+
+        Raises:
+            ValueError: there is no such vocabulary, or these are not pieces of it.
+        """
+        self.name = name
+        self.kind, _ = parse_vocabulary(name)
+        self.pieces = tuple(pieces)
+        if (
+            len(set(pieces)) != len(pieces)
+            or len(pieces) > longer_pieces(name)
+            or any(len(piece) < 2 for piece in pieces)
+        ):
+            raise ValueError(f"these are not the pieces of a vocabulary {name}")
+        self._tokenizer_json = tokenizer
+        self._tokenizer: Any = None
+        self._numbers = {piece: SIZE + number for number, piece in enumerate(pieces)}
+        self._texts = [*(bytes([value]) for value in range(STOP)), *[b""] * (SIZE - STOP), *pieces]
+        self.lengths = np.zeros(SIZE + longer_pieces(name), dtype=np.int64)
+        """[symbols]: bytes of text that each symbol stands for."""
+        self.lengths[: len(self._texts)] = [len(text) for text in self._texts]
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self  # it does not change
+
+    @property
+    def is_bytes(self) -> bool:
+        """Whether every symbol of text is a byte."""
+        return self.kind == "byte"
+
+    def encode(self, texts: Sequence[bytes]) -> list[Symbols]:
+        """Return the symbols of each text, without STOP."""
+        if self.kind == "byte":
+            return [np.frombuffer(text, dtype=np.uint8).astype(np.int64) for text in texts]
+        if self.kind == "char":
+            return [np.array(list(self._characters(text)), dtype=np.int64) for text in texts]
+        encoded = self._loaded().encode_batch_fast([text.decode("latin-1") for text in texts], add_special_tokens=False)
+        return [self._symbol_of[item.ids] for item in encoded]
+
+    def decode(self, symbols: Sequence[int] | Symbols) -> bytes:
+        """Return the text that symbols stand for; those that are no text, and unused ones, stand for nothing."""
+        known = len(self._texts)
+        return b"".join(self._texts[symbol] for symbol in map(int, symbols) if symbol < known)
+
+    def values(self) -> dict[str, Any]:
+        """Return the vocabulary, ready for JSON."""
+        pieces = [piece.decode("latin-1") for piece in self.pieces]
+        return {"format": FORMAT, "name": self.name, "pieces": pieces, "tokenizer": self._tokenizer_json}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 sum of its JSON."""
+        return hashlib.sha256(json.dumps(self.values(), sort_keys=True).encode()).hexdigest()
+
+    @classmethod
+    def from_values(cls, values: Any) -> Vocabulary:
+        """Return the vocabulary that ``values`` made these of.
+
+        Raises:
+            ValueError: they are none.
+        """
+        kinds = {"format": int, "name": str, "pieces": list[str], "tokenizer": str}
+        values = validate_type(values, dict[str, Any], "vocabulary")
+        checked = {name: validate_type(values.get(name), kind, f"vocabulary.{name}") for name, kind in kinds.items()}
+        if checked["format"] != FORMAT:
+            raise ValueError(f"it is a vocabulary of format {checked['format']}, not {FORMAT}")
+        vocabulary = cls(
+            checked["name"], [piece.encode("latin-1") for piece in checked["pieces"]], checked["tokenizer"]
+        )
+        if vocabulary.kind == "bpe":
+            vocabulary._loaded()
+        return vocabulary
+
+    def _characters(self, text: bytes) -> Iterator[int]:
+        """Yield the symbols of characters; what is not UTF-8, or no piece, is spelt in bytes."""
+        for character in text.decode("utf-8", "surrogateescape"):
+            encoded = character.encode("utf-8", "surrogateescape")
+            number = self._numbers.get(encoded)
+            if number is None:
+                yield from encoded
+            else:
+                yield number
+
+    def _loaded(self) -> Any:
+        """Return the library's tokenizer.
+
+        Raises:
+            ValueError: its JSON is damaged, or its pieces are not those of the vocabulary.
+        """
+        if self._tokenizer is None:
+            tokenizer = _tokenizers().Tokenizer
+            try:
+                self._tokenizer = tokenizer.from_str(self._tokenizer_json)
+            except Exception as error:  # the library has no other class for it
+                raise ValueError(f"the tokenizer of the vocabulary {self.name} is damaged: {error}") from None
+            found = {number: text.encode("latin-1") for text, number in self._tokenizer.get_vocab().items()}
+            symbols = [
+                piece[0] if len(piece) == 1 else self._numbers.get(piece, -1) for _, piece in sorted(found.items())
+            ]
+            if -1 in symbols or len(symbols) != STOP + len(self.pieces):
+                raise ValueError(f"the tokenizer of the vocabulary {self.name} has other pieces")
+            self._symbol_of = np.array(symbols, dtype=np.int64)
+        return self._tokenizer
+
+
+def byte_vocabulary() -> Vocabulary:
+    """Return the vocabulary of single bytes."""
+    return Vocabulary("byte", ())
+
+
+def vocabulary_of(train: TextSplit, name: str, folder: Path) -> Vocabulary:
+    """Return the vocabulary ``name`` of a corpus: from the file in its ``folder`` or, at the first call, learnt.
+
+    Raises:
+        UserError: the library that learns it is not installed.
+    """
+    if name == "byte":
+        return byte_vocabulary()
+    path = folder / file_of(name)
+    with contextlib.suppress(OSError, ValueError):
+        vocabulary = Vocabulary.from_values(parse_json(path.read_bytes()))
+        if vocabulary.name == name:
+            return vocabulary
+    vocabulary = learn(train, name)
+    if (folder / "corpus.json").is_file():
+        with contextlib.suppress(OSError), complete_file(path) as partial:
+            partial.write_text(json.dumps(vocabulary.values(), ensure_ascii=False) + "\n", "utf-8")
+    return vocabulary
+
+
+def file_of(name: str) -> str:
+    """Return the name of the file that keeps a vocabulary beside its corpus."""
+    return f"vocabulary-{name.replace(':', '-')}.json"
+
+
+def learn(train: TextSplit, name: str) -> Vocabulary:
+    """Learn a vocabulary from the training split, the same each time.
+
+    Raises:
+        UserError: the library that learns it is not installed.
+    """
+    kind, size = parse_vocabulary(name)
+    documents = _documents(train)
+    if kind == "char":
+        counts = Counter(char for text in documents for char in text.decode("utf-8", "replace") if char > "\x7f")
+        del counts["\ufffd"]
+        ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        return Vocabulary(name, [char.encode() for char, _ in ranked[: longer_pieces(name)]])
+    library = _tokenizers()
+    alphabet = [chr(value) for value in range(STOP)]
+    tokenizer = library.Tokenizer(library.models.BPE())
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=alphabet, special_tokens=[], show_progress=False
+    )
+    tokenizer.pre_tokenizer = library.pre_tokenizers.Split(library.Regex(WORDS), "isolated")
+    tokenizer.train_from_iterator((text.decode("latin-1") for text in documents), trainer=trainer)
+    ordered = [text.encode("latin-1") for text, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+    return Vocabulary(name, [piece for piece in ordered if len(piece) > 1], tokenizer.to_str())
+
+
+def _documents(train: TextSplit) -> Iterator[bytes]:
+    """Yield the lines of the training text, of a large one those of stretches of it."""
+    size = len(train.stream)
+    length, number = (size, 1) if size <= LEARNT else (LEARNT // STRETCHES, STRETCHES)
+    for start in np.linspace(0, size - length, number).astype(np.int64):
+        yield from train.stream[start : start + length].tobytes().split(b"\n")
+
+
+def _tokenizers() -> Any:
+    """Return the library of learnt pieces; it uses one thread unless the environment says otherwise."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        import tokenizers
+    except ImportError:
+        raise UserError("the vocabularies bpe:N need the package tokenizers: pip install tokenizers") from None
+    return tokenizers
