@@ -19,7 +19,7 @@ from raytrain.bench.baseline import PlainTrainer
 from raytrain.bench.flops import count_operations
 from raytrain.bench.rounds import repeat
 from raytrain.config.presets import preset
-from raytrain.config.schema import RunConfig
+from raytrain.config.schema import RunConfig, to_dict
 from raytrain.data.corpus import Corpus
 from raytrain.models import gpu_kernels, sampling
 from raytrain.models.layers import Terms
@@ -243,7 +243,7 @@ class Check:
     def stored(self, trainer: Trainer) -> Checkpoint:
         """Return the trainer's state as a checkpoint that was read back."""
         state = {"skipped": trainer.skipped.counts()}
-        return Checkpoint(0, None, state, {}, "in memory", trainer.tensors())
+        return Checkpoint(0, None, state, to_dict(trainer.config), "in memory", trainer.tensors())
 
 
 SECTIONS = ("machine", "ceilings", "noise", "cpu", "resume", "steps", "bound", "texts", "group")

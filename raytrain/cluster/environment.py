@@ -1,4 +1,4 @@
-"""Environment variables set in this process for Ray, gloo and MLflow's import, each with the reason.
+"""Environment variables set in this process for Ray, gloo and the import of libraries, each with the reason.
 
 Other modules write none, except those that MLflow's client reads (``tracking/client.py``), ``RAYTRAIN_PLUGINS``
 (``config/plugins.py``) and ``COLUMNS`` of a terminal too narrow to draw for (``utils/output.py``).
@@ -20,6 +20,8 @@ def set_up_imports() -> None:
     """Set what libraries read when they are imported; ``import raytrain`` calls this before any of them can be."""
     # MLflow reports its use to its makers otherwise, and writes an identity for that into the home folder
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # learning pieces of text would take threads, of which processes that are forked later have none
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Ray advises older programs to switch this off, and then has none of the worker groups of this package
     os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
     if os.path.expanduser("~") == "~":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -215,8 +214,7 @@ def _documents(train: TextSplit) -> Iterator[bytes]:
 
 
 def _tokenizers() -> Any:
-    """Return the library of learnt pieces; it uses one thread unless the environment says otherwise."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    """Return the library of learnt pieces."""
     try:
         import tokenizers
     except ImportError:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from raytrain.data.corpus import Corpus
 from raytrain.runs import workspace
 from raytrain.runs.workspace import open_workspace
 from raytrain.tracking.client import (
@@ -132,11 +133,11 @@ def test_a_sqlite_file_that_is_something_else_is_one_line(
 
 
 def test_runs_of_an_older_mlflow_beside_are_said(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A plain ``mlflow ui`` takes them for its store."""
     monkeypatch.setattr(workspace, "check_tracking", lambda uri: None)
-    monkeypatch.setattr(workspace, "prepare", lambda *arguments, **settings: None)
+    monkeypatch.setattr(workspace, "prepare", lambda *arguments, **settings: corpus)
     (folder / "mlruns" / "models").mkdir(parents=True)
     open_workspace(tiny_config("byte_lstm"), str(folder / "runs"))
     assert capsys.readouterr().out == ""
