@@ -173,13 +173,15 @@ def sums(folder: Path) -> dict[bytes, str]:
 @contextlib.contextmanager
 def no_cluster() -> Iterator[None]:
     """Commands stop where they would join or start a cluster, measure or serve: the one thing that is patched."""
+    from raytrain.analysis import measure as evaluation
     from raytrain.bench import measure
-    from raytrain.cluster import resources
+    from raytrain.cluster import connection
     from raytrain.search import setup
     from raytrain.tracking import server as serve
     from raytrain.training import launch
 
-    work = ((resources, "connect"), (launch, "connect"), (setup, "connect"), (measure, "measure"), (serve, "_serve"))
+    joining = [(module, "connect") for module in (connection, launch, setup, evaluation)]
+    work = (*joining, (measure, "measure"), (serve, "_serve"))
     with contextlib.ExitStack() as patches:
         for module, name in work:
             patches.enter_context(mock.patch.object(module, name, get_as_far))

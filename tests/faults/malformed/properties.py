@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from raytrain.config.schema import from_dict, override, to_dict
 from raytrain.data.readers import read
+from raytrain.data.reading import Reading, Selection
 from raytrain.runs.checkpoint import load
 from raytrain.runs.records import PLAN, read_values
 from raytrain.runs.trials import Trial
@@ -64,12 +65,12 @@ def _override(changes: dict[str, Any], given: Path) -> None:
 
 def _text(data: bytes, given: Path) -> None:
     (given / "a.txt").write_bytes(data)
-    assert list(read(given / "a.txt", "a.txt", None)) == lines(data)
+    assert list(read(given / "a.txt", "a.txt", Reading())) == lines(data)
 
 
 def _json_lines(items: list[Any], given: Path) -> None:
     (given / "a.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    found = list(read(given / "a.jsonl", "a.jsonl", "text"))
+    found = list(read(given / "a.jsonl", "a.jsonl", Reading(Selection("text"))))
     assert found == [(item["text"] or "").encode("utf-8", "surrogatepass") for item in items]
 
 
