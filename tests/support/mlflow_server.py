@@ -50,7 +50,9 @@ class MlflowServer:
         return self._process.pid if self._process is not None else None
 
     def start(self) -> None:
-        """Start the process and wait until it answers."""
+        """Start the process, unless it runs, and wait until it answers."""
+        if self._process is not None and self._process.poll() is None:
+            return  # a second one on its port would end, and this one would be nobody's
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", str(self._workers), "--artifacts-destination", str(self.artifacts)]
         environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
