@@ -46,8 +46,9 @@ def survive_lack_of_memory() -> None:
     if getattr(original, "survives", False):
         return
 
-    def failed(self: Any, task: Any, error: Exception) -> None:
-        original(self, task, RayActorError(error_msg=str(error)) if isinstance(error, OutOfMemoryError) else error)
+    def failed(self: Any, tracked_actor_task: Any, exception: Exception) -> None:  # Tune calls it by these names
+        out_of_memory = isinstance(exception, OutOfMemoryError)
+        original(self, tracked_actor_task, RayActorError(error_msg=str(exception)) if out_of_memory else exception)
 
     failed.survives = True  # type: ignore[attr-defined]
     ActorManager._actor_task_failed = failed

@@ -22,11 +22,11 @@ def test_a_process_that_ray_ends_for_lack_of_memory_is_a_death_like_others(monke
     manager._failed_actor_ids = set()
     monkeypatch.setattr(ActorManager, "_cleanup_actor", lambda self, tracked_actor: None)
     with pytest.raises(RuntimeError, match="unexpected"):
-        manager._actor_task_failed(task, OutOfMemoryError("the node is full"))
+        manager._actor_task_failed(tracked_actor_task=task, exception=OutOfMemoryError("the node is full"))
     for _ in range(2):
         survive_lack_of_memory()
-    manager._actor_task_failed(task, OutOfMemoryError("the node is full"))
+    manager._actor_task_failed(tracked_actor_task=task, exception=OutOfMemoryError("the node is full"))
     assert isinstance(heard[0], RayActorError)
     assert "the node is full" in str(heard[0])
     with pytest.raises(RuntimeError, match="unexpected"):
-        manager._actor_task_failed(task, RayError("something else"))
+        manager._actor_task_failed(tracked_actor_task=task, exception=RayError("something else"))
