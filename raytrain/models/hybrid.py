@@ -18,6 +18,7 @@ from raytrain.models.bytenet import ByteNet, ByteNetState
 from raytrain.models.decoding import LstmState, LstmStep
 from raytrain.models.layers import (
     GroupBatchNorm,
+    Head,
     OneHot,
     Posterior,
     SymbolHead,
@@ -115,7 +116,7 @@ class Hybrid(nn.Module):
         self.skip = config.skip
         # with the skip, the auxiliary head adds the frequencies
         outputs = NUM_OUTPUTS + longer
-        self.output = nn.Linear(config.hidden, outputs) if config.skip else SymbolHead(config.hidden, longer)
+        self.output = Head(config.hidden, outputs) if config.skip else SymbolHead(config.hidden, longer)
         initialise_uniform(self)
 
     @classmethod

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from raytrain.data.vocabulary import DROP, NUM_OUTPUTS, PAD, SIZE, STOP, UNPREDICTED
 from raytrain.models import cpu_kernels, fused_norm, gpu_kernels
+from raytrain.models.gpu_lstm import filled
 from raytrain.models.noise import Noise
 
 StreamState = dict[str, Tensor]
@@ -233,7 +234,18 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
 
 
-class SymbolHead(nn.Linear):
+class Head(nn.Linear):
+    """Classifier over symbols. In training on GPUs its outputs are filled up to a size that products take well."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        more = filled(self.out_features) - self.out_features
+        if features.device.type == "cpu" or not self.training or more == 0:
+            return super().forward(features)
+        weight, bias = F.pad(self.weight, (0, 0, 0, more)), F.pad(self.bias, (0, more))
+        return F.linear(features, weight, bias)[..., : self.out_features]
+
+
+class SymbolHead(Head):
     """Classifier over the next symbol, whose bias starts at the log frequencies of the training text.
 
     With a bias near 0, the first hundreds of steps teach the network below to say the frequencies by the weights that

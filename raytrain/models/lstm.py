@@ -1,4 +1,4 @@
-"""LSTMs over symbols and dense features: on CPUs by an implementation of our own, elsewhere by PyTorch's."""
+"""LSTMs over symbols and dense features: on CPUs by an implementation of our own, on GPUs by cuDNN's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raytrain.models import cpu_kernels
+from raytrain.models import cpu_kernels, gpu_lstm
 from raytrain.models.layers import OneHot
 from raytrain.models.noise import Noise
 
@@ -96,11 +96,14 @@ def continue_lstm(
     weights = lstm.weights(noise)
     ours = cpu_kernels.lstm
     if ours is not None and ours.ENABLED and weights[0].device.type == "cpu":
-        autocast = torch.is_autocast_enabled("cpu")
-        dtype = torch.get_autocast_dtype("cpu") if autocast else weights[0].dtype
         norm = (None, None, 0.0) if lstm.norm is None else (lstm.norm.weight, lstm.norm.bias, EPSILON)
-        outputs, *last = ours.Recurrence.apply(dtype, symbols, dense, *(state or (None, None)), *norm, *weights)
+        kind = product_type(weights[0])
+        outputs, *last = ours.Recurrence.apply(kind, symbols, dense, *(state or (None, None)), *norm, *weights)
         return outputs, (last[0], last[1])
+    if lstm.norm is None and weights[0].device.type != "cpu":
+        kind = product_type(weights[0])
+        outputs, *last = gpu_lstm.run(kind, one_hot.identity, symbols, dense, state, weights, lstm.training)
+        return outputs, (_carried(last[0]), _carried(last[1]))
     inputs = _joined(one_hot, symbols, dense)
     if lstm.norm is not None:
         return _normalised(inputs, state, lstm.norm, *weights)
@@ -110,8 +113,19 @@ def continue_lstm(
     ]
     # the function that nn.LSTM calls: a module takes no weights as arguments
     outputs, *last = torch.lstm(inputs, first, weights, True, 1, 0.0, lstm.training, False, True)
-    hidden, cell = (part[0].detach().to(torch.promote_types(part.dtype, torch.float32)) for part in last)
-    return outputs, (hidden, cell)
+    return outputs, (_carried(last[0][0]), _carried(last[1][0]))
+
+
+def product_type(weight: Tensor) -> torch.dtype:
+    """Return the type in which products with ``weight`` are computed: that of autocast, or the weight's own."""
+    device = weight.device.type
+    autocast = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if autocast else weight.dtype
+
+
+def _carried(state: Tensor) -> Tensor:
+    """Return a state without gradient and at least float32."""
+    return state.detach().to(torch.promote_types(state.dtype, torch.float32))
 
 
 def _normalised(
