@@ -85,8 +85,12 @@ class RunConfig(Generic[ModelT]):
     """Validation samples of an evaluation, chunks of a stream included; the same for every run on the corpus."""
     checkpoint_every: int = 250
     """Steps between two checkpoints."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute type; auto is bfloat16 where the hardware has it. Master weights are float32."""
+    precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
+    """Type of matrix products. auto is bfloat16 where the hardware has it, and float16 on GPUs without it. tf32 is
+    float32 with products of fewer digits, on GPUs. Weights, sums and losses are float32."""
+    graphs: Literal["auto", "off"] = "auto"
+    """Whether training steps of one worker on a GPU are recorded as CUDA graphs and repeated, which saves the time in
+    which the host asks for each operation; the results are the same."""
     seed: int = 0
     """Seed of the weights, the samples and all noise."""
 

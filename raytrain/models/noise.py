@@ -8,7 +8,9 @@ no generator object holds a state.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cache
+from itertools import count as count_from
 from statistics import NormalDist
 
 import torch
@@ -42,11 +44,17 @@ class Noise:
         *,
         count: int | None = None,
         device: torch.device | str = "cpu",
+        keys: Tensor | None = None,
     ) -> None:
-        """Make noise for ``groups`` of ``group_size`` samples; ``count`` samples if the last group is not full."""
+        """Make noise for ``groups`` of ``group_size`` samples; ``count`` samples if the last group is not full.
+
+        ``keys`` are those of the step's draws as a tensor [draws] of the device: a step that is recorded takes its
+        noise from them, whatever ``seed`` and ``step`` it was recorded with.
+        """
         self._device = torch.device(device)
-        self._key = mix(mix(seed * GOLDEN) + step * GOLDEN)
-        self._draws = 0
+        self._keys: Iterator[int | Tensor] = draw_keys(seed, step) if keys is None else iter(keys.unbind())
+        self.draws = 0
+        """How often numbers were drawn."""
         members = torch.arange(group_size, device=self._device)
         first = torch.arange(groups.start, groups.stop, groups.step, device=self._device) * group_size
         self._samples = (first[:, None] + members).flatten()[:count]
@@ -85,27 +93,35 @@ class Noise:
 
     def _draw(self, samples: Tensor, count: int, kind: torch.dtype) -> Tensor:
         """Return [len(samples), count] integers of ``kind`` that no other draw, sample or index has a part in."""
-        self._draws += 1
-        key = mix(self._key + self._draws * GOLDEN)
-        return hashes(samples, key, -(-count * kind.itemsize // 8)).view(kind)[:, :count]
+        self.draws += 1
+        return hashes(samples, next(self._keys), -(-count * kind.itemsize // 8)).view(kind)[:, :count]
 
 
-def hashes(samples: Tensor, key: int, num: int) -> Tensor:
-    """Return the hashes [samples, num] of ``samples`` [samples] and indices in the draw of ``key``, int64."""
+def draw_keys(seed: int, step: int) -> Iterator[int]:
+    """Yield the key of each draw of a step, as an int64."""
+    base = mix(mix(seed * GOLDEN) + step * GOLDEN)
+    return (signed(mix(base + draw * GOLDEN)) for draw in count_from(1))
+
+
+def hashes(samples: Tensor, key: int | Tensor, num: int) -> Tensor:
+    """Return the hashes [samples, num] of ``samples`` [samples] and indices in the draw of ``key``, int64.
+
+    A key is an int64, or a tensor without dimensions on the device of the samples.
+    """
     if samples.device.type == "cpu" and cpu_kernels.noise is not None:
         words = buffers.empty(len(samples), num, dtype=torch.int64)
-        cpu_kernels.noise.fill(samples, signed(key), words)
+        cpu_kernels.noise.fill(samples, int(key), words)
         return words
     if gpu_kernels.available(samples.device):
         words = samples.new_empty(len(samples), num)
-        gpu_kernels.noise.fill(samples, signed(key), words)
+        gpu_kernels.noise.fill(samples, key, words)
         return words
     return hashes_by_tensors(samples, key, num)
 
 
-def hashes_by_tensors(samples: Tensor, key: int, num: int) -> Tensor:
+def hashes_by_tensors(samples: Tensor, key: int | Tensor, num: int) -> Tensor:
     """Return what ``hashes`` does, by operations on tensors of any device."""
-    streams = scramble(samples * signed(GOLDEN) + signed(key))
+    streams = scramble(samples * signed(GOLDEN) + key)
     return scramble(streams[:, None] + torch.arange(num, device=samples.device) * signed(GOLDEN))
 
 

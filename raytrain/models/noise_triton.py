@@ -9,13 +9,13 @@ from torch import Tensor
 BLOCK = 1024
 
 
-def fill(samples: Tensor, key: int, words: Tensor) -> None:
+def fill(samples: Tensor, key: int | Tensor, words: Tensor) -> None:
     """Write the hash of every sample and index to ``words`` [samples, indices], for ``samples`` [samples]; int64.
 
-    ``key`` is that of the draw, as an int64.
+    ``key`` is that of the draw: an int64, or a tensor without dimensions that has it when the kernel runs.
     """
     num = words.shape[1]
-    _fill[(len(samples), triton.cdiv(num, BLOCK))](samples, key, words, num, BLOCK)
+    _fill[(len(samples), triton.cdiv(num, BLOCK))](samples, key, words, num, isinstance(key, Tensor), BLOCK)
 
 
 @triton.jit
@@ -27,7 +27,9 @@ def _mix(word):
 
 
 @triton.jit
-def _fill(samples, key, words, num, BLOCK: tl.constexpr):
+def _fill(samples, key, words, num, STORED: tl.constexpr, BLOCK: tl.constexpr):
+    if STORED:
+        key = tl.load(key)
     sample, block = tl.program_id(0), tl.program_id(1)
     golden = tl.full((), 0x9E3779B97F4A7C15, tl.uint64)
     stream = _mix(tl.load(samples + sample).to(tl.uint64) * golden + key.to(tl.uint64))

@@ -14,7 +14,11 @@ from raytrain.training.multiplier import Multiplier
 
 
 def loss(
-    terms: Terms, config: RunConfig[Any], weight: float, alpha: float, multiplier: Multiplier | None = None
+    terms: Terms,
+    config: RunConfig[Any],
+    weight: float | Tensor,
+    alpha: float | Tensor,
+    multiplier: Multiplier | None = None,
 ) -> Tensor:
     """Return J = reconstruction + weight * KL + alpha * auxiliary, in nats, summed over the local samples.
 
@@ -30,7 +34,7 @@ def loss(
         penalty = (kl.sum(1) - objective.target_kl).abs()
     else:
         penalty = kl.sum(1)
-    total = terms.reconstruction.sum() + weight * config.group_size * penalty.sum() + alpha * terms.auxiliary.sum()
+    total = terms.reconstruction.sum() + weight * (config.group_size * penalty.sum()) + alpha * terms.auxiliary.sum()
     return total if multiplier is None else total + multiplier.term(terms.kl)
 
 

@@ -41,7 +41,7 @@ class Multiplier:
         """Return |u| (rate - KL), summed over the samples of ``kl`` [batch, latent]; u is a constant in it."""
         return self.value.abs() * (len(kl) * self.rate - kl.sum())
 
-    def ascend(self, kl: Tensor, learning_rate: float, good: Tensor) -> None:
+    def ascend(self, kl: Tensor, learning_rate: float | Tensor, good: Tensor) -> None:
         """Take a step of u, from the mean ``kl`` per sample over all workers; none where ``good`` is false.
 
         ``kl`` and the bool ``good`` have no dimensions and are the same on all workers.

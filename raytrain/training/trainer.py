@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raytrain.config.schedules import auxiliary_weight, average_decay, kl_weight, learning_rate
 from raytrain.config.schema import RunConfig
 from raytrain.data.batches import Batch, EvaluationBatches, TrainingBatches, group_rows, rank_groups
 from raytrain.data.corpus import Corpus
@@ -38,6 +37,9 @@ from raytrain.runs.trained_model import stored_vocabulary
 from raytrain.training.divergence import SkippedSteps
 from raytrain.training.loss import BoundTotals, loss
 from raytrain.training.multiplier import Multiplier
+from raytrain.training.recorder import StepRecorder
+from raytrain.training.step_inputs import StepInputs, schedule_of
+from raytrain.utils.errors import UserError
 
 T = TypeVar("T")
 
@@ -83,56 +85,66 @@ class Trainer:
         rate = config.objective.rate
         self.multiplier = Multiplier(rate, world.device) if rate > 0 and self.model.latent > 0 else None
         self.precision = resolve_precision(config.precision, world.device)
+        self.loss_scale = config.batch_size if self.precision == "float16" else 1.0
+        """Factor of the loss in backward passes: of the mean over a batch, a sample's gradients are below what float16
+        can say, of the sum they are not."""
+        if world.device.type == "cuda":
+            set_up_products(self.precision)
+        self.recorder: StepRecorder | None = None
+        """Repeats recorded steps on a GPU; ``None`` where each step is computed by its operations."""
+        if records_steps(config, world):
+            self.recorder = StepRecorder(config, world.device, self.compute_step, self.recorded_noise, self.optimizer)
 
     # ------------------------------------------------------------------------------------------ step
-
-    def forward(
-        self,
-        network: nn.Module,
-        batch: Batch,
-        seed: int,
-        step: int,
-        input_dropout: float,
-        state: StreamState | None = None,
-    ) -> Terms:
-        """Return the loss terms of a batch, with noise drawn from (seed, step, sample group).
-
-        ``state`` is that of the lanes before the chunks of a stream.
-        """
-        device = self.world.device
-        noise = Noise(seed, step, batch.groups, self.config.group_size, count=len(batch.tokens), device=device)
-        stream = {}
-        if batch.previous is not None:
-            stream = {"previous": batch.previous.to(device, non_blocking=True), "state": state}
-        with self.autocast():
-            terms: Terms = network(batch.tokens.to(device, non_blocking=True), noise, input_dropout, **stream)
-        return terms
-
-    def forward_backward(self, batch: Batch, step: int) -> Terms:
-        """Compute the gradients of the mean loss over the global batch, averaged by DDP; return the local terms.
-
-        A local loss that is not finite makes the gradients of every rank not finite.
-        """
-        config = self.config
-        state = {name: state[group_rows(config, batch.groups)] for name, state in self.lanes.items()}
-        terms = self.forward(self.network, batch, config.seed, step, config.objective.input_dropout, state)
-        weight = kl_weight(config.objective, step, config.steps)
-        alpha = auxiliary_weight(config.objective, step, config.steps)
-        # DDP divides the sum over ranks by their number
-        mean = loss(terms, config, weight, alpha, self.multiplier) * (self.world.size / config.batch_size)
-        # a loss may overflow while its gradients do not: NaN gradients tell the other ranks without another message
-        mean.backward(torch.where(mean.detach().isfinite(), 1.0, math.nan))
-        return terms
 
     def train_step(self, step: int) -> tuple[Batch, Terms, Tensor]:
         """Take one optimiser step; return the local batch, its terms and the gradient norm before clipping.
 
         A step whose loss, gradients or batch statistics are not finite on any rank changes nothing but the counters in
-        ``skipped``, on all ranks alike. The decision stays on the device: the host does not wait for it.
+        ``skipped``, on all ranks alike. The decision stays on the device: the host does not wait for it. Terms and norm
+        of a recorded step are those of the newest step: the next one overwrites them.
+
+        Raises:
+            UserError: the step does not fit the memory of the GPU.
         """
         self.network.train()
         batch = self.train_batches.batch(step, self.world.rank, self.world.size)
-        terms = self.forward_backward(batch, step)
+        try:
+            if self.recorder is not None and self.recorder.works:
+                terms, norm = self.recorder.run(batch, step, lambda: self.step_inputs(batch, step))
+            else:
+                terms, norm = self.compute_step(self.step_inputs(batch, step))
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"a step on {len(batch.tokens)} samples of {batch.tokens.shape[1]} symbols does not fit the memory of "
+                "the GPU: give a smaller --batch-size, or more workers"
+            ) from error
+        return batch, terms, norm
+
+    def step_inputs(self, batch: Batch, step: int) -> StepInputs:
+        """Return what a step computes with, for the first time on the device."""
+        device = self.world.device
+        return StepInputs(
+            tokens=batch.tokens.to(device, non_blocking=True),
+            previous=None if batch.previous is None else batch.previous.to(device, non_blocking=True),
+            groups=batch.groups,
+            noise=self.noise(batch, self.config.seed, step),
+            schedule=schedule_of(self.config, step, device),
+        )
+
+    def noise(self, batch: Batch, seed: int, step: int, keys: Tensor | None = None) -> Noise:
+        """Return the noise of a batch: see ``Noise``."""
+        size, device = self.config.group_size, self.world.device
+        return Noise(seed, step, batch.groups, size, count=len(batch.tokens), device=device, keys=keys)
+
+    def recorded_noise(self, batch: Batch, keys: Tensor) -> Noise:
+        """Return the noise of a batch whose draws have ``keys``."""
+        return self.noise(batch, self.config.seed, 0, keys)
+
+    def compute_step(self, inputs: StepInputs) -> tuple[Terms, Tensor]:
+        """Do what ``train_step`` does on the device: no value is looked at, and no input comes from elsewhere."""
+        schedule = inputs.schedule
+        terms = self.forward_backward(inputs)
         clip = self.config.optimizer.clip or float("inf")
         norm = nn.utils.clip_grad_norm_(self.raw.parameters(), clip)
         num_groups = self.config.batch_size // self.config.group_size
@@ -140,29 +152,55 @@ class Trainer:
         skipped = self.skipped.count(good)
         # the fused Adam kernels read this private attribute and leave every tensor unchanged where it is 1
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
-        rate = learning_rate(self.config.optimizer, step, self.config.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = schedule.learning_rate
         self.optimizer.step()
         if self.multiplier is not None:
-            self.multiplier.ascend(self.mean_kl(terms), rate, good)
+            self.multiplier.ascend(self.mean_kl(terms), schedule.learning_rate, good)
         # DDP keeps gradients in its buckets
         self.optimizer.zero_grad(set_to_none=self.world.size == 1)
         if self.model is not self.raw:
-            self.update_average(step, skipped)
-        self.carry_on(batch, terms, good)
-        return batch, terms, norm
+            self.update_average(schedule.average_share, skipped)
+        self.carry_on(inputs.groups, terms, good)
+        return terms, norm
+
+    def forward_backward(self, inputs: StepInputs) -> Terms:
+        """Compute the gradients of the mean loss over the global batch, averaged by DDP; return the local terms.
+
+        A local loss that is not finite makes the gradients of every rank not finite.
+        """
+        config, schedule = self.config, inputs.schedule
+        terms = self.step_terms(inputs)
+        # DDP divides the sum over ranks by their number
+        share = self.world.size / config.batch_size
+        mean = loss(terms, config, schedule.kl_weight, schedule.alpha, self.multiplier) * share
+        # a loss may overflow while its gradients do not: NaN gradients tell the other ranks without another message
+        mean.backward(torch.where(mean.detach().isfinite(), self.loss_scale, math.nan))
+        if self.loss_scale != 1:
+            gradients = [parameter.grad for parameter in self.raw.parameters() if parameter.grad is not None]
+            torch._foreach_mul_(gradients, 1 / self.loss_scale)
+        return terms
+
+    def step_terms(self, inputs: StepInputs) -> Terms:
+        """Return the loss terms of a step; of a stream after the state of its lanes."""
+        stream = {}
+        if inputs.previous is not None:
+            rows = group_rows(self.config, inputs.groups)
+            stream = {"previous": inputs.previous, "state": {name: state[rows] for name, state in self.lanes.items()}}
+        with self.autocast():
+            terms: Terms = self.network(inputs.tokens, inputs.noise, self.config.objective.input_dropout, **stream)
+        return terms
 
     @torch.no_grad()
-    def update_average(self, step: int, skipped: Tensor) -> None:
-        """Move the average towards the raw weights; where ``skipped`` is 1.0 instead of 0.0, it stays as it is."""
-        weight = (1 - average_decay(self.config.optimizer, step)) * (1 - skipped)
+    def update_average(self, share: float | Tensor, skipped: Tensor) -> None:
+        """Move the average by ``share`` of the way to the raw weights; where ``skipped`` is 1.0 it stays as it is."""
+        weight = share * (1 - skipped)
         for average, parameter in zip(self.model.parameters(), self.raw.parameters(), strict=True):
             average.lerp_(parameter, weight)
 
-    def carry_on(self, batch: Batch, terms: Terms, good: Tensor) -> None:
-        """Carry the state of the batch's lanes to the next step; keep the old one if the step was not ``good``."""
-        rows = group_rows(self.config, batch.groups)
+    def carry_on(self, groups: range, terms: Terms, good: Tensor) -> None:
+        """Carry the state of the groups' lanes to the next step; keep the old one if the step was not ``good``."""
+        rows = group_rows(self.config, groups)
         for name, state in (terms.state or {}).items():
             old = self.lanes[name][rows]
             old.copy_(torch.where(good, state, old))
@@ -174,7 +212,7 @@ class Trainer:
         a resumed run bit-identical to those of a run that was never stopped.
         """
         self.network.train()
-        self.forward_backward(self.train_batches.batch(0, self.world.rank, self.world.size), 0)
+        self.forward_backward(self.step_inputs(self.train_batches.batch(0, self.world.rank, self.world.size), 0))
         self.optimizer.zero_grad(set_to_none=False)
         for layer in self.raw.modules():
             if isinstance(layer, GroupBatchNorm | CodeNorm):
@@ -196,7 +234,7 @@ class Trainer:
         state: StreamState | None = None
         for batch in self.valid_batches.batches(self.world.rank, self.world.size):
             state = state_before(self.model, batch, state)
-            terms = self.forward(self.model, batch, EVALUATION_SEED, 0, 0.0, state)
+            terms = self.evaluated_terms(batch, state)
             state = terms.state
             if latent:
                 with self.autocast():
@@ -212,6 +250,17 @@ class Trainer:
         if draws:
             metrics |= self.likelihood(metrics, draws)
         return metrics | computed_metrics(self.model, metrics)
+
+    def evaluated_terms(self, batch: Batch, state: StreamState | None) -> Terms:
+        """Return the terms of a validation batch; of a stream after ``state``."""
+        device = self.world.device
+        stream = {}
+        if batch.previous is not None:
+            stream = {"previous": batch.previous.to(device, non_blocking=True), "state": state}
+        with self.autocast():
+            tokens, noise = batch.tokens.to(device, non_blocking=True), self.noise(batch, EVALUATION_SEED, 0)
+            terms: Terms = self.model(tokens, noise, 0.0, **stream)
+        return terms
 
     def information(self, mixture: Tensor) -> dict[str, float]:
         """Return the mutual information of samples and codes.
@@ -254,8 +303,9 @@ class Trainer:
         return totals
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return a context in which matrix products use bfloat16 if that is the precision; losses stay in float32."""
-        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        """Return a context in which matrix products use the type of the precision; losses stay in float32."""
+        kind = NARROW.get(self.precision)
+        return torch.autocast(self.world.device.type, kind or torch.bfloat16, enabled=kind is not None)
 
     # ----------------------------------------------------------------------------------------- state
 
@@ -279,11 +329,20 @@ class Trainer:
         return {"model": self.model.state_dict(), "optimizer": training, **stream}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return CPU copies of ``state``."""
-        return {
-            stem: {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in group.items()}
+        """Return contiguous copies of ``state`` on the CPU; a GPU is waited for once, not for each tensor."""
+        on_gpu = self.world.device.type == "cuda"
+        copies = {
+            stem: {
+                name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu).copy_(
+                    tensor.detach(), non_blocking=on_gpu
+                )
+                for name, tensor in group.items()
+            }
             for stem, group in self.state().items()
         }
+        if on_gpu:
+            torch.cuda.synchronize(self.world.device)
+        return copies
 
     def load(self, stored: checkpoints.Checkpoint) -> None:
         """Load the tensors and the counters of a checkpoint.
@@ -349,16 +408,38 @@ class Trainer:
         return int(shared)
 
 
+def records_steps(config: RunConfig[Any], world: World) -> bool:
+    """Return whether steps are recorded as CUDA graphs: one worker's on a GPU, unless the config says otherwise."""
+    return config.graphs == "auto" and world.device.type == "cuda" and world.size == 1
+
+
+NARROW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Precision -> type of products, where it is not float32."""
+
+
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Resolve ``auto``: bfloat16 where the hardware multiplies bfloat16 matrices, otherwise float32."""
-    if precision != "auto":
-        return precision
+    """Resolve ``auto``: bfloat16 where the hardware multiplies such matrices, float16 on GPUs with that alone.
+
+    Raises:
+        UserError: the device does not compute in ``precision``.
+    """
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return "bfloat16" if fast else "float32"
+        if precision != "auto":
+            return precision
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bfloat16"
+        return "float16" if torch.cuda.get_device_capability(device) >= (7, 0) else "float32"
+    if precision in ("tf32", "float16"):
+        raise UserError(f"precision is {precision!r}: only GPUs compute in it; give --precision auto")
+    capabilities = torch.cpu.get_capabilities()
+    fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return precision if precision != "auto" else "bfloat16" if fast else "float32"
+
+
+def set_up_products(precision: str) -> None:
+    """Set how this process computes float32 products on GPUs, and that equal steps have equal bits."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.deterministic = True
 
 
 def copy_for_average(model: Model) -> Model:

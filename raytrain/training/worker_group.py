@@ -16,7 +16,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raytrain.cluster.environment import set_up_gloo, set_up_worker_group
+from raytrain.cluster.environment import set_up_network, set_up_worker_group
 from raytrain.cluster.ray_internals import (
     TRAIN_VARIABLES,
     ControllerCallback,
@@ -203,7 +203,7 @@ def _name_interface() -> None:
     """Tell gloo in this worker which network interface to use, unless the user has."""
     interface = interface_of(ray.util.get_node_ip_address())
     if interface is not None:
-        set_up_gloo(interface)
+        set_up_network(interface)
 
 
 def interface_of(address: str) -> str | None:

@@ -39,7 +39,7 @@ def test_compiled_hashes_are_those_of_tensors(monkeypatch: pytest.MonkeyPatch, t
     """Devices without compiled kernels hash by tensors."""
     monkeypatch.setattr(compiled, "_LEAST", 100)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    samples, key = torch.arange(-1, 34), 0xFEDCBA9876543210
+    samples, key = torch.arange(-1, 34), signed(0xFEDCBA9876543210)
     expected = hashes_by_tensors(samples, key, 21)
     buffers.clear()
     buffers.empty(*expected.shape, dtype=torch.int64).fill_(0)  # the memory that the hashes get

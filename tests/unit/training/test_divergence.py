@@ -24,6 +24,7 @@ from raytrain.runs.checkpoint import Snapshot
 from raytrain.runs.checkpoint_writer import CheckpointWriter
 from raytrain.storage import open_storage
 from raytrain.training.divergence import MOST_IN_ROW, DivergedError
+from raytrain.training.step_inputs import StepInputs
 from raytrain.training.trainer import Trainer, World
 from tests.conftest import tiny_config
 from tests.unit.training.test_loop import final, on_workers, run
@@ -56,14 +57,21 @@ FAULTS = [_loss, _kl_alone, _gradients_alone, _statistics_alone]
 @contextmanager
 def poisoned(steps: set[int], rank: int = 0, fault: Callable[[Trainer, Terms], Terms] = _loss) -> Iterator[None]:
     """The given training steps go wrong on one rank."""
-    real = Trainer.forward
+    real_inputs, real_terms = Trainer.step_inputs, Trainer.step_terms
+    newest = 0
 
-    def forward(self: Trainer, network: Any, batch: Batch, seed: int, step: int, *others: Any) -> Terms:
-        terms = real(self, network, batch, seed, step, *others)
-        return fault(self, terms) if network.training and step in steps and self.world.rank == rank else terms
+    def step_inputs(self: Trainer, batch: Batch, step: int) -> StepInputs:
+        nonlocal newest
+        newest = step
+        return real_inputs(self, batch, step)
+
+    def step_terms(self: Trainer, inputs: StepInputs) -> Terms:
+        terms = real_terms(self, inputs)
+        return fault(self, terms) if newest in steps and self.world.rank == rank else terms
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "forward", forward)
+        patch.setattr(Trainer, "step_inputs", step_inputs)
+        patch.setattr(Trainer, "step_terms", step_terms)
         yield
 
 

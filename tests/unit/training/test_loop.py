@@ -198,7 +198,7 @@ def test_gradients_of_slices_add_up_to_those_of_the_batch(corpus: Corpus, model:
         trainer = Trainer(config, corpus, World())
         trainer.network.train()
         for rank in range(size):
-            trainer.forward_backward(trainer.train_batches.batch(3, rank, size), 3)
+            trainer.forward_backward(trainer.step_inputs(trainer.train_batches.batch(3, rank, size), 3))
         return [parameter.grad for parameter in trainer.model.parameters() if parameter.grad is not None]
 
     for whole, summed in zip(gradients(1), gradients(3), strict=True):

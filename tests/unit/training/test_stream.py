@@ -70,7 +70,7 @@ def test_gradients_of_slices_add_up_to_those_of_the_batch(corpus: Corpus) -> Non
         trainer.train_step(0)
         trainer.train_step(1)  # the lanes have a state now
         for rank in range(size):
-            trainer.forward_backward(trainer.train_batches.batch(2, rank, size), 2)
+            trainer.forward_backward(trainer.step_inputs(trainer.train_batches.batch(2, rank, size), 2))
         return [parameter.grad for parameter in trainer.model.parameters() if parameter.grad is not None]
 
     for whole, summed in zip(gradients(1), gradients(3), strict=True):
