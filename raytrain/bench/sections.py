@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -46,16 +47,24 @@ class Check:
 
     def small(self, model: str, **changes: Any) -> RunConfig[Any]:
         """Return a config that a CPU trains in seconds too."""
-        config = replace(preset("laptop", model), evaluate_samples=512)
+        config = preset("laptop", model)
+        # at the preset's rate two runs that differ by rounding go different ways within a few steps
+        config = replace(config, evaluate_samples=512, optimizer=replace(config.optimizer, learning_rate=4e-3))
         if self.quick:
             config = replace(config, length=32, model=replace(config.model, hidden=64), evaluate_samples=64)
         return replace(config, **changes)
 
-    def timed(self, model: str, batch_size: int, precision: Literal["float32", "bfloat16"]) -> RunConfig[Any]:
+    def timed(
+        self,
+        model: str,
+        batch_size: int,
+        precision: Literal["float32", "bfloat16"],
+        graphs: Literal["auto", "off"] = "auto",
+    ) -> RunConfig[Any]:
         """Return the config whose steps are timed: windows, so that every batch has the same shape."""
         small = self.quick or self.device.type == "cpu"
         config = self.small(model) if small else replace(preset(FULL[model], model), sampling="windows")
-        return replace(config, batch_size=batch_size, precision=precision)
+        return replace(config, batch_size=batch_size, precision=precision, graphs=graphs)
 
     def trainer(self, config: RunConfig[Any], device: torch.device | None = None) -> Trainer:
         """Return a new trainer on the device, or on another one."""
@@ -121,13 +130,15 @@ class Check:
         for model in self.models:
             config = self.small(model)
             first, again, resumed = (self.trainer(config) for _ in range(3))
-            for trainer in (first, again, resumed):
+            plain = self.trainer(replace(config, graphs="off"))
+            for trainer in (first, again, resumed, plain):
                 trainer.rehearse()
             for step in range(half):
                 first.train_step(step)
             stored = self.stored(first)
             for step in range(2 * half):
                 again.train_step(step)
+                plain.train_step(step)
             resumed.load(stored)
             for trainer in (first, resumed):
                 for step in range(half, 2 * half):
@@ -139,6 +150,8 @@ class Check:
                     "precision": first.precision,
                     "repeats": same_bits(end, flat(again)),
                     "resumes": same_bits(end, flat(resumed)),
+                    "recorded": first.recorder is not None and first.recorder.works,
+                    "as without graphs": same_bits(end, flat(plain)),
                 }
             )
         return rows
@@ -173,6 +186,7 @@ class Check:
             config = self.timed(model, size, "float32")
             plain = PlainTrainer(config, self.device)
             tokens = self.trainer(config).train_batches.batch(0).tokens
+            pytorch_defaults()
 
             def step(plain: PlainTrainer = plain, tokens: Tensor = tokens, enabled: bool = enabled) -> None:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
@@ -181,7 +195,32 @@ class Check:
             yield name, step
         precisions: list[Literal["float32", "bfloat16"]] = ["float32", "bfloat16"]
         for precision in precisions:
-            yield precision, partial(self.trainer(self.timed(model, size, precision)).train_step, 0)
+            if self.device.type == "cuda":
+                trainer = self.trainer(self.timed(model, size, precision, "off"))
+                yield f"{precision}, no graph", partial(trainer.train_step, 0)
+            yield precision, self.warm_step(self.timed(model, size, precision))
+
+    def warm_step(self, config: RunConfig[Any]) -> Callable[[], object]:
+        """Return a step of a trainer that has recorded it, where steps are recorded."""
+        step = partial(self.trainer(config).train_step, 0)
+        for _ in range(3):
+            step()
+        return step
+
+    def waits(self) -> Rows:
+        """How often the host waits for the device."""
+        rows: Rows = []
+        for model in self.models if self.device.type == "cuda" else ():
+            trainer = self.trainer(self.timed(model, 64, "bfloat16", "off"))
+            bodies: dict[str, Callable[[], object]] = {
+                "a step": partial(trainer.train_step, 0),
+                "an evaluation": trainer.evaluate,
+                "a copy of the state": trainer.tensors,
+                "64 texts": partial(sampling.sample, trainer.model, 64),
+            }
+            rows.append({"model": model} | {name: count_waits(body) for name, body in bodies.items()})
+            rows[-1]["a copy of the state, ms"] = 1e3 * self.seconds(trainer.tensors)
+        return rows
 
     def bound(self) -> Rows:
         """The negative ELBO after some steps, by type."""
@@ -246,8 +285,14 @@ class Check:
         return Checkpoint(0, None, state, to_dict(trainer.config), "in memory", trainer.tensors())
 
 
-SECTIONS = ("machine", "ceilings", "noise", "cpu", "resume", "steps", "bound", "texts", "group")
+SECTIONS = ("machine", "ceilings", "noise", "cpu", "resume", "steps", "waits", "bound", "texts", "group")
 """Methods of ``Check`` in the order of their worth."""
+
+
+def pytorch_defaults() -> None:
+    """Compute on GPUs as PyTorch does where nothing is said: LSTMs and convolutions in tf32, other products not."""
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
+    torch.backends.cudnn.deterministic = False
 
 
 @contextmanager
@@ -264,7 +309,7 @@ def tf32_allowed(allowed: bool) -> Iterator[None]:
 def gradients(trainer: Trainer) -> dict[str, Tensor]:
     """Return the gradients of the first batch by name of the parameter, on the CPU and in float64; none are left."""
     trainer.network.train()
-    trainer.forward_backward(trainer.train_batches.batch(0), 0)
+    trainer.forward_backward(trainer.step_inputs(trainer.train_batches.batch(0), 0))
     named = trainer.raw.named_parameters()
     found = {name: value.grad.detach().double().cpu() for name, value in named if value.grad is not None}
     trainer.optimizer.zero_grad()
@@ -290,6 +335,19 @@ def flat(trainer: Trainer) -> dict[str, Tensor]:
 def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     """Return whether two states are equal."""
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def count_waits(body: Callable[[], object]) -> int:
+    """Return how often a call, after its first, waits for the GPU, as far as PyTorch knows."""
+    body()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            body()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("called a synchronizing" in str(seen.message) for seen in caught)
 
 
 def count_kernels(body: Callable[[], object]) -> int:
