@@ -75,7 +75,8 @@ def set_up_worker_group(gcs_address: str, start_timeout_s: str) -> None:
     os.environ["RAY_ADDRESS"] = gcs_address
 
 
-def set_up_gloo(interface: str) -> None:
-    """Name gloo's network interface in a worker, unless the user has."""
-    # by itself gloo may take the loopback interface, and then workers on two hosts never meet
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+def set_up_network(interface: str) -> None:
+    """Name the network interface of a worker to gloo and NCCL, unless the user has."""
+    # by itself gloo may take the loopback interface, and NCCL any of several: then workers on two hosts never meet
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, interface)

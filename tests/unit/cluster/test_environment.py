@@ -69,12 +69,13 @@ def test_what_the_user_sets_stays() -> None:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "2",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5",
         "GLOO_SOCKET_IFNAME": "eth7",
+        "NCCL_SOCKET_IFNAME": "eth8",
     }
     os.environ.update(own)
     environment.set_up_join()
     environment.set_up_search()
     environment.set_up_worker_group("10.0.0.5:6379", "3600")
-    environment.set_up_gloo("lo")
+    environment.set_up_network("lo")
     assert own.items() <= os.environ.items()
     assert os.environ["RAY_ADDRESS"] == "10.0.0.5:6379"
 
