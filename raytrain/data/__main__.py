@@ -2,7 +2,7 @@
 
 python -m raytrain.data prepare SOURCE [--data-path P] [--data-field F] [--take text|bio] [--language L]
                                        [--no-reposts] [--output DIR]
-python -m raytrain.data info CORPUS
+python -m raytrain.data info CORPUS [--vocabulary V]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from raytrain.config.cli import OneLineParser
 from raytrain.config.models import ByteLstmConfig
 from raytrain.config.schema import RunConfig
+from raytrain.config.vocabularies import parse_vocabulary
 from raytrain.data.corpus import Corpus, Split
 from raytrain.data.prepare import prepare
 from raytrain.data.reading import Selection
@@ -42,7 +43,7 @@ def main() -> None:
         corpus = Corpus.open(expanded(options.corpus))
         corpus.verify()
         _show_info(corpus, guesses=True)
-        _show_ngrams(corpus)
+        _show_ngrams(corpus, options.vocabulary)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,7 +61,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--output", metavar="DIR", type=Path, help="folder of the corpus; default: one in the cache")
     command = commands.add_parser("info", help="what is in a corpus")
     command.add_argument("corpus", help="folder of a prepared corpus")
+    command.add_argument(
+        "--vocabulary", metavar="V", type=_vocabulary, default="byte", help="n-grams of char or bpe:N beside bytes"
+    )
     return parser
+
+
+def _vocabulary(name: str) -> str:
+    try:
+        parse_vocabulary(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{name!r}: {error}") from None
+    return name
 
 
 def _show_info(corpus: Corpus, guesses: bool = False) -> None:
@@ -99,7 +111,7 @@ def _report_lines(report: dict[str, Any]) -> Iterator[str]:
     yield from (f"  not read: {one_line(name)}: {reason}" for name, reason in report.get("skipped", {}).items())
 
 
-def _show_ngrams(corpus: Corpus) -> None:
+def _show_ngrams(corpus: Corpus, vocabulary: str) -> None:
     """Print the reference ladder for the usual samples of each kind: a model should do better."""
     from rich.table import Table
 
@@ -107,8 +119,8 @@ def _show_ngrams(corpus: Corpus) -> None:
     from raytrain.models.ladder import reference_ladder
     from raytrain.models.ngrams import MAX_ORDER
 
-    windows = RunConfig(model=ByteLstmConfig(), sampling="windows", length=60)
-    documents = RunConfig(model=ByteLstmConfig(), sampling="documents", length=128)
+    windows = RunConfig(model=ByteLstmConfig(), sampling="windows", length=60, vocabulary=vocabulary)
+    documents = RunConfig(model=ByteLstmConfig(), sampling="documents", length=128, vocabulary=vocabulary)
     ladders = {}
     for name, config in {"windows of 60": windows, "documents < 128": documents}.items():
         try:
@@ -117,8 +129,10 @@ def _show_ngrams(corpus: Corpus) -> None:
             continue
         ladders[name] = reference_ladder(corpus, samples)
     table = Table("bits per byte", *ladders)
-    for order in range(MAX_ORDER + 1):
-        table.add_row(f"byte {order + 1}-gram", *(f"{ladder.bits[order]:.3f}" for ladder in ladders.values()))
+    for kind in dict.fromkeys(("byte", vocabulary)):
+        chosen = [ladder if ladder.pieces is None or kind == "byte" else ladder.pieces for ladder in ladders.values()]
+        for order in range(MAX_ORDER + 1):
+            table.add_row(f"{kind} {order + 1}-gram", *(f"{ladder.bits[order]:.3f}" for ladder in chosen))
     if any(ladder.fit for ladder in ladders.values()):
         table.add_row("", *(ladder.fit for ladder in ladders.values()))
     if ladders:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -212,7 +212,8 @@ class OptunaSearcher(Searcher):
         """
         samples = _samples_of(config)
         if samples not in self._baselines:
-            self._baselines[samples] = validation_ladder(self.search.workspace.corpus, config, quick=True).baseline
+            in_bytes = replace(config, vocabulary="byte")  # a baseline is of bytes: do not count pieces for it
+            self._baselines[samples] = validation_ladder(self.search.workspace.corpus, in_bytes, quick=True).baseline
         return self._baselines[samples]
 
     def _draw(self) -> Trial:
