@@ -29,7 +29,7 @@ from typing import Any, BinaryIO, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from raytrain.data.pieces import Vocabulary, vocabulary_of
+from raytrain.data.pieces import Vocabulary, file_of, keep, vocabulary_of
 from raytrain.utils.errors import UserError
 from raytrain.utils.validation import parse_json, validate_type
 
@@ -161,6 +161,16 @@ class Corpus:
         if name not in self._vocabularies:
             self._vocabularies[name] = vocabulary_of(self.split("train"), name, self.path)
         return self._vocabularies[name]
+
+    def has_vocabulary(self, name: str) -> bool:
+        """Return whether the vocabulary ``name`` is kept beside the corpus, for every process that opens it there."""
+        return (self.path / file_of(name)).is_file()
+
+    def add_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Use a vocabulary that was learnt from the same corpus elsewhere."""
+        self._vocabularies[vocabulary.name] = vocabulary
+        if not self.has_vocabulary(vocabulary.name):
+            keep(vocabulary, self.path)
 
     def verify(self) -> None:
         """Read every file: it must have its recorded SHA-256 sum, and the numbers in it must be those of documents.

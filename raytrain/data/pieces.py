@@ -169,10 +169,15 @@ def vocabulary_of(train: TextSplit, name: str, folder: Path) -> Vocabulary:
         if vocabulary.name == name:
             return vocabulary
     vocabulary = learn(train, name)
-    if (folder / "corpus.json").is_file():
-        with contextlib.suppress(OSError), complete_file(path) as partial:
-            partial.write_text(json.dumps(vocabulary.values(), ensure_ascii=False) + "\n", "utf-8")
+    keep(vocabulary, folder)
     return vocabulary
+
+
+def keep(vocabulary: Vocabulary, folder: Path) -> None:
+    """Write a vocabulary beside the corpus in ``folder``, where that can be written."""
+    if (folder / "corpus.json").is_file():
+        with contextlib.suppress(OSError), complete_file(folder / file_of(vocabulary.name)) as partial:
+            partial.write_text(json.dumps(vocabulary.values(), ensure_ascii=False) + "\n", "utf-8")
 
 
 def file_of(name: str) -> str:

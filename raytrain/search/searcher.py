@@ -135,7 +135,7 @@ class OptunaSearcher(Searcher):
             write_failure(location, trial.reason)
         job = Job(
             config=to_dict(trial.config),
-            corpus=search.workspace.corpus_address(),
+            corpus=search.workspace.corpus_address(trial.config),
             storage=location.uri(),
             tracking=asdict(run),
             cpus=search.worker_spec.cpus,
@@ -156,6 +156,7 @@ class OptunaSearcher(Searcher):
         """Return the next trial, recorded: a trial that was drawn is never drawn differently. None if drawing fails."""
         try:
             trial = self._resume(self._again.pop(0)) if self._again else self._draw()
+            self.search.workspace.share_vocabulary(trial.config)
         except LeaseLostError:
             raise
         except Exception as error:  # whatever the sampler of a plugin raises
