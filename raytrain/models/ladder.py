@@ -144,7 +144,8 @@ def reference_ladder(corpus: Corpus, samples: EvaluationBatches, quick: bool = F
     quick = quick and len(corpus.split("train").stream) > QUICK
     in_bytes, pieces = samples, None
     if not samples.samples.vocabulary.is_bytes:
-        in_bytes = EvaluationBatches(samples.samples.split, samples.config, samples.num_samples, byte_vocabulary())
+        most = None if samples.is_whole else samples.num_samples  # a stream may have another number of chunks of bytes
+        in_bytes = EvaluationBatches(samples.samples.split, samples.config, most, byte_vocabulary())
         pieces = None if quick else _ladder(corpus, samples, MAX_ORDER)
     ladder = _ladder(corpus, in_bytes, BASELINE_ORDER if quick else MAX_ORDER)
     return replace(ladder, entropy=corpus.info.get("entropy_bits_per_byte"), pieces=pieces)

@@ -30,7 +30,7 @@ STRETCHES = 64
 SORTED = 1 << 23
 """N-grams that are sorted at once, about."""
 BLOCK = 1 << 20
-"""Contexts that are hashed at once, and bytes that are cut into pieces at once."""
+"""Contexts that are hashed at once, and bytes of documents that are cut into pieces at once."""
 Symbols = NDArray[np.unsignedinteger[Any]]
 Keys = NDArray[np.uint64]
 """Numbers that sort by context, then symbol: of bytes 55 bits of the context's hash and 9 of the symbol."""
@@ -135,22 +135,21 @@ def _training_text(train: Split, documents: bool, vocabulary: Vocabulary) -> Seq
         text: Symbols = np.asarray(train.stream[edges[0] : first + length]).astype(np.uint16)
         text[edges[1:] - edges[0] - 1] = STOP  # in place of the byte after each document
         begins = edges[edges < first + length] - edges[0]
-        if not vocabulary.is_bytes:
-            text, begins = _in_pieces(text, begins, documents, vocabulary)
+        if not vocabulary.is_bytes and documents:
+            text, begins = _documents_in_pieces(text, begins, vocabulary)
+        elif not vocabulary.is_bytes:
+            text = np.concatenate([*vocabulary.encode_stream(text.astype(np.uint8))]).astype(np.uint32)
         texts.append(text)
         starts.append(total + begins)
         total += len(text)
     return Sequences.of(np.concatenate(texts), np.concatenate(starts), vocabulary)
 
 
-def _in_pieces(
-    text: Symbols, starts: NDArray[np.int64], documents: bool, vocabulary: Vocabulary
+def _documents_in_pieces(
+    text: Symbols, starts: NDArray[np.int64], vocabulary: Vocabulary
 ) -> tuple[Symbols, NDArray[np.int64]]:
-    """Return ``text``, whose documents begin at ``starts``, in pieces, and where its documents begin then.
-
-    A text without documents is cut at every ``BLOCK`` bytes: the library takes memory for all that it is given.
-    """
-    edges = np.array([*(starts if documents else range(0, len(text), BLOCK)), len(text)])
+    """Return ``text``, whose documents begin at ``starts``, in pieces, and where its documents begin then."""
+    edges = np.array([*starts, len(text)])
     batches = [*np.flatnonzero(np.diff(edges[:-1] // BLOCK, prepend=-1)), len(edges) - 1]
     cut: list[Symbols] = []
     lengths: list[int] = []
@@ -162,7 +161,7 @@ def _in_pieces(
         ]
         cut.append(np.concatenate(ended).astype(np.uint32))
         lengths += map(len, ended)
-    return np.concatenate(cut), np.cumsum([0, *lengths[:-1]]) if documents else starts
+    return np.concatenate(cut), np.cumsum([0, *lengths[:-1]])
 
 
 def _tables(text: Sequences, usable: NDArray[np.bool_], order: int) -> Iterator[tuple[Keys, NDArray[np.int64]]]:
