@@ -131,7 +131,7 @@ class Totals:
             weighted=zeros(2),
             kl=zeros(latent),
             by_position=zeros(2, config.length),
-            by_length=zeros(config.length // BUCKET_WIDTH + 1, 4),
+            by_length=zeros(_longest(config, lengths) // BUCKET_WIDTH + 1, 4),
             mixture=zeros(0, 3 * latent),
         )
 
@@ -260,7 +260,7 @@ class Totals:
                 continue
             low, high = number * BUCKET_WIDTH, number * BUCKET_WIDTH + BUCKET_WIDTH - 1
             windows, documents = (self.config.sampling == name for name in ("windows", "documents"))
-            longest = self.config.length - documents  # a document has a STOP
+            longest = _longest(self.config, self.lengths) - documents  # a document has a STOP
             rows.append(
                 {
                     "from_bytes": longest if windows else low,
@@ -272,3 +272,8 @@ class Totals:
                 }
             )
         return rows
+
+
+def _longest(config: RunConfig[Any], lengths: Tensor) -> int:
+    """Return the most bytes of a sample, a STOP counted; chunks of a stream have so many *pieces* at most."""
+    return config.length * int(lengths.max()) if config.sampling == "stream" else config.length

@@ -163,8 +163,10 @@ def evaluation_summary(result: dict[str, Any]) -> str:
         console.print(f"{result['over_long_left_out']} documents are longer than the model takes and were left out")
     console.print(_likelihood(metrics))
     ladder = Ladder.from_json(result["ngrams"])
-    orders = ", ".join(f"{bits:.3f}" for bits in ladder.bits)
-    console.print(f"bits/byte of byte n-grams, n = 1 to {len(ladder.bits)}: {orders}", highlight=False)
+    for each in filter(None, (ladder, ladder.pieces)):
+        orders = ", ".join(f"{bits:.3f}" for bits in each.bits)
+        line = f"bits/byte of {each.vocabulary} n-grams, n = 1 to {len(each.bits)}: {orders}"
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(ladder.comparison(metrics[METRIC]), highlight=False)
     if "kl_by_dimension" in metrics:
         console.print(_latent(metrics))

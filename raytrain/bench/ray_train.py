@@ -29,6 +29,7 @@ from raytrain.cluster.connection import connect
 from raytrain.config.schema import RunConfig, from_dict, to_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.data.batches import TrainingBatches
+from raytrain.data.cache import address
 from raytrain.data.corpus import Corpus
 from raytrain.storage import open_storage
 from raytrain.tracking.runs import Experiment
@@ -93,7 +94,7 @@ class OnRay:
         run = self.experiment.open_run(str(self.number), str(self.number), parameters={}, tags={})
         job = Job(
             config=to_dict(self.config),
-            corpus={"digest": self.corpus.digest, "path": str(self.corpus.path), "storage": str(location)},
+            corpus=address(self.corpus, open_storage(str(location)), self.config.vocabulary),
             storage=str(location),
             tracking=asdict(run),
             cpus=float(self.threads),

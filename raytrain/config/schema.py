@@ -67,8 +67,8 @@ class RunConfig(Generic[ModelT]):
     bpe:N, N pieces learnt from the training text. Texts and lengths are in bytes whatever it is."""
     sampling: Literal["windows", "documents", "stream"] = "windows"
     """Windows of ``length`` bytes from random positions; whole documents of at most that many symbols; or a stream:
-    contiguous text in ``batch_size`` lanes, of which each step reads the next ``length`` bytes, with the state of a
-    language model carried from step to step."""
+    contiguous text in ``batch_size`` lanes, of which each step reads the next ``length`` bytes (or as many pieces as
+    have so many on average), with the state of a language model carried from step to step."""
     length: int = 60
     """Bytes of a window or of a chunk of the stream, or symbols of the longest document, STOP included."""
     batch_size: int = 64
@@ -121,7 +121,6 @@ class RunConfig(Generic[ModelT]):
             require_piece_model(self.model, self.vocabulary)
         if self.sampling == "stream":
             require_stream_model(self.model)
-            require(pieces == 0, "vocabulary", self.vocabulary, "a stream is read in bytes: leave it out")
         require(
             self.objective.rate == 0 or not getattr(self.model, "fixed_variance", False),
             "objective.rate",

@@ -1,14 +1,17 @@
-"""Prepare a corpus, or say what is in one.
+"""Prepare a corpus, say what is in one, or collect posts for one.
 
 python -m raytrain.data prepare SOURCE [--data-path P] [--data-field F] [--take text|bio] [--language L]
                                        [--no-reposts] [--output DIR]
-python -m raytrain.data info CORPUS
+python -m raytrain.data info CORPUS [--vocabulary V]
+python -m raytrain.data collect x QUERY --output FILE --most N [--bios] [--token-file F]
+python -m raytrain.data collect bluesky --output FILE --most N [--take text|bio] [--endpoint URI]
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +20,21 @@ import numpy as np
 from raytrain.config.cli import OneLineParser
 from raytrain.config.models import ByteLstmConfig
 from raytrain.config.schema import RunConfig
+from raytrain.config.vocabularies import parse_vocabulary
 from raytrain.data.corpus import Corpus, Split
 from raytrain.data.prepare import prepare
 from raytrain.data.reading import Selection
 from raytrain.utils import output
 from raytrain.utils.errors import UserError, run_command
-from raytrain.utils.files import expanded
+from raytrain.utils.files import expanded, local_path
 from raytrain.utils.text import one_line
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 NUM_SAMPLES = 5
 NGRAM_SAMPLES = 4096
 """Validation samples of each kind that n-grams are measured on."""
+JETSTREAM = "wss://jetstream2.us-east.bsky.network/subscribe"
+"""One of the servers that Bluesky runs for everybody."""
 _SHOWN = 200
 _CHUNK = 1 << 20
 
@@ -38,16 +44,21 @@ def main() -> None:
     if options.command == "prepare":
         selection = Selection(options.field, options.take, options.language, not options.no_reposts)
         _show_info(prepare(options.source, path=options.data_path, selection=selection, output=options.output))
+    elif options.command == "collect":
+        values = {name: value for name, value in vars(options).items() if name not in ("command", "network")}
+        values["output"] = local_path(options.output, "--output")
+        # the packages that it needs are loaded for nothing else
+        import_module(f"raytrain.data.collect_{options.network}").collect(**values)
     else:
         corpus = Corpus.open(expanded(options.corpus))
         corpus.verify()
         _show_info(corpus, guesses=True)
-        _show_ngrams(corpus)
+        _show_ngrams(corpus, options.vocabulary)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m raytrain.data", description="Prepare a corpus, or say what is in one.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{prepare,info}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{prepare,info,collect}")
     command = commands.add_parser("prepare", help="text to corpus")
     command.add_argument("source", help="synthetic, ptb, ptb_characters, tweets, bios, a file, a folder or s3://...")
     command.add_argument("--data-path", metavar="P", help="file or folder of a named source instead of a download")
@@ -60,7 +71,33 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--output", metavar="DIR", type=Path, help="folder of the corpus; default: one in the cache")
     command = commands.add_parser("info", help="what is in a corpus")
     command.add_argument("corpus", help="folder of a prepared corpus")
+    command.add_argument(
+        "--vocabulary", metavar="V", type=_vocabulary, default="byte", help="n-grams of char or bpe:N beside bytes"
+    )
+    _add_networks(commands.add_parser("collect", help="posts of a network, as a file for prepare"))
     return parser
+
+
+def _add_networks(parser: argparse.ArgumentParser) -> None:
+    networks = parser.add_subparsers(dest="network", required=True, metavar="{x,bluesky}")
+    command = networks.add_parser("x", help="posts that match a search, by the API of X; it costs money")
+    command.add_argument("query", metavar="QUERY", help="a search, as 'lang:en -is:retweet birds'")
+    command.add_argument("--bios", action="store_true", help="the accounts of the authors too")
+    command.add_argument("--token-file", metavar="F", type=Path, help="file with the token; default: X_BEARER_TOKEN")
+    other = networks.add_parser("bluesky", help="posts or profiles, as they are written, by Jetstream")
+    other.add_argument("--take", choices=("text", "bio"), default="text", help="posts or profiles; default: posts")
+    other.add_argument("--endpoint", metavar="URI", default=JETSTREAM, help="Jetstream server; default: %(default)s")
+    for each in (command, other):
+        each.add_argument("--output", metavar="FILE", required=True, help="JSONL file; one that is there is continued")
+        each.add_argument("--most", metavar="N", type=int, required=True, help="posts that it holds at most in the end")
+
+
+def _vocabulary(name: str) -> str:
+    try:
+        parse_vocabulary(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{name!r}: {error}") from None
+    return name
 
 
 def _show_info(corpus: Corpus, guesses: bool = False) -> None:
@@ -99,7 +136,7 @@ def _report_lines(report: dict[str, Any]) -> Iterator[str]:
     yield from (f"  not read: {one_line(name)}: {reason}" for name, reason in report.get("skipped", {}).items())
 
 
-def _show_ngrams(corpus: Corpus) -> None:
+def _show_ngrams(corpus: Corpus, vocabulary: str) -> None:
     """Print the reference ladder for the usual samples of each kind: a model should do better."""
     from rich.table import Table
 
@@ -107,8 +144,8 @@ def _show_ngrams(corpus: Corpus) -> None:
     from raytrain.models.ladder import reference_ladder
     from raytrain.models.ngrams import MAX_ORDER
 
-    windows = RunConfig(model=ByteLstmConfig(), sampling="windows", length=60)
-    documents = RunConfig(model=ByteLstmConfig(), sampling="documents", length=128)
+    windows = RunConfig(model=ByteLstmConfig(), sampling="windows", length=60, vocabulary=vocabulary)
+    documents = RunConfig(model=ByteLstmConfig(), sampling="documents", length=128, vocabulary=vocabulary)
     ladders = {}
     for name, config in {"windows of 60": windows, "documents < 128": documents}.items():
         try:
@@ -117,8 +154,10 @@ def _show_ngrams(corpus: Corpus) -> None:
             continue
         ladders[name] = reference_ladder(corpus, samples)
     table = Table("bits per byte", *ladders)
-    for order in range(MAX_ORDER + 1):
-        table.add_row(f"byte {order + 1}-gram", *(f"{ladder.bits[order]:.3f}" for ladder in ladders.values()))
+    for kind in dict.fromkeys(("byte", vocabulary)):
+        chosen = [ladder if ladder.pieces is None or kind == "byte" else ladder.pieces for ladder in ladders.values()]
+        for order in range(MAX_ORDER + 1):
+            table.add_row(f"{kind} {order + 1}-gram", *(f"{ladder.bits[order]:.3f}" for ladder in chosen))
     if any(ladder.fit for ladder in ladders.values()):
         table.add_row("", *(ladder.fit for ladder in ladders.values()))
     if ladders:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raytrain.config.schema import RunConfig
@@ -40,7 +41,7 @@ class Batch:
     text_bytes: int
     """Bytes of text in it, STOP and PAD not counted."""
     previous: Tensor | None = None
-    """[samples] int64, of a stream only: the byte before each chunk; STOP where the lane begins."""
+    """[samples] int64, of a stream only: the symbol before each chunk; STOP where the lane begins."""
 
     def numbers(self, group_size: int) -> Tensor:
         """Return the numbers [samples] of its samples; only the last group of all may have fewer than the others."""
@@ -58,15 +59,22 @@ class Samples:
         self.length = config.length
         self.documents = config.sampling == "documents"
         self.stream = config.sampling == "stream"
+        self.text: NDArray[np.unsignedinteger[Any]] = split.stream
+        """What windows and chunks are cut from: bytes, or the pieces of a stream."""
+        self.chunk = config.length
+        """Symbols of a chunk: as many as have ``length`` bytes on average."""
+        if self.stream and not self.vocabulary.is_bytes:
+            self.text = split.in_pieces(self.vocabulary)
+            self.chunk = max(1, round(config.length * len(self.text) / len(split.stream)))
         if self.documents:
             # a document takes its bytes and a STOP; longer ones are left out, here as in evaluation
             self.count = split.length_range(0, config.length)[1]
             shortage = f"no document of at most {config.length - 1} bytes"
         else:
             # windows begin anywhere; chunks follow each other, and the last may be shorter
-            size = len(split.stream)
-            self.count = -(-size // config.length) if self.stream else size - config.length + 1
-            shortage = f"{size} bytes"
+            size = len(self.text)
+            self.count = -(-size // self.chunk) if self.stream else size - config.length + 1
+            shortage = f"{len(split.stream)} bytes"
         if self.count < 1:
             raise UserError(
                 f"the {split.name} split has {shortage}, less than one sample of length {config.length}: "
@@ -82,11 +90,14 @@ class Samples:
         """Tokens [len(positions), length] of the samples at ``positions``, and their bytes of text.
 
         After the end of a stream comes its beginning: no window reaches beyond the end. Of longer pieces there are
-        fewer than bytes: the tokens are only as many as the sample with most of them has.
+        fewer than bytes: the tokens are only as many as the sample with most of them has. Chunks of a stream have
+        ``length`` pieces each.
         """
-        tokens, text_bytes = self._byte_tokens(positions, length)
+        tokens, text_bytes = self._uncut_tokens(positions, length)
         if self.vocabulary.is_bytes:
             return tokens, text_bytes
+        if self.stream:
+            return tokens, int(self.vocabulary.lengths[tokens].sum())
         rows = self.vocabulary.encode([bytes(row[row < STOP].tolist()) for row in tokens])
         pieces = np.full((len(rows), max(map(len, rows)) + self.documents), PAD, dtype=np.int64)
         for row, symbols in zip(pieces, rows, strict=True):
@@ -95,10 +106,10 @@ class Samples:
                 row[len(symbols)] = STOP
         return torch.from_numpy(pieces), text_bytes
 
-    def _byte_tokens(self, positions: np.ndarray, length: int) -> tuple[Tensor, int]:
+    def _uncut_tokens(self, positions: np.ndarray, length: int) -> tuple[Tensor, int]:
         if not self.documents:
-            places = (positions[:, None] + np.arange(length)) % len(self.split.stream)
-            tokens = self.split.stream[places].astype(np.int64)
+            places = (positions[:, None] + np.arange(length)) % len(self.text)
+            tokens = self.text[places].astype(np.int64)
             return torch.from_numpy(tokens), tokens.size
         tokens = np.full((len(positions), length), PAD, dtype=np.int64)
         text_bytes = 0
@@ -111,7 +122,7 @@ class Samples:
 
     def previous(self, positions: np.ndarray, begins: bool) -> Tensor:
         """Symbols [len(positions)] before the chunks at ``positions``: STOP if the lanes begin there."""
-        before = np.full(len(positions), STOP) if begins else self.split.stream[positions - 1].astype(np.int64)
+        before = np.full(len(positions), STOP) if begins else self.text[positions - 1].astype(np.int64)
         return torch.from_numpy(before)
 
 
@@ -122,18 +133,19 @@ class TrainingBatches:
     by the number of documents in it, then documents of it with replacement: every document is as
     likely as any other, and no permutation of the corpus is kept in memory.
 
-    A stream is a ring of ``batch_size`` lanes of equal length. Each step reads the next ``length`` bytes of every
+    A stream is a ring of ``batch_size`` lanes of as many symbols each. Each step reads the next chunk of every
     lane. At its end a lane goes on in the text of the next one, so that nothing begins anew. The order does not depend
     on the seed.
     """
 
-    def __init__(self, corpus: Corpus, config: RunConfig[Any]) -> None:
-        self.samples = Samples(corpus.split("train"), config)
+    def __init__(self, corpus: Corpus, config: RunConfig[Any], vocabulary: Vocabulary | None = None) -> None:
+        """``vocabulary``: that of a model; the one of the config in the corpus if ``None``."""
+        self.samples = Samples(corpus.split("train"), config, vocabulary)
         self.config = config
         self.buckets = [(0, self.samples.count)]
         self.lengths = [config.length]
-        size = len(self.samples.split.stream)
-        if self.samples.stream and size < config.batch_size * config.length:
+        if self.samples.stream and len(self.samples.text) < config.batch_size * self.samples.chunk:
+            size = len(self.samples.split.stream)
             raise UserError(
                 f"the train split has {size} bytes, less than one chunk of {config.length} for each of "
                 f"{config.batch_size} lanes: give more text, or a smaller --batch-size or --length"
@@ -158,15 +170,15 @@ class TrainingBatches:
         rows = group_rows(self.config, groups)
         own = positions[rows]
         tokens, text_bytes = self.samples.tokens(own, length)
-        if world_size > 1 and not self.samples.vocabulary.is_bytes:
+        if world_size > 1 and not self.samples.vocabulary.is_bytes and not self.samples.stream:
             # as wide as the whole batch: the noise of a sample must not depend on how workers share it
             tokens = self.samples.tokens(positions, length)[0][rows]
         return Batch(tokens, groups, text_bytes, self.samples.previous(own, step == 0) if self.samples.stream else None)
 
     def _draw(self, step: int) -> tuple[np.ndarray, int]:
         if self.samples.stream:
-            size, lanes = len(self.samples.split.stream), self.config.batch_size
-            return (np.arange(lanes) * (size // lanes) + step * self.config.length) % size, self.config.length
+            size, lanes, chunk = len(self.samples.text), self.config.batch_size, self.samples.chunk
+            return (np.arange(lanes) * (size // lanes) + step * chunk) % size, chunk
         key = hashlib.blake2b(f"{self.config.seed}/{step}".encode(), digest_size=16).digest()
         # only random() is used: its stream is stable over NumPy versions
         draws = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).random(
@@ -226,11 +238,13 @@ class EvaluationBatches:
         self.config = config
         available = len(split.stream) // config.length if config.sampling == "windows" else self.samples.count
         self.num_samples = min(available, num_samples or available)
+        self.is_whole = self.num_samples == available
+        """Whether these are all samples that there are."""
         if self.samples.stream:
             self.chunks_of_lane = -(-available // EVALUATION_LANES)
             lanes = -(-available // self.chunks_of_lane)
             in_order = np.arange(lanes * self.chunks_of_lane).reshape(lanes, -1).T.ravel()
-            self.positions = config.length * in_order[in_order < available][: self.num_samples]
+            self.positions = self.samples.chunk * in_order[in_order < available][: self.num_samples]
         else:
             self.positions = np.linspace(0, self.samples.count - 1, self.num_samples).astype(np.int64)
 
@@ -263,16 +277,17 @@ class EvaluationBatches:
 
     def _chunks(self) -> Iterator[Batch]:
         """Yield the chunks of a stream, those of all lanes together; PAD fills the one at the end of the text."""
-        length, numbers = self.config.length, self.positions // self.config.length
+        length, numbers = self.samples.chunk, self.positions // self.samples.chunk
         for number in range(self.chunks_of_lane):
             positions = self.positions[numbers % self.chunks_of_lane == number]
             if len(positions) == 0:
                 return
-            tokens, text_bytes = self.samples.tokens(positions, length)
-            beyond = max(0, int(positions[-1]) + length - len(self.samples.split.stream))
+            tokens, _ = self.samples.tokens(positions, length)
+            beyond = max(0, int(positions[-1]) + length - len(self.samples.text))
             tokens[-1, length - beyond :] = PAD
+            text_bytes = int(self.samples.vocabulary.lengths[tokens].sum())
             groups = range(-(-len(positions) // self.config.group_size))
-            yield Batch(tokens, groups, text_bytes - beyond, self.samples.previous(positions, number == 0))
+            yield Batch(tokens, groups, text_bytes, self.samples.previous(positions, number == 0))
 
     def _length(self, positions: np.ndarray) -> int:
         if not self.samples.documents:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import secrets
 import shutil
@@ -12,11 +13,12 @@ from pathlib import Path
 
 from raytrain.data.corpus import Corpus
 from raytrain.data.files import default_cache
-from raytrain.data.pieces import file_of
+from raytrain.data.pieces import Vocabulary, file_of
 from raytrain.storage import open_storage
 from raytrain.storage.base import NotFoundError, Storage, StorageError, retry_storage
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import locked
+from raytrain.utils.validation import parse_json
 
 CORPORA = "corpora"
 """Where in a storage corpora are, each in a folder that its digest names."""
@@ -30,7 +32,7 @@ _IN_USE: dict[str, int] = {}
 
 
 def publish(corpus: Corpus, storage: Storage) -> None:
-    """Put ``corpus`` into ``storage``, unless it is there, and the vocabularies that were learnt from it.
+    """Put ``corpus`` into ``storage``, unless it is there.
 
     ``corpus.json`` is written last: without it nothing counts.
 
@@ -38,9 +40,6 @@ def publish(corpus: Corpus, storage: Storage) -> None:
         StorageError: the storage does not take it.
     """
     location = storage.child(f"{CORPORA}/{corpus.digest}")
-    for path in sorted(corpus.path.glob(file_of("*"))):
-        if not location.exists(path.name):
-            location.upload(path.name, path)
     if location.exists(_INFO):
         return
     for name in _files(corpus):
@@ -57,21 +56,61 @@ def is_published(storage: Storage, digest: str) -> bool:
     return storage.exists(f"{CORPORA}/{digest}/{_INFO}")
 
 
-def address(corpus: Corpus, storage: Storage) -> dict[str, str]:
-    """Return what ``open_anywhere`` finds the corpus by on any node."""
-    return {"digest": corpus.digest, "path": str(corpus.path), "storage": storage.uri()}
+def share_vocabulary(corpus: Corpus, storage: Storage, name: str) -> None:
+    """Put a vocabulary of ``corpus`` where ``open_anywhere`` finds it, so that no worker has to learn it.
+
+    Where it is nowhere yet, it is learnt. It is kept beside the corpus; in the storage too where that is no folder that
+    nodes share, or where nothing can be written beside the corpus.
+
+    Raises:
+        UserError: the library that learns it is not installed.
+        StorageError: the storage does not take it.
+    """
+    if name == "byte":
+        return
+    if storage.folder is not None and corpus.has_vocabulary(name):
+        corpus.vocabulary(name)  # one that is damaged is learnt again
+        return
+    location = storage.child(f"{CORPORA}/{corpus.digest}")
+    if (stored := _stored_vocabulary(location, name)) is not None:
+        corpus.add_vocabulary(stored)
+        return
+    values = corpus.vocabulary(name).values()
+    if storage.folder is None or not corpus.has_vocabulary(name):
+        retry_storage(lambda: location.write(file_of(name), json.dumps(values).encode()))
+
+
+def _stored_vocabulary(location: Storage, name: str) -> Vocabulary | None:
+    """Return the vocabulary that ``share_vocabulary`` put there; ``None`` if it did not, or it is damaged."""
+    with contextlib.suppress(NotFoundError, ValueError):
+        vocabulary = Vocabulary.from_values(parse_json(retry_storage(lambda: location.read(file_of(name)))))
+        if vocabulary.name == name:
+            return vocabulary
+    return None
+
+
+def address(corpus: Corpus, storage: Storage, vocabulary: str = "byte") -> dict[str, str]:
+    """Return what ``open_anywhere`` finds the corpus and one of its vocabularies by on any node."""
+    return {"digest": corpus.digest, "path": str(corpus.path), "storage": storage.uri(), "vocabulary": vocabulary}
 
 
 def open_anywhere(address: dict[str, str]) -> Corpus:
     """Return the corpus at its own path where this machine has it there, otherwise fetched from the storage.
 
+    The vocabulary that the address names is read from the storage unless it is beside the corpus.
+
     Raises:
-        UserError: it is in neither.
+        UserError: the corpus is in neither.
     """
-    path = Path(address["path"])
-    if (path / _INFO).is_file() and (corpus := Corpus.open(path)).digest == address["digest"]:
-        return corpus
-    return fetch(open_storage(address["storage"]), address["digest"])
+    path, vocabulary = Path(address["path"]), address["vocabulary"]
+    corpus = Corpus.open(path) if (path / _INFO).is_file() else None
+    if corpus is None or corpus.digest != address["digest"]:
+        corpus = fetch(open_storage(address["storage"]), address["digest"])
+    if vocabulary != "byte" and not corpus.has_vocabulary(vocabulary):
+        location = open_storage(address["storage"]).child(f"{CORPORA}/{corpus.digest}")
+        if (stored := _stored_vocabulary(location, vocabulary)) is not None:
+            corpus.add_vocabulary(stored)
+    return corpus
 
 
 def fetch(storage: Storage, digest: str, cache: Path | None = None) -> Corpus:

@@ -29,8 +29,9 @@ from typing import Any, BinaryIO, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from raytrain.data.pieces import Vocabulary, vocabulary_of
+from raytrain.data.pieces import Vocabulary, file_of, keep, vocabulary_of
 from raytrain.utils.errors import UserError
+from raytrain.utils.files import complete_file, locked
 from raytrain.utils.validation import parse_json, validate_type
 
 FORMAT = 1
@@ -52,6 +53,8 @@ class Split:
         """``files``: what corpus.json says of them; ``vocabulary``: see ``Corpus.vocabulary``."""
         self.name = name
         self.vocabulary = vocabulary
+        self._folder = folder
+        self._pieces: dict[str, NDArray[np.uint32]] = {}
         self._sums = {folder / file: recorded["sha256"] for file, recorded in files.items()}
         self._stamps = _stamps(self._sums)  # before they are mapped
         self.stream: Bytes = np.memmap(folder / f"{name}.bin", dtype=np.uint8, mode="r")
@@ -91,6 +94,39 @@ class Split:
     def lengths(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Bytes of the documents with these numbers: int64, of the shape of ``numbers``."""
         return np.asarray(self.offsets[numbers + 1] - self.offsets[numbers] - 1)
+
+    def in_pieces(self, vocabulary: Vocabulary) -> NDArray[np.uint32]:
+        """Return the stream in a vocabulary's pieces, which may reach over the ends of documents.
+
+        They are cut once and kept beside the corpus, memory-mapped from there; in memory where nothing can be written.
+        """
+        if (digest := vocabulary.digest) not in self._pieces:
+            path = self._folder / f"{self.name}.{digest[:16]}.pieces"
+            try:
+                with locked(self._folder / f".{path.name}.lock"):
+                    if (kept := self._kept_pieces(path, vocabulary)) is None:
+                        with complete_file(path) as partial, open(partial, "wb") as file:
+                            for symbols in vocabulary.encode_stream(self.stream):
+                                file.write(symbols.astype("<u4").tobytes())
+                        kept = np.memmap(path, dtype="<u4", mode="r")
+                self._pieces[digest] = kept
+            except OSError:
+                cut = [symbols.astype(np.uint32) for symbols in vocabulary.encode_stream(self.stream)]
+                self._pieces[digest] = np.concatenate(cut)
+        return self._pieces[digest]
+
+    def _kept_pieces(self, path: Path, vocabulary: Vocabulary) -> NDArray[np.uint32] | None:
+        """Return the pieces in the file at ``path``; ``None`` if it is not there, or not of this stream."""
+        if not path.is_file() or path.stat().st_size % 4 or path.stat().st_size == 0:
+            return None
+        pieces = np.memmap(path, dtype="<u4", mode="r")
+        num_bytes = 0
+        for start in range(0, len(pieces), _CHUNK):
+            block = pieces[start : start + _CHUNK]
+            if block.max() >= len(vocabulary.lengths):
+                return None
+            num_bytes += int(vocabulary.lengths[block].sum())
+        return pieces if num_bytes == len(self.stream) else None
 
     def length_range(self, low: int, high: int) -> tuple[int, int]:
         """Positions [first, last) in ``by_length`` of the documents with low <= bytes < high."""
@@ -161,6 +197,16 @@ class Corpus:
         if name not in self._vocabularies:
             self._vocabularies[name] = vocabulary_of(self.split("train"), name, self.path)
         return self._vocabularies[name]
+
+    def has_vocabulary(self, name: str) -> bool:
+        """Return whether the vocabulary ``name`` is kept beside the corpus, for every process that opens it there."""
+        return (self.path / file_of(name)).is_file()
+
+    def add_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Use a vocabulary that was learnt from the same corpus elsewhere."""
+        self._vocabularies[vocabulary.name] = vocabulary
+        if not self.has_vocabulary(vocabulary.name):
+            keep(vocabulary, self.path)
 
     def verify(self) -> None:
         """Read every file: it must have its recorded SHA-256 sum, and the numbers in it must be those of documents.

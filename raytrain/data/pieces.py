@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -30,6 +31,12 @@ LEARNT = 32_000_000
 STRETCHES = 64
 WORDS = r" ?[A-Za-z\x{80}-\x{ff}]+| ?[0-9]+| ?[^A-Za-z0-9\x{80}-\x{ff}\s]+|\s+"
 """What no piece reaches beyond: a word, a number or marks, with the space before; or white space."""
+BLOCK = 1 << 16
+"""Bytes of a text without documents that are cut at once, about."""
+BLOCKS = 16
+"""Blocks that the library is given at once, which it cuts side by side."""
+SPACES = np.array([9, 10, 11, 12, 13, 28, 29, 30, 31, 32, 0x85, 0xA0], dtype=np.uint8)
+"""What may be white space to the library."""
 Symbols = NDArray[np.int64]
 
 
@@ -83,6 +90,22 @@ class Vocabulary:
             return [np.array(list(self._characters(text)), dtype=np.int64) for text in texts]
         encoded = self._loaded().encode_batch_fast([text.decode("latin-1") for text in texts], add_special_tokens=False)
         return [self._symbol_of[item.ids] for item in encoded]
+
+    def encode_stream(self, stream: NDArray[np.uint8]) -> Iterator[Symbols]:
+        """Yield the symbols of a text without documents, in blocks; together they are those of the text as a whole.
+
+        Between two blocks no piece goes on: each begins with white space after something else. Where a block has no
+        such place, it ends anywhere.
+        """
+        edges = [0]
+        while edges[-1] < len(stream):
+            end = min(edges[-1] + BLOCK, len(stream))
+            block = np.asarray(stream[edges[-1] : end])
+            seams = np.flatnonzero(np.isin(block[1:], (10, 32)) & ~np.isin(block[:-1], SPACES))
+            edges.append(edges[-1] + int(seams[-1]) + 1 if end < len(stream) and len(seams) else end)
+            if len(edges) > BLOCKS or edges[-1] == len(stream):
+                yield from self.encode([stream[first:last].tobytes() for first, last in pairwise(edges)])
+                edges = edges[-1:]
 
     def decode(self, symbols: Sequence[int] | Symbols) -> bytes:
         """Return the text that symbols stand for; those that are no text, and unused ones, stand for nothing."""
@@ -169,10 +192,15 @@ def vocabulary_of(train: TextSplit, name: str, folder: Path) -> Vocabulary:
         if vocabulary.name == name:
             return vocabulary
     vocabulary = learn(train, name)
-    if (folder / "corpus.json").is_file():
-        with contextlib.suppress(OSError), complete_file(path) as partial:
-            partial.write_text(json.dumps(vocabulary.values(), ensure_ascii=False) + "\n", "utf-8")
+    keep(vocabulary, folder)
     return vocabulary
+
+
+def keep(vocabulary: Vocabulary, folder: Path) -> None:
+    """Write a vocabulary beside the corpus in ``folder``, where that can be written."""
+    if (folder / "corpus.json").is_file():
+        with contextlib.suppress(OSError), complete_file(folder / file_of(vocabulary.name)) as partial:
+            partial.write_text(json.dumps(vocabulary.values(), ensure_ascii=False) + "\n", "utf-8")
 
 
 def file_of(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Reference ladder: the bits per byte of byte n-grams of each order on a model's samples, kept beside the corpus."""
+"""Reference ladder: the bits per byte of n-grams of each order on a model's samples, kept beside the corpus."""
 
 from __future__ import annotations
 
@@ -39,6 +39,10 @@ class Ladder:
     """Bytes of the training text."""
     entropy: float | None = None
     """Bits per byte of whole documents below which no model can get; ``None`` where the text has no known source."""
+    vocabulary: str = "byte"
+    """What the n-grams are of: bytes, or the pieces of the vocabulary with this name."""
+    pieces: Ladder | None = None
+    """The ladder of the pieces that a model reads in, on the same samples; ``None`` if it reads bytes."""
 
     @classmethod
     def from_json(cls, values: Any) -> Self:
@@ -48,6 +52,8 @@ class Ladder:
             ValueError: they are none.
         """
         ladder = validate_object(cls, values)
+        if ladder.pieces is not None:
+            ladder = replace(ladder, pieces=cls.from_json(ladder.pieces))
         if not BASELINE_ORDER < len(ladder.bits) <= MAX_ORDER + 1:
             raise ValueError(f"bits are of {len(ladder.bits)} orders")
         if not all(0 < bits < math.inf for bits in ladder.bits):
@@ -61,8 +67,13 @@ class Ladder:
 
     @property
     def baseline(self) -> float:
-        """Bits per byte of the n-gram that trials must beat."""
+        """Bits per byte of the n-gram that trials must beat, of bytes."""
         return self.bits[BASELINE_ORDER]
+
+    @property
+    def lowest(self) -> Ladder:
+        """The ladder of bytes or of pieces, whichever has the best n-gram of both."""
+        return min((self, self.pieces or self), key=lambda ladder: ladder.bits[ladder.best])
 
     @property
     def fit(self) -> str:
@@ -75,11 +86,19 @@ class Ladder:
         """Return the line for the start of a search or a run."""
         grams = ", ".join(map(self._gram, dict.fromkeys((BASELINE_ORDER, self.best))))
         which = f"(best, order {self.best})" if len(self.bits) > MAX_ORDER else "(longer ones are counted at the end)"
-        return "; ".join(filter(None, (f"reference: byte {grams} bits per byte {which}", self.fit, self._entropy())))
+        line = f"reference: byte {grams} bits per byte {which}"
+        pieces = None if self.pieces is None else f"{self.pieces.best_gram} (best, order {self.pieces.best})"
+        return "; ".join(filter(None, (line, pieces, self.fit, self._entropy())))
+
+    @property
+    def best_gram(self) -> str:
+        """Name and bits per byte of the best n-gram."""
+        return f"{self.vocabulary} {self._gram(self.best)}"
 
     def comparison(self, bits: float) -> str:
-        """Return the line that holds a model's ``bits`` per byte on the samples against the best n-gram's."""
-        figures = filter(None, (f"model {_shown(bits)}, byte {self._gram(self.best)}", self._entropy()))
+        """Return the line that holds a model's ``bits`` per byte on the samples against the best n-grams'."""
+        pieces = None if self.pieces is None else self.pieces.best_gram
+        figures = filter(None, (f"model {_shown(bits)}, {self.best_gram}", pieces, self._entropy()))
         return "; n-grams ".join(filter(None, (f"{', '.join(figures)} bits per byte", self.fit)))
 
     def warning(self, bits: float, whose: str = "the") -> str | None:
@@ -87,10 +106,11 @@ class Ladder:
 
         ``whose`` stands before "model".
         """
-        if bits < self.bits[self.best]:
+        lowest = self.lowest
+        if bits < lowest.bits[lowest.best]:
             return None
-        more = bits / self.bits[self.best] - 1
-        return f"{whose} model has learnt less than counting: it needs {more:.1%} more than a byte {self.best + 1}-gram"
+        more, gram = bits / lowest.bits[lowest.best] - 1, f"{lowest.vocabulary} {lowest.best + 1}-gram"
+        return f"{whose} model has learnt less than counting: it needs {more:.1%} more than a {gram}"
 
     def _gram(self, order: int) -> str:
         return f"{order + 1}-gram {_shown(self.bits[order])}"
@@ -105,30 +125,45 @@ def _shown(bits: float) -> str:
 
 def validation_ladder(corpus: Corpus, config: RunConfig[Any], *, quick: bool = False) -> Ladder:
     """Return the ladder on the validation samples of a run's evaluations; ``quick`` is that of ``reference_ladder``."""
-    samples = EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples, byte_vocabulary())
+    samples = EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples)
     return reference_ladder(corpus, samples, quick)
 
 
 def reference_ladder(corpus: Corpus, samples: EvaluationBatches, quick: bool = False) -> Ladder:
     """Return the ladder of ``corpus`` on ``samples``: from its file or, at the first call, measured.
 
+    It is of bytes. Of samples in longer pieces it holds that of the pieces too.
+
     ``quick`` is for the start of a run, which must not wait: of a text beyond ``QUICK`` it measures no more than the
-    orders up to the baseline's. The whole ladder is then measured when its trials have ended and their cores are idle.
+    orders up to the baseline's, and no pieces. The whole ladder is then measured when its trials have ended and their
+    cores are idle.
 
     Raises:
         UserError: the corpus was altered since it was opened.
     """
-    train = corpus.split("train")
-    if not samples.samples.vocabulary.is_bytes:  # of the same texts, whatever a model reads them in
-        samples = EvaluationBatches(samples.samples.split, samples.config, samples.num_samples, byte_vocabulary())
-    max_order = BASELINE_ORDER if quick and len(train.stream) > QUICK else MAX_ORDER
-    key = f"{samples.samples.split.name}/{samples.config.sampling}/{samples.config.length}/{samples.num_samples}"
+    quick = quick and len(corpus.split("train").stream) > QUICK
+    in_bytes, pieces = samples, None
+    if not samples.samples.vocabulary.is_bytes:
+        most = None if samples.is_whole else samples.num_samples  # a stream may have another number of chunks of bytes
+        in_bytes = EvaluationBatches(samples.samples.split, samples.config, most, byte_vocabulary())
+        pieces = None if quick else _ladder(corpus, samples, MAX_ORDER)
+    ladder = _ladder(corpus, in_bytes, BASELINE_ORDER if quick else MAX_ORDER)
+    return replace(ladder, entropy=corpus.info.get("entropy_bits_per_byte"), pieces=pieces)
+
+
+def _ladder(corpus: Corpus, samples: EvaluationBatches, max_order: int) -> Ladder:
+    """Return the ladder of the symbols in which ``samples`` are read, with at least the orders to ``max_order``."""
+    train, chosen, vocabulary = corpus.split("train"), samples.samples, samples.samples.vocabulary
+    key = f"{chosen.split.name}/{samples.config.sampling}/{samples.config.length}/{samples.num_samples}"
+    if not vocabulary.is_bytes:
+        key += f"/{vocabulary.name}/{vocabulary.digest[:16]}"
     ladder = _read(corpus).get(key)
     if ladder is None or len(ladder.bits) <= max_order:
         bits, counted = measure_ngrams(train, samples, max_order)
-        ladder = Ladder(bits, counted, train.num_bytes if samples.samples.documents else len(train.stream))
+        available = train.num_bytes if chosen.documents else len(train.stream)
+        ladder = Ladder(bits, counted, available, vocabulary=vocabulary.name)
         _write(corpus, key, ladder)
-    return replace(ladder, entropy=corpus.info.get("entropy_bits_per_byte"))
+    return ladder
 
 
 def _read(corpus: Corpus) -> dict[str, Ladder]:

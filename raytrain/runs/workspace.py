@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raytrain.config.schema import RunConfig, from_dict
-from raytrain.data.cache import CORPORA, address, fetch, is_published, publish
+from raytrain.data.cache import CORPORA, address, fetch, is_published, publish, share_vocabulary
 from raytrain.data.corpus import Corpus
 from raytrain.data.prepare import prepare
 from raytrain.data.sources import check as check_source
@@ -41,9 +41,18 @@ class Workspace:
         """Return the address of MLflow's artifacts if there is no tracking server."""
         return self.storage.uri(ARTIFACTS)
 
-    def corpus_address(self) -> dict[str, str]:
-        """Return the address by which workers on any node find the corpus."""
-        return address(self.corpus, self.storage)
+    def share_vocabulary(self, config: RunConfig[Any]) -> None:
+        """Learn the vocabulary of a config, unless that was done before, and put it where workers find it.
+
+        Raises:
+            UserError: the library that learns it is not installed.
+            StorageError: the storage does not take it.
+        """
+        share_vocabulary(self.corpus, self.storage, config.vocabulary)
+
+    def corpus_address(self, config: RunConfig[Any]) -> dict[str, str]:
+        """Return the address by which workers of a config find the corpus and its vocabulary on any node."""
+        return address(self.corpus, self.storage, config.vocabulary)
 
     def log_corpus(self, run: Run) -> None:
         """Make the corpus the dataset of an MLflow run."""
@@ -77,7 +86,7 @@ def open_workspace(config: RunConfig[Any], storage: str | None, published: bool 
         output=None,
         cache=folder / CACHE if folder is not None else None,
     )
-    corpus.vocabulary(config.vocabulary)  # learnt here, once, and not by every worker
+    corpus.vocabulary(config.vocabulary)  # what cannot be learnt is said before anything begins
     if folder is None and published:
         publish(corpus, location)
     return Workspace(location, corpus, uri)

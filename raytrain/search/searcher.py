@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -135,7 +135,7 @@ class OptunaSearcher(Searcher):
             write_failure(location, trial.reason)
         job = Job(
             config=to_dict(trial.config),
-            corpus=search.workspace.corpus_address(),
+            corpus=search.workspace.corpus_address(trial.config),
             storage=location.uri(),
             tracking=asdict(run),
             cpus=search.worker_spec.cpus,
@@ -156,6 +156,7 @@ class OptunaSearcher(Searcher):
         """Return the next trial, recorded: a trial that was drawn is never drawn differently. None if drawing fails."""
         try:
             trial = self._resume(self._again.pop(0)) if self._again else self._draw()
+            self.search.workspace.share_vocabulary(trial.config)
         except LeaseLostError:
             raise
         except Exception as error:  # whatever the sampler of a plugin raises
@@ -212,7 +213,8 @@ class OptunaSearcher(Searcher):
         """
         samples = _samples_of(config)
         if samples not in self._baselines:
-            self._baselines[samples] = validation_ladder(self.search.workspace.corpus, config, quick=True).baseline
+            in_bytes = replace(config, vocabulary="byte")  # a baseline is of bytes: do not count pieces for it
+            self._baselines[samples] = validation_ladder(self.search.workspace.corpus, in_bytes, quick=True).baseline
         return self._baselines[samples]
 
     def _draw(self) -> Trial:

@@ -326,8 +326,13 @@ def print_plan(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec, si
 
 def reference_lines(plan: Plan, corpus: Corpus) -> list[str]:
     """Return what n-grams reach on the validation samples: a line, or one for each kind of samples of the models."""
-    kinds = {f"{config.sampling} of {config.length}": config for config in plan.bases.values()}
+    kinds = {_kind_of_samples(config): config for config in plan.bases.values()}
     lines = {kind: str(validation_ladder(corpus, config, quick=True)) for kind, config in kinds.items()}
     if len(lines) == 1:
         return list(lines.values())
     return [line.replace("reference", f"reference on {kind}", 1) for kind, line in lines.items()]
+
+
+def _kind_of_samples(config: RunConfig[Any]) -> str:
+    kind = f"{config.sampling} of {config.length}"
+    return kind if config.vocabulary == "byte" else f"{kind} in {config.vocabulary}"

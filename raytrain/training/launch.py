@@ -180,10 +180,11 @@ def follow(
         UserError: the worker group died again and again.
         LeaseLostError: another driver has taken the run over; its MLflow run is left to that one.
     """
+    workspace.share_vocabulary(config)
     progress = f"raytrain/progress/{name}"
     job = Job(
         config=to_dict(config),
-        corpus=workspace.corpus_address(),
+        corpus=workspace.corpus_address(config),
         storage=workspace.storage.uri(name),
         tracking=asdict(run),
         cpus=spec.cpus,

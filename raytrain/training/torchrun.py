@@ -63,6 +63,10 @@ def main() -> None:
     storage = open_storage(arguments.storage)
     check_writable(storage)
     with torchrun_world() as world:
+        if world.rank == 0:
+            corpus.vocabulary(config.vocabulary)  # learnt once: the others read it beside the corpus
+        if dist.is_initialized():
+            dist.barrier()
         check_samples(config, corpus, world.size)
         with ExitStack() as stack:
             if world.rank == 0:  # which alone writes

@@ -60,6 +60,7 @@ class Trainer:
         rank_groups(config, world.rank, world.size)  # refuses more workers than groups before anything is built
         self.config = config
         self.world = world
+        self._corpus = corpus
         self.train_batches = TrainingBatches(corpus, config)
         self.valid_batches = EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples)
         self.raw: Model = build(config)
@@ -361,8 +362,10 @@ class Trainer:
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Read and write by ``vocabulary``, that of a checkpoint or of rank 0."""
-        for batches in (self.train_batches, self.valid_batches):
-            batches.samples.vocabulary = vocabulary
+        if vocabulary.digest != self.train_batches.samples.vocabulary.digest:
+            self.train_batches = TrainingBatches(self._corpus, self.config, vocabulary)
+            valid, num_samples = self._corpus.split("valid"), self.config.evaluate_samples
+            self.valid_batches = EvaluationBatches(valid, self.config, num_samples, vocabulary)
         self.raw.vocabulary = self.model.vocabulary = vocabulary
 
     def gather_lanes(self) -> None:

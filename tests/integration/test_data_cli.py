@@ -43,6 +43,9 @@ def test_prepare_and_info(tmp_path: Path) -> None:
     kept = (tmp_path / "corpus" / FILE).read_bytes()
     assert run(tmp_path, "info", tmp_path / "corpus").stdout == info.stdout
     assert (tmp_path / "corpus" / FILE).read_bytes() == kept
+    pieces = table_of(run(tmp_path, "info", tmp_path / "corpus", "--vocabulary", "bpe:400").stdout)
+    assert pieces["byte 8-gram"] == [f"{windows:.3f}", f"{documents:.3f}"]
+    assert float(pieces["bpe:400 4-gram"][1]) < float(pieces["bpe:400 1-gram"][1])
     rows = table_of(info.stdout)
     assert rows["documents"] == ["60,000", "4,000", "4,000"]
     corpus = Corpus.open(tmp_path / "corpus")
@@ -120,6 +123,7 @@ MISTAKES = {
         "which column holds the text? Its first line has a, b",
     ),
     "not a corpus": (["info", "TMP"], "is not a prepared corpus"),
+    "no such vocabulary": (["info", "TMP", "--vocabulary", "bpe:7"], "'bpe:7': a vocabulary has from 257"),
     "output in use": (["prepare", "TMP/lines.txt", "--output", "TMP"], "exists and is not a corpus"),
 }
 

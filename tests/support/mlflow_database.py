@@ -34,7 +34,8 @@ class Tables:
 def pytest_runtest_setup() -> None:
     """Copy tables from now on; a test alone that never uses MLflow need not import it for that."""
     module: Any = sys.modules.get(MODULE)
-    if module is not None and not isinstance(module._initialize_tables, Tables):
+    # a thread that the test before left may be importing it yet
+    if hasattr(module, "_initialize_tables") and not isinstance(module._initialize_tables, Tables):
         module._initialize_tables = Tables(module._initialize_tables)
 
 

@@ -130,6 +130,11 @@ def test_a_registered_metric_is_in_every_evaluation_record_and_table(
     better = evaluation_summary(result | {"metrics": measured | {METRIC: 2.9}})
     assert "model 2.900, byte 4-gram 3.000" in better
     assert "less than counting" not in better
+    pieces = replace(ladder, bits=(4.0, 2.5, 2.6), vocabulary="bpe:300")
+    both = evaluation_summary(result | {"ngrams": asdict(replace(ladder, pieces=pieces))})
+    assert "bits/byte of bpe:300 n-grams, n = 1 to 3: 4.000, 2.500, 2.600" in both
+    assert f"model {bits:.3f}, byte 4-gram 3.000, bpe:300 2-gram 2.500, entropy 0.500 bits per byte" in both
+    assert f"it needs {bits / 2.5 - 1:.1%} more than a bpe:300 2-gram" in " ".join(both.split())
 
 
 def test_a_value_that_is_not_finite_is_left_out(share: Metric, corpus: Corpus) -> None:

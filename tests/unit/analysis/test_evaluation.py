@@ -7,6 +7,7 @@ from itertools import combinations, pairwise
 from operator import add
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ from raytrain.config.schema import RunConfig
 from raytrain.data import batches as batches_module
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
-from raytrain.data.vocabulary import STOP
+from raytrain.data.vocabulary import STOP, UNPREDICTED
 from raytrain.models import Model, build, likelihood
 from raytrain.models.likelihood import aggregate_posterior, importance_weighted, log_likelihood
 from raytrain.models.noise import Noise
@@ -323,10 +324,13 @@ def test_a_language_models_bound_is_its_likelihood(corpus: Corpus) -> None:
     assert metrics["bound"] * 32 == pytest.approx(total, rel=1e-5)
 
 
-def test_a_stream_costs_what_its_text_costs_byte_by_byte(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("vocabulary", ["byte", "bpe:300"])
+def test_a_stream_costs_what_its_text_costs_symbol_by_symbol(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, vocabulary: str
+) -> None:
     """A lane is one text: its state is carried over the chunks, and it begins once."""
     monkeypatch.setattr(batches_module, "EVALUATION_LANES", 3)
-    config = tiny_config("byte_lstm", **STREAM)
+    config = tiny_config("byte_lstm", **STREAM, vocabulary=vocabulary)
     model = speaking(config)
     batches = EvaluationBatches(corpus.split("valid"), config, 20)
     metrics = evaluate(model, batches, 1).metrics()
@@ -335,10 +339,13 @@ def test_a_stream_costs_what_its_text_costs_byte_by_byte(corpus: Corpus, monkeyp
         state, previous = model.begin(torch.zeros(1, 0)), STOP
         for token in lane.tolist():
             logits, state = model.advance(torch.tensor([previous]), state)
-            total -= float(logits.log_softmax(-1)[0, token])
+            total -= float(logits.log_softmax(-1)[0, token if token < STOP else token - UNPREDICTED])
             previous = token
-    assert [len(lane) for lane in lanes] == [7 * 24, 7 * 24, 6 * 24]
-    assert (metrics["samples"], metrics["text_bytes"]) == (20, 20 * 24)
+    chunk, lengths = batches.samples.chunk, batches.samples.vocabulary.lengths
+    assert [len(lane) for lane in lanes] == [7 * chunk, 7 * chunk, 6 * chunk]
+    assert (chunk == 24) == (vocabulary == "byte")
+    assert (metrics["samples"], metrics["text_bytes"]) == (20, lengths[np.concatenate(lanes)].sum())
+    assert sum(row["samples"] for row in metrics["by_length"]) == 20
     assert metrics["bound"] * 20 == pytest.approx(total, rel=1e-5)
 
 

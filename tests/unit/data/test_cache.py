@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from raytrain.data import cache as store
-from raytrain.data.cache import CORPORA, address, fetch, open_anywhere, publish
+from raytrain.data import pieces
+from raytrain.data.cache import CORPORA, address, fetch, open_anywhere, publish, share_vocabulary
 from raytrain.data.corpus import Corpus, CorpusWriter
 from raytrain.storage import open_storage
 from raytrain.storage.base import Storage
@@ -398,3 +400,72 @@ def test_a_storage_that_fails_is_one_line(
     s3_server.use(monkeypatch, AWS_SECRET_ACCESS_KEY="not-the-secret")
     with pytest.raises(UserError, match=f"corpus {mine.digest[:12]} cannot be fetched: .*no permission"):
         fetch(open_storage("s3://raytrain/x"), mine.digest, cache)
+
+
+# ------------------------------------------------------------------------------------- vocabularies
+
+
+@pytest.fixture
+def learnt(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The vocabularies that this process has learnt."""
+    names: list[str] = []
+    learn = pieces.learn
+
+    def counted(train: Any, name: str) -> Any:
+        names.append(name)
+        return learn(train, name)
+
+    monkeypatch.setattr(pieces, "learn", counted)
+    return names
+
+
+def test_a_vocabulary_is_learnt_once_and_found_by_every_node(
+    storage: Storage, mine: Corpus, cache: Path, monkeypatch: pytest.MonkeyPatch, learnt: list[str]
+) -> None:
+    monkeypatch.setenv("RAYTRAIN_CACHE", str(cache))
+    publish(mine, storage)
+    elsewhere = fetch(storage, mine.digest)  # a node that had the corpus before the vocabulary was learnt
+    share_vocabulary(mine, storage, "byte")
+    assert not list(mine.path.glob("vocabulary*"))
+    share_vocabulary(mine, storage, "bpe:270")
+    share_vocabulary(Corpus.open(mine.path), storage, "bpe:270")
+    where = address(mine, storage, "bpe:270")
+    assert open_anywhere(where).vocabulary("bpe:270").digest == mine.vocabulary("bpe:270").digest
+    assert learnt == ["bpe:270"]
+    if storage.folder is not None:  # whose nodes see the corpus at its own path
+        return
+    mine.path.rename(mine.path.with_name("away"))
+    found = open_anywhere(where)
+    assert found.path == elsewhere.path
+    assert found.vocabulary("bpe:270").digest == mine.vocabulary("bpe:270").digest
+    assert found.has_vocabulary("bpe:270")
+    # another driver takes the one in the storage
+    (found.path / "vocabulary-bpe-270.json").unlink()
+    share_vocabulary(Corpus.open(found.path), storage, "bpe:270")
+    assert learnt == ["bpe:270"]
+
+
+def test_a_vocabulary_of_a_corpus_that_cannot_be_written_is_kept_in_the_storage(
+    storage: Storage, mine: Corpus, learnt: list[str]
+) -> None:
+    # whoever runs the tests may write to any folder, but not replace one by a file
+    (mine.path / "vocabulary-bpe-270.json").mkdir()
+    share_vocabulary(mine, storage, "bpe:270")
+    again = open_anywhere(address(mine, storage, "bpe:270"))
+    assert again.vocabulary("bpe:270").digest == mine.vocabulary("bpe:270").digest
+    assert learnt == ["bpe:270"]
+
+
+def test_a_damaged_vocabulary_in_the_storage_is_learnt_and_put_there_again(
+    storage: Storage, mine: Corpus, learnt: list[str]
+) -> None:
+    (mine.path / "vocabulary-bpe-270.json").mkdir()
+    key = f"{CORPORA}/{mine.digest}/vocabulary-bpe-270.json"
+    for number, damaged in enumerate((b"{", b'{"format": 1}', b"\xff"), 1):
+        storage.write(key, damaged)
+        opened = Corpus.open(mine.path)
+        share_vocabulary(opened, storage, "bpe:270")
+        assert learnt == ["bpe:270"] * number
+        assert (
+            pieces.Vocabulary.from_values(json.loads(storage.read(key))).digest == opened.vocabulary("bpe:270").digest
+        )

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -125,8 +128,30 @@ def test_configs_name_their_vocabulary() -> None:
     config = tiny_config("byte_lstm", vocabulary="bpe:300")
     assert from_dict(to_dict(config)) == config
     assert parse_vocabulary("char") == ("char", 1024)
-    with pytest.raises(ValueError, match="a stream is read in bytes"):
-        tiny_config("byte_lstm", vocabulary="bpe:300", sampling="stream")
+
+
+@pytest.mark.parametrize("name", ["byte", "char", "bpe:700"])
+@given(
+    given_text=st.one_of(
+        st.text(alphabet="ab \n.\t\u00e0\u0085\u00a0\U0001f600", max_size=60).map(str.encode),
+        st.lists(st.sampled_from([b"a", b" ", b"\n", b"\x85", b"\xa0", b"\xc3", b"\t", b"old", b"7"]), max_size=40).map(
+            b"".join
+        ),
+    )
+)
+@settings(deadline=None, max_examples=examples(300))
+def test_a_text_in_blocks_has_the_pieces_of_the_whole(text: Corpus, name: str, given_text: bytes) -> None:
+    vocabulary = text.vocabulary(name)
+    (whole,) = vocabulary.encode([given_text])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "BLOCK", max(8, len(given_text) // 3))
+        patch.setattr(pieces, "BLOCKS", 2)
+        blocks = [*vocabulary.encode_stream(np.frombuffer(given_text, dtype=np.uint8))]
+    assert b"".join(map(vocabulary.decode, blocks)) == given_text
+    cut = np.concatenate([np.zeros(0, dtype=np.int64), *blocks])
+    seams = np.cumsum([len(vocabulary.decode(block)) for block in blocks])[:-1].tolist()
+    if all(given_text[seam : seam + 1] in (b" ", b"\n") for seam in seams):  # else a block had no white space
+        assert cut.tolist() == whole.tolist()
 
 
 # ----------------------------------------------------------------------------------------- batches
@@ -155,6 +180,64 @@ def test_the_samples_are_the_same_bytes_whatever_the_vocabulary(text: Corpus, na
         ends = (batch.tokens == STOP).sum(1)
         assert (ends == (sampling == "documents")).all()
         assert (batch.tokens[:, -1] != PAD).any(), "no wider than its longest sample"
+
+
+@pytest.mark.parametrize("name", LONGER)
+def test_each_lane_of_a_stream_reads_on_and_round_in_pieces(text: Corpus, name: str) -> None:
+    split, vocabulary = text.split("train"), text.vocabulary(name)
+    config = tiny_config("byte_lstm", vocabulary=name, sampling="stream", length=60, batch_size=1024)
+    batches = TrainingBatches(text, config)
+    symbols = np.concatenate([*vocabulary.encode_stream(split.stream)])
+    assert vocabulary.decode(symbols) == split.stream.tobytes()
+    chunk = round(60 * len(symbols) / len(split.stream))
+    assert 1 <= batches.samples.chunk == chunk <= 60
+    steps = 2 * len(symbols) // 1024 // chunk + 2  # a lane reads on in the text of the next one
+    read = [batches.batch(step) for step in range(steps)]
+    tokens = torch.cat([batch.tokens for batch in read], dim=1).numpy()
+    starts = np.arange(1024) * (len(symbols) // 1024)
+    assert (tokens == symbols[(starts[:, None] + np.arange(steps * chunk)) % len(symbols)]).all()
+    assert [batch.text_bytes for batch in read] == [int(vocabulary.lengths[batch.tokens].sum()) for batch in read]
+    assert read[0].previous is not None
+    assert (read[0].previous == STOP).all()
+    for before, batch in pairwise(read):
+        assert batch.previous is not None
+        assert torch.equal(batch.previous, before.tokens[:, -1])
+    parts = [batches.batch(3, rank, 4) for rank in range(4)]
+    assert torch.equal(torch.cat([part.tokens for part in parts]), read[3].tokens)
+
+
+@pytest.mark.parametrize("name", LONGER)
+def test_a_stream_of_pieces_is_evaluated_whole(text: Corpus, name: str) -> None:
+    split, vocabulary = text.split("valid"), text.vocabulary(name)
+    batches = EvaluationBatches(split, configs(name, "stream"))
+    assert batches.is_whole
+    assert b"".join(map(vocabulary.decode, batches.sequences())) == split.stream.tobytes()
+    assert sum(batch.text_bytes for batch in batches.batches()) == len(split.stream)
+    few = EvaluationBatches(split, configs(name, "stream"), 40)
+    assert [len(batch.tokens) for batch in few.batches()] == [16, 16, 8]
+    assert not few.is_whole
+
+
+def test_the_pieces_of_a_stream_are_cut_once(text: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(text.path, tmp_path / "mine", ignore=shutil.ignore_patterns("*.pieces"))
+    split, vocabulary = Corpus.open(tmp_path / "mine").split("valid"), text.vocabulary("bpe:300")
+    first = split.in_pieces(vocabulary)
+    assert split.in_pieces(vocabulary) is first
+    first = np.array(first)  # not mapped: the file is cut short below
+    (file,) = (tmp_path / "mine").glob("valid.*.pieces")
+    cut = Vocabulary.encode_stream
+    monkeypatch.setattr(Vocabulary, "encode_stream", lambda *_: pytest.fail("it is cut again"))
+    assert np.array_equal(Corpus.open(tmp_path / "mine").split("valid").in_pieces(vocabulary), first)
+    monkeypatch.setattr(Vocabulary, "encode_stream", cut)
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:-4], whole[:-3], b"\xff" * len(whole)):
+        file.write_bytes(damaged)
+        assert np.array_equal(Corpus.open(tmp_path / "mine").split("valid").in_pieces(vocabulary), first)
+        assert file.read_bytes() == whole
+    file.unlink()
+    file.mkdir()  # whoever runs the tests may write to any folder, but not replace one by a file
+    assert np.array_equal(Corpus.open(tmp_path / "mine").split("valid").in_pieces(vocabulary), first)
+    Corpus.open(tmp_path / "mine").verify()
 
 
 @pytest.mark.parametrize("name", ["char", "bpe:300"])

@@ -15,6 +15,7 @@ from raytrain.config.schema import RunConfig
 from raytrain.data import synthetic
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus, CorpusWriter
+from raytrain.data.pieces import Vocabulary
 from raytrain.models import ladder as module
 from raytrain.models.ladder import FILE, Ladder, reference_ladder, validation_ladder
 from raytrain.models.ngrams import MAX_ORDER, measure_ngrams
@@ -78,6 +79,27 @@ def test_a_model_is_held_against_the_best_and_warned_of_unless_it_is_better() ->
     assert str(ladder.warning(2.0, whose="the best trial's")).startswith("the best trial's model has learnt less")
 
 
+def test_pieces_stand_beside_bytes_and_the_better_of_both_is_what_warns() -> None:
+    ladder = Ladder(BITS, 9, 9, pieces=Ladder((4.0, 1.8, 1.9, 2.0), 9, 9, vocabulary="bpe:500"))
+    assert str(ladder) == (
+        "reference: byte 3-gram 3.000, 6-gram 2.000 bits per byte (best, order 5); bpe:500 2-gram 1.800 (best, order 1)"
+    )
+    assert ladder.comparison(1.9) == "model 1.900, byte 6-gram 2.000, bpe:500 2-gram 1.800 bits per byte"
+    assert ladder.warning(1.79) is None
+    assert ladder.warning(1.98) == (
+        "the model has learnt less than counting: it needs 10.0% more than a bpe:500 2-gram"
+    )
+    assert ladder.baseline == 3.0
+    worse = replace(ladder, pieces=Ladder((4.0, 2.1, 2.2), 9, 9, vocabulary="char"))
+    assert worse.warning(1.99) is None
+    assert str(worse.warning(2.0)).endswith("than a byte 6-gram")
+    assert Ladder.from_json(json.loads(json.dumps(asdict(ladder)))) == ladder
+    with pytest.raises(ValueError, match="bits"):
+        Ladder.from_json(
+            {"bits": BITS, "counted": 1, "available": 1, "pieces": {"bits": [1.0], "counted": 1, "available": 1}}
+        )
+
+
 @pytest.mark.parametrize("bits", [BITS[:2], (*BITS, 1.0), (1.0, float("nan"), 1.0), (1.0, 2.0, -1.0), "5", (1, 2, "3")])
 def test_what_is_no_ladder_is_refused(bits: Any) -> None:
     assert Ladder.from_json(json.loads(json.dumps(asdict(Ladder(BITS, 8, 9))))) == Ladder(BITS, 8, 9)
@@ -124,6 +146,32 @@ def test_a_start_measures_no_more_of_a_large_text_than_its_trials_need(
     assert (len(short.bits), whole.bits[:3], whole.baseline) == (3, short.bits, short.bits[2])
     assert validation_ladder(mine, WINDOWS, quick=True) == whole
     assert measured == [2, MAX_ORDER]
+
+
+def test_a_vocabulary_has_its_own_beside_that_of_bytes(mine: Corpus, measured: list[int]) -> None:
+    config = replace(WINDOWS, sampling="documents", length=128, vocabulary="bpe:300")
+    ladder = validation_ladder(mine, config)
+    assert ladder.pieces is not None
+    assert ladder.pieces.vocabulary == "bpe:300"
+    assert replace(ladder, pieces=None) == validation_ladder(mine, replace(config, vocabulary="byte"))
+    samples = EvaluationBatches(mine.split("valid"), config, config.evaluate_samples)
+    assert ladder.pieces.bits == measure_ngrams(mine.split("train"), samples, MAX_ORDER)[0]
+    assert validation_ladder(Corpus.open(mine.path), config) == ladder
+    assert measured == [MAX_ORDER] * 2
+    # other pieces under the same name, of a model that was trained on another text, have another one
+    others = Vocabulary("char:300", ["\u00e9".encode()]), Vocabulary("char:300", [b"st", b"en"])
+    found = [reference_ladder(mine, EvaluationBatches(mine.split("valid"), config, 64, each)) for each in others]
+    assert found[0].pieces != found[1].pieces
+
+
+def test_a_start_does_not_wait_for_the_pieces_of_a_large_text(
+    mine: Corpus, measured: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "QUICK", 1000)
+    config = replace(WINDOWS, vocabulary="bpe:300")
+    assert validation_ladder(mine, config, quick=True).pieces is None
+    assert validation_ladder(mine, config).pieces is not None
+    assert measured == [2, MAX_ORDER, MAX_ORDER]
 
 
 def test_a_damaged_or_older_file_is_measured_anew(mine: Corpus, measured: list[int]) -> None:

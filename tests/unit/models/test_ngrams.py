@@ -32,8 +32,8 @@ def a_corpus(folder: Path, train: list[bytes], valid: list[bytes]) -> Corpus:
 class Counts:
     """The same model, as its formula is written: dictionaries of tuples."""
 
-    def __init__(self, sequences: list[list[int]], order: int, documents: bool) -> None:
-        self.order, self.documents = order, documents
+    def __init__(self, sequences: list[list[int]], order: int, documents: bool, pieces: int = 0) -> None:
+        self.order, self.documents, self.pieces = order, documents, pieces
         self.grams: list[Counter[tuple[int, ...]]] = [Counter() for _ in range(order + 1)]
         for sequence in sequences:
             for place in range(len(sequence)):
@@ -48,7 +48,7 @@ class Counts:
 
     def probability(self, sequence: list[int], place: int, length: int) -> float:
         if length < 0:
-            return 1 / (257 if self.documents else 256)
+            return 1 / ((257 if self.documents else 256) + self.pieces)
         shorter = self.probability(sequence, place, length - 1)
         context = self.context(sequence, place, length)
         if context is None:
@@ -91,6 +91,60 @@ def test_the_bits_are_those_of_the_formula(sampling: str, tmp_path: Path, monkey
         assert bits[order] == pytest.approx(nats / math.log(2) / num_bytes), order
     assert counted == sum(map(len, sequences)) - (40 if sampling == "documents" else 0)
     assert measure_ngrams(corpus.split("train"), samples, 2) == (bits[:3], counted)
+
+
+@SAMPLINGS
+@pytest.mark.parametrize("vocabulary", ["char", "bpe:280"])
+def test_the_bits_of_pieces_are_those_of_the_formula(
+    sampling: str, vocabulary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "EVALUATION_LANES", 1)
+    random = np.random.default_rng(0)
+    words = ["ab", "\u00e9\u00e8", "cab", "b\u00e9"]
+    texts = [" ".join(random.choice(words, random.integers(1, 6))).encode() for _ in range(60)]
+    corpus = a_corpus(tmp_path / "corpus", texts, [b"ab cab", "\u00e9\u00e8".encode(), "d b\u00e9".encode(), b"\xff"])
+    config = tiny_config("byte_lstm", sampling=sampling, length=16, vocabulary=vocabulary)
+    samples = EvaluationBatches(corpus.split("valid"), config)
+    pieces = samples.samples.vocabulary
+    bits, counted = measure_ngrams(corpus.split("train"), samples)
+    documents = sampling == "documents"
+    if documents:
+        sequences = [[*symbols.tolist(), 256] for symbols in pieces.encode(texts)]
+        rows = [
+            [*symbols.tolist(), 256] for symbols in pieces.encode([corpus.split("valid").document(n) for n in range(4)])
+        ]
+    else:
+        sequences = [pieces.encode([corpus.split("train").stream.tobytes()])[0].tolist()]
+        valid = corpus.split("valid").stream.tobytes()
+        starts = samples.positions.tolist()
+        rows = [row.tolist() for row in pieces.encode([valid[start : start + 16] for start in starts])]
+        if sampling == "stream":  # no chunk begins anew
+            rows = [pieces.encode([valid])[0].tolist()]
+    assert any(symbol > 258 for row in rows for symbol in row)
+    counts = Counts(sequences, 4, documents, len(pieces.pieces))
+    num_bytes = sum(len(pieces.decode(row)) for row in rows)
+    for order in range(5):
+        nats = -sum(math.log(counts.probability(row, place, order)) for row in rows for place in range(len(row)))
+        assert bits[order] == pytest.approx(nats / math.log(2) / num_bytes), order
+    assert counted == sum(map(len, texts)) + (0 if documents else len(texts))
+
+
+@pytest.mark.parametrize("sampling", ["windows", "documents"])
+def test_pieces_that_are_cut_in_parts_or_of_stretches_are_counted(
+    sampling: str, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config("byte_lstm", sampling=sampling, length=64, vocabulary="bpe:300")
+    whole = bits_of(corpus, config, 64)
+    assert min(whole) < min(bits_of(corpus, tiny_config("byte_lstm", sampling=sampling, length=64), 64)) * 1.1
+    monkeypatch.setattr(ngrams, "BLOCK", 5000)
+    # documents are whole in any part; text without them may be cut within a piece
+    assert bits_of(corpus, config, 64) == (whole if sampling == "documents" else pytest.approx(whole, rel=0.01))
+    monkeypatch.setattr(ngrams, "COUNTED", 1 << 16)
+    monkeypatch.setattr(ngrams, "STRETCHES", 8)
+    samples = EvaluationBatches(corpus.split("valid"), config, 64)
+    bits, counted = measure_ngrams(corpus.split("train"), samples)
+    assert (1 << 16) * 0.9 < counted <= 1 << 16
+    assert bits != whole
 
 
 @SAMPLINGS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 
 from raytrain.config.schema import to_dict
+from raytrain.data import pieces
+from raytrain.data.cache import open_anywhere
 from raytrain.data.corpus import Corpus
 from raytrain.runs.records import OUTCOME, read_outcome
 from raytrain.runs.trials import TrialStore
@@ -90,6 +93,37 @@ def test_a_point_that_the_space_refuses_is_a_failed_trial(
     again = searcher(a_plan(space=read_space("mine", RAISES.format(body="pass"))), corpus, tmp_path)
     jobs = [suggest(again, str(number))["job"] for number in range(2)]
     assert [job["config"] for job in jobs] == [values[0]["job"]["config"], values[2]["job"]["config"]]
+
+
+def test_a_vocabulary_that_only_the_space_names_is_learnt_once_by_the_driver(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt: list[str] = []
+    learn = pieces.learn
+    monkeypatch.setattr(pieces, "learn", lambda train, name: learnt.append(name) or learn(train, name))
+    shutil.copytree(corpus.path, tmp_path / "mine", ignore=shutil.ignore_patterns("vocabulary*"))
+    mine = Corpus.open(tmp_path / "mine")
+    source = "def space(trial):\n    return {'vocabulary': trial.suggest_categorical('v', ['bpe:270', 'bpe:280'])}\n"
+    found = searcher(a_plan(space=read_space("mine", source), num_samples=8, algorithm="random"), mine, tmp_path)
+    jobs = [suggest(found, str(number))["job"] for number in range(8)]
+    names = [job["config"]["vocabulary"] for job in jobs]
+    assert sorted(learnt) == sorted(set(names)) == ["bpe:270", "bpe:280"]
+    for job, name in zip(jobs, names, strict=True):  # as every worker does
+        assert open_anywhere(job["corpus"]).vocabulary(name).name == name
+    assert len(learnt) == 2
+
+
+def test_a_vocabulary_that_cannot_be_learnt_ends_the_search(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: Any) -> None:
+        raise UserError("the vocabularies bpe:N need the package tokenizers")
+
+    monkeypatch.setattr(pieces, "learn", missing)
+    space = read_space("mine", "def space(trial):\n    return {'vocabulary': 'bpe:290'}\n")
+    found = searcher(a_plan(space=space), corpus, tmp_path)
+    assert found.suggest("0") == OptunaSearcher.FINISHED
+    assert "need the package tokenizers" in str(found.failure)
 
 
 def test_a_space_that_raises_at_a_known_point_does_not_keep_it_from_being_resumed(

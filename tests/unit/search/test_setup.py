@@ -26,6 +26,12 @@ def test_the_plan_shows_what_counting_reaches(corpus: Corpus) -> None:
     two = reference_lines(a_plan(bases={"hybrid": windows, "byte_lstm": documents}), corpus)
     assert [each.partition(":")[0] for each in two] == ["reference on windows of 24", "reference on documents of 64"]
     assert two[1].endswith(str(validation_ladder(corpus, documents)).removeprefix("reference"))
+    pieces = tiny_config("byte_lstm", sampling="windows", vocabulary="bpe:300")
+    three = reference_lines(a_plan(bases={"hybrid": windows, "byte_lstm": pieces}), corpus)
+    assert [each.partition(":")[0] for each in three] == [
+        "reference on windows of 24", "reference on windows of 24 in bpe",
+    ]  # fmt: skip
+    assert "; bpe:300 " in three[1]
 
 
 @pytest.mark.parametrize("factor", [0.9, 1.25])

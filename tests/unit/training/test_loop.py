@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -347,6 +348,28 @@ def test_torchrun_runs_the_same_loop(corpus: Corpus, tmp_path: Path) -> None:
     assert json.loads(done.stdout.strip().splitlines()[-1])["best"]["bound"] == pytest.approx(
         here.state["best"]["bound"], rel=1e-6
     )
+
+
+@pytest.mark.slow
+def test_of_the_processes_of_torchrun_one_learns_the_vocabulary(corpus: Corpus, tmp_path: Path) -> None:
+    shutil.copytree(corpus.path, tmp_path / "mine", ignore=shutil.ignore_patterns("vocabulary*"))
+    (tmp_path / "counts_learning.py").write_text(
+        "import os\nfrom raytrain.data import pieces\nlearn = pieces.learn\n"
+        "def counted(train, name):\n"
+        f"    open(f'{tmp_path}/learnt-{{os.getpid()}}', 'a').write(name)\n    return learn(train, name)\n"
+        "pieces.learn = counted\n"
+    )
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(to_dict(tiny_config("byte_lstm", vocabulary="bpe:280", steps=2))))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "raytrain.loop"]
+    subprocess.run(
+        [*command, str(file), "--corpus", str(tmp_path / "mine"), "--storage", str(tmp_path / "there")],
+        capture_output=True, text=True, timeout=120, check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "RAYTRAIN_PLUGINS": "counts_learning", "PYTHONPATH": os.pathsep.join(
+            [str(tmp_path), str(Path.cwd())]
+        )},
+    )  # fmt: skip
+    assert [path.read_text() for path in tmp_path.glob("learnt-*")] == ["bpe:280"]
 
 
 def test_the_loop_needs_no_ray_and_no_mlflow() -> None:

@@ -14,6 +14,7 @@ import torch
 from raytrain.config.models import ByteLstmConfig
 from raytrain.config.schema import OptimizerConfig, RunConfig
 from raytrain.data.corpus import Corpus
+from raytrain.data.pieces import learn
 from raytrain.data.vocabulary import STOP
 from raytrain.models.layers import Terms
 from raytrain.models.sampling import sample
@@ -108,8 +109,9 @@ def test_an_evaluation_leaves_the_state_of_training_alone(corpus: Corpus) -> Non
 # ------------------------------------------------------------------------------------------- the run
 
 
-def _undisturbed_and_resumed(world: World, corpus_path: str, out: str) -> None:
-    corpus, config = Corpus.open(corpus_path), stream_config(steps=40, evaluate_every=20, checkpoint_every=20)
+def _undisturbed_and_resumed(world: World, corpus_path: str, out: str, vocabulary: str = "byte") -> None:
+    corpus = Corpus.open(corpus_path)
+    config = stream_config(steps=40, evaluate_every=20, checkpoint_every=20, vocabulary=vocabulary)
     records = run(config, corpus, world, Path(out, "whole")).records
     run(config, corpus, world, Path(out, "parts"), stop_at=20)
     run(config, corpus, world, Path(out, "parts"))
@@ -125,21 +127,22 @@ def assert_same_run(folder: Path) -> None:
     assert whole.tensors("stream")["hidden.1"].shape == (64, 32)
 
 
-def test_a_resumed_run_is_bit_identical_on_1_worker(corpus: Corpus, tmp_path: Path) -> None:
-    _undisturbed_and_resumed(World(), str(corpus.path), str(tmp_path))
+@pytest.mark.parametrize("vocabulary", ["byte", "bpe:300"])
+def test_a_resumed_run_is_bit_identical_on_1_worker(corpus: Corpus, tmp_path: Path, vocabulary: str) -> None:
+    _undisturbed_and_resumed(World(), str(corpus.path), str(tmp_path), vocabulary)
     assert_same_run(tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize(("size", "vocabulary"), [(2, "byte"), (3, "byte"), (3, "bpe:300")])
 def test_several_workers_train_the_same_resume_alike_and_leave_the_state_of_all_lanes(
-    corpus: Corpus, tmp_path: Path, size: int
+    corpus: Corpus, tmp_path: Path, size: int, vocabulary: str
 ) -> None:
     """Three workers get uneven shares of the four groups. One worker may continue what they began."""
     for folder in ("one", "several"):
         (tmp_path / folder).mkdir()
-    _undisturbed_and_resumed(World(), str(corpus.path), str(tmp_path / "one"))
-    on_workers(size, _undisturbed_and_resumed, str(corpus.path), str(tmp_path / "several"))
+    _undisturbed_and_resumed(World(), str(corpus.path), str(tmp_path / "one"), vocabulary)
+    on_workers(size, _undisturbed_and_resumed, str(corpus.path), str(tmp_path / "several"), vocabulary)
     assert_same_run(tmp_path / "several")
     one, several = (json.loads((tmp_path / name / "records.json").read_text()) for name in ("one", "several"))
     for step, metrics in one.items():
@@ -152,11 +155,20 @@ def test_several_workers_train_the_same_resume_alike_and_leave_the_state_of_all_
         # every lane, whoever has computed it
         torch.testing.assert_close(together[name], state, rtol=0, atol=0.01)
         assert (state.abs().amax(1) > 0.05).all()
-    longer = stream_config(steps=60, evaluate_every=20, checkpoint_every=20)
+    longer = stream_config(steps=60, evaluate_every=20, checkpoint_every=20, vocabulary=vocabulary)
     for name in ("one", "several"):
         run(longer, corpus, World(), tmp_path / name / "whole")
     bits = [final(tmp_path / name / "whole").state["best"]["bits_per_byte"] for name in ("one", "several")]
     assert bits[0] == pytest.approx(bits[1], rel=1e-2)
+
+
+def test_a_stream_that_goes_on_with_other_pieces_is_cut_into_those(corpus: Corpus) -> None:
+    trainer = Trainer(stream_config(vocabulary="bpe:300"), corpus, World())
+    before = trainer.train_batches.batch(0).text_bytes
+    trainer.use_vocabulary(learn(corpus.split("valid"), "bpe:300"))
+    assert trainer.train_batches.batch(0).text_bytes != before
+    trainer.use_vocabulary(corpus.vocabulary("bpe:300"))
+    assert trainer.train_batches.batch(0).text_bytes == before
 
 
 def test_a_run_of_windows_cannot_go_on_as_a_stream(corpus: Corpus, tmp_path: Path) -> None:
