@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from typing import Any
 
 from raytrain.cluster.connection import connect
-from raytrain.cluster.memory import free_memory
 from raytrain.cluster.resources import Cluster, read_cluster, worker_spec
 from raytrain.config.schema import RunConfig, flatten, to_dict
 from raytrain.config.workers import WorkerSpec
@@ -34,6 +33,7 @@ from raytrain.tracking.client import check_tracking
 from raytrain.tracking.runs import Experiment, Run
 from raytrain.training.checks import check_samples
 from raytrain.utils.errors import UserError
+from raytrain.utils.memory import free_memory
 from raytrain.utils.validation import validate_fields
 
 # ----------------------------------------------------------------------------------------- a new one
