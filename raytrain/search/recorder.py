@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,7 @@ class TrialRecorder(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self.searcher.trial(trial.trial_id)
-        self._end(record, "failed", "FAILED", _last_line(trial.error_file))
+        self._end(record, "failed", "FAILED", _cause(trial.error_file))
 
     def close(self) -> None:
         """Record every trial that is still running as interrupted.
@@ -111,12 +112,19 @@ class TrialRecorder(tune.Callback):
         self.show(record)
 
 
-def _last_line(error_file: str | None) -> str:
+_ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)\b")
+"""How the line of a traceback begins that names the error. Errors of Ray end with advice, of many lines."""
+
+
+def _cause(error_file: str | None) -> str:
+    """Return the line that says what a trial has died of, from the traceback that Tune has written."""
     try:
         lines = Path(error_file or "").read_text("utf-8", "replace").strip().splitlines()
     except OSError:
         lines = []
-    return lines[-1] if lines else "the trial ended with an error, of which Ray kept no message"
+    if not lines:
+        return "the trial ended with an error, of which Ray kept no message"
+    return next((line for line in reversed(lines) if _ERROR.match(line)), lines[-1])
 
 
 class SearchStopper(tune.Stopper):

@@ -24,7 +24,7 @@ from raytrain.search.recorder import SearchStopper, TrialRecorder
 from raytrain.search.searcher import OptunaSearcher, Search
 from raytrain.search.trainables import run_alone, run_worker_group
 from raytrain.storage.base import StorageError, retry_storage
-from raytrain.tracking.client import TRACKING_ERRORS, explain, is_gone
+from raytrain.tracking.client import TRACKING_ERRORS, explain, is_deleted
 from raytrain.tracking.outbox import Outbox
 from raytrain.tracking.unsent import parse_lines
 from raytrain.training.supervisor import RETRIES
@@ -94,7 +94,7 @@ def record_result(search: Search, trials: list[Trial], seconds: float) -> None:
     except StorageError:
         raise
     except TRACKING_ERRORS as error:
-        if not is_gone(error):
+        if not is_deleted(search.parent.uri, search.parent.run_id, error):
             raise UserError(
                 f"the search has ended, but its result is not recorded in MLflow: {explain(error)}; "
                 f"{search.resume_command} records it"

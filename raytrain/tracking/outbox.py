@@ -12,7 +12,7 @@ from raytrain.tracking.client import (
     TRACKING_ERRORS,
     connect,
     explain,
-    is_gone,
+    is_deleted,
     is_transient,
     patience,
     retry_tracking,
@@ -91,7 +91,7 @@ class Outbox:
             with patience(0):
                 send_record(self._uri, record)
         except TRACKING_ERRORS as error:
-            if is_gone(error):
+            if is_deleted(self._uri, record["run_id"], error):
                 LOG.warning("the MLflow run %s has been deleted: its end is not recorded", record["run_id"])
             elif is_transient(error):
                 if not self._away:

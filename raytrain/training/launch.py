@@ -141,24 +141,16 @@ def train_as_driver(
         run = experiment.find_run(claim.identity)
     else:
         print(validation_ladder(workspace.corpus, config, quick=True), flush=True)
-        run = experiment.open_run(
-            claim.identity,
-            name,
-            config=to_dict(config),
-            parameters=flatten(config),
-            tags={
-                "kind": "run",
-                "corpus": workspace.corpus.digest,
-                "seed": str(config.seed),
-                "workers": str(spec),
-                "location": location,
-            }
-            | ({"best_of": best_of} if best_of is not None else {})
-            | ({"encoder_from": encoder.reference} if encoder is not None else {}),
-        )
+        run = experiment.deleted_run(claim.identity)
+        deleted = run is not None
+        if run is None:
+            tags = {"workers": str(spec), "location": location}
+            tags |= {"best_of": best_of} if best_of is not None else {}
+            tags |= {"encoder_from": encoder.reference} if encoder is not None else {}
+            run = open_run(experiment, claim.identity, name, config, workspace, tags)
         write_run_address(lease.fence.guard(workspace.storage.child(name)), run)
-        workspace.log_corpus(run)
         outcome = follow(name, config, workspace, spec, run, lease)
+        run = None if deleted else run
     if outcome.get("unsent"):
         unsent = workspace.storage.child(name).uri(UNSENT)
         print(f"{outcome['unsent']} records did not reach MLflow: python -m raytrain.tracking send {unsent}")
@@ -167,6 +159,21 @@ def train_as_driver(
     view = run.ui_hint() if run is not None else experiment.ui_hint()
     ladder = validation_ladder(workspace.corpus, config)
     return TrainedRun(name=name, location=location, config=config, outcome=outcome, ladder=ladder, run=run, view=view)
+
+
+def open_run(
+    experiment: Experiment, identity: str, name: str, config: RunConfig[Any], workspace: Workspace, tags: dict[str, str]
+) -> Run:
+    """Return the MLflow run of a run, with its config and its corpus; one that there is runs again."""
+    run = experiment.open_run(
+        identity,
+        name,
+        config=to_dict(config),
+        parameters=flatten(config),
+        tags={"kind": "run", "corpus": workspace.corpus.digest, "seed": str(config.seed)} | tags,
+    )
+    workspace.log_corpus(run)
+    return run
 
 
 def follow(

@@ -651,7 +651,7 @@ class FakeExperiment:
     def __init__(self) -> None:
         self.tags: list[dict[str, str]] = []
 
-    def deleted_run(self, address: dict[str, Any]) -> None:
+    def deleted_run(self, identity: str, parent: str | None = None) -> None:
         """Nothing is deleted."""
 
     def open_run(self, identity: str, name: str, **values: Any) -> FakeRun:

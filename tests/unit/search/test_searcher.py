@@ -165,7 +165,9 @@ def test_the_run_of_a_trial_that_was_deleted_stays_deleted(
     run = Run("sqlite:///nowhere", "0", "deleted-run", 5)
     trial.run, found._next = run.address(), trial
     monkeypatch.setattr(
-        found.search.experiment, "deleted_run", lambda address: run if address == run.address() else None
+        found.search.experiment,
+        "deleted_run",
+        lambda identity, parent: run if (identity, parent) == (trial.identity, "parent") else None,
     )
     assert suggest(found, "0")["job"]["tracking"]["run_id"] == "deleted-run"
 
