@@ -64,7 +64,7 @@ def run_and_finish(search: Search) -> list[Trial]:
     """
     started = time.monotonic()
     try:
-        with LiveTable(search.plan.num_samples) as table:
+        with LiveTable(search.plan.num_samples, search.plan.search_objective) as table:
             trials = run_search(search, table.show)
         search.lease.confirm()
         record_result(search, trials, time.monotonic() - started)
@@ -116,7 +116,7 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     survive_lack_of_memory()
     scheduler = make_scheduler(search.plan)
     records = TrialStore(search.location)
-    known = records.read()
+    known = records.read(search.known)
     searcher = OptunaSearcher(search, records, known, scheduler)
     outbox, patience_s = Outbox(search.parent.uri), INTERRUPTED_S
     for record in take_unsent(search, known):

@@ -53,6 +53,8 @@ class Search:
     worker_spec: WorkerSpec
     concurrent: int
     time_budget: float | None
+    known: tuple[Trial, ...]
+    """Its trials shortly before it was taken."""
 
     @property
     def location(self) -> Storage:

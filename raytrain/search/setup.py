@@ -244,7 +244,8 @@ def admit(
     """
     check_tracking(workspace.tracking_uri, cluster.num_nodes)
     spec = worker_spec(options.worker_options(), cluster)
-    num_left = plan.num_samples - sum(trial.ended for trial in TrialStore(workspace.storage.child(name)).read())
+    known = tuple(TrialStore(workspace.storage.child(name)).read())
+    num_left = plan.num_samples - sum(trial.ended for trial in known)
     concurrent = min(max(1, num_left), cluster.admit(spec, options.max_concurrent, free_memory()))
     print_plan(name, plan, workspace, spec, size)
     limited = concurrent < min(num_left, cluster.admit(spec, options.max_concurrent, math.inf))
@@ -271,12 +272,15 @@ def admit(
         lease.fence.guard(workspace.storage.child(name)).write(PLAN, plan.to_json())
         experiment, parent = open_tracking(name, plan, workspace, spec)
         failed.pop_all()
-    return Search(name, plan, workspace, lease, experiment, parent, spec, concurrent, options.time_budget)
+    return Search(name, plan, workspace, lease, experiment, parent, spec, concurrent, options.time_budget, known)
 
 
 def open_tracking(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec) -> tuple[Experiment, Run]:
-    """Return the experiment and the MLflow run of a search; one that there is runs again."""
+    """Return the experiment and the MLflow run of a search; one that there is runs again, a deleted one stays so."""
     experiment = Experiment.open(workspace.tracking_uri, plan.experiment, workspace.artifact_root())
+    if (deleted := experiment.deleted_run(plan.identity)) is not None:
+        print(f"view: {experiment.ui_hint()}", flush=True)
+        return experiment, deleted
     first = next(iter(plan.bases.values()))
     parent = experiment.open_run(
         plan.identity,

@@ -664,7 +664,7 @@ def searcher(plan: Plan, corpus: Corpus, folder: Path) -> OptunaSearcher:
     workspace = Workspace(open_storage(folder), corpus, "sqlite:///nowhere")
     fake: Any = FakeExperiment()
     lease = Lease(workspace.storage.child("s"), 1, Holder.here())
-    search = Search("s", plan, workspace, lease, fake, FakeRun("", "0", "parent", 0), WorkerSpec(1, 1, 0), 1, None)
+    search = Search("s", plan, workspace, lease, fake, FakeRun("", "0", "parent", 0), WorkerSpec(1, 1, 0), 1, None, ())
     records = TrialStore(search.location)
     return OptunaSearcher(search, records, records.read(), Halving(20, plan.search_objective))
 
