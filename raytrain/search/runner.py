@@ -16,11 +16,11 @@ from raytrain.analysis.tables import LiveTable
 from raytrain.cluster.environment import set_up_search
 from raytrain.cluster.ray_internals import TUNE_VARIABLES, ActorManager
 from raytrain.metrics import METRIC
-from raytrain.runs.records import UNSENT, add_unsent
-from raytrain.runs.trials import Trial, TrialStore
+from raytrain.runs.records import UNSENT, add_unsent, read_outcome
+from raytrain.runs.trials import Trial, TrialStore, trial_location
 from raytrain.search.algorithms import make_scheduler
 from raytrain.search.finish import best_checkpoint, finish
-from raytrain.search.recorder import SearchStopper, TrialRecorder
+from raytrain.search.recorder import MLFLOW_STATUS, SearchStopper, TrialRecorder
 from raytrain.search.searcher import OptunaSearcher, Search
 from raytrain.search.trainables import run_alone, run_worker_group
 from raytrain.storage.base import StorageError, retry_storage
@@ -121,6 +121,7 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     outbox, patience_s = Outbox(search.parent.uri), INTERRUPTED_S
     for record in take_unsent(search, known):
         outbox.put(record)
+    say_ends(search, known, outbox)
     recorder = TrialRecorder(searcher, show, outbox)
     for trial in known:
         show(trial)
@@ -160,6 +161,18 @@ def take_unsent(search: Search, known: list[Trial]) -> list[dict[str, Any]]:
     # a trial that goes on now has not ended
     ended = [trial.run.get("run_id", "") for trial in known if trial.ended]
     return [record for run_id in ended for record in records.get(run_id, [])]
+
+
+def say_ends(search: Search, known: list[Trial], outbox: Outbox) -> None:
+    """Say how trials have ended of which MLflow does not know: a driver may die with that in its outbox."""
+    ended = {trial.identity: trial for trial in known if trial.ended}
+    running = search.experiment.running(search.parent.run_id) if ended else {}
+    for identity, run_id in running.items():
+        if (trial := ended.get(identity)) is None:
+            continue
+        if trial.status == "finished" and (outcome := read_outcome(trial_location(search.location, identity).uri())):
+            outbox.log_samples(run_id, outcome["samples"])
+        outbox.end(run_id, MLFLOW_STATUS[trial.status], trial.reason or None, trial.ended_at or None)
 
 
 def keep_unsent(search: Search, unsent: list[dict[str, Any]]) -> None:

@@ -18,6 +18,8 @@ from raytrain.utils.errors import UserError
 MAX_PARAMETER = 6000
 MAX_TAG = 8000
 MAX_DATASET_DIGEST = 12
+MOST_RUNS = 50_000
+"""Most runs that MLflow lists in one answer."""
 IDENTITY = "raytrain.identity"
 PARENT = "mlflow.parentRunId"
 REASON = "raytrain.reason"
@@ -45,6 +47,10 @@ class Run:
         if reason is not None:
             self.set_tags({REASON: reason})
         retry_tracking(lambda: client.set_terminated(self.run_id, status))
+
+    def is_running(self) -> bool:
+        """Return whether nobody has said that the run has ended."""
+        return bool(retry_tracking(lambda: connect(self.uri).get_run(self.run_id)).info.status == "RUNNING")
 
     def set_tags(self, tags: dict[str, str]) -> None:
         """Set tags under their full names; longer values than MLflow keeps are cut."""
@@ -137,6 +143,14 @@ class Experiment:
         """
         found = self._search(identity, parent, ViewType.ACTIVE_ONLY)
         return self._address(found[0].info) if found else None
+
+    def running(self, parent: str) -> dict[str, str]:
+        """Return the runs under ``parent`` of which nobody has said that they have ended: identity -> run id."""
+        condition = f"tags.`{PARENT}` = '{parent}' AND attributes.status = 'RUNNING'"
+        found = retry_tracking(
+            lambda: list(connect(self.uri).search_runs([self.experiment_id], condition, max_results=MOST_RUNS))
+        )
+        return {run.data.tags[IDENTITY]: run.info.run_id for run in found if IDENTITY in run.data.tags}
 
     def deleted_run(self, identity: str, parent: str | None = None) -> Run | None:
         """Return the run of ``identity`` (under ``parent``) if somebody has deleted it, and say so; else ``None``."""

@@ -27,6 +27,7 @@ from raytrain.runs.records import (
     write_run_address,
 )
 from raytrain.runs.workspace import Workspace
+from raytrain.storage.base import Storage
 from raytrain.storage.lease import Lease, driving, find_free
 from raytrain.tracking.client import check_tracking
 from raytrain.tracking.outbox import Outbox
@@ -139,6 +140,9 @@ def train_as_driver(
     if outcome is not None:
         print("this run has ended already; choose another --name to train again")
         run = experiment.find_run(claim.identity)
+        if run is not None and run.is_running():
+            # the driver before died when the run had ended, and MLflow did not know of it
+            outcome = record_end(Outbox(run.uri), run, outcome, lease.fence.guard(workspace.storage.child(name)))
     else:
         print(validation_ladder(workspace.corpus, config, quick=True), flush=True)
         run = experiment.deleted_run(claim.identity)
@@ -212,12 +216,17 @@ def follow(
             raise UserError(f"run {name}: {error}; resume with --resume {name}") from error
         raise
     lease.confirm()
+    return record_end(outbox, run, outcome, lease.fence.guard(workspace.storage.child(name)))
+
+
+def record_end(outbox: Outbox, run: Run, outcome: dict[str, Any], location: Storage) -> dict[str, Any]:
+    """Tell MLflow how a run has ended, and close the outbox; what it does not take is kept, and counted as unsent."""
     if outcome.get("samples"):
         outbox.log_samples(run.run_id, outcome["samples"])
     reason = outcome.get("error") or outcome.get("early_stopped")
     outbox.end(run.run_id, "FAILED" if reason else "FINISHED", reason)
     if unsent := outbox.close(ENDED_S):
-        add_unsent(lease.fence.guard(workspace.storage.child(name)), unsent)
+        add_unsent(location, unsent)
     return outcome | {"unsent": outcome.get("unsent", 0) + len(unsent)}
 
 

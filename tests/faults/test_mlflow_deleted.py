@@ -51,6 +51,17 @@ def test_a_run_that_was_deleted_stays_so_when_it_is_resumed(here: Machine) -> No
     assert json.loads((folder / "outcome.json").read_text())["best_step"]
 
 
+def test_the_end_of_a_run_that_a_killed_driver_has_not_said_is_said_when_it_is_resumed(here: Machine) -> None:
+    here.run("-m", "raytrain.train", "hybrid", *OPTIONS, "--steps", "50", "--name", "r")
+    client = MlflowClient(here.environment["MLFLOW_TRACKING_URI"])
+    run_id = json.loads((here.folder / "runs/r/mlflow.json").read_text())["run_id"]
+    client.update_run(
+        run_id, status="RUNNING"
+    )  # as MLflow has it when the driver dies between outcome.json and its end
+    assert "this run has ended already" in here.run("-m", "raytrain.train", "--resume", "r")
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
 def begin_search(here: Machine, steps: int) -> subprocess.Popen[str]:
     """Start a search; return when a trial of it has a checkpoint."""
     process = here.start("-m", "raytrain.tune", "hybrid", *SEARCH, "--scheduler", "none", "--steps", str(steps))

@@ -654,6 +654,9 @@ class FakeExperiment:
     def deleted_run(self, identity: str, parent: str | None = None) -> None:
         """Nothing is deleted."""
 
+    def running(self, parent: str) -> dict[str, str]:
+        return {}
+
     def open_run(self, identity: str, name: str, **values: Any) -> FakeRun:
         self.tags.append(values["tags"])
         return FakeRun("sqlite:///nowhere", "0", f"run-{identity}", 0)

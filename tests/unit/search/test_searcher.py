@@ -74,6 +74,7 @@ def test_a_point_that_the_space_refuses_is_a_failed_trial(
     monkeypatch.setattr(trainables, "run_in_process", lambda *_: pytest.fail("it trains"))
     trainables.run_alone(values[1])
     trainables.run_worker_group(values[1])
+    monkeypatch.setattr(Outbox, "put", lambda *_: None)
     recorder = TrialRecorder(found, lambda trial: None, Outbox(found.search.parent.uri))
     for event in (recorder.on_trial_start, recorder.on_trial_complete):
         event(0, [], SimpleNamespace(trial_id="1"))
