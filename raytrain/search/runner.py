@@ -191,7 +191,7 @@ def make_tuner(
     """Return Ray Tune, set to run what is left of the search."""
     alone = search.worker_spec.workers == 1
     # the driver of a worker group takes no CPU from its workers; on the head it outlives every worker node
-    resources = search.worker_spec.per_worker if alone else {"CPU": 0, "node:__internal_head__": 0.001}
+    resources = search.worker_spec.reserved if alone else {"CPU": 0, "node:__internal_head__": 0.001}
     return tune.Tuner(
         tune.with_resources(run_alone if alone else run_worker_group, resources),
         tune_config=tune.TuneConfig(
