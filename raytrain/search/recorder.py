@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,19 +121,24 @@ class TrialRecorder(tune.Callback):
         self.show(record)
 
 
-_ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)\b")
-"""How the line of a traceback begins that names the error. Errors of Ray end with advice, of many lines."""
+_FAILURE = "Failure # "
+"""How the line begins that Tune writes before each error of a trial."""
 
 
 def _cause(error_file: str | None) -> str:
-    """Return the line that says what a trial has died of, from the traceback that Tune has written."""
+    """Return the line that says what a trial has died of at last, from what Tune has written of its errors.
+
+    That is the last line of a traceback; but the first of what Ray says of a process that has died: advice follows it.
+    """
     try:
-        lines = Path(error_file or "").read_text("utf-8", "replace").strip().splitlines()
+        text = Path(error_file or "").read_text("utf-8", "replace")
     except OSError:
-        lines = []
+        text = ""
+    last = text.rpartition(_FAILURE)[2] if _FAILURE in text else f"\n{text}"
+    lines = last.partition("\n")[2].strip().splitlines()
     if not lines:
         return "the trial ended with an error, of which Ray kept no message"
-    return next((line for line in reversed(lines) if _ERROR.match(line)), lines[-1])
+    return lines[-1 if any(line.startswith(("Traceback", "ray::")) for line in lines) else 0]
 
 
 class SearchStopper(tune.Stopper):

@@ -75,11 +75,15 @@ def test_its_own_run_is_left_too(
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
-        ("Traceback (most recent call last):\n  File x\nValueError: steps is 0\n", "ValueError: steps is 0"),
         (
-            "Traceback (most recent call last):\n  File x\nray.exceptions.OutOfMemoryError: 1 worker(s) were killed\n"
-            "OOM kill reason: Memory usage exceeded\n- bytes: 0\nRefer to the documentation: https://docs.ray.io\n",
-            "ray.exceptions.OutOfMemoryError: 1 worker(s) were killed",
+            "Failure # 1 (occurred at noon)\nray::run_alone()\n  File x\nValueError: steps is 0\n",
+            "ValueError: steps is 0",
+        ),
+        (
+            "Failure # 1 (occurred at noon)\nThe actor died.\nFailure # 2 (occurred at one)\n"
+            "1 worker(s) were killed due to the node running low on memory\nOOM kill reason: Memory usage exceeded\n"
+            "- bytes: 0\nRefer to the documentation: https://docs.ray.io\n",
+            "1 worker(s) were killed due to the node running low on memory",
         ),
         ("killed", "killed"),
         ("", "the trial ended with an error, of which Ray kept no message"),
@@ -88,7 +92,7 @@ def test_its_own_run_is_left_too(
 def test_a_trial_that_died_says_of_what(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, cause: str
 ) -> None:
-    """Not the last line: Ray ends its errors with advice."""
+    """Not by the last line in any case: Ray ends what it says of a process that has died with advice."""
     monkeypatch.setattr(Outbox, "put", lambda *_: None)
     found = searcher(a_plan(), corpus, tmp_path)
     assert isinstance(found.suggest("0"), dict)
