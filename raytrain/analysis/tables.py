@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from io import StringIO
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -28,6 +29,10 @@ from raytrain.runs.trials import Trial, rank, winner
 from raytrain.utils.output import console
 from raytrain.utils.text import table as markdown
 
+BEST_ROWS = 10
+"""Best trials that the live table shows below those that run."""
+FEWEST_RUNNING, FRAME_ROWS = 4, 6
+"""Running trials that the live table shows on any terminal, and its lines that are no trials."""
 MAX_ROWS = 12
 """Positions and latent dimensions that the terminal shows. The JSON has all of them."""
 IN_OTHER_TABLES = (*REQUIRED_METRICS, "active_units", "used", "mutual_information")
@@ -39,13 +44,16 @@ GAP = "&nbsp;&nbsp;&nbsp;"
 # -------------------------------------------------------------------------------- trials of a search
 
 
-def trial_table(trials: Sequence[Trial], title: str) -> Table:
-    """Return a table with a row for each trial: status, progress, metrics and the fields that the space has set."""
+def trial_table(trials: Sequence[Trial], title: str, first: int = 0) -> Table:
+    """Return a table with a row for each trial: status, progress, metrics and the fields that the space has set.
+
+    A line is drawn below the ``first`` trials.
+    """
     metrics = shown_metrics(trial.best for trial in trials)
     columns = ("trial", "status", "step", *(metric.label for metric in metrics), "time")
     table = _table(title, *columns, left=("trial", "status"))
     table.add_column("fields", overflow="fold")
-    for trial in trials:
+    for number, trial in enumerate(trials, 1):
         table.add_row(
             trial.name,
             trial.status,
@@ -53,6 +61,7 @@ def trial_table(trials: Sequence[Trial], title: str) -> Table:
             *(metric.format(trial.best) for metric in metrics),
             f"{trial.seconds:.0f} s",
             _fields(trial, "{}={}", "  "),
+            end_section=number == first,
         )
     return table
 
@@ -83,13 +92,14 @@ def markdown_table(trials: Sequence[Trial]) -> str:
 
 
 class LiveTable:
-    """Shows the trials while they run: as a table that refreshes on a terminal, otherwise as a line for each event."""
+    """Shows the search while it runs: on a terminal as a table that refreshes, otherwise as a line for each event."""
 
-    def __init__(self, num_samples: int) -> None:
+    def __init__(self, num_samples: int, search_objective: SearchObjective) -> None:
         self.num_samples = num_samples
+        self.search_objective = search_objective
         self.trials: dict[int, Trial] = {}
         self.console = console()
-        self.live = Live(console=self.console, get_renderable=self._render, refresh_per_second=1)
+        self.live = Live(console=self.console, get_renderable=self.renderable, refresh_per_second=1)
 
     def __enter__(self) -> LiveTable:
         if self.console.is_terminal:
@@ -109,9 +119,18 @@ class LiveTable:
             best = f", {headline(trial.best)}" if trial.best else ""
             print(f"trial {trial.name} {trial.status} at step {trial.step}/{trial.config.steps}{best}", flush=True)
 
-    def _render(self) -> Group:
-        ended = sum(trial.ended for trial in self.trials.values())
-        return Group(trial_table(list(self.trials.values()), f"{ended} of {self.num_samples} trials ended"))
+    def renderable(self) -> Table:
+        """Return the table of the trials that run and of the best of the others: what fits, however many there are."""
+        trials = list(self.trials.values())
+        running = [trial for trial in trials if trial.status == "running"]
+        room = max(FEWEST_RUNNING, self.console.height - BEST_ROWS - FRAME_ROWS)
+        best = rank([trial for trial in trials if trial.status != "running" and trial.best], self.search_objective)
+        counts = ", ".join(f"{count} {status}" for status, count in Counter(trial.status for trial in trials).items())
+        title = f"{sum(trial.ended for trial in trials)} of {self.num_samples} trials ended ({counts or 'none begun'})"
+        if len(running) > room:
+            title += f"; {room} running ones"
+        shown = running[:room]
+        return trial_table([*shown, *best[:BEST_ROWS]], f"{title}; the best others below", len(shown))
 
 
 def search_summary(trials: list[Trial], search_objective: SearchObjective, ladder: Ladder | None = None) -> str:

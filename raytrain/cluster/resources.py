@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from raytrain.utils.validation import parse_json, validate_type
 
 HEAD_MEMORY_PER_TRIAL = 0.8 * 2**30
 """Bytes that the small processes of one concurrent trial take on the head: ``benchmarks/head_cost.py`` finds 844 MB."""
+MEMORY_SHARE = 0.5
+"""Largest share of a node's memory that a worker may reserve: a node that comes has less than its type states."""
 UNLIMITED = 10_000
 """Number of nodes of a group whose maximum is not stated."""
 
@@ -84,7 +86,21 @@ class Cluster:
 
 
 def _slots(node: dict[str, float], worker_spec: WorkerSpec) -> int:
-    return min(int(node.get(name, 0.0) / amount + 1e-6) for name, amount in worker_spec.per_worker.items())
+    return min(int(node.get(name, 0.0) / amount + 1e-6) for name, amount in worker_spec.reserved.items())
+
+
+def reserve_memory(worker_spec: WorkerSpec, cluster: Cluster, need: int) -> WorkerSpec:
+    """Return the workers with ``need`` bytes of memory reserved for each, so that no node gets more than it can hold.
+
+    Nothing is reserved where that could keep a run from starting at all: on nodes that do not say how much memory they
+    have, or where a worker would take more than ``MEMORY_SHARE`` of it. Nor beside GPUs, whose memory is what counts.
+    """
+    nodes = [*cluster.up, *(node for node, count in cluster.possible if count > 0)]
+    able = [node for node in nodes if _slots(node, worker_spec) > 0]
+    if worker_spec.gpus or not able or need > MEMORY_SHARE * min(node.get("memory", 0.0) for node in able):
+        return worker_spec
+    reserving = replace(worker_spec, memory=need)
+    return reserving if cluster.worker_slots(reserving) >= worker_spec.workers else worker_spec
 
 
 def worker_spec(options: WorkerOptions, cluster: Cluster) -> WorkerSpec:

@@ -39,6 +39,8 @@ class WorkerSpec:
     most: int | None = None
     """Maximum of an elastic run, which continues with as many workers as fit; None for a run that is not elastic."""
     device: Device = "auto"
+    memory: int = 0
+    """Bytes of a node's memory that each worker reserves; 0: none."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -71,6 +73,11 @@ class WorkerSpec:
     def per_worker(self) -> dict[str, float]:
         """Resources of one worker, as Ray names them."""
         return {name: amount for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount > 0}
+
+    @property
+    def reserved(self) -> dict[str, float]:
+        """Return all that Ray sets aside for one worker: its resources, and memory in bytes if any is reserved."""
+        return self.per_worker | ({"memory": self.memory} if self.memory else {})
 
     def __str__(self) -> str:
         each = " and ".join(f"{amount:g} {name}" for name, amount in self.per_worker.items())

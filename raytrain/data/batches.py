@@ -24,6 +24,8 @@ from raytrain.utils.errors import UserError
 
 BUCKET_WIDTH = 16
 """Documents whose numbers of symbols round up to the same multiple of this share batches."""
+ROWS = 256
+"""Documents that are gathered at once: what they are gathered by then fits the processor's cache."""
 EVALUATION_GROUPS = 8
 """Groups of samples that are evaluated at once."""
 EVALUATION_LANES = 16
@@ -56,6 +58,8 @@ class Samples:
         """``vocabulary``: that of the config in the split's corpus if ``None``."""
         self.split = split
         self.vocabulary = vocabulary or split.vocabulary(config.vocabulary)
+        self.text = split.stream if config.sampling == "stream" else split.scattered
+        """[bytes] uint8: the split's stream, as it is best read."""
         self.length = config.length
         self.documents = config.sampling == "documents"
         self.stream = config.sampling == "stream"
@@ -111,14 +115,17 @@ class Samples:
             places = (positions[:, None] + np.arange(length)) % len(self.text)
             tokens = self.text[places].astype(np.int64)
             return torch.from_numpy(tokens), tokens.size
-        tokens = np.full((len(positions), length), PAD, dtype=np.int64)
-        text_bytes = 0
-        for row, number in zip(tokens, self.split.by_length[positions], strict=True):
-            start, end = self.split.offsets[number], self.split.offsets[number + 1] - 1
-            row[: end - start] = self.split.stream[start:end]
-            row[end - start] = STOP
-            text_bytes += int(end - start)
-        return torch.from_numpy(tokens), text_bytes
+        numbers = self.split.by_length[positions]
+        starts, sizes = self.split.offsets[numbers], self.split.lengths(numbers)
+        tokens = np.empty((len(positions), length), dtype=np.int64)
+        columns, last = np.arange(length), len(self.text) - 1
+        for first in range(0, len(tokens), ROWS):
+            rows = slice(first, first + ROWS)
+            # what is read behind a document is not kept; behind the last one there is nothing to read
+            text = self.text[np.minimum(starts[rows, None] + columns, last)]
+            tokens[rows] = np.where(columns < sizes[rows, None], text, np.int64(PAD))
+        tokens[np.arange(len(tokens)), sizes] = STOP
+        return torch.from_numpy(tokens), int(sizes.sum())
 
     def previous(self, positions: np.ndarray, begins: bool) -> Tensor:
         """Symbols [len(positions)] before the chunks at ``positions``: STOP if the lanes begin there."""

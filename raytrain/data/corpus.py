@@ -17,6 +17,7 @@ import bisect
 import contextlib
 import hashlib
 import json
+import mmap
 import os
 import re
 import secrets
@@ -32,6 +33,7 @@ from numpy.typing import NDArray
 from raytrain.data.pieces import Vocabulary, file_of, keep, vocabulary_of
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import complete_file, locked
+from raytrain.utils.memory import free_memory
 from raytrain.utils.validation import parse_json, validate_type
 
 FORMAT = 1
@@ -39,6 +41,8 @@ SplitName = Literal["train", "valid", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 PARTS = ("bin", "offsets", "by_length")
 SEPARATOR = b"\n"
+HELD_SHARE = 0.5
+"""Share of the free memory that a stream may have to count as one that stays in memory."""
 Bytes = np.memmap[Any, np.dtype[np.uint8]]
 Numbers = np.memmap[Any, np.dtype[np.int64]]
 _AGAIN = "delete the folder and prepare it again"
@@ -58,6 +62,12 @@ class Split:
         self._sums = {folder / file: recorded["sha256"] for file, recorded in files.items()}
         self._stamps = _stamps(self._sums)  # before they are mapped
         self.stream: Bytes = np.memmap(folder / f"{name}.bin", dtype=np.uint8, mode="r")
+        self.scattered = self.stream
+        """The stream for reading here and there: where memory cannot hold it, nothing is read ahead."""
+        if len(self.stream) > HELD_SHARE * free_memory():
+            # mapped twice, since others read it from end to end; the kernel reads 128 KB for a window of some bytes
+            self.scattered = np.memmap(folder / f"{name}.bin", dtype=np.uint8, mode="r")
+            advise(self.scattered, mmap.MADV_RANDOM)
         self.offsets: Numbers = np.memmap(folder / f"{name}.offsets", dtype="<i8", mode="r")
         self.by_length: Numbers = np.memmap(folder / f"{name}.by_length", dtype="<i8", mode="r")
 
@@ -410,6 +420,12 @@ def _check_report(report: dict[str, Any]) -> None:
     kinds: dict[str, Any] = {"read": int, **counts, "guesses": list[str], "skipped": dict[str, str]}
     for name, kind in kinds.items():
         validate_type(report["read"] if name == "read" else report.get(name, kind()), kind, f"report.{name}")
+
+
+def advise(stream: Bytes, advice: int) -> None:
+    """Tell the kernel how a mapped stream is going to be read."""
+    assert isinstance(stream.base, mmap.mmap)
+    stream.base.madvise(advice)
 
 
 def _fits(split: Split) -> bool:

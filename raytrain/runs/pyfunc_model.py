@@ -52,7 +52,11 @@ class TextGenerator(PythonModel):
         try:
             if len(model_input) > MOST_TEXTS:
                 raise UserError(f"{len(model_input):,} texts: a request takes at most {MOST_TEXTS:,}")
-            return self._answer([text.encode() for text in model_input.iloc[:, 0]], params or {})
+            texts = model_input.iloc[:, 0].tolist()
+            for row, text in enumerate(texts):
+                if not isinstance(text, str):
+                    raise UserError(f"row {row} is {text!r}: must be a text")
+            return self._answer([text.encode() for text in texts], params or {})
         except UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from raytrain.config.schema import RunConfig, from_dict, to_dict
@@ -23,6 +25,8 @@ ENDED: tuple[Status, ...] = ("finished", "stopped", "early_stopped", "failed")
 TRIALS = "trials"
 """Folder of a search's trials, each in a folder named by its identity."""
 RECORD = "trial.json"
+READERS = 10
+"""Records that are read at once: as many as a client of S3 keeps connections."""
 _log = logging.getLogger(__name__)
 
 
@@ -176,16 +180,17 @@ class TrialStore:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trial-records")
         self._last: Future[None] | None = None
 
-    def read(self) -> list[Trial]:
-        """Return all recorded trials, by number.
+    def read(self, known: Iterable[Trial] = ()) -> list[Trial]:
+        """Return all recorded trials, by number; of those ``known`` from before, the ended ones are not read again.
 
         Raises:
             UserError: a record cannot be read.
         """
-        trials = []
-        for key in self._storage.list(TRIALS):
-            if key.endswith(f"/{RECORD}"):
-                trials.append(read_record(self._storage, key))
+        ended = {self._key(trial): trial for trial in known if trial.ended}
+        keys = [key for key in self._storage.list(TRIALS) if key.endswith(f"/{RECORD}")]
+        with ThreadPoolExecutor(READERS, thread_name_prefix="read-records") as readers:
+            others = readers.map(partial(read_record, self._storage), [key for key in keys if key not in ended])
+            trials = [*others, *(ended[key] for key in keys if key in ended)]
         return sorted(trials, key=lambda trial: trial.number)
 
     def add(self, trial: Trial) -> None:

@@ -14,6 +14,7 @@ from raytrain.config.schema import RunConfig, differences, flatten, from_dict, t
 from raytrain.config.workers import WorkerSpec
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
+from raytrain.models import build_empty
 from raytrain.search.plan import Plan
 from raytrain.storage import open_file
 from raytrain.storage.base import StorageError
@@ -22,6 +23,11 @@ from raytrain.utils.validation import parse_json
 
 TIMED = ("model", "data", "vocabulary", "sampling", "length", "group_size")
 """Fields that decide how long a step takes, beside the batch size and the precision."""
+
+PROCESS_BYTES, PARAMETER_BYTES, ACTIVATION_BYTES = 480e6, 40.0, 8.0
+"""Memory of a worker on CPUs: its process with what it imports and compiles; for each parameter the weight, its
+gradient, moments and average, and copies that wait to be saved; for each position of a batch and each row of a weight
+matrix. docs/performance.md holds them against measured peaks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +78,15 @@ class Benchmark:
             config, self.step_seconds[self.key(config)], num_samples * (1 + draws), self.sample_seconds
         )
         return (training + evaluating) / self.speedup.get((config.batch_size, worker_spec.workers), 1.0)
+
+
+def worker_bytes(config: RunConfig[Any], workers: int) -> int:
+    """Return an estimate of the memory that one of ``workers`` takes to train ``config`` on CPUs."""
+    weights = list(build_empty(config).parameters())
+    positions = math.ceil(config.batch_size / workers) * config.length
+    rows = sum(weight.shape[0] for weight in weights if weight.ndim > 1)
+    parameters = sum(weight.numel() for weight in weights)
+    return int(PROCESS_BYTES + PARAMETER_BYTES * parameters + ACTIVATION_BYTES * positions * rows)
 
 
 def run_seconds(

@@ -69,8 +69,11 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
         file = Path(scratch) / "trials.parquet"
         write_table(trials, search_objective, file)
         search.parent.log_file(file)
-        write_search_report(search.parent, Path(scratch) / "report")
-    found = best_checkpoint(search, trials)
+    try:
+        found = best_checkpoint(search, trials)
+    except UserError:
+        log_report(search)
+        raise
     if found is None or ladder is None:
         finish_without_winner(search, trials)
         return
@@ -129,8 +132,15 @@ def finish_without_winner(search: Search, trials: list[Trial]) -> None:
     print(f"view: {search.parent.ui_hint()}")
 
 
+def log_report(search: Search) -> None:
+    """Draw and log the report of a search; of a large one this takes longer than all else."""
+    with tempfile.TemporaryDirectory(prefix="raytrain-") as scratch:
+        write_search_report(search.parent, Path(scratch) / "report")
+
+
 def end(search: Search, trials: list[Trial]) -> None:
-    """End the search's MLflow run."""
+    """Log the report of a search and end its MLflow run."""
+    log_report(search)
     unended = [trial.name for trial in trials if not trial.ended]
     if unended:
         search.parent.finish("KILLED", f"the time budget is used up; trials {', '.join(unended)} have not ended")

@@ -11,11 +11,22 @@ from ray import tune
 
 from raytrain.metrics import LIKELIHOOD, METRIC, RUNG, known_metrics
 from raytrain.runs.records import read_outcome
-from raytrain.runs.trials import Trial
+from raytrain.runs.trials import Status, Trial
+from raytrain.tracking import runs as tracking
 
 if TYPE_CHECKING:
     from raytrain.search.searcher import OptunaSearcher
     from raytrain.tracking.outbox import Outbox
+
+
+MLFLOW_STATUS: dict[Status, tracking.Status] = {
+    "finished": "FINISHED",
+    "stopped": "KILLED",
+    "early_stopped": "KILLED",
+    "interrupted": "KILLED",
+    "failed": "FAILED",
+}
+"""How MLflow calls the end of a trial."""
 
 
 class TrialRecorder(tune.Callback):
@@ -62,25 +73,24 @@ class TrialRecorder(tune.Callback):
         record = self.searcher.trial(trial.trial_id)
         outcome = read_outcome(self.searcher.location(record).uri())
         if outcome is not None and "error" in outcome:
-            self._end(record, "failed", "FAILED", outcome["error"])
+            self._end(record, "failed", outcome["error"])
         elif outcome is not None and "early_stopped" in outcome:
-            self._end(record, "early_stopped", "KILLED", outcome["early_stopped"])
+            self._end(record, "early_stopped", outcome["early_stopped"])
         elif outcome is not None:
             self.outbox.log_samples(record.run["run_id"], outcome["samples"])
-            self._end(record, "finished", "FINISHED")
+            self._end(record, "finished")
         elif self.ending:
-            self._end(record, "interrupted", "KILLED", f"{self.ending} at step {record.step}")
+            self._end(record, "interrupted", f"{self.ending} at step {record.step}")
         else:
             self._end(
                 record,
                 "stopped",
-                "KILLED",
                 f"stopped by the scheduler at step {record.step}: others were better",
             )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self.searcher.trial(trial.trial_id)
-        self._end(record, "failed", "FAILED", _last_line(trial.error_file))
+        self._end(record, "failed", _cause(trial.error_file))
 
     def close(self) -> None:
         """Record every trial that is still running as interrupted.
@@ -90,7 +100,7 @@ class TrialRecorder(tune.Callback):
         """
         for record in self.searcher.trials:
             if record.status == "running":
-                self._end(record, "interrupted", "KILLED", f"the search was interrupted at step {record.step}")
+                self._end(record, "interrupted", f"the search was interrupted at step {record.step}")
 
     def _clock(self, record: Trial) -> None:
         """Count the time since the trial's last report. A pause between two resumptions is not counted."""
@@ -98,12 +108,12 @@ class TrialRecorder(tune.Callback):
         record.seconds += now - self._heard.get(record.identity, now)
         self._heard[record.identity] = now
 
-    def _end(self, record: Trial, status: Any, mlflow_status: Any, reason: str | None = None) -> None:
+    def _end(self, record: Trial, status: Status, reason: str | None = None) -> None:
         self.searcher.search.lease.confirm()
         self._clock(record)
         record.status, record.reason, record.ended_at = status, reason or "", time.time()
         self.searcher.ended(record)
-        self.outbox.end(record.run["run_id"], mlflow_status, reason)
+        self.outbox.end(record.run["run_id"], MLFLOW_STATUS[status], reason)
         self._record(record)
 
     def _record(self, record: Trial) -> None:
@@ -111,12 +121,24 @@ class TrialRecorder(tune.Callback):
         self.show(record)
 
 
-def _last_line(error_file: str | None) -> str:
+_FAILURE = "Failure # "
+"""How the line begins that Tune writes before each error of a trial."""
+
+
+def _cause(error_file: str | None) -> str:
+    """Return the line that says what a trial has died of at last, from what Tune has written of its errors.
+
+    That is the last line of a traceback; but the first of what Ray says of a process that has died: advice follows it.
+    """
     try:
-        lines = Path(error_file or "").read_text("utf-8", "replace").strip().splitlines()
+        text = Path(error_file or "").read_text("utf-8", "replace")
     except OSError:
-        lines = []
-    return lines[-1] if lines else "the trial ended with an error, of which Ray kept no message"
+        text = ""
+    last = text.rpartition(_FAILURE)[2] if _FAILURE in text else f"\n{text}"
+    lines = last.partition("\n")[2].strip().splitlines()
+    if not lines:
+        return "the trial ended with an error, of which Ray kept no message"
+    return lines[-1 if any(line.startswith(("Traceback", "ray::")) for line in lines) else 0]
 
 
 class SearchStopper(tune.Stopper):

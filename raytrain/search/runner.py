@@ -16,15 +16,15 @@ from raytrain.analysis.tables import LiveTable
 from raytrain.cluster.environment import set_up_search
 from raytrain.cluster.ray_internals import TUNE_VARIABLES, ActorManager
 from raytrain.metrics import METRIC
-from raytrain.runs.records import UNSENT, add_unsent
-from raytrain.runs.trials import Trial, TrialStore
+from raytrain.runs.records import UNSENT, add_unsent, read_outcome
+from raytrain.runs.trials import Trial, TrialStore, trial_location
 from raytrain.search.algorithms import make_scheduler
 from raytrain.search.finish import best_checkpoint, finish
-from raytrain.search.recorder import SearchStopper, TrialRecorder
+from raytrain.search.recorder import MLFLOW_STATUS, SearchStopper, TrialRecorder
 from raytrain.search.searcher import OptunaSearcher, Search
 from raytrain.search.trainables import run_alone, run_worker_group
 from raytrain.storage.base import StorageError, retry_storage
-from raytrain.tracking.client import TRACKING_ERRORS, explain, is_gone
+from raytrain.tracking.client import TRACKING_ERRORS, explain, is_deleted
 from raytrain.tracking.outbox import Outbox
 from raytrain.tracking.unsent import parse_lines
 from raytrain.training.supervisor import RETRIES
@@ -64,7 +64,7 @@ def run_and_finish(search: Search) -> list[Trial]:
     """
     started = time.monotonic()
     try:
-        with LiveTable(search.plan.num_samples) as table:
+        with LiveTable(search.plan.num_samples, search.plan.search_objective) as table:
             trials = run_search(search, table.show)
         search.lease.confirm()
         record_result(search, trials, time.monotonic() - started)
@@ -94,7 +94,7 @@ def record_result(search: Search, trials: list[Trial], seconds: float) -> None:
     except StorageError:
         raise
     except TRACKING_ERRORS as error:
-        if not is_gone(error):
+        if not is_deleted(search.parent.uri, search.parent.run_id, error):
             raise UserError(
                 f"the search has ended, but its result is not recorded in MLflow: {explain(error)}; "
                 f"{search.resume_command} records it"
@@ -116,11 +116,12 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     survive_lack_of_memory()
     scheduler = make_scheduler(search.plan)
     records = TrialStore(search.location)
-    known = records.read()
+    known = records.read(search.known)
     searcher = OptunaSearcher(search, records, known, scheduler)
     outbox, patience_s = Outbox(search.parent.uri), INTERRUPTED_S
     for record in take_unsent(search, known):
         outbox.put(record)
+    say_ends(search, known, outbox)
     recorder = TrialRecorder(searcher, show, outbox)
     for trial in known:
         show(trial)
@@ -162,6 +163,18 @@ def take_unsent(search: Search, known: list[Trial]) -> list[dict[str, Any]]:
     return [record for run_id in ended for record in records.get(run_id, [])]
 
 
+def say_ends(search: Search, known: list[Trial], outbox: Outbox) -> None:
+    """Say how trials have ended of which MLflow does not know: a driver may die with that in its outbox."""
+    ended = {trial.identity: trial for trial in known if trial.ended}
+    running = search.experiment.running(search.parent.run_id) if ended else {}
+    for identity, run_id in running.items():
+        if (trial := ended.get(identity)) is None:
+            continue
+        if trial.status == "finished" and (outcome := read_outcome(trial_location(search.location, identity).uri())):
+            outbox.log_samples(run_id, outcome["samples"])
+        outbox.end(run_id, MLFLOW_STATUS[trial.status], trial.reason or None, trial.ended_at or None)
+
+
 def keep_unsent(search: Search, unsent: list[dict[str, Any]]) -> None:
     """Keep in the storage what MLflow did not take of the ends of trials, and say how it is sent."""
     if unsent:
@@ -178,7 +191,7 @@ def make_tuner(
     """Return Ray Tune, set to run what is left of the search."""
     alone = search.worker_spec.workers == 1
     # the driver of a worker group takes no CPU from its workers; on the head it outlives every worker node
-    resources = search.worker_spec.per_worker if alone else {"CPU": 0, "node:__internal_head__": 0.001}
+    resources = search.worker_spec.reserved if alone else {"CPU": 0, "node:__internal_head__": 0.001}
     return tune.Tuner(
         tune.with_resources(run_alone if alone else run_worker_group, resources),
         tune_config=tune.TuneConfig(

@@ -53,6 +53,8 @@ class Search:
     worker_spec: WorkerSpec
     concurrent: int
     time_budget: float | None
+    known: tuple[Trial, ...]
+    """Its trials shortly before it was taken."""
 
     @property
     def location(self) -> Storage:
@@ -168,12 +170,13 @@ class OptunaSearcher(Searcher):
     def _open_run(self, trial: Trial) -> Run:
         """Return the MLflow run of a trial; one that somebody has deleted stays deleted."""
         search = self.search
-        if trial.run and (deleted := search.experiment.deleted_run(trial.run)) is not None:
+        parent = search.parent.run_id
+        if trial.run and (deleted := search.experiment.deleted_run(trial.identity, parent)) is not None:
             return deleted
         run = search.experiment.open_run(
             trial.identity,
             f"{trial.name} {search.name}",
-            parent=search.parent.run_id,
+            parent=parent,
             config=to_dict(trial.config),
             parameters=flatten(trial.config),
             tags={

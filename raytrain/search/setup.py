@@ -9,8 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from raytrain.cluster.connection import connect
-from raytrain.cluster.memory import free_memory
-from raytrain.cluster.resources import Cluster, read_cluster, worker_spec
+from raytrain.cluster.resources import Cluster, read_cluster, reserve_memory, worker_spec
 from raytrain.config.schema import RunConfig, flatten, to_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.data.corpus import Corpus
@@ -22,7 +21,7 @@ from raytrain.runs.records import PLAN, check_name, holds_something, is_run, new
 from raytrain.runs.trials import TrialStore
 from raytrain.runs.workspace import Workspace, open_workspace, reopen_workspace
 from raytrain.search.algorithms import check_algorithms, resolve_algorithm, resolve_scheduler
-from raytrain.search.estimate import Estimate, read_benchmark, trial_seconds
+from raytrain.search.estimate import Estimate, read_benchmark, trial_seconds, worker_bytes
 from raytrain.search.options import NUM_SAMPLES, RESUMABLE, SearchOptions, SearchRequest
 from raytrain.search.plan import Plan, WarmStart, read_plan
 from raytrain.search.searcher import Search
@@ -34,6 +33,7 @@ from raytrain.tracking.client import check_tracking
 from raytrain.tracking.runs import Experiment, Run
 from raytrain.training.checks import check_samples
 from raytrain.utils.errors import UserError
+from raytrain.utils.memory import free_memory
 from raytrain.utils.validation import validate_fields
 
 # ----------------------------------------------------------------------------------------- a new one
@@ -244,12 +244,18 @@ def admit(
     """
     check_tracking(workspace.tracking_uri, cluster.num_nodes)
     spec = worker_spec(options.worker_options(), cluster)
-    num_left = plan.num_samples - sum(trial.ended for trial in TrialStore(workspace.storage.child(name)).read())
+    need = largest_worker(plan, spec.workers)
+    spec = reserve_memory(spec, cluster, need)
+    known = tuple(TrialStore(workspace.storage.child(name)).read())
+    num_left = plan.num_samples - sum(trial.ended for trial in known)
     concurrent = min(max(1, num_left), cluster.admit(spec, options.max_concurrent, free_memory()))
     print_plan(name, plan, workspace, spec, size)
     limited = concurrent < min(num_left, cluster.admit(spec, options.max_concurrent, math.inf))
     memory = "; the memory of this machine carries no more" if limited else ""
     print(f"concurrency: {concurrent} trials, {cluster.usage(spec, concurrent)}{memory}")
+    if spec.gpus == 0:
+        kept = "is reserved" if spec.memory else "may be used; none is reserved, as a node has no room for that twice"
+        print(f"memory: about {need / 1e9:.1f} GB a worker {kept}")
     seconds, sources = trial_seconds(plan, workspace.corpus, spec, options.bench)
     estimate = Estimate(
         num_trials=num_left,
@@ -271,12 +277,23 @@ def admit(
         lease.fence.guard(workspace.storage.child(name)).write(PLAN, plan.to_json())
         experiment, parent = open_tracking(name, plan, workspace, spec)
         failed.pop_all()
-    return Search(name, plan, workspace, lease, experiment, parent, spec, concurrent, options.time_budget)
+    return Search(name, plan, workspace, lease, experiment, parent, spec, concurrent, options.time_budget, known)
+
+
+def largest_worker(plan: Plan, workers: int) -> int:
+    """Return an estimate of the memory, in bytes, of one worker of the search's largest trial."""
+    points = check_space(plan.space, plan.bases, plan.budget, plan.algorithm, plan.seed)
+    configs = [*points, *(start.config for start in plan.warm_starts)]
+    shapes = {(each.model, each.vocabulary, each.length, each.batch_size): each for each in configs}
+    return max(worker_bytes(config, workers) for config in shapes.values())
 
 
 def open_tracking(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec) -> tuple[Experiment, Run]:
-    """Return the experiment and the MLflow run of a search; one that there is runs again."""
+    """Return the experiment and the MLflow run of a search; one that there is runs again, a deleted one stays so."""
     experiment = Experiment.open(workspace.tracking_uri, plan.experiment, workspace.artifact_root())
+    if (deleted := experiment.deleted_run(plan.identity)) is not None:
+        print(f"view: {experiment.ui_hint()}", flush=True)
+        return experiment, deleted
     first = next(iter(plan.bases.values()))
     parent = experiment.open_run(
         plan.identity,

@@ -203,6 +203,7 @@ def explain(error: Exception) -> str:
         "Connection aborted": no_answer,
         "timed out": no_answer,
         "out-of-date database schema": "it was made by an older MLflow: run `mlflow db upgrade` on a copy of it first",
+        "database is locked": "another program, such as a backup, keeps the database locked",
         "file is not a database": "the file is not a database; remove it or set MLFLOW_TRACKING_URI",
         "Can't locate revision": "it was made by a newer MLflow than the one installed here",
     }.items():
@@ -242,8 +243,9 @@ def connect(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for chatty in ("mlflow.store.db.utils", "mlflow.pyfunc"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
+    # every error of a database, with two tracebacks: the caller gets it too, and says it in a line
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
     return MlflowClient(uri)
 
@@ -264,6 +266,21 @@ def is_gone(error: Exception) -> bool:
     """Return whether somebody has deleted the run or its experiment, which MLflow keeps as such until `mlflow gc`."""
     # not where there is no such run: a server may have been started with another database by mistake
     return isinstance(error, MlflowException) and "must be in the 'active' state" in str(error)
+
+
+def is_deleted(uri: str, run_id: str, error: Exception) -> bool:
+    """Return whether ``error`` is there since somebody has deleted the run itself, and wants nothing more of it.
+
+    A run whose whole experiment was deleted comes back with it: what is said of it is kept, as while MLflow is away.
+    """
+    if not is_gone(error):
+        return False
+    try:
+        run = connect(uri).get_run(run_id)
+        experiment = connect(uri).get_experiment(run.info.experiment_id)
+    except TRACKING_ERRORS:
+        return False  # not known now: the next attempt asks again
+    return bool(experiment.lifecycle_stage == "active")
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from raytrain.tracking.client import LOG, connect, explain, is_gone, shown
+from raytrain.tracking.client import LOG, connect, explain, is_deleted, shown
 
 MAX_BATCH = 1000
 """Most metrics that MLflow takes in one request."""
@@ -176,7 +176,7 @@ class MetricWriter:
             try:
                 self._send_waiting()
             except (MlflowException, SQLAlchemyError, OSError) as error:
-                if is_gone(error):
+                if is_deleted(self._uri, self.run_id, error):
                     self._drop_all()
                     return
                 self._report(explain(error))

@@ -12,7 +12,7 @@ from raytrain.tracking.client import (
     TRACKING_ERRORS,
     connect,
     explain,
-    is_gone,
+    is_deleted,
     is_transient,
     patience,
     retry_tracking,
@@ -42,9 +42,10 @@ class Outbox:
         self._thread = threading.Thread(target=self._send_until_closed, name="raytrain-outbox", daemon=True)
         self._thread.start()
 
-    def end(self, run_id: str, status: Status, reason: str | None = None) -> None:
-        """Say that a run has ended, and why if it did not reach its end."""
-        self.put({"run_id": run_id, "status": status, "reason": reason, "ended_ms": time.time_ns() // 1_000_000})
+    def end(self, run_id: str, status: Status, reason: str | None = None, ended_at: float | None = None) -> None:
+        """Say that a run has ended (now, or at a Unix time), and why if it did not reach its end."""
+        ended_ms = int(1000 * (time.time() if ended_at is None else ended_at))
+        self.put({"run_id": run_id, "status": status, "reason": reason, "ended_ms": ended_ms})
 
     def log_samples(self, run_id: str, samples: list[str]) -> None:
         """Store texts that the model of a run writes as an artifact of it."""
@@ -91,7 +92,7 @@ class Outbox:
             with patience(0):
                 send_record(self._uri, record)
         except TRACKING_ERRORS as error:
-            if is_gone(error):
+            if is_deleted(self._uri, record["run_id"], error):
                 LOG.warning("the MLflow run %s has been deleted: its end is not recorded", record["run_id"])
             elif is_transient(error):
                 if not self._away:

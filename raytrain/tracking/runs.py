@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag, ViewType
 
 from raytrain.tracking.client import LOG, connect, is_server, one_at_a_time, retry_tracking, ui_hint
 from raytrain.tracking.system import code_tags, host_tags
@@ -19,6 +18,8 @@ from raytrain.utils.errors import UserError
 MAX_PARAMETER = 6000
 MAX_TAG = 8000
 MAX_DATASET_DIGEST = 12
+MOST_RUNS = 50_000
+"""Most runs that MLflow lists in one answer."""
 IDENTITY = "raytrain.identity"
 PARENT = "mlflow.parentRunId"
 REASON = "raytrain.reason"
@@ -46,6 +47,10 @@ class Run:
         if reason is not None:
             self.set_tags({REASON: reason})
         retry_tracking(lambda: client.set_terminated(self.run_id, status))
+
+    def is_running(self) -> bool:
+        """Return whether nobody has said that the run has ended."""
+        return bool(retry_tracking(lambda: connect(self.uri).get_run(self.run_id)).info.status == "RUNNING")
 
     def set_tags(self, tags: dict[str, str]) -> None:
         """Set tags under their full names; longer values than MLflow keeps are cut."""
@@ -136,27 +141,23 @@ class Experiment:
         Raises:
             ValueError: an identity that cannot be searched for.
         """
-        if not re.fullmatch(r"[\w.:/-]+", identity):
-            raise ValueError(f"identity is {identity!r}: use letters, digits and _ . : / -")
-        condition = f"tags.`{IDENTITY}` = '{identity}'" + (f" AND tags.`{PARENT}` = '{parent}'" if parent else "")
-        found = retry_tracking(
-            lambda: connect(self.uri).search_runs(
-                [self.experiment_id], condition, max_results=1, order_by=["attributes.start_time ASC"]
-            )
-        )
+        found = self._search(identity, parent, ViewType.ACTIVE_ONLY)
         return self._address(found[0].info) if found else None
 
-    def deleted_run(self, address: dict[str, Any]) -> Run | None:
-        """Return the run at an address that ``Run.address`` gave if somebody has deleted it, and say so; else None."""
-        run = Run(self.uri, **address)
-        try:
-            found = retry_tracking(lambda: connect(self.uri).get_run(run.run_id))
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None  # another store than before, or deleted for good
-            raise
-        if found.info.lifecycle_stage == "active":
+    def running(self, parent: str) -> dict[str, str]:
+        """Return the runs under ``parent`` of which nobody has said that they have ended: identity -> run id."""
+        condition = f"tags.`{PARENT}` = '{parent}' AND attributes.status = 'RUNNING'"
+        found = retry_tracking(
+            lambda: list(connect(self.uri).search_runs([self.experiment_id], condition, max_results=MOST_RUNS))
+        )
+        return {run.data.tags[IDENTITY]: run.info.run_id for run in found if IDENTITY in run.data.tags}
+
+    def deleted_run(self, identity: str, parent: str | None = None) -> Run | None:
+        """Return the run of ``identity`` (under ``parent``) if somebody has deleted it, and say so; else ``None``."""
+        found = self._search(identity, parent, ViewType.ALL)
+        if not found or any(run.info.lifecycle_stage == "active" for run in found):
             return None
+        run = self._address(found[0].info)
         LOG.warning("the MLflow run %s has been deleted, and stays so: nothing more of it is recorded", run.run_id)
         return run
 
@@ -216,6 +217,19 @@ class Experiment:
             retry_tracking(lambda: client.update_run(run.run_id, status="RUNNING"))
         if REASON in state.data.tags:
             retry_tracking(lambda: client.delete_tag(run.run_id, REASON))
+
+    def _search(self, identity: str, parent: str | None, view: int) -> list[Any]:
+        """Return MLflow's runs of ``identity`` (under ``parent``), the oldest first."""
+        if not re.fullmatch(r"[\w.:/-]+", identity):
+            raise ValueError(f"identity is {identity!r}: use letters, digits and _ . : / -")
+        condition = f"tags.`{IDENTITY}` = '{identity}'" + (f" AND tags.`{PARENT}` = '{parent}'" if parent else "")
+        return retry_tracking(
+            lambda: list(
+                connect(self.uri).search_runs(
+                    [self.experiment_id], condition, view, max_results=10, order_by=["attributes.start_time ASC"]
+                )
+            )
+        )
 
     def _address(self, info: Any) -> Run:
         return Run(self.uri, self.experiment_id, info.run_id, info.start_time)

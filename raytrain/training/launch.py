@@ -27,6 +27,7 @@ from raytrain.runs.records import (
     write_run_address,
 )
 from raytrain.runs.workspace import Workspace
+from raytrain.storage.base import Storage
 from raytrain.storage.lease import Lease, driving, find_free
 from raytrain.tracking.client import check_tracking
 from raytrain.tracking.outbox import Outbox
@@ -139,26 +140,21 @@ def train_as_driver(
     if outcome is not None:
         print("this run has ended already; choose another --name to train again")
         run = experiment.find_run(claim.identity)
+        if run is not None and run.is_running():
+            # the driver before died when the run had ended, and MLflow did not know of it
+            outcome = record_end(Outbox(run.uri), run, outcome, lease.fence.guard(workspace.storage.child(name)))
     else:
         print(validation_ladder(workspace.corpus, config, quick=True), flush=True)
-        run = experiment.open_run(
-            claim.identity,
-            name,
-            config=to_dict(config),
-            parameters=flatten(config),
-            tags={
-                "kind": "run",
-                "corpus": workspace.corpus.digest,
-                "seed": str(config.seed),
-                "workers": str(spec),
-                "location": location,
-            }
-            | ({"best_of": best_of} if best_of is not None else {})
-            | ({"encoder_from": encoder.reference} if encoder is not None else {}),
-        )
+        run = experiment.deleted_run(claim.identity)
+        deleted = run is not None
+        if run is None:
+            tags = {"workers": str(spec), "location": location}
+            tags |= {"best_of": best_of} if best_of is not None else {}
+            tags |= {"encoder_from": encoder.reference} if encoder is not None else {}
+            run = open_run(experiment, claim.identity, name, config, workspace, tags)
         write_run_address(lease.fence.guard(workspace.storage.child(name)), run)
-        workspace.log_corpus(run)
         outcome = follow(name, config, workspace, spec, run, lease)
+        run = None if deleted else run
     if outcome.get("unsent"):
         unsent = workspace.storage.child(name).uri(UNSENT)
         print(f"{outcome['unsent']} records did not reach MLflow: python -m raytrain.tracking send {unsent}")
@@ -167,6 +163,21 @@ def train_as_driver(
     view = run.ui_hint() if run is not None else experiment.ui_hint()
     ladder = validation_ladder(workspace.corpus, config)
     return TrainedRun(name=name, location=location, config=config, outcome=outcome, ladder=ladder, run=run, view=view)
+
+
+def open_run(
+    experiment: Experiment, identity: str, name: str, config: RunConfig[Any], workspace: Workspace, tags: dict[str, str]
+) -> Run:
+    """Return the MLflow run of a run, with its config and its corpus; one that there is runs again."""
+    run = experiment.open_run(
+        identity,
+        name,
+        config=to_dict(config),
+        parameters=flatten(config),
+        tags={"kind": "run", "corpus": workspace.corpus.digest, "seed": str(config.seed)} | tags,
+    )
+    workspace.log_corpus(run)
+    return run
 
 
 def follow(
@@ -206,12 +217,17 @@ def follow(
             raise UserError(f"run {name}: {error}; resume with --resume {name}") from error
         raise
     lease.confirm()
+    return record_end(outbox, run, outcome, lease.fence.guard(workspace.storage.child(name)))
+
+
+def record_end(outbox: Outbox, run: Run, outcome: dict[str, Any], location: Storage) -> dict[str, Any]:
+    """Tell MLflow how a run has ended, and close the outbox; what it does not take is kept, and counted as unsent."""
     if outcome.get("samples"):
         outbox.log_samples(run.run_id, outcome["samples"])
     reason = outcome.get("error") or outcome.get("early_stopped")
     outbox.end(run.run_id, "FAILED" if reason else "FINISHED", reason)
     if unsent := outbox.close(ENDED_S):
-        add_unsent(lease.fence.guard(workspace.storage.child(name)), unsent)
+        add_unsent(location, unsent)
     return outcome | {"unsent": outcome.get("unsent", 0) + len(unsent)}
 
 

@@ -114,7 +114,7 @@ class WorkerGroup:
                 if self.worker_spec.most
                 else self.worker_spec.workers,
                 use_gpu=self.worker_spec.gpus > 0,
-                resources_per_worker=self.worker_spec.per_worker,
+                resources_per_worker=self.worker_spec.reserved,
             ),
             run_config=RunConfig(
                 name=self._name,

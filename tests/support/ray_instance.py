@@ -20,7 +20,7 @@ import sys
 import ray
 ray.init(
     address="local", num_cpus=2, num_gpus=int(sys.argv[1]), include_dashboard=True, dashboard_host="127.0.0.1",
-    log_to_driver=False,
+    log_to_driver=False, _memory=int(sys.argv[2]) or None,
 )
 print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
@@ -29,15 +29,17 @@ sys.stdin.read()
 
 
 @contextmanager
-def ray_instance(gpus: int = 0) -> Iterator[str]:
+def ray_instance(gpus: int = 0, memory: int = 0) -> Iterator[str]:
     """Start an instance of two CPUs and ``gpus`` GPUs that no machine has; give its address.
+
+    It has ``memory`` bytes of memory to reserve; by default what the machine has free.
 
     It has the dashboard, which Ray's cleaner of placement groups asks who is alive.
     """
     variables = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
     process = subprocess.Popen(
-        [sys.executable, "-c", CODE, str(gpus)],
+        [sys.executable, "-c", CODE, str(gpus), str(memory)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment | variables,
     )  # fmt: skip
     assert process.stdin is not None

@@ -20,6 +20,10 @@ MIN_TRIALS = 8
 """Fewest evaluated trials. With less, a share of the variance would be noise."""
 
 
+MOST_TRIALS = 300
+"""Most evaluated trials that it is computed from: its time grows with the square of their number."""
+
+
 @dataclass(frozen=True)
 class Importance:
     """The share of the variance of the negative ELBO that a parameter explains."""
@@ -27,7 +31,7 @@ class Importance:
     name: str
     share: float
     num_trials: int
-    """Evaluated trials that have the parameter."""
+    """Evaluated trials that have the parameter, of those that it was computed from."""
     conditional: bool
     """True if some trials do not have it. Its share is then computed among those that do."""
 
@@ -36,10 +40,15 @@ def importances(study: optuna.Study) -> list[Importance]:
     """Return the importance of every parameter for the first objective of a study, the largest first.
 
     Empty if there are fewer than ``MIN_TRIALS`` evaluated trials, or if nothing varies. A parameter that only some
-    trials have is assessed among those, if they are enough.
+    trials have is assessed among those, if they are enough. Of more than ``MOST_TRIALS`` as many are taken, evenly
+    spaced over the search.
     """
     # a warm start from outside the space has no parameters
     trials = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if trial.params]
+    if len(trials) > MOST_TRIALS:
+        trials = [trials[number * len(trials) // MOST_TRIALS] for number in range(MOST_TRIALS)]
+        study = optuna.create_study(directions=study.directions)
+        study.add_trials(trials)
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     having = {name: [trial for trial in trials if name in trial.params] for name in names}
     enough = [name for name in names if len(having[name]) >= MIN_TRIALS]
@@ -101,7 +110,8 @@ def importance(rows: Sequence[TrialRow], study: optuna.Study | None = None) -> F
     if not found:
         return message("Nothing varies over the evaluated trials: no parameter has an importance.")
     figure = new_figure(7.0, 1.2 + 0.36 * len(found))
-    axes = dress(figure.add_subplot(), f"share of the variance of the negative ELBO (fANOVA, {len(scored)} trials)", "")
+    taken = f"{MOST_TRIALS} of {len(scored)}" if len(scored) > MOST_TRIALS else len(scored)
+    axes = dress(figure.add_subplot(), f"share of the variance of the negative ELBO (fANOVA, {taken} trials)", "")
     colours = [SKY if entry.conditional else BLUE for entry in found]
     bars = axes.barh([plain(short(entry.name, 24)) for entry in found], [entry.share for entry in found], color=colours)
     axes.bar_label(bars, [f"{entry.share:.2f}" for entry in found], padding=3, fontsize=8.5)

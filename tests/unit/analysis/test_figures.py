@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from raytrain.analysis.figures import paper, parallel, run, search
-from raytrain.analysis.figures.importance import MIN_TRIALS, importance, importances, rebuild_study
+from raytrain.analysis.figures.importance import MIN_TRIALS, MOST_TRIALS, importance, importances, rebuild_study
 from raytrain.analysis.figures.records import Record, TrialRow, ranked, read_trials
 from raytrain.analysis.figures.style import DPI, message, png, save, upper_limit
 from raytrain.analysis.figures.tables import top_trials, trial_cells
@@ -211,6 +211,19 @@ def test_importance_takes_the_search_s_own_study() -> None:
     study.optimize(lambda trial: trial.suggest_float("own", 0, 1), n_trials=MIN_TRIALS)
     figure = importance([row(number, parameters={"other": number}) for number in range(MIN_TRIALS)], study)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["own"]
+
+
+def test_importance_of_a_large_search_is_computed_from_some_of_its_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time grows with the square of their number; they are spread over the whole search."""
+    chance, assessed = random.Random(0), list[list[int]]()
+    rows = [row(number, 2 + (rate := chance.random()), parameters={"rate": rate}) for number in range(3 * MOST_TRIALS)]
+    monkeypatch.setattr(
+        "raytrain.analysis.figures.importance.get_param_importances",
+        lambda study, **_: assessed.append([trial.params["rate"] for trial in study.trials]) or {"rate": 1.0},
+    )
+    figure = importance(rows)
+    assert assessed == [[one.parameters["rate"] for one in ranked(rows)[::3]]]
+    assert f"fANOVA, {MOST_TRIALS} of {3 * MOST_TRIALS} trials" in figure.axes[0].get_xlabel()
 
 
 def test_importance_says_what_it_lacks() -> None:

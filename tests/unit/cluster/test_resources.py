@@ -15,6 +15,7 @@ from raytrain.cluster.resources import (
     WORKER_NODES,
     Cluster,
     node_types,
+    reserve_memory,
     stated_types,
     worker_spec,
 )
@@ -179,3 +180,33 @@ def test_what_an_autoscaler_may_add_is_read_from_its_own_file(tmp_path: Path) ->
         assert node_types("10.0.0.2:6379") == ()
         monitor.kill()
     assert node_types("10.0.0.1:6379") == ()
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("cluster", "spec", "need", "reserved", "runs"),
+    [
+        (Cluster(({"CPU": 8, "memory": 4 * GB},)), WorkerSpec(1, 1, 0), GB, GB, 4),
+        (Cluster(({"CPU": 8, "memory": 4 * GB},) * 2), WorkerSpec(2, 1, 0), GB, GB, 4),
+        (Cluster(({"CPU": 2, "memory": 4 * GB},)), WorkerSpec(1, 1, 0), GB, GB, 2),
+        # one that takes more than half of a node might never start: as before there is nothing but CPUs to count
+        (Cluster(({"CPU": 8, "memory": 4 * GB},)), WorkerSpec(1, 1, 0), 3 * GB, 0, 8),
+        (Cluster(({"CPU": 8},)), WorkerSpec(1, 1, 0), GB, 0, 8),
+        (Cluster(({"CPU": 8, "memory": 64 * GB}, {"CPU": 8})), WorkerSpec(1, 1, 0), GB, 0, 16),
+        # a group of which not all workers would find room
+        (Cluster(({"CPU": 8, "memory": 4 * GB},)), WorkerSpec(4, 1, 0), 2 * GB, 0, 2),
+        (Cluster(({"CPU": 8, "GPU": 8, "memory": 4 * GB},)), WorkerSpec(1, 1, 1), GB, 0, 8),
+        # a head without CPUs has no workers, whatever its memory
+        (Cluster(({"memory": GB}, {"CPU": 8, "memory": 4 * GB})), WorkerSpec(1, 1, 0), GB, GB, 4),
+        (Cluster(({"CPU": 0},), (({"CPU": 8, "memory": 4 * GB}, 3),)), WorkerSpec(1, 1, 0), GB, GB, 12),
+    ],
+)
+def test_memory_is_reserved_where_that_keeps_no_run_from_starting(
+    cluster: Cluster, spec: WorkerSpec, need: int, reserved: int, runs: int
+) -> None:
+    found = reserve_memory(spec, cluster, need)
+    assert (found.memory, found.per_worker) == (reserved, spec.per_worker)
+    assert cluster.admit(found, None, PLENTY) == runs
+    assert runs * found.workers * found.memory <= cluster.total("memory")

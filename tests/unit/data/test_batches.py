@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import collections
+import mmap
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from raytrain.config.schema import RunConfig
-from raytrain.data.batches import BUCKET_WIDTH, EVALUATION_LANES, EvaluationBatches, TrainingBatches
+from raytrain.data.batches import BUCKET_WIDTH, EVALUATION_LANES, ROWS, EvaluationBatches, Samples, TrainingBatches
 from raytrain.data.corpus import Corpus, CorpusWriter
 from raytrain.data.vocabulary import PAD, STOP
 from raytrain.utils.errors import UserError
@@ -202,3 +203,36 @@ def test_a_corpus_shorter_than_one_sample_is_refused(tmp_path: Path) -> None:
 def test_more_workers_than_groups_are_refused(corpus: Corpus) -> None:
     with pytest.raises(UserError, match="5 workers cannot share a batch of 64"):
         TrainingBatches(corpus, config()).batch(0, 4, 5)
+
+
+def test_documents_are_gathered_as_one_by_one(corpus: Corpus) -> None:
+    """More than are gathered at once, the last document of the stream and one that fills its row among them."""
+    samples = Samples(corpus.split("train"), config(**DOCUMENTS))
+    split = samples.split
+    positions = np.random.default_rng(0).integers(0, samples.count, 2 * ROWS + 3)
+    positions[5] = int(np.flatnonzero(split.by_length[: samples.count] == split.by_length[: samples.count].max())[0])
+    length = int(split.lengths(split.by_length[positions]).max()) + 1
+    tokens, text_bytes = samples.tokens(positions, length)
+    texts = [split.document(number) for number in split.by_length[positions]]
+    assert tokens.dtype == torch.int64
+    assert tokens.tolist() == [[*text, STOP] + [PAD] * (length - len(text) - 1) for text in texts]
+    assert text_bytes == sum(map(len, texts))
+
+
+@SAMPLINGS
+def test_a_text_that_memory_cannot_hold_is_read_without_reading_ahead(
+    corpus: Corpus, sampling: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And gives the same batches; what is read from end to end is mapped as ever."""
+    held = Corpus.open(corpus.path)
+    assert held.split("train").scattered is held.split("train").stream
+    size, asked = len(corpus.split("train").stream), list[int]()
+    monkeypatch.setattr("raytrain.data.corpus.free_memory", lambda: 1.9 * size)
+    monkeypatch.setattr("raytrain.data.corpus.advise", lambda stream, advice: asked.append(advice))
+    large = Corpus.open(corpus.path)
+    split = large.split("train")
+    assert asked == [mmap.MADV_RANDOM]
+    assert split.scattered is not split.stream
+    found, expected = (TrainingBatches(each, config(**sampling)) for each in (large, held))
+    assert found.samples.text is split.scattered
+    assert torch.equal(found.batch(3).tokens, expected.batch(3).tokens)

@@ -97,6 +97,30 @@ def test_records_are_read_in_the_order_of_their_numbers(storage: FolderStorage) 
     assert records.location("x-1").list("checkpoints") == ["checkpoints/step-00000001/state.json"]
 
 
+def test_ended_trials_are_read_once(tmp_path: Path) -> None:
+    """Not those that had not ended, nor new ones: another driver may have gone on before this one took the search."""
+
+    class Watched(FolderStorage):
+        def __init__(self, root: Path) -> None:
+            super().__init__(root)
+            self.keys = list[str]()
+
+        def read(self, key: str) -> bytes:
+            self.keys.append(key)
+            return super().read(key)
+
+    watched = Watched(tmp_path)
+    store = TrialStore(watched)
+    for number, status in enumerate(("finished", "running", "stopped")):
+        store.add(a_trial(number, status=status))
+    known = store.read()
+    store.add(a_trial(1, status="finished"))
+    store.add(a_trial(3))
+    watched.keys.clear()
+    assert [trial.status for trial in store.read(known)] == ["finished", "finished", "stopped", "waiting"]
+    assert sorted(watched.keys) == ["trials/identity-1/trial.json", "trials/identity-3/trial.json"]
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -30,7 +30,7 @@ from raytrain.data.corpus import Corpus
 from raytrain.runs.records import PLAN
 from raytrain.runs.trials import Trial, TrialStore
 from raytrain.search import setup
-from raytrain.search.estimate import Estimate, bench_command, read_benchmark, trial_seconds
+from raytrain.search.estimate import Estimate, bench_command, read_benchmark, trial_seconds, worker_bytes
 from raytrain.search.plan import Plan
 from raytrain.search.space import read_space
 from raytrain.storage import open_storage
@@ -485,3 +485,17 @@ def test_medians_that_are_none_are_refused(corpus: Corpus, tmp_path: Path) -> No
         evaluation = {"samples": 1, "seconds_per_sample": {"median": value}}
         with pytest.raises(UserError, match="a median is"):
             read_benchmark(write_bench(tmp_path / "bench.json", tiny_config("hybrid"), evaluation=evaluation))
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "batch_size", "peak"),
+    [("hybrid", "laptop", 64, 505), ("byte_lstm", "laptop", 256, 656), ("hybrid", "paper-tweets", 32, 808)],
+)
+def test_a_worker_reserves_more_than_the_peak_that_was_measured(
+    model: str, name: Any, batch_size: int, peak: int
+) -> None:
+    """By benchmarks/worker_memory.py; and less than twice of it. Of two workers each has half of the batch."""
+    config = replace(preset(name, model), batch_size=batch_size)
+    need = worker_bytes(config, 1) / 1e6
+    assert 1.1 * peak < need < 2 * peak
+    assert worker_bytes(replace(config, batch_size=batch_size // 2), 1) == worker_bytes(config, 2) < 1e6 * need

@@ -136,6 +136,20 @@ def test_two_searches_of_one_name_in_one_mlflow_store_are_two_runs(plan: Plan, c
         assert state.data.tags["raytrain.location"] == place.storage.uri("baseline")
 
 
+def test_the_run_of_a_search_that_was_deleted_stays_deleted(
+    plan: Plan, corpus: Corpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = new_store(tmp_path)
+    workspace = Workspace(FolderStorage(tmp_path / "runs"), corpus, uri)
+    experiment, run = open_tracking("baseline", plan, workspace, WorkerSpec(1, 1, 0))
+    client = connect(uri)
+    client.delete_run(run.run_id)
+    assert open_tracking("baseline", plan, workspace, WorkerSpec(1, 1, 0)) == (experiment, run)
+    assert client.get_run(run.run_id).info.lifecycle_stage == "deleted"
+    assert client.search_runs([experiment.experiment_id]) == []
+    assert sum("has been deleted, and stays so" in message for message in caplog.messages) == 1
+
+
 def test_only_a_grid_is_run_in_full() -> None:
     found = [resolve_scheduler(None, name, "bound") for name in ("tpe", "random", "grid")]
     assert found == ["asha", "asha", "none"]

@@ -1,4 +1,4 @@
-"""A driver whose search was taken over by another says nothing more of it, in the storage or in MLflow."""
+"""Recorder of trials: why they died, and that a driver that another has followed says nothing more of the search."""
 
 from __future__ import annotations
 
@@ -70,3 +70,34 @@ def test_its_own_run_is_left_too(
     with pytest.raises(LeaseLostError):
         runner.run_and_finish(overtaken.search)
     assert "resume with" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (
+            "Failure # 1 (occurred at noon)\nray::run_alone()\n  File x\nValueError: steps is 0\n",
+            "ValueError: steps is 0",
+        ),
+        (
+            "Failure # 1 (occurred at noon)\nThe actor died.\nFailure # 2 (occurred at one)\n"
+            "1 worker(s) were killed due to the node running low on memory\nOOM kill reason: Memory usage exceeded\n"
+            "- bytes: 0\nRefer to the documentation: https://docs.ray.io\n",
+            "1 worker(s) were killed due to the node running low on memory",
+        ),
+        ("killed", "killed"),
+        ("", "the trial ended with an error, of which Ray kept no message"),
+    ],
+)
+def test_a_trial_that_died_says_of_what(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, cause: str
+) -> None:
+    """Not by the last line in any case: Ray ends what it says of a process that has died with advice."""
+    monkeypatch.setattr(Outbox, "put", lambda *_: None)
+    found = searcher(a_plan(), corpus, tmp_path)
+    assert isinstance(found.suggest("0"), dict)
+    file = tmp_path / "error.txt"
+    file.write_text(text)
+    recorder = TrialRecorder(found, lambda trial: None, Outbox(found.search.parent.uri))
+    recorder.on_trial_error(0, [], SimpleNamespace(trial_id="0", error_file=str(file)))
+    assert (found.trials[0].status, found.trials[0].reason) == ("failed", cause)

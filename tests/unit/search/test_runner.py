@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +11,12 @@ import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from raytrain.cluster.ray_internals import ActorManager
-from raytrain.search.runner import survive_lack_of_memory
+from raytrain.data.corpus import Corpus
+from raytrain.runs.trials import Status, trial_location
+from raytrain.search.runner import say_ends, survive_lack_of_memory
+from raytrain.tracking.outbox import Outbox
+from tests.unit.runs.test_trials import a_trial, reached
+from tests.unit.search.test_search_objective import a_plan, searcher
 
 
 def test_a_process_that_ray_ends_for_lack_of_memory_is_a_death_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,3 +37,27 @@ def test_a_process_that_ray_ends_for_lack_of_memory_is_a_death_like_others(monke
     assert "the node is full" in str(heard[0])
     with pytest.raises(RuntimeError, match="unexpected"):
         manager._actor_task_failed(tracked_actor_task=task, exception=RayError("something else"))
+
+
+def test_ends_that_a_killed_driver_has_not_said_are_said_by_the_next(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its outbox died with it, after the trials' records were written."""
+    said = list[dict[str, Any]]()
+    monkeypatch.setattr(Outbox, "put", lambda self, record: said.append(record))
+    search = searcher(a_plan(), corpus, tmp_path).search
+    statuses: tuple[Status, ...] = ("finished", "stopped", "failed", "running", "finished")
+    known = [a_trial(number, status=status, ended_at=5.5) for number, status in enumerate(statuses)]
+    known[1].reason = "others were better"
+    runs = {trial.identity: f"run-{trial.number}" for trial in known[:4]} | {"of nobody": "run-9"}
+    monkeypatch.setattr(search.experiment, "running", lambda parent: runs if parent == "parent" else {})
+    storage = trial_location(search.location, known[0].identity)
+    outcome = {"best_step": 5, "best": reached(1.0), "precision": "float32", "device": "cpu", "samples": ["one", "two"]}
+    storage.write("outcome.json", json.dumps(outcome).encode())
+    say_ends(search, known, Outbox(search.parent.uri))
+    assert said == [
+        {"run_id": "run-0", "text": "one\ntwo\n", "name": "samples.txt"},
+        {"run_id": "run-0", "status": "FINISHED", "reason": None, "ended_ms": 5500},
+        {"run_id": "run-1", "status": "KILLED", "reason": "others were better", "ended_ms": 5500},
+        {"run_id": "run-2", "status": "FAILED", "reason": None, "ended_ms": 5500},
+    ]

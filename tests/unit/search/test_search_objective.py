@@ -651,8 +651,11 @@ class FakeExperiment:
     def __init__(self) -> None:
         self.tags: list[dict[str, str]] = []
 
-    def deleted_run(self, address: dict[str, Any]) -> None:
+    def deleted_run(self, identity: str, parent: str | None = None) -> None:
         """Nothing is deleted."""
+
+    def running(self, parent: str) -> dict[str, str]:
+        return {}
 
     def open_run(self, identity: str, name: str, **values: Any) -> FakeRun:
         self.tags.append(values["tags"])
@@ -664,7 +667,7 @@ def searcher(plan: Plan, corpus: Corpus, folder: Path) -> OptunaSearcher:
     workspace = Workspace(open_storage(folder), corpus, "sqlite:///nowhere")
     fake: Any = FakeExperiment()
     lease = Lease(workspace.storage.child("s"), 1, Holder.here())
-    search = Search("s", plan, workspace, lease, fake, FakeRun("", "0", "parent", 0), WorkerSpec(1, 1, 0), 1, None)
+    search = Search("s", plan, workspace, lease, fake, FakeRun("", "0", "parent", 0), WorkerSpec(1, 1, 0), 1, None, ())
     records = TrialStore(search.location)
     return OptunaSearcher(search, records, records.read(), Halving(20, plan.search_objective))
 

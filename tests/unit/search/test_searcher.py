@@ -77,6 +77,7 @@ def test_a_point_that_the_space_refuses_is_a_failed_trial(
     monkeypatch.setattr(trainables, "run_in_process", lambda *_: pytest.fail("it trains"))
     trainables.run_alone(values[1])
     trainables.run_worker_group(values[1])
+    monkeypatch.setattr(Outbox, "put", lambda *_: None)
     recorder = TrialRecorder(found, lambda trial: None, Outbox(found.search.parent.uri))
     for event in (recorder.on_trial_start, recorder.on_trial_complete):
         event(0, [], SimpleNamespace(trial_id="1"))
@@ -199,7 +200,9 @@ def test_the_run_of_a_trial_that_was_deleted_stays_deleted(
     run = Run("sqlite:///nowhere", "0", "deleted-run", 5)
     trial.run, found._next = run.address(), trial
     monkeypatch.setattr(
-        found.search.experiment, "deleted_run", lambda address: run if address == run.address() else None
+        found.search.experiment,
+        "deleted_run",
+        lambda identity, parent: run if (identity, parent) == (trial.identity, "parent") else None,
     )
     assert suggest(found, "0")["job"]["tracking"]["run_id"] == "deleted-run"
 

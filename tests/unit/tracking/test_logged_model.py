@@ -214,6 +214,16 @@ def test_a_request_for_more_than_a_server_should_do_is_refused_at_once(checkpoin
         assert refused.value.get_http_status_code() == 400
 
 
+@pytest.mark.parametrize("value", [None, math.nan, 3, b"a"])
+def test_what_is_no_text_is_refused(checkpoint: Path, value: Any) -> None:
+    generator = pyfunc_model.TextGenerator()
+    generator.load_context(PythonModelContext({"checkpoint": str(checkpoint)}, {}))
+    rows = pandas.DataFrame({"text": pandas.Series(["a", value], dtype=object)})
+    with pytest.raises(MlflowException, match=r"row 1 is .*: must be a text") as refused:
+        generator.predict(None, rows, {"task": "score", "seed": 0})
+    assert refused.value.get_http_status_code() == 400
+
+
 @pytest.fixture
 def served(tmp_path: Path, run: Run, model_id: str) -> Iterator[str]:
     """The address of an ``mlflow models serve`` process that serves the model."""
@@ -272,6 +282,10 @@ def test_a_server_answers_with_text(served: str, checkpoint: Path) -> None:
         "top_p is 0.0": {"inputs": [""], "params": {"top_p": 0.0}},
         "temperature is inf": {"inputs": [""], "params": {"temperature": math.inf}},
         "surrogates not allowed": {"inputs": ["a", "\ud800"], "params": {"task": "score"}},
+        "row 1 is nan: must be a text": {
+            "dataframe_split": {"columns": ["text"], "data": [["a"], [None]]},
+            "params": {"task": "score"},
+        },
     }.items():
         with pytest.raises(urllib.error.HTTPError) as refused:
             post(served, body)

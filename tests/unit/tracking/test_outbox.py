@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from raytrain.tracking import outbox as outboxes
 from raytrain.tracking import unsent
 from raytrain.tracking.metric_writer import MetricWriter
-from raytrain.tracking.outbox import Outbox
+from raytrain.tracking.outbox import Outbox, send_record
 from raytrain.tracking.runs import Experiment, Run
 from raytrain.utils.errors import UserError
 from tests.support.mlflow_server import new_store
@@ -92,8 +92,8 @@ def test_a_run_that_was_deleted_stays_so_and_is_said_once(
     experiment: Experiment, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, client = new_run(experiment, "deleted"), MlflowClient(experiment.uri)
-    assert experiment.deleted_run(run.address()) is None
-    assert experiment.deleted_run(run.address() | {"run_id": "0" * 32}) is None
+    assert experiment.deleted_run("deleted") is None
+    assert experiment.deleted_run("another") is None
     writer = MetricWriter(experiment.uri, run.run_id, interval_s=0.01)
     writer.log(1, {"loss": 2.0})
     assert writer.flush(30)
@@ -106,9 +106,29 @@ def test_a_run_that_was_deleted_stays_so_and_is_said_once(
     outbox.end(run.run_id, "KILLED", "stopped")
     assert outbox.close(30) == []
     assert sum("has been deleted" in message for message in caplog.messages) == 2  # by the worker and by the driver
-    assert experiment.deleted_run(run.address()) == run
+    assert experiment.deleted_run("deleted") == run
+    assert experiment.deleted_run("deleted", parent="0" * 32) is None
     found = client.get_run(run.run_id)
     assert (found.info.lifecycle_stage, found.info.status) == ("deleted", "RUNNING")
+
+
+def test_what_is_said_of_a_run_whose_experiment_was_deleted_is_kept_until_that_is_restored(
+    experiment: Experiment,
+) -> None:
+    run, client = new_run(experiment, "restored"), MlflowClient(experiment.uri)
+    writer = MetricWriter(experiment.uri, run.run_id, interval_s=0.01)
+    client.delete_experiment(experiment.experiment_id)
+    writer.log(1, {"loss": 2.0})
+    assert not writer.flush(0.3)
+    outbox = Outbox(experiment.uri)
+    outbox.end(run.run_id, "FINISHED")
+    (record,) = outbox.close(30)
+    client.restore_experiment(experiment.experiment_id)
+    assert writer.flush(30)
+    writer.close()
+    send_record(experiment.uri, record)
+    found = client.get_run(run.run_id)
+    assert (found.info.status, found.data.metrics) == ("FINISHED", {"loss": 2.0})
 
 
 @pytest.mark.parametrize(

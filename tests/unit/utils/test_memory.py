@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from raytrain.cluster.memory import free_memory
+from raytrain.utils.memory import free_memory
 
 GB = 2**30
 
