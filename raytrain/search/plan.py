@@ -10,6 +10,7 @@ from typing import Any
 from raytrain.config.schema import LOCATION, RunConfig, differences, from_dict, to_dict
 from raytrain.metrics import Objective, SearchObjective
 from raytrain.runs.records import FORMAT, PLAN, read_values, search_objective_of
+from raytrain.runs.repeats import Confirm, confirm_of
 from raytrain.search.space import Space, read_space
 from raytrain.storage.base import Storage
 from raytrain.utils.errors import UserError, check_text
@@ -41,7 +42,7 @@ class Plan:
     corpus: str
     """Digest of the corpus."""
     num_samples: int
-    """Number of trials, the only field that may be raised when the search is resumed."""
+    """Number of trials, not counting those that confirm; it may be raised when the search is resumed."""
     seed: int
     workers: dict[str, Any]
     """The options that say how trials run, as they were given: the defaults of a resumption."""
@@ -53,6 +54,8 @@ class Plan:
     min_used: float = 0.0
     warm_starts: tuple[WarmStart, ...] = ()
     """The configs of its first trials."""
+    confirm: Confirm | None = None
+    """How its winner is confirmed, if it is; may be given or changed when the search is resumed."""
 
     @property
     def search_objective(self) -> SearchObjective:
@@ -69,6 +72,7 @@ class Plan:
                 {"reference": start.reference, "config": to_dict(start.config), "params": start.params}
                 for start in self.warm_starts
             ],
+            "confirm": None if self.confirm is None else dataclasses.asdict(self.confirm),
         }
         return json.dumps(values, indent=1).encode()
 
@@ -141,6 +145,7 @@ def read_plan(storage: Storage, compared_with: Space | None = None) -> Plan | No
                 WarmStart(**validate_fields(WarmStart, {**start, "config": from_dict(start["config"])}))
                 for start in values.get("warm_starts", [])
             ],
+            "confirm": confirm_of(values),
         }
         plan = Plan(**validate_fields(Plan, {**values, **made}))
         _check(plan)

@@ -17,9 +17,11 @@ from raytrain.config.workers import WorkerSpec
 from raytrain.metrics import METRIC
 from raytrain.models.ladder import validation_ladder
 from raytrain.runs.records import new_identity, write_failure, write_run_address
+from raytrain.runs.repeats import searched
 from raytrain.runs.trials import Trial, TrialStore
 from raytrain.runs.workspace import Workspace
 from raytrain.search.algorithms import Recalls, add_to_study, make_study, optuna_result
+from raytrain.search.confirmation import new_repeats
 from raytrain.search.plan import Plan
 from raytrain.search.space import GRID, check_choices, grid
 from raytrain.search.warm_start import point_of
@@ -78,7 +80,8 @@ class OptunaSearcher(Searcher):
         self.search = search
         self.records = records
         self.scratch = ""
-        self.study = make_study(search.plan, len(known))
+        own = searched(known)
+        self.study = make_study(search.plan, len(own))
         self.trials = list(known)
         """All trials of the search, by number."""
         self.scheduler = scheduler
@@ -92,9 +95,9 @@ class OptunaSearcher(Searcher):
         self._next: Trial | None = None
         """Trial that has been drawn and waits for its MLflow run."""
         self._ask_again, self._away_since = -math.inf, math.inf
-        self._again = [trial for trial in known if not trial.ended]
+        self._again = [trial for trial in own if not trial.ended]
         self._grid = grid(search.plan.space, search.plan.budget) if search.plan.algorithm == GRID else None
-        for trial in known:
+        for trial in own:
             if trial.baseline is not None:
                 self._baselines[_samples_of(trial.config)] = trial.baseline
             if trial.ended:
@@ -143,6 +146,7 @@ class OptunaSearcher(Searcher):
             baseline=trial.baseline,
             fence=search.lease.fence.address(),
             reported=trial.step,
+            losses=trial.confirms is not None,
         )
         return {
             "job": asdict(job),
@@ -151,6 +155,16 @@ class OptunaSearcher(Searcher):
             "scratch": self.scratch,
             "refused": refused,
         }
+
+    def begin_confirmation(self) -> int:
+        """Let the next trials be those that confirm the winner; return how many of them have not ended.
+
+        Call it when all other trials have ended: they decide which configs are confirmed. Trials that confirm and were
+        begun before the search was resumed are among them.
+        """
+        self.trials += new_repeats(self.search.plan, self.trials)
+        self._again = [trial for trial in self.trials if not trial.ended]
+        return len(self._again)
 
     def _drawn_trial(self) -> Trial | None:
         """Return the next trial, recorded: a trial that was drawn is never drawn differently. None if drawing fails."""
@@ -182,7 +196,8 @@ class OptunaSearcher(Searcher):
                 "trial": str(trial.number),
                 "location": self.location(trial).uri(),
             }
-            | ({"started_from": trial.origin} if trial.origin else {}),
+            | ({"started_from": trial.origin} if trial.origin else {})
+            | ({} if trial.confirms is None else {"confirms": str(trial.confirms)}),
         )
         search.workspace.log_corpus(run)
         return run
@@ -217,7 +232,7 @@ class OptunaSearcher(Searcher):
 
     def _draw(self) -> Trial:
         """Return a new trial: of a warm start's config while there are any, then at the next point of the space."""
-        plan, number = self.search.plan, len(self.trials)
+        plan, number = self.search.plan, len(searched(self.trials))
         if number < len(plan.warm_starts):
             start = plan.warm_starts[number]
             values = point_of(start, plan.space, plan.bases, plan.budget)
@@ -280,7 +295,7 @@ class OptunaSearcher(Searcher):
         return trial
 
     def _recall(self, trial_id: str, trial: Trial) -> None:
-        if isinstance(self.scheduler, Recalls):
+        if isinstance(self.scheduler, Recalls) and trial.confirms is None:
             self.scheduler.recall(trial_id, trial.history)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

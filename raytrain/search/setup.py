@@ -19,9 +19,11 @@ from raytrain.models import build_empty
 from raytrain.models.ladder import validation_ladder
 from raytrain.runs.encoders import Encoder, find_encoder
 from raytrain.runs.records import PLAN, check_name, holds_something, is_run, new_identity, read_values
+from raytrain.runs.repeats import searched
 from raytrain.runs.trials import TrialStore
 from raytrain.runs.workspace import Workspace, open_workspace, reopen_workspace
 from raytrain.search.algorithms import check_algorithms, resolve_algorithm, resolve_scheduler
+from raytrain.search.confirmation import repeat_share, repeats_left
 from raytrain.search.estimate import Estimate, read_benchmark, trial_seconds
 from raytrain.search.options import NUM_SAMPLES, RESUMABLE, SearchOptions, SearchRequest
 from raytrain.search.plan import Plan, WarmStart, read_plan
@@ -150,6 +152,7 @@ def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: tuple[W
         objective=options.search_objective,
         min_used=options.min_used,
         warm_starts=warm_starts,
+        confirm=options.confirmation(request.first.seed),
     )
 
 
@@ -197,12 +200,20 @@ def stored_plan(name: str, storage: str | None) -> tuple[Plan, SearchOptions]:
         workers = validate_fields(SearchOptions, plan.workers, "workers.")
     except ValueError as error:
         raise UserError(f"{root.uri(name)}/{PLAN} is not a search's plan: {error}") from None
+    given: dict[str, Any] = {}
+    if plan.confirm is not None:
+        given = {
+            "confirm": plan.confirm.option,
+            "confirm_steps": plan.confirm.steps,
+            "confirm_share": plan.confirm.share,
+        }
     return plan, SearchOptions(
         num_samples=plan.num_samples,
         experiment=plan.experiment,
         search_objective=plan.objective,
         min_used=plan.min_used,
         warm_start=tuple(start.reference for start in plan.warm_starts),
+        **given,
         **workers,
     )
 
@@ -228,7 +239,11 @@ def resumed_search(name: str, plan: Plan, begun: SearchOptions, options: SearchO
         free = find_free(open_storage_root(options.storage).child(name), f"--resume {name}: the search")
     workspace = reopen_workspace(options.storage, plan.corpus, plan.corpus_path)
     connect(options.address)
-    plan = dataclasses.replace(plan, num_samples=max(plan.num_samples, options.num_samples or 0))
+    plan = dataclasses.replace(
+        plan,
+        num_samples=max(plan.num_samples, options.num_samples or 0),
+        confirm=options.confirmation(plan.seed),
+    )
     return admit(name, plan, workspace, read_cluster(), options, "as recorded", free)
 
 
@@ -244,15 +259,20 @@ def admit(
     """
     check_tracking(workspace.tracking_uri, cluster.num_nodes)
     spec = worker_spec(options.worker_options(), cluster)
-    num_left = plan.num_samples - sum(trial.ended for trial in TrialStore(workspace.storage.child(name)).read())
-    concurrent = min(max(1, num_left), cluster.admit(spec, options.max_concurrent, free_memory()))
+    known = TrialStore(workspace.storage.child(name)).read()
+    num_left = plan.num_samples - sum(trial.ended for trial in searched(known))
+    num_repeats = repeats_left(plan, known)
+    most = max(num_left, num_repeats)
+    concurrent = min(max(1, most), cluster.admit(spec, options.max_concurrent, free_memory()))
     print_plan(name, plan, workspace, spec, size)
-    limited = concurrent < min(num_left, cluster.admit(spec, options.max_concurrent, math.inf))
+    limited = concurrent < min(most, cluster.admit(spec, options.max_concurrent, math.inf))
     memory = "; the memory of this machine carries no more" if limited else ""
     print(f"concurrency: {concurrent} trials, {cluster.usage(spec, concurrent)}{memory}")
     seconds, sources = trial_seconds(plan, workspace.corpus, spec, options.bench)
     estimate = Estimate(
         num_trials=num_left,
+        num_repeats=num_repeats,
+        repeat_share=repeat_share(plan),
         concurrent=concurrent,
         workers=spec.workers,
         trial_seconds=seconds,
@@ -299,6 +319,8 @@ def open_tracking(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec)
             "worker_group": str(spec),
         },
     )
+    if plan.confirm is not None:
+        parent.log_parameters({"search.confirm": plan.confirm.option})
     workspace.log_corpus(parent)
     parent.log_text(plan.space.source, f"space/{plan.space.name}.py")
     print(f"view: {parent.ui_hint()}", flush=True)
@@ -319,6 +341,7 @@ def print_plan(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec, si
         f"search {name}: {plan.num_samples} trials ({plan.space.name}, {plan.algorithm}), "
         f"each {spec} on {'GPUs' if spec.on_gpus else 'CPUs'}, kept in {workspace.storage.uri(name)}\n"
         f"objective: {plan.search_objective}"
+        + ("" if plan.confirm is None else f"\nconfirmation: {plan.confirm}")
         + "".join(f"\nwarm start: {start.reference}" for start in plan.warm_starts)
     )
     print("\n".join(reference_lines(plan, corpus)), flush=True)

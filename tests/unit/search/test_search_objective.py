@@ -32,7 +32,8 @@ from raytrain.runs import checkpoint
 from raytrain.runs.checkpoint import Snapshot
 from raytrain.runs.checkpoint_writer import CheckpointWriter
 from raytrain.runs.records import PLAN, search_objective_of
-from raytrain.runs.trials import Trial, TrialStore, rank, winner
+from raytrain.runs.repeats import winner
+from raytrain.runs.trials import Trial, TrialStore, rank
 from raytrain.runs.workspace import Workspace
 from raytrain.search.algorithms import Halving, add_to_study, make_study, resolve_scheduler
 from raytrain.search.finish import table
