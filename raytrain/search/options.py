@@ -29,7 +29,7 @@ class SearchOptions:
     budget: str | None = None
     """Budget of the space, where it defines any; default: its first."""
     algorithm: str | None = None
-    """Sampler that draws the trials: tpe, random, grid or a registered one; default: the one that the space names,
+    """Sampler that draws the trials: tpe, gp, random, grid or a registered one; default: the one that the space names,
     otherwise tpe."""
     scheduler: str | None = None
     """Scheduler that stops trials early: asha, none or a registered one; default: asha, but none for a grid and for

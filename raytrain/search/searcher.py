@@ -20,7 +20,7 @@ from raytrain.runs.records import new_identity, write_failure, write_run_address
 from raytrain.runs.repeats import searched
 from raytrain.runs.trials import Trial, TrialStore
 from raytrain.runs.workspace import Workspace
-from raytrain.search.algorithms import Recalls, add_to_study, make_study, optuna_result
+from raytrain.search.algorithms import Recalls, add_to_study, make_study, optuna_result, set_constraints
 from raytrain.search.confirmation import new_repeats
 from raytrain.search.plan import Plan
 from raytrain.search.space import GRID, check_choices, grid
@@ -314,8 +314,10 @@ class OptunaSearcher(Searcher):
         """Report the result of a trial to Optuna."""
         point = self._points.get(trial.identity)
         if point is not None and trial.ended:
-            state, values = optuna_result(trial, self.search.plan.search_objective)
+            search_objective = self.search.plan.search_objective
+            state, values = optuna_result(trial, search_objective)
             try:
+                set_constraints(point, trial, search_objective)
                 self.study.tell(point, values, state=state)
             except Exception as error:  # whatever the sampler of a plugin raises: Tune would wait for ever
                 self.failure = self.failure or error
