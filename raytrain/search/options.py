@@ -39,6 +39,8 @@ class SearchOptions:
     the Pareto front of negative ELBO and use of the code (pareto: ASHA stops no trial)."""
     min_used: float = 0.0
     """Constraint: a trial whose decoder uses less of the code, in nats per sample, cannot win."""
+    max_parameters: int | None = None
+    """Limit: a point of the space whose model has more parameters is drawn again, not trained; default: no limit."""
     confirm: str | None = None
     """K:S, confirm the winner: when the search has ended, its best K configs are trained again with S new seeds each,
     and the best mean wins; default: none, since it takes K x S whole trials more."""
@@ -108,6 +110,8 @@ class SearchOptions:
             )
         if not (self.min_used >= 0 and math.isfinite(self.min_used)):
             raise UserError(f"--min-used is {self.min_used:g}: give nats of at least 0")
+        if self.max_parameters is not None and self.max_parameters < 1:
+            raise UserError(f"--max-parameters is {self.max_parameters}: a model has at least one")
         if self.confirm is None and (self.confirm_steps is not None or self.confirm_share != 1):
             option = "--confirm-share" if self.confirm_steps is None else "--confirm-steps"
             raise UserError(f"{option} needs --confirm K:S")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,8 @@ from raytrain.runs.trials import Trial, TrialStore
 from raytrain.runs.workspace import Workspace
 from raytrain.search.algorithms import Recalls, add_to_study, make_study, optuna_result, set_constraints
 from raytrain.search.confirmation import new_repeats
-from raytrain.search.plan import Plan
-from raytrain.search.space import GRID, check_choices, grid
+from raytrain.search.plan import Plan, grid_points
+from raytrain.search.space import GRID, check_choices
 from raytrain.search.warm_start import point_of
 from raytrain.storage import open_storage_root
 from raytrain.storage.lease import LeaseLostError
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 AWAY_S = 3600.0
 """How long new trials wait for MLflow."""
+DRAWS_OF_SAMPLER, MOST_DRAWS = 10, 1000
+"""Draws of a point whose model keeps ``--max-parameters``: by the sampler, then at random, and in all."""
 ASK_AGAIN_S = 5.0
 """Pause between two attempts to make the MLflow run of a new trial."""
 
@@ -87,6 +90,7 @@ class OptunaSearcher(Searcher):
         self.scheduler = scheduler
         self.failure: Exception | None = None
         """Error of the sampler, which ends the search."""
+        self._random = optuna.samplers.RandomSampler(seed=search.plan.seed + len(own))
         self._points: dict[str, optuna.Trial] = {}
         """Optuna's trial of each of ours, by identity. A config that is no point of the space has none."""
         self._baselines: dict[tuple[Any, ...], float] = {}
@@ -96,7 +100,10 @@ class OptunaSearcher(Searcher):
         """Trial that has been drawn and waits for its MLflow run."""
         self._ask_again, self._away_since = -math.inf, math.inf
         self._again = [trial for trial in own if not trial.ended]
-        self._grid = grid(search.plan.space, search.plan.budget) if search.plan.algorithm == GRID else None
+        plan = search.plan
+        self._grid = None
+        if plan.algorithm == GRID:
+            self._grid = grid_points(plan.space, plan.bases, plan.budget, plan.max_parameters)
         for trial in own:
             if trial.baseline is not None:
                 self._baselines[_samples_of(trial.config)] = trial.baseline
@@ -238,14 +245,32 @@ class OptunaSearcher(Searcher):
             values = point_of(start, plan.space, plan.bases, plan.budget)
             return self._add(start.config, None if values is None else self._known_point(values), start.reference)
         values = None if self._grid is None else self._grid[(number - len(plan.warm_starts)) % len(self._grid)]
-        point = self._ask(values)
+        for attempt in range(MOST_DRAWS):
+            with self._at_random() if attempt >= DRAWS_OF_SAMPLER else contextlib.nullcontext():
+                point = self._ask(values)
+                try:
+                    config = plan.space.resolve(plan.bases, point, plan.budget)
+                    check_choices(point.distributions)
+                except (Exception, SystemExit) as error:  # whatever a user's file raises is the user's mistake
+                    raised = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                    return self._add_refused(point, f"search space {plan.space.name}: {raised}{error}")
+            if plan.fits(config):
+                return self._add(config, point)
+            self.study.tell(point, state=optuna.trial.TrialState.FAIL)  # which a sampler ignores
+        raise UserError(
+            f"--max-parameters {plan.max_parameters}: none of {MOST_DRAWS} points that were drawn one after the other "
+            "has so few"
+        )
+
+    @contextlib.contextmanager
+    def _at_random(self) -> Iterator[None]:
+        """Draw at random inside: a sampler may insist on what it knows nothing against."""
+        sampler = self.study.sampler
+        self.study.sampler = self._random
         try:
-            config = plan.space.resolve(plan.bases, point, plan.budget)
-            check_choices(point.distributions)
-        except (Exception, SystemExit) as error:  # whatever a user's file raises is the user's mistake
-            raised = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            return self._add_refused(point, f"search space {plan.space.name}: {raised}{error}")
-        return self._add(config, point)
+            yield
+        finally:
+            self.study.sampler = sampler
 
     def _ask(self, values: dict[str, Any] | None) -> optuna.Trial:
         """Return Optuna's next trial, at ``values`` where they are given."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,7 +16,7 @@ from raytrain.config.schema import RunConfig, flatten, to_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.data.corpus import Corpus
 from raytrain.metrics import SearchObjective
-from raytrain.models import build_empty
+from raytrain.models import num_parameters
 from raytrain.models.ladder import validation_ladder
 from raytrain.runs.encoders import Encoder, find_encoder
 from raytrain.runs.records import PLAN, check_name, holds_something, is_run, new_identity, read_values
@@ -26,9 +27,9 @@ from raytrain.search.algorithms import check_algorithms, resolve_algorithm, reso
 from raytrain.search.confirmation import repeat_share, repeats_left
 from raytrain.search.estimate import Estimate, read_benchmark, trial_seconds
 from raytrain.search.options import NUM_SAMPLES, RESUMABLE, SearchOptions, SearchRequest
-from raytrain.search.plan import Plan, WarmStart, read_plan
+from raytrain.search.plan import Plan, WarmStart, grid_points, read_plan
 from raytrain.search.searcher import Search
-from raytrain.search.space import GRID, check_space, grid
+from raytrain.search.space import GRID, check_space
 from raytrain.search.warm_start import read_warm_starts
 from raytrain.storage import open_storage_root
 from raytrain.storage.lease import find_free, take
@@ -108,6 +109,7 @@ def check_request(
     check_search_objective(SearchObjective(options.search_objective, options.min_used), request.bases)
     points = check_space(space, request.bases, budget, algorithm, request.first.seed)
     warm_starts = read_warm_starts(options.warm_start, request.bases)
+    check_parameters(options.max_parameters, points, warm_starts)
     configs = [*points, *(start.config for start in warm_starts)]
     shapes = {(each.sampling, each.length, each.batch_size, each.group_size, each.vocabulary): each for each in configs}
     for config in shapes.values():
@@ -118,6 +120,23 @@ def check_request(
         for config in {(each.model, each.length): each for each in configs}.values():
             encoder.check(config)
     return warm_starts
+
+
+def check_parameters(most: int | None, points: Sequence[RunConfig[Any]], warm_starts: Sequence[WarmStart]) -> None:
+    """Refuse a limit of parameters that no checked point of the space keeps, or that a warm start does not.
+
+    Raises:
+        UserError: with the number of parameters.
+    """
+    if most is None:
+        return
+    for start in warm_starts:
+        if (found := num_parameters(start.config)) > most:
+            raise UserError(f"--max-parameters {most}: --warm-start {start.reference} has {found:,}")
+    if (fewest := min(map(num_parameters, points))) > most:
+        raise UserError(
+            f"--max-parameters {most}: none of {len(points)} points of the space has so few; the least is {fewest:,}"
+        )
 
 
 def check_search_objective(search_objective: SearchObjective, bases: dict[str, RunConfig[Any]]) -> None:
@@ -134,7 +153,7 @@ def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: tuple[W
     """Return the plan of a request: everything that decides which trials the search has."""
     options, space = request.options, request.space
     budget, algorithm = space.budget(options.budget), resolve_algorithm(options.algorithm, space)
-    points = len(grid(space, budget)) if algorithm == GRID else 0
+    points = len(grid_points(space, request.bases, budget, options.max_parameters)) if algorithm == GRID else 0
     default = points + len(warm_starts) if points else max(NUM_SAMPLES, len(warm_starts))
     return Plan(
         identity=new_identity(),
@@ -151,6 +170,7 @@ def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: tuple[W
         corpus_path=str(workspace.corpus.path),
         objective=options.search_objective,
         min_used=options.min_used,
+        max_parameters=options.max_parameters,
         warm_starts=warm_starts,
         confirm=options.confirmation(request.first.seed),
     )
@@ -212,6 +232,7 @@ def stored_plan(name: str, storage: str | None) -> tuple[Plan, SearchOptions]:
         experiment=plan.experiment,
         search_objective=plan.objective,
         min_used=plan.min_used,
+        max_parameters=plan.max_parameters,
         warm_start=tuple(start.reference for start in plan.warm_starts),
         **given,
         **workers,
@@ -227,7 +248,8 @@ def resumed_search(name: str, plan: Plan, begun: SearchOptions, options: SearchO
     options.check()
     for reference in options.bench:
         read_benchmark(reference)
-    for field in ("space", "budget", "algorithm", "scheduler", "name", "search_objective", "min_used", "warm_start"):
+    settled = ("space", "budget", "algorithm", "scheduler", "name", "search_objective", "min_used", "max_parameters")
+    for field in (*settled, "warm_start"):
         if getattr(options, field) != getattr(begun, field):
             raise UserError(
                 f"--resume {name} takes no --{field.replace('_', '-')}: the search continues as it was begun"
@@ -319,6 +341,8 @@ def open_tracking(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec)
             "worker_group": str(spec),
         },
     )
+    if plan.max_parameters is not None:
+        parent.log_parameters({"search.max_parameters": plan.max_parameters})
     if plan.confirm is not None:
         parent.log_parameters({"search.confirm": plan.confirm.option})
     workspace.log_corpus(parent)
@@ -331,9 +355,8 @@ def print_plan(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec, si
     """Print what is about to be searched, and where the sizes are from."""
     corpus = workspace.corpus
     for model, config in plan.bases.items():
-        parameters = sum(parameter.numel() for parameter in build_empty(config).parameters())
         print(
-            f"{model}, {size}: {parameters:,} parameters, {config.steps} steps of {config.batch_size} "
+            f"{model}, {size}: {num_parameters(config):,} parameters, {config.steps} steps of {config.batch_size} "
             f"{config.samples_noun} of {config.length}"
         )
     print(
@@ -341,6 +364,7 @@ def print_plan(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec, si
         f"search {name}: {plan.num_samples} trials ({plan.space.name}, {plan.algorithm}), "
         f"each {spec} on {'GPUs' if spec.on_gpus else 'CPUs'}, kept in {workspace.storage.uri(name)}\n"
         f"objective: {plan.search_objective}"
+        + ("" if plan.max_parameters is None else f", at most {plan.max_parameters:,} parameters")
         + ("" if plan.confirm is None else f"\nconfirmation: {plan.confirm}")
         + "".join(f"\nwarm start: {start.reference}" for start in plan.warm_starts)
     )
