@@ -11,7 +11,8 @@ from raytrain.config.cli import Choice, default_config
 from raytrain.config.presets import full_size
 from raytrain.config.schema import RunConfig, override
 from raytrain.runs.records import check_name
-from raytrain.runs.trials import Trial, winner
+from raytrain.runs.repeats import winner
+from raytrain.runs.trials import Trial
 from raytrain.runs.workspace import open_workspace
 from raytrain.search.options import SearchOptions, SearchRequest
 from raytrain.search.runner import run_and_finish
@@ -33,7 +34,7 @@ class SearchResult:
     trials: list[Trial]
     """Every trial, by number, with its config, status and metrics."""
     best: Trial | None
-    """The winner; ``None`` if no trial met the search objective's constraint."""
+    """The winner, confirmed if that was asked for; ``None`` if none met the search objective's constraint."""
 
 
 def train(config: RunConfig[Any] | str, **settings: Any) -> TrainedRun:
@@ -90,7 +91,7 @@ def tune(config: RunConfig[Any] | str, *, space: str | Path | None = None, **set
     if search is None:
         return None
     trials = run_and_finish(search)
-    best = winner(trials, search.plan.search_objective)
+    best = winner(trials, search.plan.search_objective, search.plan.confirm)
     return SearchResult(name=search.name, location=search.location.uri(), trials=trials, best=best)
 
 

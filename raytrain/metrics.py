@@ -137,6 +137,8 @@ DRAWS = 8
 """Draws of z for the estimate of the likelihood. Each costs about as much as one more evaluation."""
 INFEASIBLE_PENALTY = 1000.0
 """Bits per byte. A trial whose code is used too little scores behind every feasible one by this much."""
+NO_RESULT = 2.0
+"""How far a trial that has diverged before its first evaluation misses a constraint: more than one without any use."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,8 @@ class SearchObjective:
         """Return the number to minimise; infinite where the metric is missing or not finite.
 
         It is the metric itself, or, where the code is used too little, ``INFEASIBLE_PENALTY`` plus the missing nats.
-        A penalty rather than a constraint, because ASHA, TPE and the order of tables only compare two numbers.
+        A penalty rather than a constraint, because ASHA and the order of tables only compare two numbers. Optuna's
+        samplers have the constraint itself: ``constraints``.
         """
         value = metrics.get(self.metric, math.nan)
         if not math.isfinite(value):
@@ -183,8 +186,19 @@ class SearchObjective:
         )
 
     def values(self, metrics: Mapping[str, float]) -> list[float]:
-        """Return the values for Optuna: negative ELBO and use of the code for ``pareto``, otherwise the score."""
-        return [metrics[METRIC], code_use(metrics)] if self.objective == "pareto" else [self.score(metrics)]
+        """Return the values for Optuna: the metric, and for ``pareto`` the use of the code too."""
+        return [metrics[METRIC], code_use(metrics)] if self.objective == "pareto" else [metrics[self.metric]]
+
+    def constraints(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Return by how much a trial misses each constraint, for Optuna: above 0 it is infeasible.
+
+        As a share of what is asked for, so that several constraints can be added up: 1 where the code is not used at
+        all. ``NO_RESULT`` where it was not measured. Empty without a constraint.
+        """
+        if not self.min_used:
+            return {}
+        use = code_use(metrics)
+        return {"used": 1 - use / self.min_used if math.isfinite(use) else NO_RESULT}
 
     @property
     def directions(self) -> list[Literal["minimize", "maximize"]]:

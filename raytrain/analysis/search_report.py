@@ -25,7 +25,7 @@ from raytrain.runs.records import search_objective_of
 from raytrain.tracking.queries import Child, children, describe, download
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import output_file
-from raytrain.utils.validation import parse_json
+from raytrain.utils.validation import parse_json, validate_type
 
 if TYPE_CHECKING:
     import optuna
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from raytrain.tracking.runs import Run
 
 TRIALS = "trials.parquet"
+CONFIRMATION = "confirmation.json"
+"""Artifact of a search that has confirmed its winner: see ``search.confirmation``."""
 LADDER = "raytrain.ladder"
 """Tag of a search that has ended: the reference ladder on the samples of its winner, as JSON."""
 CAPTIONS = {
@@ -90,7 +92,9 @@ def write_search_report(parent: Run, folder: Path, study: optuna.Study | None = 
         file = download(parent, TRIALS, Path(scratch))
         if file is None:
             raise UserError(f"search {search.name} has no {TRIALS} yet: it is written when the search ends")
-        rows = read_trials(file)
+        rows = [row for row in read_trials(file) if not row.confirms]
+        confirmation = download(parent, CONFIRMATION, Path(scratch))
+        confirmed = None if confirmation is None else read_confirmation(confirmation)
     objectives = {child.run.run_id: objective_of(child.parameters) for child in children(parent)}
     folder.mkdir(parents=True, exist_ok=True)
     images: dict[str, Path] = {}
@@ -98,7 +102,7 @@ def write_search_report(parent: Run, folder: Path, study: optuna.Study | None = 
         images[name] = save(figure, folder, name, ("png",))[0]
     page = folder / "report.html"
     with output_file(page) as file:
-        file.write_text(report_page(search, rows, images), encoding="utf-8")
+        file.write_text(report_page(search, rows, images, confirmed), encoding="utf-8")
     paths = [*images.values(), page]
     for path in paths:
         parent.log_file(path, "report")
@@ -117,8 +121,69 @@ th, td { padding: 0.25em 0.8em 0.25em 0; text-align: left; border-bottom: 1px so
 """
 
 
-def report_page(search: Child, rows: Sequence[TrialRow], images: Mapping[str, Path]) -> str:
-    """Return the HTML page: a summary, every image embedded, and the tables of trials as text."""
+def read_confirmation(file: Path) -> dict[str, Any]:
+    """Read a ``confirmation.json``.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        values = validate_type(parse_json(file.read_bytes()), dict[str, Any], "it")
+        validate_type(values.get("sentence"), str, "sentence")
+        configs = validate_type(values.get("configs"), list[dict[str, Any]], "configs")
+        for entry in configs:
+            for name, hint in CONFIG.items():
+                validate_type(entry.get(name), hint, f"configs.{name}")
+        return values
+    except ValueError as error:
+        raise UserError(f"{file.name} is not the confirmation of a search: {error}") from None
+
+
+CONFIG = {
+    "trial": str,
+    "searched": float,
+    "mean": float | None,
+    "spread": float | None,
+    "held": int,
+    "seeds": list[int],
+    "values": list[float | None],
+}
+"""Keys of a config in a ``confirmation.json`` that the report shows."""
+
+
+def _confirmation(values: dict[str, Any] | None) -> list[str]:
+    """Return the section of a page on the confirmation of the winner; nothing where there is none."""
+    if values is None:
+        return []
+    head = ["trial", "in the search", "mean", "spread", "held", "seeds", "values"]
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    cells = [
+        [
+            entry["trial"],
+            *map(number, (entry["searched"], entry["mean"], entry["spread"])),
+            f"{entry['held']} of {len(entry['seeds'])}",
+            ", ".join(map(str, entry["seeds"])),
+            ", ".join(map(number, entry["values"])),
+        ]
+        for entry in values["configs"]
+    ]
+    return [
+        "<h2>Confirmation</h2>",
+        f"<p>The best configs again with new seeds, in bits per byte: {html.escape(values['sentence'])}.</p>",
+        _cells(head, cells),
+    ]
+
+
+def report_page(
+    search: Child, rows: Sequence[TrialRow], images: Mapping[str, Path], confirmation: dict[str, Any] | None = None
+) -> str:
+    """Return the HTML page: a summary, every image embedded, and the tables of trials as text.
+
+    ``confirmation`` is what ``read_confirmation`` gives; ``rows`` are those of the search's own trials.
+    """
     sections = []
     for name, file in images.items():
         title, _, text = CAPTIONS[name].partition(":")
@@ -137,7 +202,8 @@ def report_page(search: Child, rows: Sequence[TrialRow], images: Mapping[str, Pa
             f"<html lang='en'><head><meta charset='utf-8'><title>{html.escape(search.name)}</title>",
             f"<style>{STYLE}</style></head><body>",
             f"<h1>{html.escape(search.name)}</h1>",
-            *_summary(search, rows),
+            *_summary(search, rows, confirmation),
+            *_confirmation(confirmation),
             *sections,
             "<h2>The best trials, in text</h2>",
             _html_table(ranked(rows)[:TOP]),
@@ -148,7 +214,7 @@ def report_page(search: Child, rows: Sequence[TrialRow], images: Mapping[str, Pa
     )
 
 
-def _summary(search: Child, rows: Sequence[TrialRow]) -> list[str]:
+def _summary(search: Child, rows: Sequence[TrialRow], confirmation: dict[str, Any] | None) -> list[str]:
     """Return the summary: the search, the end of its trials and the best one, with what a user should know of it."""
     counts = ", ".join(f"{count} {status}" for status, count in Counter(row.status for row in rows).items())
     models = ", ".join(sorted({row.model for row in rows if row.model}))
@@ -166,7 +232,8 @@ def _summary(search: Child, rows: Sequence[TrialRow]) -> list[str]:
     if not (best := ranked(rows)[:1]):
         return [*paragraphs, "<p class='warning'>No trial has been evaluated.</p>"]
     row, ladder = best[0], ladder_of(search)
-    paragraphs.append(f"<p>Best: trial {html.escape(row.label)} with {html.escape(headline(row.metrics))}.</p>")
+    best_of = "Best" if confirmation is None else "Best before the confirmation"
+    paragraphs.append(f"<p>{best_of}: trial {html.escape(row.label)} with {html.escape(headline(row.metrics))}.</p>")
     if search_objective.min_used and not search_objective.may_win(row.metrics):
         lack = f"No trial uses at least {search_objective.min_used:g} nats of its code: none has won."
         paragraphs.append(f"<p class='warning'>{lack}</p>")
@@ -201,7 +268,10 @@ def _html_table(rows: Sequence[TrialRow], reasons: bool = False) -> str:
     head, cells = trial_cells(rows)
     if reasons:
         head, cells = [*head, "reason"], [[*line, row.reason] for line, row in zip(cells, rows, strict=True)]
+    return _cells(head, cells)
 
+
+def _cells(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     def line(tag: str, texts: Sequence[str]) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) + "</tr>"
 

@@ -25,7 +25,8 @@ from raytrain.metrics import (
     shown_metrics,
 )
 from raytrain.models.ladder import Ladder
-from raytrain.runs.trials import Trial, rank, winner
+from raytrain.runs.repeats import Repeated, searched, winner
+from raytrain.runs.trials import Trial, rank
 from raytrain.utils.output import console
 from raytrain.utils.text import table as markdown
 
@@ -69,6 +70,8 @@ def trial_table(trials: Sequence[Trial], title: str, first: int = 0) -> Table:
 def _fields(trial: Trial, form: str, separator: str) -> str:
     """Return the fields that the space has set, behind the origin of a warm start's config."""
     origin = f"(from {trial.origin})  " if trial.origin else ""
+    if trial.confirms is not None:
+        origin = f"(confirms {trial.confirms:03}, seed {trial.config.seed})  "
     fields = (form.format(name.rpartition(".")[2], short(value)) for name, value in trial.fields.items())
     return origin + separator.join(fields)
 
@@ -133,11 +136,46 @@ class LiveTable:
         return trial_table([*shown, *best[:BEST_ROWS]], f"{title}; the best others below", len(shown))
 
 
-def search_summary(trials: list[Trial], search_objective: SearchObjective, ladder: Ladder | None = None) -> str:
+CONFIRMED = ("trial", "in the search", "mean", "spread", "held", "new seeds")
+"""Columns of a table of confirmed configs."""
+
+
+def confirmation_summary(configs: Sequence[Repeated], search_objective: SearchObjective) -> str:
+    """Return the table of the configs that were trained again with new seeds, as text."""
+    console = Console(record=True, width=160, file=StringIO())
+    table = _table("confirmation: the best configs again with new seeds, bits per byte", *CONFIRMED, left=("trial",))
+    table.add_column("fields", overflow="fold")
+    for each in configs:
+        table.add_row(*_confirmed(each, search_objective), _fields(each.trial, "{}={}", "  "))
+    console.print(table)
+    return console.export_text().rstrip("\n")
+
+
+def markdown_confirmation(configs: Sequence[Repeated], search_objective: SearchObjective) -> str:
+    """Return the same as a Markdown table, for a model card."""
+    return markdown(list(CONFIRMED), [_confirmed(each, search_objective) for each in configs])
+
+
+def _confirmed(each: Repeated, search_objective: SearchObjective) -> list[str]:
+    metric = search_objective.metric
+    numbers = [each.trial.best.get(metric, math.nan), each.mean(metric), each.spread(metric)]
+    return [
+        each.trial.name,
+        *("" if math.isnan(number) else f"{number:.3f}" for number in numbers),
+        f"{each.held(search_objective)} of {len(each.configs)}",
+        " ".join("-" if math.isnan(value) else f"{value:.3f}" for value in each.values(metric)),
+    ]
+
+
+def search_summary(
+    trials: list[Trial], search_objective: SearchObjective, ladder: Ladder | None = None, won: Trial | None = None
+) -> str:
     """Return the table of the trials, best first, with the Pareto front where it was searched for, and remarks.
 
-    ``ladder`` is that of the winner's samples.
+    ``ladder`` is that of the samples of ``won``, the winner; by default that among ``trials``. Trials that confirm it
+    are left out.
     """
+    won, trials = won or winner(trials, search_objective), searched(trials)
     console = Console(record=True, width=160, file=StringIO())
     console.print(trial_table(rank(trials, search_objective), f"trials, best first: {search_objective}"))
     if search_objective.objective == "pareto":
@@ -145,17 +183,19 @@ def search_summary(trials: list[Trial], search_objective: SearchObjective, ladde
         console.print(
             trial_table(front, "Pareto front: no trial beats these in both negative ELBO and use of the code")
         )
-    return console.export_text() + "".join(f"{line}\n" for line in remarks(trials, search_objective, ladder))
+    return console.export_text() + "".join(f"{line}\n" for line in remarks(trials, search_objective, ladder, won))
 
 
-def remarks(trials: list[Trial], search_objective: SearchObjective, ladder: Ladder | None = None) -> list[str]:
+def remarks(
+    trials: list[Trial], search_objective: SearchObjective, ladder: Ladder | None, best: Trial | None
+) -> list[str]:
     """Return what a user should know before trusting the winner.
 
     That is: infeasible trials, a collapsed posterior, and a model above the best n-gram of ``ladder``, that of the
-    winner's samples.
+    samples of ``best``, the winner.
     """
-    best, lines = winner(trials, search_objective), []
-    below = [trial for trial in trials if trial.best and not search_objective.may_win(trial.best)]
+    lines = []
+    below = [trial for trial in searched(trials) if trial.best and not search_objective.may_win(trial.best)]
     if search_objective.min_used and below:
         names = ", ".join(trial.name for trial in below)
         lines.append(f"cannot win, since they use less than {search_objective.min_used:g} nats of the code: {names}")

@@ -58,13 +58,11 @@ class Samples:
         """``vocabulary``: that of the config in the split's corpus if ``None``."""
         self.split = split
         self.vocabulary = vocabulary or split.vocabulary(config.vocabulary)
-        self.text = split.stream if config.sampling == "stream" else split.scattered
-        """[bytes] uint8: the split's stream, as it is best read."""
         self.length = config.length
         self.documents = config.sampling == "documents"
         self.stream = config.sampling == "stream"
-        self.text: NDArray[np.unsignedinteger[Any]] = split.stream
-        """What windows and chunks are cut from: bytes, or the pieces of a stream."""
+        self.text: NDArray[np.unsignedinteger[Any]] = split.stream if self.stream else split.scattered
+        """What samples are cut from, as it is best read: bytes, or the pieces of a stream."""
         self.chunk = config.length
         """Symbols of a chunk: as many as have ``length`` bytes on average."""
         if self.stream and not self.vocabulary.is_bytes:

@@ -14,7 +14,7 @@ from raytrain.data.pieces import Vocabulary
 from raytrain.models.base import Model, TextModel
 from raytrain.utils.errors import UserError
 
-__all__ = ["Model", "TextModel", "build", "build_empty", "encoder_tensors"]
+__all__ = ["Model", "TextModel", "build", "build_empty", "encoder_tensors", "num_parameters"]
 
 
 def build(config: RunConfig[Any]) -> Model:
@@ -37,6 +37,11 @@ def build_empty(config: RunConfig[Any]) -> Model:
     implementation = _implementation(config)
     with torch.device("meta"):
         return _build(implementation, config)
+
+
+def num_parameters(config: RunConfig[Any]) -> int:
+    """Return the number of parameters of the model of ``config``."""
+    return sum(parameter.numel() for parameter in build_empty(config).parameters())
 
 
 def encoder_tensors(model: Model) -> dict[str, Tensor]:

@@ -36,21 +36,27 @@ def estimate_likelihood(model: Model, batches: Iterable[Batch], group_size: int,
     Both are sums, which add up over workers. ``model`` is in evaluation mode and has a latent code. For this estimate
     together with all other measures, see ``analysis.evaluation.evaluate``.
     """
-    device = next(model.parameters()).device
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    sums = torch.zeros(2, dtype=torch.float64, device=next(model.parameters()).device)
     for batch in batches:
-        tokens = batch.tokens.to(device)
-        mean, log_variance = model.encode(tokens)
-        nats, _ = importance_weighted(
-            partial(log_likelihood, model, tokens),
-            mean,
-            log_variance,
-            Noise(EVALUATION_SEED, 0, batch.groups, group_size, count=len(tokens), device=device),
-            num_draws,
-            draws_at_once=max(1, SYMBOLS_AT_ONCE // tokens.numel()),
-        )
+        nats = sample_likelihoods(model, batch, group_size, num_draws)
         sums += torch.stack((nats.sum(), nats.new_tensor(len(nats))))
     return sums
+
+
+def sample_likelihoods(model: Model, batch: Batch, group_size: int, num_draws: int) -> Tensor:
+    """Return the importance-weighted negative log-likelihood [batch] of every sample, in float64 nats."""
+    device = next(model.parameters()).device
+    tokens = batch.tokens.to(device)
+    mean, log_variance = model.encode(tokens)
+    nats, _ = importance_weighted(
+        partial(log_likelihood, model, tokens),
+        mean,
+        log_variance,
+        Noise(EVALUATION_SEED, 0, batch.groups, group_size, count=len(tokens), device=device),
+        num_draws,
+        draws_at_once=max(1, SYMBOLS_AT_ONCE // tokens.numel()),
+    )
+    return nats
 
 
 def log_likelihood(model: Model, tokens: Tensor, z: Tensor) -> Tensor:

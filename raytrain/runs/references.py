@@ -21,8 +21,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from raytrain.metrics import SearchObjective
 from raytrain.runs import checkpoint
 from raytrain.runs.records import ADDRESS, CHECKPOINTS, PLAN, read_values, search_objective_of
+from raytrain.runs.repeats import best_first, confirm_of
 from raytrain.runs.trained_model import TrainedModel
-from raytrain.runs.trials import TrialStore, rank
+from raytrain.runs.trials import TrialStore
 from raytrain.storage import open_storage
 from raytrain.storage.base import Storage, StorageError
 from raytrain.tracking.client import (
@@ -119,10 +120,11 @@ def _of_location(location: Storage) -> ResolvedModel:
 
 
 def _of_search(location: Storage) -> ResolvedModel:
-    """Return the best checkpoint of a search's best trial."""
+    """Return the best checkpoint of a search's best trial: of its confirmed winner's best seed, if it has one."""
     records, values = TrialStore(location), read_values(location)
     search_objective = search_objective_of(values) if values is not None else SearchObjective()
-    for trial in rank(records.read(), search_objective):
+    confirm = confirm_of(values) if values is not None else None
+    for trial in best_first(records.read(), search_objective, confirm):
         own = records.location(trial.identity)
         if (stored := checkpoint.best(own.child(CHECKPOINTS))) is not None:
             return ResolvedModel(stored, _known_run(trial.run) if trial.run else None)

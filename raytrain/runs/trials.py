@@ -62,6 +62,8 @@ class Trial:
     """Bits per byte of the n-gram that early stopping compares it with; ``None`` if it is compared with none."""
     origin: str = ""
     """Reference that ``--warm-start`` gave for its config; empty for a config that was drawn."""
+    confirms: int | None = None
+    """Number of the trial whose config it repeats with a new seed; ``None`` for a trial of the search itself."""
 
     @property
     def name(self) -> str:
@@ -99,8 +101,8 @@ class Trial:
 
     @property
     def on_the_space(self) -> bool:
-        """True if it is a point of the search space; a warm start's config need not be one."""
-        return not self.origin or bool(self.distributions)
+        """True if it is a drawn point of the search space: a warm start's config need not be one, a repeat is none."""
+        return self.confirms is None and (not self.origin or bool(self.distributions))
 
 
 def _check(trial: Trial) -> None:
@@ -109,7 +111,7 @@ def _check(trial: Trial) -> None:
     Raises:
         ValueError: a value is wrong; the line names it.
     """
-    for name, number in (("number", trial.number), ("step", trial.step)):
+    for name, number in (("number", trial.number), ("step", trial.step), ("confirms", trial.confirms or 0)):
         if number < 0:
             raise ValueError(f"{name} is {number}")
     checked_key(trial.identity)
@@ -239,8 +241,3 @@ class TrialStore:
 def rank(trials: list[Trial], search_objective: SearchObjective) -> list[Trial]:
     """Return the trials from best to worst, those without metrics last."""
     return sorted(trials, key=lambda trial: search_objective.score(trial.best))
-
-
-def winner(trials: list[Trial], search_objective: SearchObjective) -> Trial | None:
-    """Return the best trial that may win, if there is one."""
-    return next((trial for trial in rank(trials, search_objective) if search_objective.may_win(trial.best)), None)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any, Protocol, runtime_checkable
 
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
@@ -22,7 +22,8 @@ from raytrain.utils.errors import UserError
 # ------------------------------------------------------------------------------------------- samplers
 
 MOST_RANDOM, FEWEST_RANDOM = 10, 4
-"""Random trials before TPE begins: a third of all within these bounds. Optuna's ten would be all of a short search."""
+"""Random trials before TPE or a Gaussian process begins: a third of all within these bounds. Optuna's ten would be all
+of a short search."""
 
 
 def tpe(plan: Plan, seed: int) -> BaseSampler:
@@ -31,19 +32,28 @@ def tpe(plan: Plan, seed: int) -> BaseSampler:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of ``group``
         return TPESampler(
             seed=seed,
-            n_startup_trials=min(MOST_RANDOM, max(FEWEST_RANDOM, plan.num_samples // 3)),
+            n_startup_trials=num_random(plan),
             # parameters that only work together are found together, and in a conditional space the parameters of a
             # branch are modelled jointly instead of one by one
             multivariate=True,
             group=True,
-            # several trials are drawn before the first has ended: a running one counts as poor, so that parallel
-            # trials spread out instead of gathering at one point
-            constant_liar=True,
+            # by default a running trial counts as poor, so that parallel trials spread out
         )
+
+
+def gp(plan: Plan, seed: int) -> BaseSampler:
+    """Return Optuna's Gaussian process sampler. It draws parameters that some trials do not have at random."""
+    return GPSampler(seed=seed, n_startup_trials=num_random(plan), warn_independent_sampling=False)
+
+
+def num_random(plan: Plan) -> int:
+    """Return the number of random trials before a sampler learns from them."""
+    return min(MOST_RANDOM, max(FEWEST_RANDOM, plan.num_samples // 3))
 
 
 SAMPLERS: dict[str, Callable[[Plan, int], BaseSampler]] = {
     "tpe": tpe,
+    "gp": gp,
     "random": lambda plan, seed: RandomSampler(seed=seed),
 }
 """The sampler of each algorithm that ``--algorithm`` and a space's ``ALGORITHM`` may name, beside ``grid``.
@@ -80,6 +90,14 @@ def optuna_result(trial: Trial, search_objective: SearchObjective) -> tuple[Tria
     return TrialState.FAIL, None
 
 
+def set_constraints(
+    point: optuna.Trial | optuna.trial.FrozenTrial, trial: Trial, search_objective: SearchObjective
+) -> None:
+    """Tell Optuna by how much a trial that has ended misses each constraint."""
+    for name, value in search_objective.constraints(trial.best).items():
+        point.set_constraint(name, value)
+
+
 def add_to_study(study: optuna.Study, trial: Trial, search_objective: SearchObjective) -> None:
     """Add a trial that ended before the search was resumed; one that is no point of the space is left out.
 
@@ -103,6 +121,7 @@ def add_to_study(study: optuna.Study, trial: Trial, search_objective: SearchObje
         )
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"the record of trial {trial.name} has no point of a search: {error}") from None
+    set_constraints(point, trial, search_objective)
     study.add_trial(point)
 
 

@@ -213,7 +213,7 @@ class Estimate:
     """Upper bounds on the hours and the cost of all trials of a search, as far as they are known."""
 
     num_trials: int
-    """Trials that have not ended yet."""
+    """Trials that have not ended yet, without those that confirm."""
     concurrent: int
     """Trials at once."""
     workers: int
@@ -224,11 +224,17 @@ class Estimate:
     """Seconds."""
     price: float | None = None
     """Price of one worker for an hour."""
+    num_repeats: int = 0
+    """Trials that confirm and have not ended yet; they begin when all others have ended."""
+    repeat_share: float = 1.0
+    """Their steps as a share of those of the others."""
 
     @property
     def hours(self) -> float | None:
         """Hours until the last trial has ended."""
-        rounds = math.ceil(self.num_trials / self.concurrent)
+        rounds = math.ceil(self.num_trials / self.concurrent) + self.repeat_share * math.ceil(
+            self.num_repeats / self.concurrent
+        )
         known = [] if self.trial_seconds is None else [rounds * self.trial_seconds / 3600]
         return min([*known, *([] if self.time_budget is None else [self.time_budget / 3600])], default=None)
 
@@ -239,7 +245,8 @@ class Estimate:
             return None
         most = self.concurrent * self.hours
         if self.trial_seconds is not None:
-            most = min(most, self.num_trials * self.trial_seconds / 3600)
+            trials = self.num_trials + self.repeat_share * self.num_repeats
+            most = min(most, trials * self.trial_seconds / 3600)
         return self.workers * most
 
     def lines(self, sources: Sequence[str]) -> list[str]:

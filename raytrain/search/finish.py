@@ -15,8 +15,15 @@ from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 from mlflow.exceptions import MlflowException
 
-from raytrain.analysis.search_report import LADDER, write_search_report
-from raytrain.analysis.tables import markdown_table, remarks, search_summary, short
+from raytrain.analysis.search_report import CONFIRMATION, LADDER, write_search_report
+from raytrain.analysis.tables import (
+    confirmation_summary,
+    markdown_confirmation,
+    markdown_table,
+    remarks,
+    search_summary,
+    short,
+)
 from raytrain.config.schema import RunConfig, flatten, to_dict
 from raytrain.metrics import (
     METRIC,
@@ -34,8 +41,10 @@ from raytrain.models.sampling import sample_text
 from raytrain.runs import checkpoint
 from raytrain.runs.checkpoint import Checkpoint
 from raytrain.runs.records import CHECKPOINTS, read_outcome
+from raytrain.runs.repeats import best_first, searched, winner
 from raytrain.runs.trained_model import from_checkpoint
-from raytrain.runs.trials import Trial, rank, trial_location, winner
+from raytrain.runs.trials import Trial, rank, trial_location
+from raytrain.search.confirmation import Confirmation, confirmation_of
 from raytrain.search.registry import Candidate, Score, VerificationError, register_and_compete
 from raytrain.search.searcher import Search
 from raytrain.search.winner import BEST_CONFIG, BEST_TRIAL
@@ -59,23 +68,30 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
     Raises:
         UserError: no trial left a checkpoint, or the best model could not be registered.
     """
-    search_objective = search.plan.search_objective
-    won = winner(trials, search_objective)
+    search_objective, confirm = search.plan.search_objective, search.plan.confirm
+    confirmation = confirmation_of(search.plan, trials, search.location)
+    won = winner(trials, search_objective, confirm)
     ladder = None if won is None else validation_ladder(search.workspace.corpus, won.config)
-    print(search_summary(trials, search_objective, ladder))
+    print(search_summary(trials, search_objective, ladder, won))
+    if confirmation is not None:
+        print("\n".join([confirmation_summary(confirmation.configs, search_objective), *confirmation.lines()]))
+        search.parent.log_dict(confirmation.to_json(), CONFIRMATION)
     if ladder is not None:
         search.parent.set_tags({LADDER: json.dumps(asdict(ladder))})
     with tempfile.TemporaryDirectory(prefix="raytrain-") as scratch:
         file = Path(scratch) / "trials.parquet"
         write_table(trials, search_objective, file)
         search.parent.log_file(file)
+    if confirmation is not None and not confirmation.ended:
+        finish_unconfirmed(search, trials)
+        return
     try:
         found = best_checkpoint(search, trials)
     except UserError:
         log_report(search)
         raise
     if found is None or ladder is None:
-        finish_without_winner(search, trials)
+        finish_without_winner(search, trials, confirmation)
         return
     best, stored = found
     print(f"best trial {best.name} of {len(trials)} in {duration(seconds)}")
@@ -84,13 +100,14 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
     search.parent.log_text("".join(one_line(text) + "\n" for text in samples), SAMPLES)
     search.parent.log_dict(to_dict(best.config), BEST_CONFIG)
     search.parent.set_tags({BEST_TRIAL: best.name})
-    name, version, alias = register(search, best, stored, model_card(search, best, samples, comparison))
+    card = model_card(search, best, samples, comparison, confirmation)
+    name, version, alias = register(search, best, stored, card)
     fields = list(dict.fromkeys(name for trial in trials for name in trial.fields))
     columns = [metric.key for metric in shown_metrics(trial.best for trial in trials)]
     view = share_view(search.parent, f"{search.name}: best trials first", columns, fields)
     link = view[view.index("#/") :]  # relative: the page may be reached under several addresses
     model = f"models:/{name}@{alias} (version {version})"
-    search.parent.describe(description(search, trials, best, ladder, model, link, seconds))
+    search.parent.describe(description(search, trials, best, ladder, model, link, seconds, confirmation))
     end(search, trials)
     print(f"model: {model}")
     print(f"checkpoint: {stored.uri}{computed_in(search, best)}")
@@ -101,13 +118,17 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
 def best_checkpoint(search: Search, trials: list[Trial]) -> tuple[Trial, Checkpoint] | None:
     """Return the best trial that may win and left a checkpoint, with its best one; ``None`` if no trial may win.
 
-    The metrics of the trial are those of that checkpoint, also where the checkpoint of a better evaluation was lost.
+    Of a search that confirms, it is the best seed of the confirmed winner. The metrics of the trial are those of that
+    checkpoint, also where the checkpoint of a better evaluation was lost.
 
     Raises:
         UserError: no trial left a checkpoint.
     """
     search_objective = search.plan.search_objective
-    evaluated = [trial for trial in rank(trials, search_objective) if trial.best]
+    confirm = search.plan.confirm
+    evaluated = [trial for trial in best_first(trials, search_objective, confirm) if trial.best]
+    if evaluated and confirm is not None and winner(trials, search_objective, confirm) is None:
+        return None
     for trial in evaluated:
         location = trial_location(search.location, trial.identity).child(CHECKPOINTS)
         if (stored := retry_storage(partial(checkpoint.best, location))) is not None:
@@ -118,13 +139,25 @@ def best_checkpoint(search: Search, trials: list[Trial]) -> tuple[Trial, Checkpo
     raise UserError(f"no trial left a checkpoint ({'; '.join(reasons)}); view: {search.parent.ui_hint()}")
 
 
-def finish_without_winner(search: Search, trials: list[Trial]) -> None:
-    """End a search in which no trial has the minimum KL: no model is registered."""
+def finish_unconfirmed(search: Search, trials: list[Trial]) -> None:
+    """End a search whose time was up before its winner was confirmed: no model is registered."""
+    text = "the time budget was used up before the winner was confirmed: no model is registered"
+    search.parent.describe(f"{text}.\n\n{markdown_table(rank(trials, search.plan.search_objective))}")
+    end(search, trials)
+    print(text)
+    print(f"go on with: {search.resume_command}")
+    print(f"view: {search.parent.ui_hint()}")
+
+
+def finish_without_winner(search: Search, trials: list[Trial], confirmation: Confirmation | None = None) -> None:
+    """End a search in which no trial, or no confirmed config, kept the constraint: no model is registered."""
     largest = max(code_use(trial.best) for trial in trials if trial.best)
     text = (
         f"no trial uses at least {search.plan.min_used:g} nats of its code (the most is {largest:.2f}): "
         "no model is registered"
     )
+    if confirmation is not None and confirmation.configs:
+        text = f"{confirmation.sentence}: no model is registered"
     search.parent.describe(f"{text}.\n\n{markdown_table(rank(trials, search.plan.search_objective))}")
     end(search, trials)
     print(text)
@@ -213,7 +246,14 @@ def score_of(config: RunConfig[Any], corpus: str, value: float) -> Score:
 
 
 def description(
-    search: Search, trials: list[Trial], best: Trial, ladder: Ladder, model: str, view: str, seconds: float
+    search: Search,
+    trials: list[Trial],
+    best: Trial,
+    ladder: Ladder,
+    model: str,
+    view: str,
+    seconds: float,
+    confirmation: Confirmation | None = None,
 ) -> str:
     """Return the text at the top of the search's page in MLflow, in Markdown."""
     search_objective = search.plan.search_objective
@@ -223,17 +263,24 @@ def description(
         f"[All {len(trials)} trials, best first]({view}); space `{search.plan.space.name}`, corpus "
         f"{search.workspace.corpus.name}, {duration(seconds)}.",
         f"Objective: {search_objective}.",
-        *remarks(trials, search_objective, ladder),
+        *([] if confirmation is None else map(_sentence, confirmation.lines())),
+        *remarks(trials, search_objective, ladder, best),
         "",
         markdown_table(rank(trials, search_objective)),
     ]
     if search_objective.objective == "pareto":
-        front = pareto_front(trials, Trial.point)
+        front = pareto_front(searched(trials), Trial.point)
         lines += ["", "Pareto front of negative ELBO and use of the code:", "", markdown_table(front)]
     return "\n".join(lines)
 
 
-def model_card(search: Search, best: Trial, samples: list[str], comparison: str) -> str:
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def model_card(
+    search: Search, best: Trial, samples: list[str], comparison: str, confirmation: Confirmation | None = None
+) -> str:
     """Return the model card of the search's best model, in Markdown."""
     config, corpus = best.config, search.workspace.corpus
     metrics = [f"{metric.label}: {metric.format(best.best)} {metric.unit}" for metric in shown_metrics([best.best])]
@@ -251,6 +298,7 @@ def model_card(search: Search, best: Trial, samples: list[str], comparison: str)
         "",
         *(f"- {text}" for text in (*metrics, comparison)),
         "",
+        *([] if confirmation is None else _confirmation_section(best, confirmation)),
         "## Limits",
         "",
         "The text is drawn from a small model and is often false or meaningless; a model trained on public "
@@ -267,13 +315,31 @@ def model_card(search: Search, best: Trial, samples: list[str], comparison: str)
     return "\n".join(lines) + "\n"
 
 
+def _confirmation_section(best: Trial, confirmation: Confirmation) -> list[str]:
+    """Return the lines of a model card that say how the model was confirmed."""
+    return [
+        "## Confirmation",
+        "",
+        f"Of {confirmation.rule}. This model is the best seed of the winner, seed {best.config.seed}; the winner was "
+        "chosen by the mean over its seeds.",
+        "",
+        *(f"- {line}" for line in confirmation.lines()),
+        "",
+        markdown_confirmation(confirmation.configs, confirmation.search_objective),
+        "",
+    ]
+
+
 # --------------------------------------------------------------------------------------------- table
 
 
 def table(trials: list[Trial], search_objective: SearchObjective) -> dict[str, list[Any]]:
     """Return the columns of ``trials.parquet``, which has a row for each trial."""
-    ranks = {trial.number: place for place, trial in enumerate(rank(trials, search_objective), 1)}
-    front = {trial.number for trial in pareto_front(trials, Trial.point)}
+    own = searched(trials)
+    repeats = [trial for trial in trials if trial.confirms is not None]
+    order = [*rank(own, search_objective), *rank(repeats, search_objective)]
+    ranks = {trial.number: place for place, trial in enumerate(order, 1)}
+    front = {trial.number for trial in pareto_front(own, Trial.point)}
     metrics = [key for key in METRICS if key in REQUIRED_METRICS or any(key in trial.best for trial in trials)]
     rows = [{**_row(trial, metrics), "rank": ranks[trial.number], "front": trial.number in front} for trial in trials]
     names = dict.fromkeys(name for row in rows for name in row)
@@ -288,6 +354,7 @@ def _row(trial: Trial, metrics: list[str]) -> dict[str, Any]:
         "status": trial.status,
         "reason": trial.reason,
         "origin": trial.origin,
+        "confirms": "" if trial.confirms is None else f"{trial.confirms:03}",
         "model": trial.config.model_name,
         "length": trial.config.length,
         "seed": trial.config.seed,

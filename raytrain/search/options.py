@@ -10,6 +10,7 @@ from raytrain.config.schema import RunConfig
 from raytrain.config.workers import Device, WorkerOptions
 from raytrain.metrics import Objective
 from raytrain.runs.records import EXPERIMENT, check_name
+from raytrain.runs.repeats import Confirm
 from raytrain.search.space import Space
 from raytrain.utils.errors import UserError
 
@@ -28,7 +29,7 @@ class SearchOptions:
     budget: str | None = None
     """Budget of the space, where it defines any; default: its first."""
     algorithm: str | None = None
-    """Sampler that draws the trials: tpe, random, grid or a registered one; default: the one that the space names,
+    """Sampler that draws the trials: tpe, gp, random, grid or a registered one; default: the one that the space names,
     otherwise tpe."""
     scheduler: str | None = None
     """Scheduler that stops trials early: asha, none or a registered one; default: asha, but none for a grid and for
@@ -38,6 +39,15 @@ class SearchOptions:
     the Pareto front of negative ELBO and use of the code (pareto: ASHA stops no trial)."""
     min_used: float = 0.0
     """Constraint: a trial whose decoder uses less of the code, in nats per sample, cannot win."""
+    max_parameters: int | None = None
+    """Limit: a point of the space whose model has more parameters is drawn again, not trained; default: no limit."""
+    confirm: str | None = None
+    """K:S, confirm the winner: when the search has ended, its best K configs are trained again with S new seeds each,
+    and the best mean wins; default: none, since it takes K x S whole trials more."""
+    confirm_steps: int | None = None
+    """Steps of the trials that confirm; default: those of the search's trials."""
+    confirm_share: float = 1.0
+    """Share of its new seeds in which a config must keep the constraint to win."""
     warm_start: tuple[str, ...] = ()
     """Configs of the first trials: config.json files, run folders, MLflow run ids or models:/NAME@ALIAS."""
     time_budget: float | None = None
@@ -74,6 +84,16 @@ class SearchOptions:
         """Return the options of one trial's workers."""
         return WorkerOptions(str(self.workers_per_trial), self.cpus_per_worker, self.gpus_per_worker, self.device)
 
+    def confirmation(self, seed: int) -> Confirm | None:
+        """Return how a search of ``seed`` confirms its winner, if it does.
+
+        Raises:
+            UserError: an option of it has a value that cannot be.
+        """
+        if self.confirm is None:
+            return None
+        return Confirm.parse(self.confirm, seed, self.confirm_steps, self.confirm_share)
+
     def check(self) -> None:
         """Refuse numbers and names that no search can have.
 
@@ -90,6 +110,12 @@ class SearchOptions:
             )
         if not (self.min_used >= 0 and math.isfinite(self.min_used)):
             raise UserError(f"--min-used is {self.min_used:g}: give nats of at least 0")
+        if self.max_parameters is not None and self.max_parameters < 1:
+            raise UserError(f"--max-parameters is {self.max_parameters}: a model has at least one")
+        if self.confirm is None and (self.confirm_steps is not None or self.confirm_share != 1):
+            option = "--confirm-share" if self.confirm_steps is None else "--confirm-steps"
+            raise UserError(f"{option} needs --confirm K:S")
+        self.confirmation(seed=0)
         if self.max_concurrent is not None and self.max_concurrent < 1:
             raise UserError(f"--max-concurrent is {self.max_concurrent}: at least one trial must run")
         price = self.price_per_hour

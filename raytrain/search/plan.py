@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Any
 
+import optuna
+
 from raytrain.config.schema import LOCATION, RunConfig, differences, from_dict, to_dict
 from raytrain.metrics import Objective, SearchObjective
+from raytrain.models import num_parameters
 from raytrain.runs.records import FORMAT, PLAN, read_values, search_objective_of
-from raytrain.search.space import Space, read_space
+from raytrain.runs.repeats import Confirm, confirm_of
+from raytrain.search.space import Space, grid, read_space
 from raytrain.storage.base import Storage
 from raytrain.utils.errors import UserError, check_text
 from raytrain.utils.validation import validate_fields, validate_type
+
+SETTLED = ("budget", "algorithm", "scheduler", "seed", "experiment", "objective", "min_used", "max_parameters")
+"""Fields in which two plans of one search do not differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +49,7 @@ class Plan:
     corpus: str
     """Digest of the corpus."""
     num_samples: int
-    """Number of trials, the only field that may be raised when the search is resumed."""
+    """Number of trials, not counting those that confirm; it may be raised when the search is resumed."""
     seed: int
     workers: dict[str, Any]
     """The options that say how trials run, as they were given: the defaults of a resumption."""
@@ -53,11 +61,19 @@ class Plan:
     min_used: float = 0.0
     warm_starts: tuple[WarmStart, ...] = ()
     """The configs of its first trials."""
+    max_parameters: int | None = None
+    """Most parameters of a model that is trained; ``None`` without a limit."""
+    confirm: Confirm | None = None
+    """How its winner is confirmed, if it is; may be given or changed when the search is resumed."""
 
     @property
     def search_objective(self) -> SearchObjective:
         """Return the objective, with its constraint."""
         return SearchObjective(self.objective, self.min_used)
+
+    def fits(self, config: RunConfig[Any]) -> bool:
+        """Return whether a model of this config may be trained."""
+        return self.max_parameters is None or num_parameters(config) <= self.max_parameters
 
     def to_json(self) -> bytes:
         values: dict[str, Any] = {
@@ -69,6 +85,7 @@ class Plan:
                 {"reference": start.reference, "config": to_dict(start.config), "params": start.params}
                 for start in self.warm_starts
             ],
+            "confirm": None if self.confirm is None else dataclasses.asdict(self.confirm),
         }
         return json.dumps(values, indent=1).encode()
 
@@ -76,7 +93,7 @@ class Plan:
         """Return as text what distinguishes this search from ``other``."""
         parts = [
             f"{name} was {getattr(other, name)}, is {getattr(self, name)}"
-            for name in ("budget", "algorithm", "scheduler", "seed", "experiment", "objective", "min_used")
+            for name in SETTLED
             if getattr(self, name) != getattr(other, name)
         ]
         if self.space.source != other.space.source:
@@ -101,6 +118,25 @@ def _without_location(config: RunConfig[Any]) -> dict[str, Any]:
     return {name: value for name, value in to_dict(config).items() if name not in LOCATION}
 
 
+def grid_points(
+    space: Space, bases: dict[str, RunConfig[Any]], budget: str | None, max_parameters: int | None
+) -> list[dict[str, Any]]:
+    """Return the points of a grid whose models have at most so many parameters, as the values of its parameters.
+
+    Points of which the space makes no config are left in: their trials say why.
+    """
+    points = grid(space, budget)
+    if max_parameters is None:
+        return points
+
+    def larger(point: dict[str, Any]) -> bool:
+        with contextlib.suppress(Exception, SystemExit):  # whatever a user's file raises
+            return num_parameters(space.resolve(bases, optuna.trial.FixedTrial(point), budget)) > max_parameters
+        return False
+
+    return [point for point in points if not larger(point)]
+
+
 def _check(plan: Plan) -> None:
     """Check the values of a plan that its readers rely on.
 
@@ -113,6 +149,8 @@ def _check(plan: Plan) -> None:
         check_text(text, name)
     if plan.num_samples < 1:
         raise ValueError(f"num_samples is {plan.num_samples}")
+    if plan.max_parameters is not None and plan.max_parameters < 1:
+        raise ValueError(f"max_parameters is {plan.max_parameters}")
     if not plan.bases or any(config.model_name != model for model, config in plan.bases.items()):
         raise ValueError("bases must be configs of the models that they are named by")
     plan.space.budget(plan.budget)
@@ -141,6 +179,7 @@ def read_plan(storage: Storage, compared_with: Space | None = None) -> Plan | No
                 WarmStart(**validate_fields(WarmStart, {**start, "config": from_dict(start["config"])}))
                 for start in values.get("warm_starts", [])
             ],
+            "confirm": confirm_of(values),
         }
         plan = Plan(**validate_fields(Plan, {**values, **made}))
         _check(plan)

@@ -10,13 +10,14 @@ from typing import Any
 from ray import tune
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.error import TuneError
-from ray.tune.schedulers import TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from raytrain.analysis.tables import LiveTable
 from raytrain.cluster.environment import set_up_search
 from raytrain.cluster.ray_internals import TUNE_VARIABLES, ActorManager
 from raytrain.metrics import METRIC
 from raytrain.runs.records import UNSENT, add_unsent, read_outcome
+from raytrain.runs.repeats import searched
 from raytrain.runs.trials import Trial, TrialStore, trial_location
 from raytrain.search.algorithms import make_scheduler
 from raytrain.search.finish import best_checkpoint, finish
@@ -64,7 +65,9 @@ def run_and_finish(search: Search) -> list[Trial]:
     """
     started = time.monotonic()
     try:
-        with LiveTable(search.plan.num_samples, search.plan.search_objective) as table:
+        confirm = search.plan.confirm
+        num_trials = search.plan.num_samples + (0 if confirm is None else confirm.num_trials)
+        with LiveTable(num_trials, search.plan.search_objective) as table:
             trials = run_search(search, table.show)
         search.lease.confirm()
         record_result(search, trials, time.monotonic() - started)
@@ -125,26 +128,46 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     recorder = TrialRecorder(searcher, show, outbox)
     for trial in known:
         show(trial)
-    num_left = search.plan.num_samples - sum(trial.ended for trial in known)
-    scratch = searcher.scratch = tempfile.mkdtemp(prefix="raytrain-tune-")
+    stopper = SearchStopper(recorder, search.time_budget)
+    searcher.scratch = tempfile.mkdtemp(prefix="raytrain-tune-")
     try:
-        if num_left > 0:
-            try:
-                make_tuner(search, searcher, recorder, scheduler, num_left).fit()
-            except TuneError:
-                if searcher.failure is None:
-                    raise
-        if isinstance(searcher.failure, UserError):
-            raise searcher.failure
-        if searcher.failure is not None:
-            raise UserError(f"the sampler {search.plan.algorithm} failed: {searcher.failure!r}") from searcher.failure
+        num_left = search.plan.num_samples - sum(trial.ended for trial in searched(known))
+        run_trials(searcher, recorder, scheduler, stopper, num_left)
+        if search.plan.confirm is not None and not recorder.ending:
+            # whatever the scheduler of the search: none of these is stopped
+            run_trials(searcher, recorder, FIFOScheduler(), stopper, searcher.begin_confirmation())
         patience_s = ENDED_S
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(searcher.scratch, ignore_errors=True)
         recorder.close()
         records.close()
         keep_unsent(search, outbox.close(patience_s))
     return searcher.trials
+
+
+def run_trials(
+    searcher: OptunaSearcher,
+    recorder: TrialRecorder,
+    scheduler: TrialScheduler,
+    stopper: SearchStopper,
+    num_left: int,
+) -> None:
+    """Run the ``num_left`` next trials of the search.
+
+    Raises:
+        UserError: the sampler raised an error.
+    """
+    if num_left > 0:
+        try:
+            make_tuner(searcher, recorder, scheduler, stopper, num_left).fit()
+        except TuneError:
+            if searcher.failure is None:
+                raise
+    if isinstance(searcher.failure, UserError):
+        raise searcher.failure
+    if searcher.failure is not None:
+        algorithm = searcher.search.plan.algorithm
+        raise UserError(f"the sampler {algorithm} failed: {searcher.failure!r}") from searcher.failure
 
 
 def take_unsent(search: Search, known: list[Trial]) -> list[dict[str, Any]]:
@@ -186,9 +209,14 @@ def keep_unsent(search: Search, unsent: list[dict[str, Any]]) -> None:
 
 
 def make_tuner(
-    search: Search, searcher: OptunaSearcher, recorder: TrialRecorder, scheduler: TrialScheduler, num_left: int
+    searcher: OptunaSearcher,
+    recorder: TrialRecorder,
+    scheduler: TrialScheduler,
+    stopper: SearchStopper,
+    num_left: int,
 ) -> tune.Tuner:
-    """Return Ray Tune, set to run what is left of the search."""
+    """Return Ray Tune, set to run the ``num_left`` next trials of the search."""
+    search = searcher.search
     alone = search.worker_spec.workers == 1
     # the driver of a worker group takes no CPU from its workers; on the head it outlives every worker node
     resources = search.worker_spec.reserved if alone else {"CPU": 0, "node:__internal_head__": 0.001}
@@ -207,7 +235,7 @@ def make_tuner(
             name=search.name,
             storage_path=searcher.scratch,
             callbacks=[recorder],
-            stop=SearchStopper(recorder, search.time_budget),
+            stop=stopper,
             verbose=0,
             # a worker group is restarted by its driver
             failure_config=tune.FailureConfig(max_failures=RETRIES if alone else 0),

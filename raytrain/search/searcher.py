@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,13 @@ from raytrain.config.workers import WorkerSpec
 from raytrain.metrics import METRIC
 from raytrain.models.ladder import validation_ladder
 from raytrain.runs.records import new_identity, write_failure, write_run_address
+from raytrain.runs.repeats import searched
 from raytrain.runs.trials import Trial, TrialStore
 from raytrain.runs.workspace import Workspace
-from raytrain.search.algorithms import Recalls, add_to_study, make_study, optuna_result
-from raytrain.search.plan import Plan
-from raytrain.search.space import GRID, check_choices, grid
+from raytrain.search.algorithms import Recalls, add_to_study, make_study, optuna_result, set_constraints
+from raytrain.search.confirmation import new_repeats
+from raytrain.search.plan import Plan, grid_points
+from raytrain.search.space import GRID, check_choices
 from raytrain.search.warm_start import point_of
 from raytrain.storage import open_storage_root
 from raytrain.storage.lease import LeaseLostError
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 
 AWAY_S = 3600.0
 """How long new trials wait for MLflow."""
+DRAWS_OF_SAMPLER, MOST_DRAWS = 10, 1000
+"""Draws of a point whose model keeps ``--max-parameters``: by the sampler, then at random, and in all."""
 ASK_AGAIN_S = 5.0
 """Pause between two attempts to make the MLflow run of a new trial."""
 
@@ -80,12 +85,14 @@ class OptunaSearcher(Searcher):
         self.search = search
         self.records = records
         self.scratch = ""
-        self.study = make_study(search.plan, len(known))
+        own = searched(known)
+        self.study = make_study(search.plan, len(own))
         self.trials = list(known)
         """All trials of the search, by number."""
         self.scheduler = scheduler
         self.failure: Exception | None = None
         """Error of the sampler, which ends the search."""
+        self._random = optuna.samplers.RandomSampler(seed=search.plan.seed + len(own))
         self._points: dict[str, optuna.Trial] = {}
         """Optuna's trial of each of ours, by identity. A config that is no point of the space has none."""
         self._baselines: dict[tuple[Any, ...], float] = {}
@@ -94,9 +101,12 @@ class OptunaSearcher(Searcher):
         self._next: Trial | None = None
         """Trial that has been drawn and waits for its MLflow run."""
         self._ask_again, self._away_since = -math.inf, math.inf
-        self._again = [trial for trial in known if not trial.ended]
-        self._grid = grid(search.plan.space, search.plan.budget) if search.plan.algorithm == GRID else None
-        for trial in known:
+        self._again = [trial for trial in own if not trial.ended]
+        plan = search.plan
+        self._grid = None
+        if plan.algorithm == GRID:
+            self._grid = grid_points(plan.space, plan.bases, plan.budget, plan.max_parameters)
+        for trial in own:
             if trial.baseline is not None:
                 self._baselines[_samples_of(trial.config)] = trial.baseline
             if trial.ended:
@@ -145,6 +155,7 @@ class OptunaSearcher(Searcher):
             baseline=trial.baseline,
             fence=search.lease.fence.address(),
             reported=trial.step,
+            losses=trial.confirms is not None,
         )
         return {
             "job": asdict(job),
@@ -153,6 +164,16 @@ class OptunaSearcher(Searcher):
             "scratch": self.scratch,
             "refused": refused,
         }
+
+    def begin_confirmation(self) -> int:
+        """Let the next trials be those that confirm the winner; return how many of them have not ended.
+
+        Call it when all other trials have ended: they decide which configs are confirmed. Trials that confirm and were
+        begun before the search was resumed are among them.
+        """
+        self.trials += new_repeats(self.search.plan, self.trials)
+        self._again = [trial for trial in self.trials if not trial.ended]
+        return len(self._again)
 
     def _drawn_trial(self) -> Trial | None:
         """Return the next trial, recorded: a trial that was drawn is never drawn differently. None if drawing fails."""
@@ -186,7 +207,8 @@ class OptunaSearcher(Searcher):
                 "trial": str(trial.number),
                 "location": self.location(trial).uri(),
             }
-            | ({"started_from": trial.origin} if trial.origin else {}),
+            | ({"started_from": trial.origin} if trial.origin else {})
+            | ({} if trial.confirms is None else {"confirms": str(trial.confirms)}),
         )
         search.workspace.log_corpus(run)
         return run
@@ -222,20 +244,38 @@ class OptunaSearcher(Searcher):
 
     def _draw(self) -> Trial:
         """Return a new trial: of a warm start's config while there are any, then at the next point of the space."""
-        plan, number = self.search.plan, len(self.trials)
+        plan, number = self.search.plan, len(searched(self.trials))
         if number < len(plan.warm_starts):
             start = plan.warm_starts[number]
             values = point_of(start, plan.space, plan.bases, plan.budget)
             return self._add(start.config, None if values is None else self._known_point(values), start.reference)
         values = None if self._grid is None else self._grid[(number - len(plan.warm_starts)) % len(self._grid)]
-        point = self._ask(values)
+        for attempt in range(MOST_DRAWS):
+            with self._at_random() if attempt >= DRAWS_OF_SAMPLER else contextlib.nullcontext():
+                point = self._ask(values)
+                try:
+                    config = plan.space.resolve(plan.bases, point, plan.budget)
+                    check_choices(point.distributions)
+                except (Exception, SystemExit) as error:  # whatever a user's file raises is the user's mistake
+                    raised = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                    return self._add_refused(point, f"search space {plan.space.name}: {raised}{error}")
+            if plan.fits(config):
+                return self._add(config, point)
+            self.study.tell(point, state=optuna.trial.TrialState.FAIL)  # which a sampler ignores
+        raise UserError(
+            f"--max-parameters {plan.max_parameters}: none of {MOST_DRAWS} points that were drawn one after the other "
+            "has so few"
+        )
+
+    @contextlib.contextmanager
+    def _at_random(self) -> Iterator[None]:
+        """Draw at random inside: a sampler may insist on what it knows nothing against."""
+        sampler = self.study.sampler
+        self.study.sampler = self._random
         try:
-            config = plan.space.resolve(plan.bases, point, plan.budget)
-            check_choices(point.distributions)
-        except (Exception, SystemExit) as error:  # whatever a user's file raises is the user's mistake
-            raised = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            return self._add_refused(point, f"search space {plan.space.name}: {raised}{error}")
-        return self._add(config, point)
+            yield
+        finally:
+            self.study.sampler = sampler
 
     def _ask(self, values: dict[str, Any] | None) -> optuna.Trial:
         """Return Optuna's next trial, at ``values`` where they are given."""
@@ -285,7 +325,7 @@ class OptunaSearcher(Searcher):
         return trial
 
     def _recall(self, trial_id: str, trial: Trial) -> None:
-        if isinstance(self.scheduler, Recalls):
+        if isinstance(self.scheduler, Recalls) and trial.confirms is None:
             self.scheduler.recall(trial_id, trial.history)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -304,8 +344,10 @@ class OptunaSearcher(Searcher):
         """Report the result of a trial to Optuna."""
         point = self._points.get(trial.identity)
         if point is not None and trial.ended:
-            state, values = optuna_result(trial, self.search.plan.search_objective)
+            search_objective = self.search.plan.search_objective
+            state, values = optuna_result(trial, search_objective)
             try:
+                set_constraints(point, trial, search_objective)
                 self.study.tell(point, values, state=state)
             except Exception as error:  # whatever the sampler of a plugin raises: Tune would wait for ever
                 self.failure = self.failure or error

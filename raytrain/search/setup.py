@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,18 +15,20 @@ from raytrain.config.schema import RunConfig, flatten, to_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.data.corpus import Corpus
 from raytrain.metrics import SearchObjective
-from raytrain.models import build_empty
+from raytrain.models import num_parameters
 from raytrain.models.ladder import validation_ladder
 from raytrain.runs.encoders import Encoder, find_encoder
 from raytrain.runs.records import PLAN, check_name, holds_something, is_run, new_identity, read_values
+from raytrain.runs.repeats import searched
 from raytrain.runs.trials import TrialStore
 from raytrain.runs.workspace import Workspace, open_workspace, reopen_workspace
 from raytrain.search.algorithms import check_algorithms, resolve_algorithm, resolve_scheduler
+from raytrain.search.confirmation import repeat_share, repeats_left
 from raytrain.search.estimate import Estimate, read_benchmark, trial_seconds, worker_bytes
 from raytrain.search.options import NUM_SAMPLES, RESUMABLE, SearchOptions, SearchRequest
-from raytrain.search.plan import Plan, WarmStart, read_plan
+from raytrain.search.plan import Plan, WarmStart, grid_points, read_plan
 from raytrain.search.searcher import Search
-from raytrain.search.space import GRID, check_space, grid
+from raytrain.search.space import GRID, check_space
 from raytrain.search.warm_start import read_warm_starts
 from raytrain.storage import open_storage_root
 from raytrain.storage.lease import find_free, take
@@ -106,6 +109,7 @@ def check_request(
     check_search_objective(SearchObjective(options.search_objective, options.min_used), request.bases)
     points = check_space(space, request.bases, budget, algorithm, request.first.seed)
     warm_starts = read_warm_starts(options.warm_start, request.bases)
+    check_parameters(options.max_parameters, points, warm_starts)
     configs = [*points, *(start.config for start in warm_starts)]
     shapes = {(each.sampling, each.length, each.batch_size, each.group_size, each.vocabulary): each for each in configs}
     for config in shapes.values():
@@ -116,6 +120,23 @@ def check_request(
         for config in {(each.model, each.length): each for each in configs}.values():
             encoder.check(config)
     return warm_starts
+
+
+def check_parameters(most: int | None, points: Sequence[RunConfig[Any]], warm_starts: Sequence[WarmStart]) -> None:
+    """Refuse a limit of parameters that no checked point of the space keeps, or that a warm start does not.
+
+    Raises:
+        UserError: with the number of parameters.
+    """
+    if most is None:
+        return
+    for start in warm_starts:
+        if (found := num_parameters(start.config)) > most:
+            raise UserError(f"--max-parameters {most}: --warm-start {start.reference} has {found:,}")
+    if (fewest := min(map(num_parameters, points))) > most:
+        raise UserError(
+            f"--max-parameters {most}: none of {len(points)} points of the space has so few; the least is {fewest:,}"
+        )
 
 
 def check_search_objective(search_objective: SearchObjective, bases: dict[str, RunConfig[Any]]) -> None:
@@ -132,7 +153,7 @@ def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: tuple[W
     """Return the plan of a request: everything that decides which trials the search has."""
     options, space = request.options, request.space
     budget, algorithm = space.budget(options.budget), resolve_algorithm(options.algorithm, space)
-    points = len(grid(space, budget)) if algorithm == GRID else 0
+    points = len(grid_points(space, request.bases, budget, options.max_parameters)) if algorithm == GRID else 0
     default = points + len(warm_starts) if points else max(NUM_SAMPLES, len(warm_starts))
     return Plan(
         identity=new_identity(),
@@ -149,7 +170,9 @@ def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: tuple[W
         corpus_path=str(workspace.corpus.path),
         objective=options.search_objective,
         min_used=options.min_used,
+        max_parameters=options.max_parameters,
         warm_starts=warm_starts,
+        confirm=options.confirmation(request.first.seed),
     )
 
 
@@ -197,12 +220,21 @@ def stored_plan(name: str, storage: str | None) -> tuple[Plan, SearchOptions]:
         workers = validate_fields(SearchOptions, plan.workers, "workers.")
     except ValueError as error:
         raise UserError(f"{root.uri(name)}/{PLAN} is not a search's plan: {error}") from None
+    given: dict[str, Any] = {}
+    if plan.confirm is not None:
+        given = {
+            "confirm": plan.confirm.option,
+            "confirm_steps": plan.confirm.steps,
+            "confirm_share": plan.confirm.share,
+        }
     return plan, SearchOptions(
         num_samples=plan.num_samples,
         experiment=plan.experiment,
         search_objective=plan.objective,
         min_used=plan.min_used,
+        max_parameters=plan.max_parameters,
         warm_start=tuple(start.reference for start in plan.warm_starts),
+        **given,
         **workers,
     )
 
@@ -216,7 +248,8 @@ def resumed_search(name: str, plan: Plan, begun: SearchOptions, options: SearchO
     options.check()
     for reference in options.bench:
         read_benchmark(reference)
-    for field in ("space", "budget", "algorithm", "scheduler", "name", "search_objective", "min_used", "warm_start"):
+    settled = ("space", "budget", "algorithm", "scheduler", "name", "search_objective", "min_used", "max_parameters")
+    for field in (*settled, "warm_start"):
         if getattr(options, field) != getattr(begun, field):
             raise UserError(
                 f"--resume {name} takes no --{field.replace('_', '-')}: the search continues as it was begun"
@@ -228,7 +261,11 @@ def resumed_search(name: str, plan: Plan, begun: SearchOptions, options: SearchO
         free = find_free(open_storage_root(options.storage).child(name), f"--resume {name}: the search")
     workspace = reopen_workspace(options.storage, plan.corpus, plan.corpus_path)
     connect(options.address)
-    plan = dataclasses.replace(plan, num_samples=max(plan.num_samples, options.num_samples or 0))
+    plan = dataclasses.replace(
+        plan,
+        num_samples=max(plan.num_samples, options.num_samples or 0),
+        confirm=options.confirmation(plan.seed),
+    )
     return admit(name, plan, workspace, read_cluster(), options, "as recorded", free)
 
 
@@ -247,10 +284,12 @@ def admit(
     need = largest_worker(plan, spec.workers)
     spec = reserve_memory(spec, cluster, need)
     known = tuple(TrialStore(workspace.storage.child(name)).read())
-    num_left = plan.num_samples - sum(trial.ended for trial in known)
-    concurrent = min(max(1, num_left), cluster.admit(spec, options.max_concurrent, free_memory()))
+    num_left = plan.num_samples - sum(trial.ended for trial in searched(known))
+    num_repeats = repeats_left(plan, known)
+    most = max(num_left, num_repeats)
+    concurrent = min(max(1, most), cluster.admit(spec, options.max_concurrent, free_memory()))
     print_plan(name, plan, workspace, spec, size)
-    limited = concurrent < min(num_left, cluster.admit(spec, options.max_concurrent, math.inf))
+    limited = concurrent < min(most, cluster.admit(spec, options.max_concurrent, math.inf))
     memory = "; the memory of this machine carries no more" if limited else ""
     print(f"concurrency: {concurrent} trials, {cluster.usage(spec, concurrent)}{memory}")
     if spec.gpus == 0:
@@ -259,6 +298,8 @@ def admit(
     seconds, sources = trial_seconds(plan, workspace.corpus, spec, options.bench)
     estimate = Estimate(
         num_trials=num_left,
+        num_repeats=num_repeats,
+        repeat_share=repeat_share(plan),
         concurrent=concurrent,
         workers=spec.workers,
         trial_seconds=seconds,
@@ -316,6 +357,10 @@ def open_tracking(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec)
             "worker_group": str(spec),
         },
     )
+    if plan.max_parameters is not None:
+        parent.log_parameters({"search.max_parameters": plan.max_parameters})
+    if plan.confirm is not None:
+        parent.log_parameters({"search.confirm": plan.confirm.option})
     workspace.log_corpus(parent)
     parent.log_text(plan.space.source, f"space/{plan.space.name}.py")
     print(f"view: {parent.ui_hint()}", flush=True)
@@ -326,9 +371,8 @@ def print_plan(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec, si
     """Print what is about to be searched, and where the sizes are from."""
     corpus = workspace.corpus
     for model, config in plan.bases.items():
-        parameters = sum(parameter.numel() for parameter in build_empty(config).parameters())
         print(
-            f"{model}, {size}: {parameters:,} parameters, {config.steps} steps of {config.batch_size} "
+            f"{model}, {size}: {num_parameters(config):,} parameters, {config.steps} steps of {config.batch_size} "
             f"{config.samples_noun} of {config.length}"
         )
     print(
@@ -336,6 +380,8 @@ def print_plan(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec, si
         f"search {name}: {plan.num_samples} trials ({plan.space.name}, {plan.algorithm}), "
         f"each {spec} on {'GPUs' if spec.on_gpus else 'CPUs'}, kept in {workspace.storage.uri(name)}\n"
         f"objective: {plan.search_objective}"
+        + ("" if plan.max_parameters is None else f", at most {plan.max_parameters:,} parameters")
+        + ("" if plan.confirm is None else f"\nconfirmation: {plan.confirm}")
         + "".join(f"\nwarm start: {start.reference}" for start in plan.warm_starts)
     )
     print("\n".join(reference_lines(plan, corpus)), flush=True)

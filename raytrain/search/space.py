@@ -11,7 +11,8 @@ and returns fields of the config; field ``model`` chooses the model. It may also
     budget name -> fields of every config, the first budget being the default; the function is then
     ``space(trial, budget)`` and receives the name;
 ``ALGORITHM``
-    its algorithm unless ``--algorithm`` names another: ``tpe``, ``random``, ``grid`` or a registered one.
+    its algorithm unless ``--algorithm`` names another: ``tpe``, ``gp``, ``random``, ``grid`` or a
+    registered one.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from mlflow.exceptions import MlflowException
 
 from raytrain.config.schema import LOCATION, RunConfig, from_dict
 from raytrain.runs.records import read_values, search_objective_of
-from raytrain.runs.trials import TrialStore, winner
+from raytrain.runs.repeats import confirm_of, winner
+from raytrain.runs.trials import TrialStore
 from raytrain.runs.workspace import Workspace, open_workspace, reopen_workspace
 from raytrain.storage import open_storage_root
 from raytrain.storage.base import Storage
@@ -87,7 +88,7 @@ def find_winner(name: str, storage: str | None, experiment: str) -> Winner:
 def _recorded(name: str, location: Storage, values: dict[str, Any]) -> Winner:
     """Return the winner by the search's own records; the search may still be running."""
     search_objective = search_objective_of(values)
-    best = winner(TrialStore(location).read(), search_objective)
+    best = winner(TrialStore(location).read(), search_objective, confirm_of(values))
     if best is None:
         least = search_objective.min_used
         lacks = f" that uses at least {least:g} nats of its code" if least else ""

@@ -29,7 +29,13 @@ from raytrain.models.layers import (
     start_from_frequencies,
     synchronise_statistics,
 )
-from raytrain.models.likelihood import MIXTURE_SAMPLES, aggregate_posterior, estimate_likelihood, swapped_loss
+from raytrain.models.likelihood import (
+    MIXTURE_SAMPLES,
+    aggregate_posterior,
+    estimate_likelihood,
+    sample_likelihoods,
+    swapped_loss,
+)
 from raytrain.models.noise import EVALUATION_SEED, Noise
 from raytrain.models.stream import state_before
 from raytrain.runs import checkpoint as checkpoints
@@ -262,6 +268,31 @@ class Trainer:
             tokens, noise = batch.tokens.to(device, non_blocking=True), self.noise(batch, EVALUATION_SEED, 0)
             terms: Terms = self.model(tokens, noise, 0.0, **stream)
         return terms
+
+    @torch.no_grad()
+    def losses(self, draws: int = 0) -> dict[str, list[float]]:
+        """Return the loss of every validation sample, by a trainer that is alone: those whose mean ``evaluate`` gives.
+
+        Returns:
+            ``nats``: the negative ELBO or, with ``draws`` of z, the importance-weighted estimate of the negative
+            log-likelihood. ``bytes``: the bytes of text. Both in the order of the samples.
+        """
+        self.model.eval()
+        nats: list[float] = []
+        text_bytes: list[float] = []
+        lengths = torch.from_numpy(self.valid_batches.samples.vocabulary.lengths)
+        state: StreamState | None = None
+        for batch in self.valid_batches.batches():
+            if draws and self.model.latent:
+                with self.autocast():
+                    found = sample_likelihoods(self.model, batch, self.config.group_size, draws)
+            else:
+                state = state_before(self.model, batch, state)
+                terms = self.evaluated_terms(batch, state)
+                state, found = terms.state, terms.reconstruction.double() + terms.kl.sum(1).double()
+            nats += found.tolist()
+            text_bytes += lengths[batch.tokens].sum(1).tolist()
+        return {"nats": nats, "bytes": text_bytes}
 
     def information(self, mixture: Tensor) -> dict[str, float]:
         """Return the mutual information of samples and codes.

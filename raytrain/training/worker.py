@@ -26,13 +26,14 @@ from raytrain.config.schedules import annealing_end
 from raytrain.config.schema import RunConfig, from_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.data.cache import open_anywhere
+from raytrain.data.corpus import Corpus
 from raytrain.metrics import RUNG
 from raytrain.models import buffers
 from raytrain.models.sampling import sample_text
 from raytrain.runs import checkpoint
 from raytrain.runs.encoders import read_encoder
 from raytrain.runs.records import CHECKPOINTS, OUTCOME, UNSENT, read_outcome
-from raytrain.runs.trained_model import from_checkpoint
+from raytrain.runs.trained_model import from_checkpoint, stored_vocabulary
 from raytrain.storage import open_storage
 from raytrain.storage.base import retry_storage
 from raytrain.storage.lease import Fence, LeaseLostError
@@ -44,7 +45,7 @@ from raytrain.training.divergence import DivergedError
 from raytrain.training.early_stopping import EarlyStoppedError, why_early_stopped
 from raytrain.training.loop import train
 from raytrain.training.preemption import PreemptedError
-from raytrain.training.trainer import World
+from raytrain.training.trainer import Trainer, World
 from raytrain.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ class Job:
     """Address of the fence that every write is held against; ``None`` where nobody else writes there."""
     reported: int = 0
     """Step of the last evaluation that the driver has recorded; later ones of the newest checkpoint are sent again."""
+    losses: bool = False
+    """Whether its outcome has the loss of every validation sample."""
     progress: str | None = None
     """Key of Ray's key-value store for the latest metrics, which the launching process prints."""
 
@@ -176,6 +179,8 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
         outcome["unsent"] = unsent
         if "early_stopped" not in outcome:
             outcome["samples"] = final_samples(job)
+            if job.losses:
+                outcome["losses"] = validation_losses(job, config, corpus, world.device)
         text = json.dumps(outcome).encode()
         retry_storage(lambda: storage.write(OUTCOME, text))
 
@@ -187,6 +192,19 @@ def final_samples(job: Job, num: int = 10) -> list[str]:
     if stored is None:
         return []
     return sample_text(from_checkpoint(stored), num)
+
+
+def validation_losses(
+    job: Job, config: RunConfig[Any], corpus: Corpus, device: torch.device
+) -> dict[str, list[float]] | None:
+    """Return what ``Trainer.losses`` gives of the run's best checkpoint; ``None`` if the run has none."""
+    stored = retry_storage(lambda: checkpoint.best(open_storage(job.storage).child(CHECKPOINTS)))
+    if stored is None:
+        return None
+    trainer = Trainer(config, corpus, World(device=device))
+    trainer.use_vocabulary(stored_vocabulary(stored))
+    trainer.model.load_state_dict(stored.matching("model", trainer.model.state_dict()))
+    return trainer.losses(job.draws)
 
 
 class RayReporter:

@@ -16,6 +16,7 @@ import pytest
 
 from raytrain.metrics import SearchObjective
 from raytrain.runs import checkpoint
+from raytrain.runs.repeats import Confirm, winner
 from raytrain.runs.trials import Trial, TrialStore, rank
 from raytrain.storage.lease import take
 from raytrain.storage.local import FolderStorage
@@ -134,6 +135,49 @@ def test_a_driver_that_was_followed_by_another_ends_and_changes_nothing_more(
     end(begin(ray_cpu, tmp_path, "raytrain.tune", "--resume", "s"), tmp_path, 0)
     assert_the_same(tmp_path, undisturbed)
     assert_nothing_left(ray_cpu)
+
+
+def test_killed_while_the_winner_is_confirmed(ray_cpu: str, tmp_path: Path) -> None:
+    """Two repeats have ended, the third is at work, the fourth is not recorded: the same winner, same figures."""
+    command = (*ARGUMENTS, "--num-samples", "2", "--max-concurrent", "1", "--confirm", "2:2", "--confirm-steps", "40")
+    homes = [tmp_path / "undisturbed", tmp_path / "killed"]
+    end(begin(ray_cpu, homes[0], "raytrain.tune", *command), homes[0], 0)
+    # two trials of 8 evaluations, then repeats of 4
+    moment = "raytrain.search.recorder:TrialRecorder.on_trial_result:26"
+    end(begin(ray_cpu, homes[1], "tests.support.killed", moment, *command), homes[1], -signal.SIGKILL)
+    assert [(trial.confirms, trial.status) for trial in trials(homes[1])[2:]] == [
+        (1, "finished"), (0, "finished"), (1, "running"),
+    ]  # fmt: skip
+    end(begin(ray_cpu, homes[1], "raytrain.tune", "--resume", "s"), homes[1], 0)
+    theirs, mine = map(trials, homes)
+    assert [(trial.confirms, trial.config, trial.status, trial.best, trial.history) for trial in mine] == [
+        (trial.confirms, trial.config, trial.status, trial.best, trial.history) for trial in theirs
+    ]
+    assert [(trial.config.seed, trial.config.steps) for trial in mine[2:]] == [
+        (1000, 40), (1000, 40), (1001, 40), (1001, 40),
+    ]  # fmt: skip
+    found = [confirmation(home) for home in homes]
+    assert found[0] == found[1]
+    assert found[0]["difference"]["samples"] == 32
+    assert found[0]["difference"]["seeds"] == 2
+    client, experiment = mlflow(homes[1])
+    (parent,) = (run for run in client.search_runs([experiment]) if "mlflow.parentRunId" not in run.data.tags)
+    best = winner(mine, SearchObjective(), Confirm(configs=2, seeds=2, first_seed=1000, steps=40))
+    assert best is not None
+    assert best.confirms == int(found[0]["winner"])
+    assert parent.data.tags["raytrain.best_trial"] == best.name
+    (version,) = client.search_model_versions()
+    assert f"best seed of the winner, seed {best.config.seed}" in version.description
+    assert found[0]["sentence"] in version.description
+    assert json.loads(version.tags["raytrain.metrics"]) == best.best
+    assert_nothing_left(ray_cpu)
+
+
+def confirmation(home: Path) -> Any:
+    """What the search has logged of its confirmation."""
+    client, experiment = mlflow(home)
+    (parent,) = (run for run in client.search_runs([experiment]) if "mlflow.parentRunId" not in run.data.tags)
+    return json.loads(Path(client.download_artifacts(parent.info.run_id, "confirmation.json")).read_text())
 
 
 @pytest.mark.long

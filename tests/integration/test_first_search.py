@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 import raytrain
 from raytrain.metrics import REQUIRED_METRICS, SearchObjective
 from raytrain.runs.records import OUTCOME, PLAN
-from raytrain.runs.trials import TrialStore, winner
+from raytrain.runs.repeats import winner
+from raytrain.runs.trials import TrialStore
 from raytrain.storage import open_storage
 from tests.support.ray_instance import assert_nothing_left
 from tests.support.tiny import SPACE, TINY, mlflow_runs, run, write_text

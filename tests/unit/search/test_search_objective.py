@@ -25,14 +25,15 @@ from raytrain.config.schema import ObjectiveConfig, RunConfig, override, to_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
-from raytrain.metrics import INFEASIBLE_PENALTY, LIKELIHOOD, METRIC, RUNG, SearchObjective, pareto_front
+from raytrain.metrics import INFEASIBLE_PENALTY, LIKELIHOOD, METRIC, NO_RESULT, RUNG, SearchObjective, pareto_front
 from raytrain.models import ladder
 from raytrain.models.ladder import Ladder, validation_ladder
 from raytrain.runs import checkpoint
 from raytrain.runs.checkpoint import Snapshot
 from raytrain.runs.checkpoint_writer import CheckpointWriter
 from raytrain.runs.records import PLAN, search_objective_of
-from raytrain.runs.trials import Trial, TrialStore, rank, winner
+from raytrain.runs.repeats import winner
+from raytrain.runs.trials import Trial, TrialStore, rank
 from raytrain.runs.workspace import Workspace
 from raytrain.search.algorithms import Halving, add_to_study, make_study, resolve_scheduler
 from raytrain.search.finish import table
@@ -434,11 +435,11 @@ def test_optuna_learns_what_is_looked_for() -> None:
         states.FAIL, states.COMPLETE, states.COMPLETE, states.FAIL, states.PRUNED,
     ]  # fmt: skip
     asked = told_of(a_plan(min_used=1.8), trials)
-    assert [trial.value for trial in asked.trials[:3]] == [
-        pytest.approx(INFEASIBLE_PENALTY + 1.79),
-        2.4,
-        pytest.approx(INFEASIBLE_PENALTY + 0.3),
-    ]
+    assert [trial.value for trial in asked.trials[:3]] == [2.0, 2.4, 2.2]
+    missed = [trial.constraints.get("used") for trial in asked.trials]
+    assert missed[:3] == [pytest.approx(1 - 0.01 / 1.8), pytest.approx(1 - 3.0 / 1.8), pytest.approx(1 - 1.5 / 1.8)]
+    assert missed[-1] == NO_RESULT
+    assert all(trial.constraints == {} for trial in bound.trials)
     both = told_of(a_plan(objective="pareto"), trials)
     assert [trial.values for trial in both.trials[:3]] == [[2.0, 0.01], [2.4, 3.0], [2.2, 1.5]]
     assert both.trials[7].state == states.FAIL

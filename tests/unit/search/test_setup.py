@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import pytest
 
+from raytrain.config.schema import RunConfig, from_dict, override
 from raytrain.data.corpus import Corpus
 from raytrain.metrics import METRIC
+from raytrain.models import num_parameters
 from raytrain.models.ladder import validation_ladder
+from raytrain.runs.records import PLAN
+from raytrain.search import searcher as searchers
+from raytrain.search.algorithms import SAMPLERS
 from raytrain.search.finish import description, model_card
-from raytrain.search.setup import reference_lines
+from raytrain.search.plan import WarmStart, grid_points
+from raytrain.search.searcher import OptunaSearcher
+from raytrain.search.setup import check_parameters, reference_lines, stored_plan
+from raytrain.search.space import read_space
+from raytrain.storage import open_storage
+from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
-from tests.unit.search.test_search_objective import a_plan, a_trial, figures
+from tests.unit.search.test_search_objective import a_plan, a_trial, end, figures, searcher
 
 
 def test_the_plan_shows_what_counting_reaches(corpus: Corpus) -> None:
@@ -48,3 +60,68 @@ def test_card_and_description_hold_the_winner_against_counting(corpus: Corpus, t
     assert ("warning: the best trial's model has learnt less than counting: it needs 25.0% more" in text) == (
         factor > 1
     )
+
+
+SIZES = """
+def space(trial):
+    return {"model.hidden": trial.suggest_categorical("hidden", [16, 32, 64]),
+            "objective.alpha": trial.suggest_float("alpha", 0.0, 1.0, step=0.5)}
+"""
+
+
+def with_hidden(hidden: int) -> RunConfig[Any]:
+    return override(tiny_config("hybrid"), {"model.hidden": hidden})
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "gp", "random", "grid"])
+def test_no_model_with_too_many_parameters_is_trained(algorithm: str, corpus: Corpus, tmp_path: Path) -> None:
+    most = num_parameters(with_hidden(32))
+    plan = a_plan(space=read_space("mine", SIZES), algorithm=algorithm, max_parameters=most)
+    found = searcher(plan, corpus, tmp_path)
+    for number in range(6):
+        assert num_parameters(from_dict(found.suggest(str(number))["job"]["config"])) <= most
+        end(found, found.trials[number], figures(2.0 - found.trials[number].config.model.hidden / 64, 3.0))
+    assert 32 in {trial.config.model.hidden for trial in found.trials} <= {16, 32}
+    points = [(trial.params["hidden"], trial.params["alpha"]) for trial in found.trials]
+    if algorithm == "grid":
+        assert len(set(points)) == len(grid_points(plan.space, plan.bases, None, most)) == 6
+        assert len(grid_points(plan.space, plan.bases, None, None)) == 9
+
+
+def test_a_sampler_that_insists_on_large_models_is_left_for_a_random_draw(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Insists(optuna.samplers.RandomSampler):
+        def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+            return 64 if param_name == "hidden" else 0.5
+
+    monkeypatch.setattr(searchers, "MOST_DRAWS", 40)
+    monkeypatch.setitem(SAMPLERS, "insists", lambda plan, seed: Insists())
+    most = num_parameters(with_hidden(32))
+    plan = a_plan(space=read_space("mine", SIZES), algorithm="insists", max_parameters=most)
+    found = searcher(plan, corpus, tmp_path)
+    found.suggest("0")
+    assert isinstance(found.study.sampler, Insists)
+    assert found.trials[0].config.model.hidden < 64
+    none = searcher(replace(plan, max_parameters=1), corpus, tmp_path / "none")
+    assert none.suggest("0") == OptunaSearcher.FINISHED
+    assert "--max-parameters 1: none of 40 points" in str(none.failure)
+
+
+def test_a_limit_that_nothing_keeps_is_refused() -> None:
+    points, most = [with_hidden(hidden) for hidden in (16, 32)], num_parameters(with_hidden(16))
+    check_parameters(None, points, ())
+    check_parameters(most, points, ())
+    with pytest.raises(UserError, match=rf"none of 2 points of the space has so few; the least is {most:,}"):
+        check_parameters(most - 1, points, ())
+    start = WarmStart(reference="a.json", config=points[1])
+    with pytest.raises(UserError, match=r"--max-parameters \d+: --warm-start a.json has"):
+        check_parameters(most, points, (start,))
+
+
+def test_the_limit_is_part_of_the_plan(tmp_path: Path) -> None:
+    storage, plan = open_storage(tmp_path / "s"), a_plan(max_parameters=5000)
+    storage.write(PLAN, plan.to_json())
+    known, begun = stored_plan("s", str(tmp_path))
+    assert (known.max_parameters, begun.max_parameters) == (5000, 5000)
+    assert a_plan().differences(known) == ["max_parameters was 5000, is None"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,25 @@ def test_ranks_share_all_that_a_checkpoint_has(corpus: Corpus, monkeypatch: pyte
     moments = [value for slots in trainer.optimizer.state.values() for value in slots.values()]
     models = [*trainer.model.state_dict().values(), *trainer.raw.state_dict().values()]
     assert {value.data_ptr() for value in [trainer.skipped.counters, *models, *moments]} <= shared
+
+
+@pytest.mark.parametrize(
+    ("model", "draws", "changes"),
+    [
+        ("hybrid", 0, {}),
+        ("hybrid", 4, {}),
+        ("lstm_vae", 0, {"sampling": "documents", "length": 64}),
+        ("byte_lstm", 4, {"sampling": "stream"}),
+        ("byte_lstm", 0, {"vocabulary": "char", "optimizer": OptimizerConfig(ema=0.9)}),
+    ],
+)
+def test_single_samples_have_the_losses_whose_mean_is_reported(
+    corpus: Corpus, model: str, draws: int, changes: dict[str, Any]
+) -> None:
+    trainer = Trainer(tiny_config(model, **changes), corpus, World())
+    trainer.train_step(0)
+    found, metrics = trainer.losses(draws), trainer.evaluate(draws)
+    assert len(found["nats"]) == len(found["bytes"]) == 64
+    assert sum(found["nats"]) / 64 == pytest.approx(metrics["nll" if draws else "bound"])
+    bits = sum(found["nats"]) / math.log(2) / sum(found["bytes"])
+    assert bits == pytest.approx(metrics["nll_bits_per_byte" if draws else "bits_per_byte"])
