@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
-
-import psutil
 
 _UNLIMITED = 2**60
 """Limits from here on are how version 1 of cgroups writes that there is none."""
@@ -13,7 +12,16 @@ _UNLIMITED = 2**60
 
 def free_memory(root: Path = Path("/")) -> float:
     """Return the bytes that this process and those that it starts can still take; ``root`` holds /proc and /sys."""
-    return float(min([psutil.virtual_memory().available, *_free_in_groups(root)]))
+    return float(min([_free_in_machine(), *_free_in_groups(root)]))
+
+
+def _free_in_machine() -> int:
+    """Return the bytes that the kernel could give without swapping; what there is at all where it does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _free_in_groups(root: Path) -> list[int]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from raytrain.utils import memory
 from raytrain.utils.memory import free_memory
 
 GB = 2**30
@@ -25,7 +25,7 @@ def make_group(folder: Path, limit: str, usage: int, inactive: int, version: int
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with 64 GB free."""
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * GB))
+    monkeypatch.setattr(memory, "_free_in_machine", lambda: 64 * GB)
     (tmp_path / "proc/self").mkdir(parents=True)
     return tmp_path
 
@@ -60,3 +60,7 @@ def test_version_1_of_cgroups_counts_too(root: Path) -> None:
     (root / "proc/self/cgroup").write_text("12:cpuset:/x\n4:memory:/job\n0::/\n")
     make_group(root / "sys/fs/cgroup/memory/job", str(2 * GB), 3 * GB, 0, version=1)
     assert free_memory(root) == 0
+
+
+def test_the_machine_has_what_the_kernel_could_give() -> None:
+    assert memory._free_in_machine() == pytest.approx(psutil.virtual_memory().available, rel=0.1)
