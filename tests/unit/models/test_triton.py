@@ -68,10 +68,11 @@ def test_a_nan_is_not_cut_off_by_relu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("key", [5, 0xFEDCBA9876543210])
-def test_hashes_are_those_of_tensors(key: int) -> None:
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("key", [5, signed(0xFEDCBA9876543210)])
+def test_hashes_are_those_of_tensors(key: int, stored: bool) -> None:
     samples, words = torch.arange(-1, 9), torch.empty(10, 1500, dtype=torch.int64)
-    gpu_kernels.noise.fill(samples, signed(key), words)
+    gpu_kernels.noise.fill(samples, torch.tensor(key) if stored else key, words)
     assert torch.equal(words, hashes_by_tensors(samples, key, 1500))
 
 
