@@ -15,7 +15,7 @@ from raytrain.storage.check import check_writable
 from raytrain.utils.files import expanded
 
 SECTIONS = ("ceiling", "step", "plain", "ddp", "ray", "checkpoint", "sampling", "data", "memory")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float16")
 QUICK = {"rounds": 2, "seconds": 0.05, "samples": 8}
 FULL = {"rounds": 5, "seconds": 2.0, "samples": 1024}
 
@@ -75,7 +75,7 @@ def parse_command(arguments: list[str]) -> BenchOptions:
     for size in batch_sizes[1:]:
         override(config, {"batch_size": size})  # refuses an impossible one
     device = torch.device("cuda" if cuda else "cpu")
-    precisions = values.precision or ["float32", resolve_precision("auto", device)]
+    precisions = [resolve_precision(name, device) for name in values.precision or ("float32", "auto")]
     chosen = resolve_precision(config.precision, device)
     config = override(config, {"precision": chosen if chosen in precisions else precisions[0]})
     available = sorted(os.sched_getaffinity(0))
@@ -119,7 +119,10 @@ def _parser(choice: Choice) -> OneLineParser:
         help="batch sizes; default: the preset's, and 4 x that",
     )
     add(
-        "--precision", choices=PRECISIONS, nargs="+", help="compute types; default: float32, and bfloat16 if it is fast"
+        "--precision",
+        choices=PRECISIONS,
+        nargs="+",
+        help="compute types; default: float32, and what --precision auto is here",
     )
     add(
         "--workers",

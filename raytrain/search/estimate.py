@@ -147,7 +147,7 @@ def bench_command(config: RunConfig[Any], worker_spec: WorkerSpec) -> str:
     choices = [_options(config, name) for name in PRESET_NAMES]
     options = min((chosen for chosen in choices if chosen is not None), key=len)
     options += ["--batch-size", str(config.batch_size)]
-    if config.precision != "auto":
+    if config.precision not in ("auto", "tf32"):  # tf32 is a switch of the process, so that it cannot take turns
         options += ["--precision", config.precision]
     if not worker_spec.on_gpus:
         options += ["--threads", str(worker_spec.workers * max(1, int(worker_spec.cpus)))]
