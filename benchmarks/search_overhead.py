@@ -105,7 +105,7 @@ def plain_pattern(workers: int, trials: int) -> None:
         location = workspace.storage.uri(f"{number:03}")
         job = Job(
             config=to_dict(config),
-            corpus=workspace.corpus_address(),
+            corpus=workspace.corpus_address(config),
             storage=location,
             tracking=asdict(run),
             cpus=CPUS_PER_WORKER,

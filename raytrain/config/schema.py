@@ -86,11 +86,13 @@ class RunConfig(Generic[ModelT]):
     checkpoint_every: int = 250
     """Steps between two checkpoints."""
     precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
-    """Type of matrix products. auto is bfloat16 where the hardware has it, and float16 on GPUs without it. tf32 is
-    float32 with products of fewer digits, on GPUs. Weights, sums and losses are float32."""
+    """Type of matrix products. auto is bfloat16 where the hardware has it, float16 on other GPUs from compute
+    capability 7.0 on, else float32. tf32 is float32 with products of fewer digits, on GPUs. Weights, sums and losses
+    are float32."""
     graphs: Literal["auto", "off"] = "auto"
     """Whether training steps of one worker on a GPU are recorded as CUDA graphs and repeated, which saves the time in
-    which the host asks for each operation; the results are the same."""
+    which the host asks for each operation; the results are the same, as long as all that changes from step to step in a
+    model of a plugin comes from its inputs, its noise and its own tensors."""
     seed: int = 0
     """Seed of the weights, the samples and all noise."""
 

@@ -57,7 +57,9 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(prog="python -m raytrain.data", description="Prepare a corpus, or say what is in one.")
+    parser = OneLineParser(
+        prog="python -m raytrain.data", description="Prepare a corpus, say what is in one, or collect posts for one."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="{prepare,info,collect}")
     command = commands.add_parser("prepare", help="text to corpus")
     command.add_argument("source", help="synthetic, ptb, ptb_characters, tweets, bios, a file, a folder or s3://...")

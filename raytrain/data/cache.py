@@ -66,8 +66,13 @@ def share_vocabulary(corpus: Corpus, storage: Storage, name: str) -> None:
         UserError: the library that learns it is not installed.
         StorageError: the storage does not take it.
     """
-    if name == "byte":
-        return
+    shared = name, storage.uri()
+    if name != "byte" and shared not in corpus.shared:
+        _share_vocabulary(corpus, storage, name)
+        corpus.shared.add(shared)
+
+
+def _share_vocabulary(corpus: Corpus, storage: Storage, name: str) -> None:
     if storage.folder is not None and corpus.has_vocabulary(name):
         corpus.vocabulary(name)  # one that is damaged is learnt again
         return

@@ -62,6 +62,14 @@ class Events:
         )
 
 
+class NotKeptError(Exception):
+    """The file took no event: the disk is full, for example."""
+
+    def __init__(self, reason: OSError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
 def collect(output: Path, most: int, *, take: Take, endpoint: str) -> None:
     """Add events to the file ``output`` until it holds ``most`` posts or profiles.
 
@@ -72,8 +80,7 @@ def collect(output: Path, most: int, *, take: Take, endpoint: str) -> None:
         raise UserError("collecting from Bluesky needs the package websockets: pip install 'raytrain[collect]'")
     if most < 1:
         raise UserError(f"--most {most}: must be positive")
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ("ws", "wss") or not parts.hostname or parts.query or "@" in parts.netloc:
+    if not is_endpoint(endpoint):
         raise UserError(f"--endpoint {one_line(endpoint)}: must be an address such as wss://HOST/subscribe")
     events = Events(take)
     with Collection(output, {"source": endpoint, "take": take}, events.take) as collection:
@@ -89,11 +96,22 @@ def collect(output: Path, most: int, *, take: Take, endpoint: str) -> None:
     print(f"{output}: {events.count:,} events; read them by python -m raytrain.data prepare")
 
 
+def is_endpoint(address: str) -> bool:
+    """Return whether ``address`` can be one of Jetstream: without a user, and without a query."""
+    try:
+        parts = urlsplit(address)
+        _ = parts.port
+    except ValueError:  # brackets that are not of an address, or a port that is none
+        return False
+    return parts.scheme in ("ws", "wss") and bool(parts.hostname) and not parts.query and "@" not in parts.netloc
+
+
 def read(collection: Collection, events: Events, most: int, endpoint: str) -> None:
     """Read the stream until ``most`` events are there; a connection that breaks is made anew.
 
     Raises:
         UserError: the server refuses, or sends nothing new for ``PATIENCE_S``.
+        OSError: the file takes no more.
     """
     last, pause = time.monotonic(), 0.5
     while events.count < most:
@@ -104,6 +122,8 @@ def read(collection: Collection, events: Events, most: int, endpoint: str) -> No
             if error.response.status_code < 500:
                 raise UserError(f"{endpoint} refuses: status {error.response.status_code}") from None
             reason: Exception = error
+        except NotKeptError as error:
+            raise error.reason from None
         except (exceptions.WebSocketException, OSError) as error:
             reason = error
         if events.count >= most:
@@ -119,7 +139,12 @@ def read(collection: Collection, events: Events, most: int, endpoint: str) -> No
 
 
 def read_connection(collection: Collection, events: Events, most: int, endpoint: str) -> None:
-    """Read one connection until ``most`` events are there, or it breaks."""
+    """Read one connection until ``most`` events are there, or it breaks.
+
+    Raises:
+        NotKeptError: the file takes no more.
+        OSError, websockets.exceptions.WebSocketException: the connection broke.
+    """
     asked = {"wantedCollections": events.wanted} | ({"cursor": events.cursor} if events.cursor else {})
     with connect(f"{endpoint}?{urlencode(asked)}", close_timeout=CLOSING_S) as socket:
         while events.count < most:
@@ -129,7 +154,10 @@ def read_connection(collection: Collection, events: Events, most: int, endpoint:
                 continue  # no event that anybody could read
             if not events.is_wanted(event):
                 continue
-            collection.add(event)
+            try:
+                collection.add(event)
+            except OSError as error:  # of the file, not of the connection
+                raise NotKeptError(error) from error
             events.take(event)
             if events.count % SHOWN == 0:
                 print(f"{events.count:,} of {most:,}", flush=True)

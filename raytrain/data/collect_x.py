@@ -16,6 +16,7 @@ from typing import Any
 
 from raytrain.data.collecting import PATIENCE_S, Collection
 from raytrain.utils.errors import UserError
+from raytrain.utils.files import expanded
 from raytrain.utils.retry import retry
 from raytrain.utils.text import one_line
 
@@ -69,7 +70,7 @@ def read_token(file: Path | None) -> str:
     """
     where = TOKEN if file is None else f"--token-file {file}"
     try:
-        text = os.environ.get(TOKEN, "") if file is None else file.read_text("utf-8")
+        text = os.environ.get(TOKEN, "") if file is None else expanded(file).read_text("utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"{where} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from None
     token = text.strip()

@@ -113,6 +113,8 @@ class Split:
         if (digest := vocabulary.digest) not in self._pieces:
             path = self._folder / f"{self.name}.{digest[:16]}.pieces"
             try:
+                if not (self._folder / "corpus.json").is_file():  # removed since: it must not be made again
+                    raise FileNotFoundError(self._folder)
                 with locked(self._folder / f".{path.name}.lock"):
                     if (kept := self._kept_pieces(path, vocabulary)) is None:
                         with complete_file(path) as partial, open(partial, "wb") as file:
@@ -161,6 +163,8 @@ class Corpus:
         self.splits: tuple[str, ...] = tuple(name for name in SPLITS if name in info["splits"])
         self._open: dict[str, Split] = {}
         self._vocabularies: dict[str, Vocabulary] = {}
+        self.shared: set[tuple[str, str]] = set()
+        """Vocabularies by name and address of the storage where each node finds them: see ``share_vocabulary``."""
 
     @staticmethod
     def open(folder: str | Path) -> Corpus:
@@ -215,8 +219,7 @@ class Corpus:
     def add_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Use a vocabulary that was learnt from the same corpus elsewhere."""
         self._vocabularies[vocabulary.name] = vocabulary
-        if not self.has_vocabulary(vocabulary.name):
-            keep(vocabulary, self.path)
+        keep(vocabulary, self.path)  # in place of one that was learnt here: all processes must have the same
 
     def verify(self) -> None:
         """Read every file: it must have its recorded SHA-256 sum, and the numbers in it must be those of documents.

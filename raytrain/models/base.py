@@ -36,7 +36,12 @@ class TextModel(Protocol):
         """
 
     def forward(self, tokens: Tensor, noise: Noise, input_dropout: float = 0.0) -> Terms:
-        """Return the terms of the ELBO for ``tokens`` [batch, at most self.length], PAD after each STOP."""
+        """Return the terms of the ELBO for ``tokens`` [batch, at most self.length], PAD after each STOP.
+
+        On a GPU a training step is recorded for each shape of batch and repeated. So what changes from step to step
+        must come from ``tokens``, ``noise`` and tensors of the model, not from Python's numbers: those stay as they
+        were recorded.
+        """
 
     def predict(self, tokens: Tensor, z: Tensor) -> Tensor:
         """Return logits [batch, length, NUM_OUTPUTS] of each of ``tokens`` [batch, length] given z and those before it.

@@ -42,7 +42,8 @@ class Ladder:
     vocabulary: str = "byte"
     """What the n-grams are of: bytes, or the pieces of the vocabulary with this name."""
     pieces: Ladder | None = None
-    """The ladder of the pieces that a model reads in, on the same samples; ``None`` if it reads bytes."""
+    """The ladder of the pieces that a model reads in, on the same samples, or on about the same text where they are a
+    part of a stream; ``None`` if it reads bytes."""
 
     @classmethod
     def from_json(cls, values: Any) -> Self:

@@ -113,7 +113,8 @@ def measure_ngrams(
         tables = _tables(text, usable, order)
         probability[known] = _interpolate(tables, asked.keys(known), probability[known], text.low)
         bits.append(float(-np.log2(probability).sum() / num_bytes))
-    return tuple(bits), int(vocabulary.lengths[text.symbols].sum())
+    blocks = range(0, len(text.symbols), BLOCK)
+    return tuple(bits), sum(int(vocabulary.lengths[text.symbols[start : start + BLOCK]].sum()) for start in blocks)
 
 
 def _training_text(train: Split, documents: bool, vocabulary: Vocabulary) -> Sequences:
@@ -130,7 +131,7 @@ def _training_text(train: Split, documents: bool, vocabulary: Vocabulary) -> Seq
         if documents:
             low, high = np.searchsorted(train.offsets, first), np.searchsorted(train.offsets, first + length, "right")
             edges = np.asarray(train.offsets[low:high])
-        if len(edges) == 0:
+        if len(edges) == 0 or edges[0] == first + length:
             continue  # it lies within one document
         text: Symbols = np.asarray(train.stream[edges[0] : first + length]).astype(np.uint16)
         text[edges[1:] - edges[0] - 1] = STOP  # in place of the byte after each document

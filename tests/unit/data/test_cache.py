@@ -456,6 +456,24 @@ def test_a_vocabulary_of_a_corpus_that_cannot_be_written_is_kept_in_the_storage(
     assert learnt == ["bpe:270"]
 
 
+def test_a_vocabulary_is_shared_once_by_a_process(
+    storage: Storage, mine: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share_vocabulary(mine, storage, "bpe:270")
+    monkeypatch.setattr(type(storage), "read", lambda *_: pytest.fail("it is known to be there"))
+    monkeypatch.setattr(Corpus, "has_vocabulary", lambda *_: pytest.fail("it is known to be there"))
+    share_vocabulary(mine, storage, "bpe:270")
+
+
+def test_the_vocabulary_of_the_storage_takes_the_place_of_ones_own(mine: Corpus) -> None:
+    """Workers read the file beside the corpus where there is one: it must be the one that all others read."""
+    own = mine.vocabulary("bpe:270")
+    values = own.values()
+    other = pieces.Vocabulary.from_values(values | {"tokenizer": values["tokenizer"] + " "})
+    mine.add_vocabulary(other)
+    assert Corpus.open(mine.path).vocabulary("bpe:270").digest == other.digest != own.digest
+
+
 def test_a_damaged_vocabulary_in_the_storage_is_learnt_and_put_there_again(
     storage: Storage, mine: Corpus, learnt: list[str]
 ) -> None:

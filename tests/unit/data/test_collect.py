@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import importlib
 import json
 import logging
@@ -363,6 +364,19 @@ def test_posts_and_profiles_are_read_as_texts(quick: None, tmp_path: Path, capsy
     assert "terms: those of Bluesky" in said
 
 
+def test_a_full_disk_is_no_broken_connection(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Collection, values: dict[str, Any]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Collection, "add", full)
+    server = Jetstream(events())
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            stream(tmp_path / "posts.jsonl", 10, server)
+    finally:
+        server.close()
+
+
 def test_a_stream_that_refuses_is_not_asked_again(quick: None, tmp_path: Path) -> None:
     server = Jetstream([])
     try:
@@ -390,7 +404,10 @@ def test_a_stream_that_refuses_is_not_asked_again(quick: None, tmp_path: Path) -
         (["x", "birds", "--most", "10"], "set X_BEARER_TOKEN"),
         (["bluesky", "--most", "0"], "--most 0: must be positive"),
         (["bluesky", "--most", "1", "--endpoint", "https://x/"], "must be an address such as wss://"),
-        (["bluesky", "--most", "1", "--endpoint", "wss://me:key@x/"], "must be an address such as wss://"),
+        *(
+            (["bluesky", "--most", "1", "--endpoint", address], "must be an address such as wss://")
+            for address in ("wss://me:key@x/", "wss://[abc/", "wss://x:abc/", "wss://x:99999/", "wss://x/?a=b")
+        ),
     ],
 )
 def test_a_mistake_is_told_before_a_file_is_made(

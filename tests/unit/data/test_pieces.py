@@ -182,6 +182,17 @@ def test_the_samples_are_the_same_bytes_whatever_the_vocabulary(text: Corpus, na
         assert (batch.tokens[:, -1] != PAD).any(), "no wider than its longest sample"
 
 
+def test_a_corpus_that_was_removed_is_not_made_again(text: Corpus, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(text.path, folder)
+    split = Corpus.open(folder).split("train")
+    vocabulary = split.vocabulary("bpe:270")
+    shutil.rmtree(folder)
+    cut = split.in_pieces(vocabulary)
+    assert vocabulary.lengths[cut].sum() == len(split.stream)
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize("name", LONGER)
 def test_each_lane_of_a_stream_reads_on_and_round_in_pieces(text: Corpus, name: str) -> None:
     split, vocabulary = text.split("train"), text.vocabulary(name)
