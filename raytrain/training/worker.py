@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import itertools
 import json
 import logging
@@ -317,9 +318,13 @@ def release_memory() -> None:
     """Return unused memory of this process to the system.
 
     glibc keeps freed memory in arenas, eight for every core, and each run's threads get other arenas than those of the
-    run before. In time the process would hold many times the memory of one run.
+    run before. In time the process would hold many times the memory of one run. On a GPU PyTorch keeps what it has
+    freed, which another process of the same GPU may need.
     """
+    gc.collect()  # a trainer and its recorder know each other
     buffers.clear()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
     if trim is not None:
         trim(0)
