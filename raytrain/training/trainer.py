@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raytrain.config.schema import RunConfig
-from raytrain.data.batches import Batch, EvaluationBatches, TrainingBatches, group_rows, rank_groups
+from raytrain.data.batches import (
+    EVALUATION_GROUPS,
+    GPU_EVALUATION_GROUPS,
+    Batch,
+    EvaluationBatches,
+    TrainingBatches,
+    group_rows,
+    rank_groups,
+)
 from raytrain.data.corpus import Corpus
 from raytrain.data.frequencies import symbol_frequencies
 from raytrain.data.pieces import Vocabulary
@@ -68,7 +76,7 @@ class Trainer:
         self.world = world
         self._corpus = corpus
         self.train_batches = TrainingBatches(corpus, config)
-        self.valid_batches = EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples)
+        self.valid_batches = self.evaluation_batches(corpus)
         self.raw: Model = build(config)
         """The model whose weights the optimiser changes."""
         vocabulary = self.train_batches.samples.vocabulary
@@ -224,6 +232,12 @@ class Trainer:
         for layer in self.raw.modules():
             if isinstance(layer, GroupBatchNorm | CodeNorm):
                 layer.batch_statistics = None
+
+    def evaluation_batches(self, corpus: Corpus, vocabulary: Vocabulary | None = None) -> EvaluationBatches:
+        """Return the validation samples; ``vocabulary``: that of a model, if not the config's in the corpus."""
+        groups = GPU_EVALUATION_GROUPS if self.world.device.type == "cuda" else EVALUATION_GROUPS
+        valid, num_samples = corpus.split("valid"), self.config.evaluate_samples
+        return EvaluationBatches(valid, self.config, num_samples, vocabulary, groups)
 
     @torch.no_grad()
     def evaluate(self, draws: int = 0) -> dict[str, float]:
@@ -395,8 +409,7 @@ class Trainer:
         """Read and write by ``vocabulary``, that of a checkpoint or of rank 0."""
         if vocabulary.digest != self.train_batches.samples.vocabulary.digest:
             self.train_batches = TrainingBatches(self._corpus, self.config, vocabulary)
-            valid, num_samples = self._corpus.split("valid"), self.config.evaluate_samples
-            self.valid_batches = EvaluationBatches(valid, self.config, num_samples, vocabulary)
+            self.valid_batches = self.evaluation_batches(self._corpus, vocabulary)
         self.raw.vocabulary = self.model.vocabulary = vocabulary
 
     def gather_lanes(self) -> None:

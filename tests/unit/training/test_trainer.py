@@ -105,6 +105,23 @@ def test_the_model_of_a_run_is_the_average_of_its_weights(corpus: Corpus, name: 
     assert plain.evaluate() == own != before
 
 
+@pytest.mark.parametrize("sampling", ["windows", "documents"])
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_an_evaluation_is_the_same_however_many_groups_are_taken_at_once(
+    corpus: Corpus, model: str, sampling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPUs take more."""
+    found, sizes = [], []
+    config = tiny_config(model, sampling=sampling, evaluate_samples=100, precision="float32", group_size=2)
+    for groups in (1, 64):
+        monkeypatch.setattr("raytrain.training.trainer.EVALUATION_GROUPS", groups)
+        trainer = Trainer(config, corpus, World())
+        sizes.append(len(list(trainer.valid_batches.batches())))
+        found.append(trainer.evaluate())
+    assert sizes[0] > sizes[1] == 1
+    assert found[0] == pytest.approx(found[1], rel=1e-5, abs=1e-6)
+
+
 def test_what_reads_a_checkpoint_gets_the_average(corpus: Corpus, tmp_path: Path) -> None:
     config = tiny_config("hybrid, normalised", optimizer=OptimizerConfig(ema=0.9))
     run(config, corpus, World(), tmp_path / "run")
