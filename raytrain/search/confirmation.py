@@ -221,13 +221,18 @@ class Confirmation:
     @property
     def sentence(self) -> str:
         """What is to be said of the winner, in one sentence."""
+        if not self.configs:
+            return "no config can be confirmed: none may win"
+        if not self.ended:
+            return "the winner is not confirmed yet: not all trials that confirm have ended"
+        did = "kept the constraint" if self.search_objective.min_used else "had a result"
         needed = "all" if self.rule.share == 1 else f"{self.rule.share:.0%}"
         if not self.order:
-            return f"no config kept the constraint in {needed} of its new seeds"
+            return f"no config {did} in {needed} of its new seeds"
         if len(self.configs) == 1:
             return "no other config was confirmed"
         if len(self.order) == 1:
-            return f"no other config kept the constraint in {needed} of its new seeds"
+            return f"no other config {did} in {needed} of its new seeds"
         first, second = (each.trial.name for each in self.order[:2])
         if self.difference is None:
             return f"trial {first} before trial {second}, with one seed each: not told apart"

@@ -192,6 +192,29 @@ def test_there_may_be_no_winner(tmp_path: Path) -> None:
     assert found.to_json()["configs"][1]["values"] == [1.9, None]
 
 
+def test_what_is_said_without_a_confirmed_winner_is_true(tmp_path: Path) -> None:
+    location = open_storage(tmp_path)
+
+    def sentence(plan: Plan, trials: list[Trial]) -> str:
+        found = confirmation_of(plan, trials, location)
+        assert found is not None
+        return found.sentence
+
+    constrained, free = a_plan(confirm=RULE, min_used=1.0), a_plan(confirm=RULE)
+    unused = a_search(2.0, 1.8)
+    for trial in unused:
+        trial.best = figures(1.8, 0.5)
+    assert sentence(constrained, unused) == "no config can be confirmed: none may win"
+    trials = with_repeats(free, a_search(2.0, 1.8), *[(1.9, 3.0)] * 4)
+    trials[-1].status = "running"
+    for plan in (constrained, free):
+        assert sentence(plan, trials) == "the winner is not confirmed yet: not all trials that confirm have ended"
+    for trial in trials[2:]:
+        trial.status, trial.best = "early_stopped", {}
+    assert sentence(constrained, trials) == "no config kept the constraint in all of its new seeds"
+    assert sentence(free, trials) == "no config had a result in all of its new seeds"
+
+
 # ---------------------------------------------------------------------------------------- difference
 
 
