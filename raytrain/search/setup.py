@@ -292,7 +292,7 @@ def admit(
     limited = concurrent < min(most, cluster.admit(spec, options.max_concurrent, math.inf))
     memory = "; the memory of this machine carries no more" if limited else ""
     print(f"concurrency: {concurrent} trials, {cluster.usage(spec, concurrent)}{memory}")
-    if spec.gpus == 0:
+    if need and spec.gpus == 0:
         kept = "is reserved" if spec.memory else "may be used; none is reserved, as a node has no room for that twice"
         print(f"memory: about {need / 1e9:.1f} GB a worker {kept}")
     seconds, sources = trial_seconds(plan, workspace.corpus, spec, options.bench)
@@ -322,11 +322,11 @@ def admit(
 
 
 def largest_worker(plan: Plan, workers: int) -> int:
-    """Return an estimate of the memory, in bytes, of one worker of the search's largest trial."""
+    """Return an estimate of the memory, in bytes, of one worker of the largest trial; 0 if no trial may be trained."""
     points = check_space(plan.space, plan.bases, plan.budget, plan.algorithm, plan.seed)
     configs = [*points, *(start.config for start in plan.warm_starts)]
     shapes = {(each.model, each.vocabulary, each.length, each.batch_size): each for each in configs}
-    return max(worker_bytes(config, workers) for config in shapes.values())
+    return max((worker_bytes(config, workers) for config in shapes.values() if plan.fits(config)), default=0)
 
 
 def open_tracking(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec) -> tuple[Experiment, Run]:
