@@ -179,6 +179,8 @@ def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: tuple[W
 def known_or_new(name: str, plan: Plan, workspace: Workspace) -> Plan:
     """Return ``plan`` with the identity of the search that has this name already; as it is where the name is free.
 
+    That search keeps the number of its trials unless it is to have more, and its confirmation unless another is given.
+
     Raises:
         UserError: it belongs to something else.
     """
@@ -191,7 +193,14 @@ def known_or_new(name: str, plan: Plan, workspace: Workspace) -> Plan:
             f"--name {name} belongs to a search with other settings ({'; '.join(changed)}); choose another name, "
             f"or resume that search by --resume {name}"
         )
-    return plan if known is None else dataclasses.replace(plan, identity=known.identity)
+    if known is None:
+        return plan
+    return dataclasses.replace(
+        plan,
+        identity=known.identity,
+        num_samples=max(plan.num_samples, known.num_samples),
+        confirm=plan.confirm or known.confirm,
+    )
 
 
 # ------------------------------------------------------------------------------------------- resumed
