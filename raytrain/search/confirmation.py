@@ -54,6 +54,19 @@ def new_repeats(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
     return made
 
 
+def wanted_repeats(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
+    """Return those of ``trials`` that confirm the winner, in their order.
+
+    A search that was given more trials, or another rule, may have repeats that are no longer wanted: of a config that
+    is not among the best any more, or of other seeds or steps.
+    """
+    if plan.confirm is None:
+        return []
+    found = repeated(trials, plan.search_objective, plan.confirm)
+    wanted = {repeat.identity for each in found for repeat in each.repeats}
+    return [trial for trial in trials if trial.identity in wanted]
+
+
 def repeats_left(plan: Plan, trials: Sequence[Trial]) -> int:
     """Return how many trials that confirm are still to be run, at most."""
     if plan.confirm is None:

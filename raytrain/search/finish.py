@@ -44,7 +44,7 @@ from raytrain.runs.records import CHECKPOINTS, read_outcome
 from raytrain.runs.repeats import best_first, searched, winner
 from raytrain.runs.trained_model import from_checkpoint
 from raytrain.runs.trials import Trial, rank, trial_location
-from raytrain.search.confirmation import Confirmation, confirmation_of
+from raytrain.search.confirmation import Confirmation, confirmation_of, wanted_repeats
 from raytrain.search.registry import Candidate, Score, VerificationError, register_and_compete
 from raytrain.search.searcher import Search
 from raytrain.search.winner import BEST_CONFIG, BEST_TRIAL
@@ -172,9 +172,10 @@ def log_report(search: Search) -> None:
 
 
 def end(search: Search, trials: list[Trial]) -> None:
-    """Log the report of a search and end its MLflow run."""
+    """Log the report of a search and end its MLflow run; repeats that are no longer wanted need not have ended."""
     log_report(search)
-    unended = [trial.name for trial in trials if not trial.ended]
+    needed = [*searched(trials), *wanted_repeats(search.plan, trials)]
+    unended = [trial.name for trial in needed if not trial.ended]
     if unended:
         search.parent.finish("KILLED", f"the time budget is used up; trials {', '.join(unended)} have not ended")
     else:

@@ -19,6 +19,7 @@ from raytrain.metrics import METRIC, RUNG, SearchObjective
 from raytrain.runs.records import OUTCOME, PLAN
 from raytrain.runs.repeats import Confirm, confirmed, repeated, searched, winner
 from raytrain.runs.trials import Trial, TrialStore, trial_location
+from raytrain.search import finish
 from raytrain.search.algorithms import Halving
 from raytrain.search.confirmation import (
     Losses,
@@ -37,7 +38,7 @@ from raytrain.storage import open_storage
 from raytrain.storage.base import Storage
 from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
-from tests.unit.search.test_search_objective import a_plan, a_trial, end, figures, refused, searcher
+from tests.unit.search.test_search_objective import FakeRun, a_plan, a_trial, end, figures, refused, searcher
 
 __all__ = ["refused"]
 
@@ -133,6 +134,36 @@ def test_the_searcher_draws_as_if_there_were_no_repeats(corpus: Corpus, tmp_path
     job = more.suggest("next")["job"]
     assert (job["config"], job["losses"]) == (never.suggest("next")["job"]["config"], False)
     assert (more.trials[-1].number, more.trials[-1].confirms) == (7, None)
+
+
+def test_a_repeat_of_what_cannot_win_any_more_is_not_run_and_not_waited_for(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = searcher(a_plan(confirm=replace(RULE, configs=1), num_samples=2), corpus, tmp_path)
+    found.suggest("0")
+    end(found, found.trials[0], figures(2.0, 3.0))
+    found.begin_confirmation()
+    found.suggest("repeat")
+    found.records.add(found.trials[1])
+
+    # one of its repeats has begun when the search is given a better trial
+    resumed = searcher(found.search.plan, corpus, tmp_path)
+    resumed.suggest("better")
+    end(resumed, resumed.trials[2], figures(1.0, 3.0))
+    assert resumed.begin_confirmation() == 2
+    for number in range(2):
+        resumed.suggest(f"new {number}")
+    assert [(trial.confirms, bool(trial.run)) for trial in resumed.trials] == [
+        (None, True), (0, True), (None, True), (2, True), (2, True),
+    ]  # fmt: skip
+    ends: list[tuple[str, ...]] = []
+    monkeypatch.setattr(FakeRun, "finish", lambda self, *said: ends.append(said), raising=False)
+    monkeypatch.setattr("raytrain.search.finish.log_report", lambda search: None)
+    finish.end(resumed.search, resumed.trials)
+    for trial in resumed.trials[3:]:
+        trial.status = "finished"
+    finish.end(resumed.search, resumed.trials)
+    assert ends == [("KILLED", "the time budget is used up; trials 003, 004 have not ended"), ("FINISHED",)]
 
 
 def test_asha_is_not_reminded_of_repeats(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
