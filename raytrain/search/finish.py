@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -49,7 +51,7 @@ from raytrain.search.registry import Candidate, Score, VerificationError, regist
 from raytrain.search.searcher import Search
 from raytrain.search.winner import BEST_CONFIG, BEST_TRIAL
 from raytrain.storage.base import retry_storage
-from raytrain.tracking.client import explain
+from raytrain.tracking.client import TRACKING_ERRORS, explain, patience
 from raytrain.tracking.logged_model import log_model
 from raytrain.tracking.outbox import SAMPLES
 from raytrain.tracking.views import share_view
@@ -85,11 +87,8 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
     if confirmation is not None and not confirmation.ended:
         finish_unconfirmed(search, trials)
         return
-    try:
+    with reported_on_failure(search):
         found = best_checkpoint(search, trials)
-    except UserError:
-        log_report(search)
-        raise
     if found is None or ladder is None:
         finish_without_winner(search, trials, confirmation)
         return
@@ -101,7 +100,8 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
     search.parent.log_dict(to_dict(best.config), BEST_CONFIG)
     search.parent.set_tags({BEST_TRIAL: best.name})
     card = model_card(search, best, samples, comparison, confirmation)
-    name, version, alias = register(search, best, stored, card)
+    with reported_on_failure(search):
+        name, version, alias = register(search, best, stored, card)
     fields = list(dict.fromkeys(name for trial in trials for name in trial.fields))
     columns = [metric.key for metric in shown_metrics(trial.best for trial in trials)]
     view = share_view(search.parent, f"{search.name}: best trials first", columns, fields)
@@ -169,6 +169,18 @@ def log_report(search: Search) -> None:
     """Draw and log the report of a search; of a large one this takes longer than all else."""
     with tempfile.TemporaryDirectory(prefix="raytrain-") as scratch:
         write_search_report(search.parent, Path(scratch) / "report")
+
+
+@contextlib.contextmanager
+def reported_on_failure(search: Search) -> Iterator[None]:
+    """Log the report of a search also where what is done inside raises ``UserError``, which goes on."""
+    try:
+        yield
+    except UserError:
+        # MLflow may be what has failed: it is not waited for again, and its error does not replace the first
+        with contextlib.suppress(*TRACKING_ERRORS, UserError), patience(0):
+            log_report(search)
+        raise
 
 
 def end(search: Search, trials: list[Trial]) -> None:
