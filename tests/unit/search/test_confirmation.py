@@ -212,6 +212,15 @@ def test_a_config_whose_code_is_used_in_too_few_seeds_does_not_win(share: float,
     assert (won.confirms, won.best["kl"]) == (number, 3)  # the best seed is one that may win
 
 
+def test_a_share_of_the_seeds_is_not_missed_by_rounding() -> None:
+    rule = Confirm(configs=1, seeds=25, first_seed=1003, share=0.28)
+    plan = a_plan(confirm=rule, min_used=1.0)
+    for held, winners in ((7, 1), (6, 0)):
+        trials = with_repeats(plan, a_search(2.0), *[(1.9, 3.0)] * held, *[(1.9, 0.0)] * (25 - held))
+        found = repeated(trials, plan.search_objective, rule)
+        assert len(confirmed(found, plan.search_objective, rule)) == winners
+
+
 def test_there_may_be_no_winner(tmp_path: Path) -> None:
     plan = a_plan(confirm=RULE, min_used=1.0)
     trials = with_repeats(plan, a_search(2.0, 1.8, 1.9), (1.6, 0), (1.9, 0), (1.5, 3), (2.0, 3))
