@@ -74,7 +74,7 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
     confirmation = confirmation_of(search.plan, trials, search.location)
     won = winner(trials, search_objective, confirm)
     ladder = None if won is None else validation_ladder(search.workspace.corpus, won.config)
-    print(search_summary(trials, search_objective, ladder, won))
+    print(search_summary(trials, search_objective, won, ladder))
     if confirmation is not None:
         print("\n".join([confirmation_summary(confirmation.configs, search_objective), *confirmation.lines()]))
         search.parent.log_dict(confirmation.to_json(), CONFIRMATION)
