@@ -302,7 +302,8 @@ def admit(
     memory = "; the memory of this machine carries no more" if limited else ""
     print(f"concurrency: {concurrent} trials, {cluster.usage(spec, concurrent)}{memory}")
     if need and spec.gpus == 0:
-        kept = "is reserved" if spec.memory else "may be used; none is reserved, as a node has no room for that twice"
+        reason = "a node has no room for that twice, or does not say how much it has"
+        kept = "is reserved" if spec.memory else f"may be used; none is reserved: {reason}"
         print(f"memory: about {need / 1e9:.1f} GB a worker {kept}")
     seconds, sources = trial_seconds(plan, workspace.corpus, spec, options.bench)
     estimate = Estimate(
