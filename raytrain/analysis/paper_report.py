@@ -15,7 +15,17 @@ from raytrain.analysis.figures.style import model_look, save
 from raytrain.config.models import has_latent
 from raytrain.metrics import COLLAPSED
 from raytrain.tracking.outbox import SAMPLES
-from raytrain.tracking.queries import CORPUS, Child, children, download, find_experiment, find_search, history, searches
+from raytrain.tracking.queries import (
+    CONFIRMS,
+    CORPUS,
+    Child,
+    children,
+    download,
+    find_experiment,
+    find_search,
+    history,
+    searches,
+)
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import output_file
 from raytrain.utils.text import cell, table
@@ -59,7 +69,7 @@ class Collected:
 
 
 def collect(found: Sequence[Child], figure: str, *, everything: bool) -> Collected:
-    """The records of the trials of searches, newest first.
+    """The records of the trials of searches, newest first; trials that confirm another with a new seed are left out.
 
     Without ``everything``, a search adds only models that none before it has, trained for as many steps:
     the rest of it is an older version of what is there.
@@ -71,6 +81,8 @@ def collect(found: Sequence[Child], figure: str, *, everything: bool) -> Collect
         have, steps = {record.model for record in records}, {record.steps for record in records}
         before = len(records)
         for child in children(search.run):
+            if CONFIRMS in child.tags:
+                continue
             record = read_record(child, figure == WITH_CURVE)
             if record is None:
                 continue

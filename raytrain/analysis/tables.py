@@ -25,7 +25,7 @@ from raytrain.metrics import (
     shown_metrics,
 )
 from raytrain.models.ladder import Ladder
-from raytrain.runs.repeats import Repeated, searched, winner
+from raytrain.runs.repeats import Repeated, searched
 from raytrain.runs.trials import Trial, rank
 from raytrain.utils.output import console
 from raytrain.utils.text import table as markdown
@@ -168,14 +168,14 @@ def _confirmed(each: Repeated, search_objective: SearchObjective) -> list[str]:
 
 
 def search_summary(
-    trials: list[Trial], search_objective: SearchObjective, ladder: Ladder | None = None, won: Trial | None = None
+    trials: list[Trial], search_objective: SearchObjective, won: Trial | None, ladder: Ladder | None = None
 ) -> str:
     """Return the table of the trials, best first, with the Pareto front where it was searched for, and remarks.
 
-    ``ladder`` is that of the samples of ``won``, the winner; by default that among ``trials``. Trials that confirm it
-    are left out.
+    ``won`` is the winner, ``None`` if no trial has won, and ``ladder`` that of its samples. Trials that confirm it are
+    left out.
     """
-    won, trials = won or winner(trials, search_objective), searched(trials)
+    trials = searched(trials)
     console = Console(record=True, width=160, file=StringIO())
     console.print(trial_table(rank(trials, search_objective), f"trials, best first: {search_objective}"))
     if search_objective.objective == "pareto":

@@ -97,7 +97,7 @@ def reserve_memory(worker_spec: WorkerSpec, cluster: Cluster, need: int) -> Work
     """
     nodes = [*cluster.up, *(node for node, count in cluster.possible if count > 0)]
     able = [node for node in nodes if _slots(node, worker_spec) > 0]
-    if worker_spec.gpus or not able or need > MEMORY_SHARE * min(node.get("memory", 0.0) for node in able):
+    if not need or worker_spec.gpus or not able or need > MEMORY_SHARE * min(node.get("memory", 0.0) for node in able):
         return worker_spec
     reserving = replace(worker_spec, memory=need)
     return reserving if cluster.worker_slots(reserving) >= worker_spec.workers else worker_spec

@@ -169,7 +169,8 @@ def confirmed(found: Sequence[Repeated], search_objective: SearchObjective, conf
     """Return the configs that kept the constraint in enough seeds, the best mean first; none before all have ended."""
     if not all(each.ended for each in found):
         return []
-    enough = [each for each in found if each.held(search_objective) >= confirm.share * len(each.configs)]
+    # less what rounding may add: 0.28 x 25 is more than 7
+    enough = [each for each in found if each.held(search_objective) >= confirm.share * len(each.configs) - 1e-9]
     return sorted(enough, key=lambda each: each.mean(search_objective.metric))
 
 

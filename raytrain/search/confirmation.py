@@ -54,6 +54,19 @@ def new_repeats(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
     return made
 
 
+def wanted_repeats(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
+    """Return those of ``trials`` that confirm the winner, in their order.
+
+    A search that was given more trials, or another rule, may have repeats that are no longer wanted: of a config that
+    is not among the best any more, or of other seeds or steps.
+    """
+    if plan.confirm is None:
+        return []
+    found = repeated(trials, plan.search_objective, plan.confirm)
+    wanted = {repeat.identity for each in found for repeat in each.repeats}
+    return [trial for trial in trials if trial.identity in wanted]
+
+
 def repeats_left(plan: Plan, trials: Sequence[Trial]) -> int:
     """Return how many trials that confirm are still to be run, at most."""
     if plan.confirm is None:
@@ -221,13 +234,18 @@ class Confirmation:
     @property
     def sentence(self) -> str:
         """What is to be said of the winner, in one sentence."""
+        if not self.configs:
+            return "no config can be confirmed: none may win"
+        if not self.ended:
+            return "the winner is not confirmed yet: not all trials that confirm have ended"
+        did = "kept the constraint" if self.search_objective.min_used else "had a result"
         needed = "all" if self.rule.share == 1 else f"{self.rule.share:.0%}"
         if not self.order:
-            return f"no config kept the constraint in {needed} of its new seeds"
+            return f"no config {did} in {needed} of its new seeds"
         if len(self.configs) == 1:
             return "no other config was confirmed"
         if len(self.order) == 1:
-            return f"no other config kept the constraint in {needed} of its new seeds"
+            return f"no other config {did} in {needed} of its new seeds"
         first, second = (each.trial.name for each in self.order[:2])
         if self.difference is None:
             return f"trial {first} before trial {second}, with one seed each: not told apart"

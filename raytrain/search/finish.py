@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -44,12 +46,12 @@ from raytrain.runs.records import CHECKPOINTS, read_outcome
 from raytrain.runs.repeats import best_first, searched, winner
 from raytrain.runs.trained_model import from_checkpoint
 from raytrain.runs.trials import Trial, rank, trial_location
-from raytrain.search.confirmation import Confirmation, confirmation_of
+from raytrain.search.confirmation import Confirmation, confirmation_of, wanted_repeats
 from raytrain.search.registry import Candidate, Score, VerificationError, register_and_compete
 from raytrain.search.searcher import Search
 from raytrain.search.winner import BEST_CONFIG, BEST_TRIAL
 from raytrain.storage.base import retry_storage
-from raytrain.tracking.client import explain
+from raytrain.tracking.client import TRACKING_ERRORS, explain, patience
 from raytrain.tracking.logged_model import log_model
 from raytrain.tracking.outbox import SAMPLES
 from raytrain.tracking.views import share_view
@@ -72,7 +74,7 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
     confirmation = confirmation_of(search.plan, trials, search.location)
     won = winner(trials, search_objective, confirm)
     ladder = None if won is None else validation_ladder(search.workspace.corpus, won.config)
-    print(search_summary(trials, search_objective, ladder, won))
+    print(search_summary(trials, search_objective, won, ladder))
     if confirmation is not None:
         print("\n".join([confirmation_summary(confirmation.configs, search_objective), *confirmation.lines()]))
         search.parent.log_dict(confirmation.to_json(), CONFIRMATION)
@@ -85,11 +87,8 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
     if confirmation is not None and not confirmation.ended:
         finish_unconfirmed(search, trials)
         return
-    try:
+    with reported_on_failure(search):
         found = best_checkpoint(search, trials)
-    except UserError:
-        log_report(search)
-        raise
     if found is None or ladder is None:
         finish_without_winner(search, trials, confirmation)
         return
@@ -101,7 +100,8 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
     search.parent.log_dict(to_dict(best.config), BEST_CONFIG)
     search.parent.set_tags({BEST_TRIAL: best.name})
     card = model_card(search, best, samples, comparison, confirmation)
-    name, version, alias = register(search, best, stored, card)
+    with reported_on_failure(search):
+        name, version, alias = register(search, best, stored, card)
     fields = list(dict.fromkeys(name for trial in trials for name in trial.fields))
     columns = [metric.key for metric in shown_metrics(trial.best for trial in trials)]
     view = share_view(search.parent, f"{search.name}: best trials first", columns, fields)
@@ -171,10 +171,23 @@ def log_report(search: Search) -> None:
         write_search_report(search.parent, Path(scratch) / "report")
 
 
+@contextlib.contextmanager
+def reported_on_failure(search: Search) -> Iterator[None]:
+    """Log the report of a search also where what is done inside raises ``UserError``, which goes on."""
+    try:
+        yield
+    except UserError:
+        # MLflow may be what has failed: it is not waited for again, and its error does not replace the first
+        with contextlib.suppress(*TRACKING_ERRORS, UserError), patience(0):
+            log_report(search)
+        raise
+
+
 def end(search: Search, trials: list[Trial]) -> None:
-    """Log the report of a search and end its MLflow run."""
+    """Log the report of a search and end its MLflow run; repeats that are no longer wanted need not have ended."""
     log_report(search)
-    unended = [trial.name for trial in trials if not trial.ended]
+    needed = [*searched(trials), *wanted_repeats(search.plan, trials)]
+    unended = [trial.name for trial in needed if not trial.ended]
     if unended:
         search.parent.finish("KILLED", f"the time budget is used up; trials {', '.join(unended)} have not ended")
     else:

@@ -122,15 +122,16 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     known = records.read(search.known)
     searcher = OptunaSearcher(search, records, known, scheduler)
     outbox, patience_s = Outbox(search.parent.uri), INTERRUPTED_S
-    for record in take_unsent(search, known):
-        outbox.put(record)
-    say_ends(search, known, outbox)
     recorder = TrialRecorder(searcher, show, outbox)
-    for trial in known:
-        show(trial)
     stopper = SearchStopper(recorder, search.time_budget)
     searcher.scratch = tempfile.mkdtemp(prefix="raytrain-tune-")
     try:
+        # inside: what is taken from the storage is only in the outbox, which is kept however the search ends
+        for record in take_unsent(search, known):
+            outbox.put(record)
+        say_ends(search, known, outbox)
+        for trial in known:
+            show(trial)
         num_left = search.plan.num_samples - sum(trial.ended for trial in searched(known))
         run_trials(searcher, recorder, scheduler, stopper, num_left)
         if search.plan.confirm is not None and not recorder.ending:

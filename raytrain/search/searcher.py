@@ -22,7 +22,7 @@ from raytrain.runs.repeats import searched
 from raytrain.runs.trials import Trial, TrialStore
 from raytrain.runs.workspace import Workspace
 from raytrain.search.algorithms import Recalls, add_to_study, make_study, optuna_result, set_constraints
-from raytrain.search.confirmation import new_repeats
+from raytrain.search.confirmation import new_repeats, wanted_repeats
 from raytrain.search.plan import Plan, grid_points
 from raytrain.search.space import GRID, check_choices
 from raytrain.search.warm_start import point_of
@@ -169,10 +169,11 @@ class OptunaSearcher(Searcher):
         """Let the next trials be those that confirm the winner; return how many of them have not ended.
 
         Call it when all other trials have ended: they decide which configs are confirmed. Trials that confirm and were
-        begun before the search was resumed are among them.
+        begun before the search was resumed are among them, unless what they confirm can no longer win.
         """
-        self.trials += new_repeats(self.search.plan, self.trials)
-        self._again = [trial for trial in self.trials if not trial.ended]
+        plan = self.search.plan
+        self.trials += new_repeats(plan, self.trials)
+        self._again = [trial for trial in wanted_repeats(plan, self.trials) if not trial.ended]
         return len(self._again)
 
     def _drawn_trial(self) -> Trial | None:

@@ -179,6 +179,8 @@ def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: tuple[W
 def known_or_new(name: str, plan: Plan, workspace: Workspace) -> Plan:
     """Return ``plan`` with the identity of the search that has this name already; as it is where the name is free.
 
+    That search keeps the number of its trials unless it is to have more, and its confirmation unless another is given.
+
     Raises:
         UserError: it belongs to something else.
     """
@@ -191,7 +193,14 @@ def known_or_new(name: str, plan: Plan, workspace: Workspace) -> Plan:
             f"--name {name} belongs to a search with other settings ({'; '.join(changed)}); choose another name, "
             f"or resume that search by --resume {name}"
         )
-    return plan if known is None else dataclasses.replace(plan, identity=known.identity)
+    if known is None:
+        return plan
+    return dataclasses.replace(
+        plan,
+        identity=known.identity,
+        num_samples=max(plan.num_samples, known.num_samples),
+        confirm=plan.confirm or known.confirm,
+    )
 
 
 # ------------------------------------------------------------------------------------------- resumed
@@ -292,8 +301,9 @@ def admit(
     limited = concurrent < min(most, cluster.admit(spec, options.max_concurrent, math.inf))
     memory = "; the memory of this machine carries no more" if limited else ""
     print(f"concurrency: {concurrent} trials, {cluster.usage(spec, concurrent)}{memory}")
-    if spec.gpus == 0:
-        kept = "is reserved" if spec.memory else "may be used; none is reserved, as a node has no room for that twice"
+    if need and spec.gpus == 0:
+        reason = "a node has no room for that twice, or does not say how much it has"
+        kept = "is reserved" if spec.memory else f"may be used; none is reserved: {reason}"
         print(f"memory: about {need / 1e9:.1f} GB a worker {kept}")
     seconds, sources = trial_seconds(plan, workspace.corpus, spec, options.bench)
     estimate = Estimate(
@@ -322,11 +332,11 @@ def admit(
 
 
 def largest_worker(plan: Plan, workers: int) -> int:
-    """Return an estimate of the memory, in bytes, of one worker of the search's largest trial."""
+    """Return an estimate of the memory, in bytes, of one worker of the largest trial; 0 if no trial may be trained."""
     points = check_space(plan.space, plan.bases, plan.budget, plan.algorithm, plan.seed)
     configs = [*points, *(start.config for start in plan.warm_starts)]
     shapes = {(each.model, each.vocabulary, each.length, each.batch_size): each for each in configs}
-    return max(worker_bytes(config, workers) for config in shapes.values())
+    return max((worker_bytes(config, workers) for config in shapes.values() if plan.fits(config)), default=0)
 
 
 def open_tracking(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec) -> tuple[Experiment, Run]:

@@ -88,7 +88,13 @@ def find_winner(name: str, storage: str | None, experiment: str) -> Winner:
 def _recorded(name: str, location: Storage, values: dict[str, Any]) -> Winner:
     """Return the winner by the search's own records; the search may still be running."""
     search_objective = search_objective_of(values)
-    best = winner(TrialStore(location).read(), search_objective, confirm_of(values))
+    trials = TrialStore(location).read()
+    best = winner(trials, search_objective, confirm_of(values))
+    if best is None and winner(trials, search_objective) is not None:
+        raise UserError(
+            f"--best-of {name}: no config of the search was confirmed; python -m raytrain.tune --resume {name} "
+            "--num-samples N tries more"
+        )
     if best is None:
         least = search_objective.min_used
         lacks = f" that uses at least {least:g} nats of its code" if least else ""

@@ -59,6 +59,7 @@ def log_model(
     )
     digest = hashlib.sha256((checkpoint / "manifest.json").read_bytes()).hexdigest()
     if (existing := _find(run, name, digest)) is not None:
+        retry_tracking(lambda: _link(run, existing, step))
         return existing
     created = client.create_logged_model(
         run.experiment_id,
@@ -73,9 +74,10 @@ def log_model(
         _save(folder, created, run, checkpoint, length, packages)
         (folder / "README.md").write_text(card, "utf-8")
         retry_tracking(lambda: client.log_model_artifacts(created.model_id, str(folder)))
-    retry_tracking(lambda: client.log_outputs(run.run_id, [LoggedModelOutput(created.model_id, step)]))
     _log_metrics(run, created.model_id, metrics, step)
     retry_tracking(lambda: client.finalize_logged_model(created.model_id, LoggedModelStatus.READY))
+    # last: a model that is not finished is deleted by the next attempt, but nothing deletes a link to it
+    retry_tracking(lambda: _link(run, created.model_id, step))
     return str(created.model_id)
 
 
@@ -91,6 +93,14 @@ def _find(run: Run, name: str, digest: str) -> str | None:
         elif model.tags.get(CHECKPOINT_TAG) == digest:
             return str(model.model_id)
     return None
+
+
+def _link(run: Run, model_id: str, step: int) -> None:
+    """Make the model an output of the run, which the store takes only once."""
+    client = connect(run.uri)
+    outputs = client.get_run(run.run_id).outputs
+    if outputs is None or model_id not in {output.model_id for output in outputs.model_outputs}:
+        client.log_outputs(run.run_id, [LoggedModelOutput(model_id, step)])
 
 
 def _save(folder: Path, created: Any, run: Run, checkpoint: Path, length: int, packages: tuple[str, ...]) -> None:

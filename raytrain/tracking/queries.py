@@ -17,6 +17,8 @@ SPACE = "raytrain.space"
 """Tag of a search: the name of its search space."""
 CORPUS = "raytrain.corpus"
 """Tag of a search and of a run: the digest of its corpus."""
+CONFIRMS = "raytrain.confirms"
+"""Tag of a trial that repeats the config of another with a new seed: the number of that trial."""
 LOCATION = "raytrain.location"
 """Tag of a search and of a run: where it is in its storage."""
 PAGE = 500

@@ -180,7 +180,7 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
         outcome["unsent"] = unsent
         if "early_stopped" not in outcome:
             outcome["samples"] = final_samples(job)
-            if job.losses:
+            if job.losses and "error" not in outcome:
                 outcome["losses"] = validation_losses(job, config, corpus, world.device)
         text = json.dumps(outcome).encode()
         retry_storage(lambda: storage.write(OUTCOME, text))

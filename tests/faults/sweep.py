@@ -183,25 +183,31 @@ def differences(expected: Any, found: Any, path: str = "") -> list[str]:
 
 
 def sweep(folder: Path, cluster: str, every: int, first: int, log: Any = print) -> list[str]:
-    """Kill a driver at every ``every``th point from ``first`` on; return a line for each difference that was found."""
+    """Kill a driver at every ``every``th point from ``first`` on; return a line for each difference that was found.
+
+    A driver may reach fewer points than the undisturbed one, and ends as that did; if all do, that is a difference too.
+    """
     store = Path(new_store(folder).removeprefix("sqlite:///"))
     quiet = new_home(folder / "undisturbed", store)
     reached = undisturbed(quiet, cluster)
-    expected, wrong = state(quiet), []
+    expected, wrong, killed = state(quiet), [], 0
     log(f"{len(reached)} points")
     for fatal in range(first, len(reached) + 1, every):
         home, began = new_home(folder / f"point-{fatal:03}", store), time.monotonic()
         statuses = disturbed(home, cluster, fatal)
-        killed = "not reached" if statuses[0] != -signal.SIGKILL else reached[fatal - 1]
+        died = statuses[0] == -signal.SIGKILL
+        killed += died
+        where = reached[fatal - 1] if died else "not reached"
         found = [] if statuses in ([0], [-signal.SIGKILL, 0]) else [f"statuses {statuses}"]
         found += differences(expected, state(home)) if statuses[-1] == 0 else []
-        log(f"{fatal:3} {time.monotonic() - began:4.0f} s {'DIFFERENT' if found else 'the same'}: {killed}")
+        log(f"{fatal:3} {time.monotonic() - began:4.0f} s {'DIFFERENT' if found else 'the same'}: {where}")
         for line in found:
             log(f"      {line}")
-        wrong += [f"point {fatal} ({killed}): {line}" for line in found]
+        wrong += [f"point {fatal} ({where}): {line}" for line in found]
         if not found:
             shutil.rmtree(home)
-    return wrong
+    log(f"{killed} drivers were killed")
+    return wrong if killed else [*wrong, "no driver was killed"]
 
 
 def main() -> None:

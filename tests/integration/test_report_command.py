@@ -35,7 +35,7 @@ from raytrain.runs.records import write_run_address
 from raytrain.runs.trained_model import load
 from raytrain.storage import open_storage
 from raytrain.tracking.metric_writer import MetricWriter
-from raytrain.tracking.queries import children, find_search, history
+from raytrain.tracking.queries import CONFIRMS, children, find_search, history
 from raytrain.tracking.runs import Experiment, Run
 from raytrain.training.loop import train
 from raytrain.training.trainer import World
@@ -305,6 +305,15 @@ def test_older_searches_add_only_the_models_that_are_missing(experiment: Experim
     assert [one.model for one in collected.records] == ["hybrid", "byte_lstm"]
     named = find_searches(experiment.uri, "raytrain", "paper_fig4", ["older", "newest"])
     assert len(collect(named, "paper_fig4", everything=True).records) == 2
+
+
+def test_a_trial_that_confirms_is_in_no_figure_of_the_paper(experiment: Experiment) -> None:
+    configs = [tiny_config("hybrid", seed=seed) for seed in (0, 1000)]
+    parent = fake_search(experiment, "one", [(config, 2.0, 5.0) for config in configs], with_table=False)
+    found = [find_search(experiment.uri, "raytrain", "one")]
+    assert [record.seed for record in collect(found, "paper_fig4", everything=True).records] == [0, 1000]
+    children(parent)[1].run.set_tags({CONFIRMS: "0"})
+    assert [record.seed for record in collect(found, "paper_fig4", everything=True).records] == [0]
 
 
 def test_records_hold_what_the_figures_compare(experiment: Experiment) -> None:

@@ -101,7 +101,7 @@ def test_a_registered_metric_is_in_every_evaluation_record_and_table(
     trials = [a_trial(0, metrics.known_metrics(before)), a_trial(1, metrics.known_metrics(found | {"other": 1.0}))]
     assert trials[1].best == found
     text = f"{found['kl_share']:.1f}"
-    for table in (search_summary(trials, SearchObjective()), markdown_table(trials)):
+    for table in (search_summary(trials, SearchObjective(), None), markdown_table(trials)):
         assert "KL share" in table
         assert text in table
     write_table(trials, SearchObjective(), tmp_path / "trials.parquet")
@@ -149,7 +149,7 @@ def test_a_record_that_lacks_a_newer_metric_is_read(share: Metric, tmp_path: Pat
     outcome = {"best_step": 1, "best": best, "precision": "float32", "device": "cpu", "samples": []}
     (tmp_path / OUTCOME).write_text(json.dumps(outcome))
     assert read_outcome(str(tmp_path)) == outcome
-    assert "trials, best first" in search_summary([a_trial(0, best)], SearchObjective())
+    assert "trials, best first" in search_summary([a_trial(0, best)], SearchObjective(), None)
 
 
 @pytest.mark.parametrize("missing", REQUIRED_METRICS)

@@ -194,6 +194,7 @@ GB = 10**9
         # one that takes more than half of a node might never start: as before there is nothing but CPUs to count
         (Cluster(({"CPU": 8, "memory": 4 * GB},)), WorkerSpec(1, 1, 0), 3 * GB, 0, 8),
         (Cluster(({"CPU": 8},)), WorkerSpec(1, 1, 0), GB, 0, 8),
+        (Cluster(({"CPU": 8, "memory": 4 * GB},)), WorkerSpec(1, 1, 0), 0, 0, 8),
         (Cluster(({"CPU": 8, "memory": 64 * GB}, {"CPU": 8})), WorkerSpec(1, 1, 0), GB, 0, 16),
         # a group of which not all workers would find room
         (Cluster(({"CPU": 8, "memory": 4 * GB},)), WorkerSpec(4, 1, 0), 2 * GB, 0, 2),

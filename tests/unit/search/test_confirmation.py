@@ -19,6 +19,7 @@ from raytrain.metrics import METRIC, RUNG, SearchObjective
 from raytrain.runs.records import OUTCOME, PLAN
 from raytrain.runs.repeats import Confirm, confirmed, repeated, searched, winner
 from raytrain.runs.trials import Trial, TrialStore, trial_location
+from raytrain.search import finish
 from raytrain.search.algorithms import Halving
 from raytrain.search.confirmation import (
     Losses,
@@ -37,7 +38,7 @@ from raytrain.storage import open_storage
 from raytrain.storage.base import Storage
 from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
-from tests.unit.search.test_search_objective import a_plan, a_trial, end, figures, refused, searcher
+from tests.unit.search.test_search_objective import FakeRun, a_plan, a_trial, end, figures, refused, searcher
 
 __all__ = ["refused"]
 
@@ -135,6 +136,36 @@ def test_the_searcher_draws_as_if_there_were_no_repeats(corpus: Corpus, tmp_path
     assert (more.trials[-1].number, more.trials[-1].confirms) == (7, None)
 
 
+def test_a_repeat_of_what_cannot_win_any_more_is_not_run_and_not_waited_for(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = searcher(a_plan(confirm=replace(RULE, configs=1), num_samples=2), corpus, tmp_path)
+    found.suggest("0")
+    end(found, found.trials[0], figures(2.0, 3.0))
+    found.begin_confirmation()
+    found.suggest("repeat")
+    found.records.add(found.trials[1])
+
+    # one of its repeats has begun when the search is given a better trial
+    resumed = searcher(found.search.plan, corpus, tmp_path)
+    resumed.suggest("better")
+    end(resumed, resumed.trials[2], figures(1.0, 3.0))
+    assert resumed.begin_confirmation() == 2
+    for number in range(2):
+        resumed.suggest(f"new {number}")
+    assert [(trial.confirms, bool(trial.run)) for trial in resumed.trials] == [
+        (None, True), (0, True), (None, True), (2, True), (2, True),
+    ]  # fmt: skip
+    ends: list[tuple[str, ...]] = []
+    monkeypatch.setattr(FakeRun, "finish", lambda self, *said: ends.append(said), raising=False)
+    monkeypatch.setattr("raytrain.search.finish.log_report", lambda search: None)
+    finish.end(resumed.search, resumed.trials)
+    for trial in resumed.trials[3:]:
+        trial.status = "finished"
+    finish.end(resumed.search, resumed.trials)
+    assert ends == [("KILLED", "the time budget is used up; trials 003, 004 have not ended"), ("FINISHED",)]
+
+
 def test_asha_is_not_reminded_of_repeats(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = searcher(a_plan(confirm=RULE, num_samples=1), corpus, tmp_path)
     found.suggest("0")
@@ -181,6 +212,15 @@ def test_a_config_whose_code_is_used_in_too_few_seeds_does_not_win(share: float,
     assert (won.confirms, won.best["kl"]) == (number, 3)  # the best seed is one that may win
 
 
+def test_a_share_of_the_seeds_is_not_missed_by_rounding() -> None:
+    rule = Confirm(configs=1, seeds=25, first_seed=1003, share=0.28)
+    plan = a_plan(confirm=rule, min_used=1.0)
+    for held, winners in ((7, 1), (6, 0)):
+        trials = with_repeats(plan, a_search(2.0), *[(1.9, 3.0)] * held, *[(1.9, 0.0)] * (25 - held))
+        found = repeated(trials, plan.search_objective, rule)
+        assert len(confirmed(found, plan.search_objective, rule)) == winners
+
+
 def test_there_may_be_no_winner(tmp_path: Path) -> None:
     plan = a_plan(confirm=RULE, min_used=1.0)
     trials = with_repeats(plan, a_search(2.0, 1.8, 1.9), (1.6, 0), (1.9, 0), (1.5, 3), (2.0, 3))
@@ -190,6 +230,29 @@ def test_there_may_be_no_winner(tmp_path: Path) -> None:
     assert found is not None
     assert found.lines() == ["no config kept the constraint in all of its new seeds"]
     assert found.to_json()["configs"][1]["values"] == [1.9, None]
+
+
+def test_what_is_said_without_a_confirmed_winner_is_true(tmp_path: Path) -> None:
+    location = open_storage(tmp_path)
+
+    def sentence(plan: Plan, trials: list[Trial]) -> str:
+        found = confirmation_of(plan, trials, location)
+        assert found is not None
+        return found.sentence
+
+    constrained, free = a_plan(confirm=RULE, min_used=1.0), a_plan(confirm=RULE)
+    unused = a_search(2.0, 1.8)
+    for trial in unused:
+        trial.best = figures(1.8, 0.5)
+    assert sentence(constrained, unused) == "no config can be confirmed: none may win"
+    trials = with_repeats(free, a_search(2.0, 1.8), *[(1.9, 3.0)] * 4)
+    trials[-1].status = "running"
+    for plan in (constrained, free):
+        assert sentence(plan, trials) == "the winner is not confirmed yet: not all trials that confirm have ended"
+    for trial in trials[2:]:
+        trial.status, trial.best = "early_stopped", {}
+    assert sentence(constrained, trials) == "no config kept the constraint in all of its new seeds"
+    assert sentence(free, trials) == "no config had a result in all of its new seeds"
 
 
 # ---------------------------------------------------------------------------------------- difference

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from mlflow.exceptions import MlflowException
 
 from raytrain.config.schema import to_dict
 from raytrain.data.corpus import Corpus
 from raytrain.runs.checkpoint import Snapshot
 from raytrain.runs.checkpoint_writer import CheckpointWriter
 from raytrain.runs.records import CHECKPOINTS
+from raytrain.search import finish
 from raytrain.search.finish import best_checkpoint
-from tests.unit.search.test_search_objective import a_plan, figures, searcher
+from raytrain.utils.errors import UserError
+from tests.unit.search.test_search_objective import a_plan, a_trial, figures, searcher
 
 
 def test_the_figures_of_the_best_model_are_those_of_its_checkpoint(corpus: Corpus, tmp_path: Path) -> None:
@@ -27,3 +35,33 @@ def test_the_figures_of_the_best_model_are_those_of_its_checkpoint(corpus: Corpu
     assert best is not None
     assert (best[0].best, best[1].step) == (figures(1.75, kl=2.0), 20)
     assert best[0].identity == trial.identity
+
+
+@pytest.mark.parametrize("failing", ["best_checkpoint", "register"])
+@pytest.mark.parametrize("away", [False, True])
+def test_a_search_whose_model_is_not_registered_has_a_report_and_says_why(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, away: bool
+) -> None:
+    found = searcher(a_plan(), corpus, tmp_path)
+    parent: Any = SimpleNamespace(**dict.fromkeys(("set_tags", "log_file", "log_text", "log_dict"), lambda *_: None))
+    search, trials = replace(found.search, parent=parent), [a_trial(0, figures(1.5, kl=1.0))]
+    stored: Any = None
+    results = {"best_checkpoint": (trials[0], stored), "print_best": [], "model_card": ""}
+    for name, result in results.items():
+        monkeypatch.setattr(finish, name, lambda *_, result=result: result)
+
+    def fail(*_: Any) -> None:
+        raise UserError("the real one")
+
+    reported: list[bool] = []
+
+    def log_report(search: Any) -> None:
+        reported.append(True)
+        if away:
+            raise MlflowException("nobody answers")
+
+    monkeypatch.setattr(finish, failing, fail)
+    monkeypatch.setattr(finish, "log_report", log_report)
+    with pytest.raises(UserError, match="the real one"):
+        finish.finish(search, trials, 1.0)
+    assert reported == [True]

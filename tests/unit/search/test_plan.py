@@ -14,6 +14,7 @@ from raytrain.config.schema import override
 from raytrain.config.workers import WorkerSpec
 from raytrain.data.corpus import Corpus
 from raytrain.runs.records import PLAN, read_values
+from raytrain.runs.repeats import Confirm
 from raytrain.runs.workspace import Workspace
 from raytrain.search.algorithms import resolve_scheduler
 from raytrain.search.plan import Plan, read_plan
@@ -119,6 +120,19 @@ def test_a_search_keeps_its_identity_and_another_of_its_name_has_another(
     alice.storage.write(f"baseline/{PLAN}", plan.to_json())
     assert known_or_new("baseline", again, alice).identity == plan.identity
     assert known_or_new("baseline", other, bob).identity == other.identity
+
+
+def test_a_search_that_is_named_again_loses_neither_trials_nor_its_confirmation(
+    plan: Plan, corpus: Corpus, tmp_path: Path
+) -> None:
+    workspace = Workspace(FolderStorage(tmp_path), corpus, "")
+    rule = Confirm(configs=2, seeds=3, first_seed=1000)
+    workspace.storage.write(f"s/{PLAN}", replace(plan, num_samples=20, confirm=rule).to_json())
+    fewer = known_or_new("s", replace(plan, num_samples=8, confirm=None), workspace)
+    assert (fewer.num_samples, fewer.confirm) == (20, rule)
+    other = replace(rule, configs=4)
+    more = known_or_new("s", replace(plan, num_samples=30, confirm=other), workspace)
+    assert (more.num_samples, more.confirm) == (30, other)
 
 
 def test_two_searches_of_one_name_in_one_mlflow_store_are_two_runs(plan: Plan, corpus: Corpus, tmp_path: Path) -> None:

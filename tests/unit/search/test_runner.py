@@ -8,11 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from raytrain.cluster.ray_internals import ActorManager
 from raytrain.data.corpus import Corpus
-from raytrain.runs.trials import Status, trial_location
+from raytrain.runs.records import UNSENT
+from raytrain.runs.trials import Status, TrialStore, trial_location
+from raytrain.search import runner
 from raytrain.search.runner import say_ends, survive_lack_of_memory
 from raytrain.tracking.outbox import Outbox
 from tests.unit.runs.test_trials import a_trial, reached
@@ -61,3 +64,29 @@ def test_ends_that_a_killed_driver_has_not_said_are_said_by_the_next(
         {"run_id": "run-1", "status": "KILLED", "reason": "others were better", "ended_ms": 5500},
         {"run_id": "run-2", "status": "FAILED", "reason": None, "ended_ms": 5500},
     ]
+
+
+def test_what_mlflow_has_not_taken_is_kept_if_it_cannot_be_asked_for_more(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file of it is deleted when it is taken: from then on the outbox alone has it."""
+    search = searcher(a_plan(), corpus, tmp_path).search
+    trial = a_trial(0, status="finished")
+    trial.run = {"run_id": "0" * 32}
+    records = TrialStore(search.location)
+    records.add(trial)
+    records.close()
+    unsent = {"run_id": "0" * 32, "status": "FINISHED", "reason": None, "ended_ms": 5500}
+    search.location.write(UNSENT, json.dumps(unsent).encode() + b"\n")
+    for name in ("set_up_search", "keep_keys_from_ray", "survive_lack_of_memory"):
+        monkeypatch.setattr(runner, name, lambda: None)
+    monkeypatch.setattr(Outbox, "_sent", lambda self, record: False)
+    monkeypatch.setattr(runner, "INTERRUPTED_S", 0.0)
+
+    def running(parent: str) -> dict[str, str]:
+        raise MlflowException("nobody answers")
+
+    monkeypatch.setattr(search.experiment, "running", running)
+    with pytest.raises(MlflowException, match="nobody answers"):
+        runner.run_search(search, lambda trial: None)
+    assert [json.loads(line) for line in search.location.read(UNSENT).splitlines()] == [unsent]

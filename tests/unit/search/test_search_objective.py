@@ -303,25 +303,27 @@ def test_the_winner_of_a_front_is_its_lowest_bound_with_enough_kl() -> None:
 
 
 def test_the_summary_says_who_cannot_win_and_shows_the_front() -> None:
-    text = search_summary(SOME, SearchObjective("pareto", 1.8))
+    pareto = SearchObjective("pareto", 1.8)
+    text = search_summary(SOME, pareto, winner(SOME, pareto))
     assert "at least 1.8 nats of the code used" in " ".join(text.split())
     assert "Pareto front: no trial beats these" in text
     assert "cannot win, since they use less than 1.8 nats of the code: 000, 002" in text
     assert "collapsed" not in text
-    plain = search_summary(SOME, SearchObjective())
+    best = winner(SOME, SearchObjective())
+    assert best is not None
+    plain = search_summary(SOME, SearchObjective(), best)
     assert "Pareto front" not in plain
     assert "cannot win" not in plain
     assert "warning: the best trial's posterior has collapsed (KL 0.010 nats)" in plain
-    best = winner(SOME, SearchObjective())
-    assert best is not None
+    assert "warning" not in search_summary(SOME, SearchObjective(), None)  # nothing is said of one that has not won
     bits = best.best[METRIC]
     known, better = (Ladder((4.0, 3.5, 3.0, 3.0, factor * bits), 9, 9) for factor in (0.8, 1.1))
     assert (
         "warning: the best trial's model has learnt less than counting: it needs 25.0% more than a byte 5-gram; "
         "give the trials more --steps\n"
-    ) in search_summary(SOME, SearchObjective(), known)
-    assert search_summary(SOME, SearchObjective(), better) == plain
-    marked = search_summary([replace(SOME[1], origin="paper.json")], SearchObjective())
+    ) in search_summary(SOME, SearchObjective(), best, known)
+    assert search_summary(SOME, SearchObjective(), best, better) == plain
+    marked = search_summary([replace(SOME[1], origin="paper.json")], SearchObjective(), None)
     assert "from paper.json" in marked
 
 

@@ -18,10 +18,11 @@ from raytrain.models.ladder import validation_ladder
 from raytrain.runs.records import PLAN
 from raytrain.search import searcher as searchers
 from raytrain.search.algorithms import SAMPLERS
+from raytrain.search.estimate import worker_bytes
 from raytrain.search.finish import description, model_card
 from raytrain.search.plan import WarmStart, grid_points
 from raytrain.search.searcher import OptunaSearcher
-from raytrain.search.setup import check_parameters, reference_lines, stored_plan
+from raytrain.search.setup import check_parameters, largest_worker, reference_lines, stored_plan
 from raytrain.search.space import read_space
 from raytrain.storage import open_storage
 from raytrain.utils.errors import UserError
@@ -117,6 +118,14 @@ def test_a_limit_that_nothing_keeps_is_refused() -> None:
     start = WarmStart(reference="a.json", config=points[1])
     with pytest.raises(UserError, match=r"--max-parameters \d+: --warm-start a.json has"):
         check_parameters(most, points, (start,))
+
+
+def test_no_memory_is_set_aside_for_models_that_the_limit_leaves_out() -> None:
+    plan = a_plan(space=read_space("mine", SIZES))
+    most = num_parameters(with_hidden(32))
+    assert largest_worker(plan, 2) == worker_bytes(with_hidden(64), 2)
+    assert largest_worker(replace(plan, max_parameters=most), 2) == worker_bytes(with_hidden(32), 2)
+    assert largest_worker(replace(plan, max_parameters=1), 2) == 0
 
 
 def test_the_limit_is_part_of_the_plan(tmp_path: Path) -> None:

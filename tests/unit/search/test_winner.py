@@ -11,7 +11,9 @@ import pytest
 from raytrain.config.schema import to_dict
 from raytrain.data.corpus import Corpus
 from raytrain.runs.records import PLAN
+from raytrain.runs.repeats import Confirm
 from raytrain.runs.trials import TrialStore
+from raytrain.search.confirmation import new_repeats
 from raytrain.search.winner import BEST_CONFIG, BEST_TRIAL, find_winner
 from raytrain.storage import open_storage_root
 from raytrain.tracking.runs import Experiment, Run
@@ -54,6 +56,18 @@ def test_the_winner_of_a_search_in_the_storage_is_the_one_it_looked_for(home: Pa
         UserError, match="no trial of the search has been evaluated that uses at least 9 nats of its code yet"
     ):
         find_winner("none", None, "raytrain")
+
+
+def test_a_search_whose_confirmation_nobody_passed_has_no_winner(home: Path) -> None:
+    rule = Confirm(configs=1, seeds=1, first_seed=1003)
+    record("s", min_used=1.0, confirm=rule)
+    location = open_storage_root(None).child("s")
+    records = TrialStore(location)
+    (repeat,) = new_repeats(a_plan(min_used=1.0, confirm=rule), records.read())
+    records.add(replace(repeat, status="finished", best=figures(2.4, 0.0)))
+    records.close()
+    with pytest.raises(UserError, match=r"--best-of s: no config of the search was confirmed; .* --num-samples N"):
+        find_winner("s", None, "raytrain")
 
 
 def track(home: Path, name: str, seed: int | None, experiment: str = "mine") -> Run:

@@ -33,6 +33,7 @@ from raytrain.runs import pyfunc_model, trained_model
 from raytrain.runs.checkpoint import Snapshot
 from raytrain.runs.checkpoint_writer import CheckpointWriter
 from raytrain.storage import open_storage
+from raytrain.tracking import logged_model
 from raytrain.tracking.logged_model import log_model
 from raytrain.tracking.runs import Experiment, Run
 from raytrain.utils.text import readable
@@ -84,6 +85,28 @@ def test_it_is_one_model_of_the_run(run: Run, checkpoint: Path, model_id: str) -
     outputs = client.get_run(run.run_id).outputs
     assert outputs is not None
     assert [output.model_id for output in outputs.model_outputs] == [model_id]
+
+
+@pytest.mark.parametrize("cut_off_at", ["finalize_logged_model", "log_outputs"])
+def test_a_run_whose_model_was_cut_off_has_only_the_one_that_was_not(
+    run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cut_off_at: str
+) -> None:
+    own = Experiment.open(run.uri, cut_off_at, str(tmp_path)).open_run(cut_off_at, "a name", parameters={}, tags={})
+    monkeypatch.setattr(logged_model, "_save", lambda folder, *_: folder.mkdir())
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, cut_off_at, die)
+        with pytest.raises(KeyboardInterrupt):
+            log_model(own, checkpoint, card=CARD, metrics={"valid/bits_per_byte": 2.5}, step=40)
+    found = log_model(own, checkpoint, card=CARD, metrics={"valid/bits_per_byte": 2.5}, step=40)
+    client = MlflowClient(run.uri)
+    assert [model.model_id for model in client.search_logged_models([own.experiment_id])] == [found]
+    outputs = client.get_run(own.run_id).outputs
+    assert outputs is not None
+    assert [output.model_id for output in outputs.model_outputs] == [found]
 
 
 def test_no_state_is_left_in_mlflow(run: Run, model_id: str) -> None:

@@ -124,6 +124,17 @@ def test_an_error_that_comes_back_ends_a_run_at_once(failing: Any) -> None:
     assert Silent.closed == 2
 
 
+def test_a_run_that_is_to_leave_losses_and_finds_no_corpus_leaves_the_error(
+    failing: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def open_anywhere(address: Any) -> None:
+        raise ValueError("the corpus is damaged")
+
+    monkeypatch.setattr("raytrain.training.worker.open_anywhere", open_anywhere)
+    outcome = run_in_process(a_job(tiny_config("hybrid"), tmp_path, losses=True), WorkerSpec(1, 1.0, 0.0), print)
+    assert outcome == {"error": "ValueError: the corpus is damaged", "samples": [], "unsent": 0}
+
+
 def test_an_error_that_may_not_come_back_is_left_to_those_who_start_the_run_again(failing: Any, tmp_path: Path) -> None:
     for error in (StorageError("away"), RuntimeError("connection closed by peer")):
         with pytest.raises(type(error)):
