@@ -11,7 +11,7 @@ import pytest
 from tests.faults.sweep import differences, disturbed, new_home, state, sweep, undisturbed
 from tests.support.mlflow_server import new_store
 
-SAMPLED = 2
+SAMPLED = 1
 """Points that the slow suite tries, beside the one that has shown something."""
 
 
