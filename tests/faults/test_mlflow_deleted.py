@@ -32,6 +32,7 @@ def here(tmp_path: Path, ray_cpu: str) -> Machine:
     return machine
 
 
+@pytest.mark.long
 def test_a_run_that_was_deleted_stays_so_when_it_is_resumed(here: Machine) -> None:
     process = here.start("-m", "raytrain.train", "hybrid", *OPTIONS, "--steps", "2000", "--name", "r")
     folder = here.folder / "runs/r"
@@ -77,6 +78,7 @@ def statuses(here: Machine) -> dict[str, str]:
     return {run.info.run_name: run.info.status for run in found}
 
 
+@pytest.mark.long
 def test_a_search_whose_experiment_was_deleted_says_so_and_goes_on_when_it_is_restored(here: Machine) -> None:
     process = begin_search(here, 1500)
     client = MlflowClient(here.environment["MLFLOW_TRACKING_URI"])
