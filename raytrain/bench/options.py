@@ -60,7 +60,7 @@ def parse_command(arguments: list[str]) -> BenchOptions:
     import torch
 
     from raytrain.data.batches import rank_groups
-    from raytrain.training.trainer import resolve_precision
+    from raytrain.training.precision import resolve_precision
 
     cuda = torch.cuda.is_available()
     config = default_config(choice, full_size(choice.model) if cuda else "laptop")

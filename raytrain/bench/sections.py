@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import platform
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from raytrain.models import gpu_kernels, sampling
 from raytrain.models.layers import Terms
 from raytrain.models.noise import Noise
 from raytrain.runs.checkpoint import Checkpoint
+from raytrain.training.recorder import noted_waits
 from raytrain.training.trainer import Trainer, World
 
 FULL = {"hybrid": "paper-tweets", "lstm_vae": "paper-tweets", "byte_lstm": "bios"}
@@ -346,14 +346,9 @@ def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def count_waits(body: Callable[[], object]) -> int:
     """Return how often a call, after its first, waits for the GPU, as far as PyTorch knows."""
     body()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            body()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    return sum("called a synchronizing" in str(seen.message) for seen in caught)
+    with noted_waits() as waits:
+        body()
+    return len(waits)
 
 
 def count_kernels(body: Callable[[], object]) -> int:

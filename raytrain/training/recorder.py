@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -149,23 +150,13 @@ class StepRecorder:
 
     def _watched(self, inputs: StepInputs) -> tuple[Terms, Tensor]:
         """Take a step by its operations; note if the host waits for the device in it."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                result = self._apart(inputs)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-        waits = {
-            f"{Path(seen.filename).name}:{seen.lineno}"
-            for seen in caught
-            if "called a synchronizing" in str(seen.message)
-        }
+        with noted_waits() as waits:
+            result = self._apart(inputs)
         if waits:
             self.works = False
             _log.warning(
                 "steps wait for the GPU (%s): they are not recorded as CUDA graphs, and take longer",
-                ", ".join(sorted(waits)),
+                ", ".join(sorted(set(waits))),
             )
         return result
 
@@ -182,6 +173,24 @@ class StepRecorder:
         for group in self._optimizer.param_groups:
             group["capturable"] = False  # PyTorch warns of it outside of a recording
         recording.result = detached(terms), norm
+
+
+@contextmanager
+def noted_waits() -> Iterator[list[str]]:
+    """Note each time that the host waits for the GPU inside, as far as PyTorch knows, by file and line.
+
+    The list is filled when the block has ended.
+    """
+    places: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield places
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    found = [seen for seen in caught if "called a synchronizing" in str(seen.message)]
+    places += [f"{Path(seen.filename).name}:{seen.lineno}" for seen in found]
 
 
 def detached(terms: Terms) -> Terms:

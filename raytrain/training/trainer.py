@@ -51,6 +51,7 @@ from raytrain.runs.trained_model import stored_vocabulary
 from raytrain.training.divergence import SkippedSteps
 from raytrain.training.loss import BoundTotals, loss
 from raytrain.training.multiplier import Multiplier
+from raytrain.training.precision import NARROW, resolve_precision, set_up_products
 from raytrain.training.recorder import StepRecorder
 from raytrain.training.step_inputs import StepInputs, schedule_of
 from raytrain.utils.errors import UserError
@@ -458,35 +459,6 @@ class Trainer:
 def records_steps(config: RunConfig[Any], world: World) -> bool:
     """Return whether steps are recorded as CUDA graphs: one worker's on a GPU, unless the config says otherwise."""
     return config.graphs == "auto" and world.device.type == "cuda" and world.size == 1
-
-
-NARROW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Precision -> type of products, where it is not float32."""
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """Resolve ``auto``: bfloat16 where the hardware multiplies such matrices, float16 on GPUs with that alone.
-
-    Raises:
-        UserError: the device does not compute in ``precision``.
-    """
-    if device.type == "cuda":
-        if precision != "auto":
-            return precision
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bfloat16"
-        return "float16" if torch.cuda.get_device_capability(device) >= (7, 0) else "float32"
-    if precision in ("tf32", "float16"):
-        raise UserError(f"precision is {precision!r}: only GPUs compute in it; give --precision auto")
-    capabilities = torch.cpu.get_capabilities()
-    fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return precision if precision != "auto" else "bfloat16" if fast else "float32"
-
-
-def set_up_products(precision: str) -> None:
-    """Set how this process computes float32 products on GPUs, and that equal steps have equal bits."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.deterministic = True
 
 
 def copy_for_average(model: Model) -> Model:

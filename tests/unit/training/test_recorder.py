@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import fields
 from itertools import islice
 from typing import Any
@@ -13,9 +14,10 @@ from raytrain.config.schema import ObjectiveConfig, OptimizerConfig, RunConfig
 from raytrain.data.corpus import Corpus
 from raytrain.models.layers import Terms
 from raytrain.models.noise import Noise, draw_keys
-from raytrain.training.recorder import detached
+from raytrain.training.precision import resolve_precision
+from raytrain.training.recorder import detached, noted_waits
 from raytrain.training.step_inputs import Schedule, StepInputs, schedule_of, scheduled
-from raytrain.training.trainer import Trainer, World, resolve_precision
+from raytrain.training.trainer import Trainer, World
 from raytrain.utils.errors import UserError
 from tests.conftest import TINY_MODELS, tiny_config
 
@@ -89,6 +91,20 @@ def test_terms_lose_their_gradient_and_nothing_else(corpus: Corpus, model: str) 
         one, other = getattr(found, field.name), getattr(terms, field.name)
         assert (one is other) if not isinstance(one, torch.Tensor) else torch.equal(one, other)
         assert not isinstance(one, torch.Tensor) or not one.requires_grad
+
+
+def test_waits_are_noted_by_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with noted_waits() as waits:
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("Synchronization debug mode does not yet detect all synchronizing operations", stacklevel=1)
+        assert modes == ["warn"]
+    assert [place.partition(":")[0] for place in waits] == ["test_recorder.py"] * 2
+    with pytest.raises(ValueError, match="lost"), noted_waits():
+        raise ValueError("lost")
+    assert modes == ["warn", "default"] * 2
 
 
 @MODELS
