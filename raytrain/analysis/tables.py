@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import StringIO
 from types import TracebackType
 from typing import Any
@@ -32,8 +33,10 @@ from raytrain.utils.text import table as markdown
 
 BEST_ROWS = 10
 """Best trials that the live table shows below those that run."""
-FEWEST_RUNNING, FRAME_ROWS = 4, 6
+FEWEST_RUNNING, FRAME_ROWS = 4, 7
 """Running trials that the live table shows on any terminal, and its lines that are no trials."""
+SAY_EVERY_S = 60.0
+"""How often a search says how far it is where there is no terminal, beside the end of each trial."""
 MAX_ROWS = 12
 """Positions and latent dimensions that the terminal shows. The JSON has all of them."""
 IN_OTHER_TABLES = (*REQUIRED_METRICS, "active_units", "used", "mutual_information")
@@ -94,6 +97,12 @@ def markdown_table(trials: Sequence[Trial]) -> str:
     return markdown([name + GAP for name in head], [[cell + GAP for cell in row] for row in rows])
 
 
+def trial_counts(trials: Sequence[Trial], num_trials: int) -> str:
+    """Return how many of a search's trials have ended, and how many have which status, as text."""
+    counts = ", ".join(f"{count} {status}" for status, count in Counter(trial.status for trial in trials).items())
+    return f"{sum(trial.ended for trial in trials)} of {num_trials} trials ended ({counts or 'none begun'})"
+
+
 class LiveTable:
     """Shows the search while it runs: on a terminal as a table that refreshes, otherwise as a line for each event."""
 
@@ -101,6 +110,9 @@ class LiveTable:
         self.num_samples = num_samples
         self.search_objective = search_objective
         self.trials: dict[int, Trial] = {}
+        self.outlook: Callable[[], str] = str
+        """Gives the best so far, the time left and the cost so far, as text."""
+        self._say_at = -math.inf
         self.console = console()
         self.live = Live(console=self.console, get_renderable=self.renderable, refresh_per_second=1)
 
@@ -115,12 +127,17 @@ class LiveTable:
         if self.console.is_terminal:
             self.live.stop()
 
-    def show(self, trial: Trial) -> None:
-        """Show the new state of ``trial``."""
-        self.trials[trial.number] = trial
-        if not self.console.is_terminal:
-            best = f", {headline(trial.best)}" if trial.best else ""
-            print(f"trial {trial.name} {trial.status} at step {trial.step}/{trial.config.steps}{best}", flush=True)
+    def show(self, trial: Trial, outlook: Callable[[], str]) -> None:
+        """Show the new state of ``trial``, and what the search's ``outlook`` is by it."""
+        self.trials[trial.number], self.outlook = trial, outlook
+        if self.console.is_terminal:
+            return
+        best = f", {headline(trial.best)}" if trial.best else ""
+        print(f"trial {trial.name} {trial.status} at step {trial.step}/{trial.config.steps}{best}", flush=True)
+        now = time.monotonic()
+        if (text := outlook()) and (trial.ended or now >= self._say_at):
+            self._say_at = now + SAY_EVERY_S
+            print(f"{trial_counts(list(self.trials.values()), self.num_samples)}; {text}", flush=True)
 
     def renderable(self) -> Table:
         """Return the table of the trials that run and of the best of the others: what fits, however many there are."""
@@ -128,12 +145,12 @@ class LiveTable:
         running = [trial for trial in trials if trial.status == "running"]
         room = max(FEWEST_RUNNING, self.console.height - BEST_ROWS - FRAME_ROWS)
         best = rank([trial for trial in trials if trial.status != "running" and trial.best], self.search_objective)
-        counts = ", ".join(f"{count} {status}" for status, count in Counter(trial.status for trial in trials).items())
-        title = f"{sum(trial.ended for trial in trials)} of {self.num_samples} trials ended ({counts or 'none begun'})"
+        title = trial_counts(trials, self.num_samples)
         if len(running) > room:
             title += f"; {room} running ones"
         shown = running[:room]
-        return trial_table([*shown, *best[:BEST_ROWS]], f"{title}; the best others below", len(shown))
+        title = "\n".join(filter(None, (f"{title}; the best others below", self.outlook())))
+        return trial_table([*shown, *best[:BEST_ROWS]], title, len(shown))
 
 
 CONFIRMED = ("trial", "in the search", "mean", "spread", "held", "new seeds")

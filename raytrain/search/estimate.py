@@ -249,11 +249,18 @@ class Estimate:
             most = min(most, trials * self.trial_seconds / 3600)
         return self.workers * most
 
-    def lines(self, sources: Sequence[str]) -> list[str]:
-        """Return hours and cost as text; ``sources`` are those of ``trial_seconds``."""
+    def lines(self, sources: Sequence[str], asked: bool = True) -> list[str]:
+        """Return hours and cost as text.
+
+        Args:
+            sources: those of ``trial_seconds``.
+            asked: whether the user wants to know before the search starts. Otherwise nothing is said of hours that are
+                not known: the search says how much time is left once it has measured its trials.
+        """
         if self.trial_seconds is None:
-            limit = "" if self.hours is None else f", at most {self.hours:.2f} by --time-budget"
-            lines = [f"hours: unknown{limit}", *sources]
+            limit = "" if self.hours is None else f"at most {self.hours:.2f} by --time-budget"
+            known = ", ".join(filter(None, ("no estimate without a benchmark" if asked else "", limit)))
+            lines = [f"hours: {known}"] * bool(known) + list(sources) * asked
         else:
             lines = [
                 f"hours: at most {self.hours:.2f}, {self.trial_seconds / 3600:.2f} per trial of these sizes "

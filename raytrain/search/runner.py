@@ -21,6 +21,7 @@ from raytrain.runs.repeats import searched
 from raytrain.runs.trials import Trial, TrialStore, trial_location
 from raytrain.search.algorithms import make_scheduler
 from raytrain.search.finish import best_checkpoint, finish
+from raytrain.search.progress import SearchProgress
 from raytrain.search.recorder import MLFLOW_STATUS, SearchStopper, TrialRecorder
 from raytrain.search.searcher import OptunaSearcher, Search
 from raytrain.search.trainables import run_alone, run_worker_group
@@ -108,7 +109,9 @@ def record_result(search: Search, trials: list[Trial], seconds: float) -> None:
 
 
 def run_search(search: Search, show: Any) -> list[Trial]:
-    """Run all trials that have not ended; return every trial. ``show(trial)`` is called whenever one has changed.
+    """Run all trials that have not ended; return every trial.
+
+    ``show(trial, outlook)`` is called whenever one has changed; ``outlook()`` says how far the search is.
 
     Raises:
         KeyboardInterrupt: the user stopped it; trials under way are recorded as interrupted.
@@ -122,7 +125,8 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     known = records.read(search.known)
     searcher = OptunaSearcher(search, records, known, scheduler)
     outbox, patience_s = Outbox(search.parent.uri), INTERRUPTED_S
-    recorder = TrialRecorder(searcher, show, outbox)
+    progress = SearchProgress(searcher, show, outbox)
+    recorder = TrialRecorder(searcher, progress.hear, outbox)
     stopper = SearchStopper(recorder, search.time_budget)
     searcher.scratch = tempfile.mkdtemp(prefix="raytrain-tune-")
     try:
@@ -131,7 +135,7 @@ def run_search(search: Search, show: Any) -> list[Trial]:
             outbox.put(record)
         say_ends(search, known, outbox)
         for trial in known:
-            show(trial)
+            show(trial, str)
         num_left = search.plan.num_samples - sum(trial.ended for trial in searched(known))
         run_trials(searcher, recorder, scheduler, stopper, num_left)
         if search.plan.confirm is not None and not recorder.ending:
@@ -141,6 +145,7 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     finally:
         shutil.rmtree(searcher.scratch, ignore_errors=True)
         recorder.close()
+        progress.close()
         records.close()
         keep_unsent(search, outbox.close(patience_s))
     return searcher.trials

@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 from raytrain.config.schema import RunConfig, flatten, to_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.metrics import METRIC
-from raytrain.models.ladder import validation_ladder
+from raytrain.models.ladder import Ladder, validation_ladder
 from raytrain.runs.records import new_identity, write_failure, write_run_address
 from raytrain.runs.repeats import searched
 from raytrain.runs.trials import Trial, TrialStore
@@ -60,6 +60,8 @@ class Search:
     time_budget: float | None
     known: tuple[Trial, ...]
     """Its trials shortly before it was taken."""
+    price: float | None = None
+    """Price of one worker for an hour; ``None`` where it was not given."""
 
     @property
     def location(self) -> Storage:
@@ -90,6 +92,8 @@ class OptunaSearcher(Searcher):
         self.trials = list(known)
         """All trials of the search, by number."""
         self.scheduler = scheduler
+        self.repeats: list[Trial] | None = None
+        """The trials that confirm the winner; ``None`` before they are known."""
         self.failure: Exception | None = None
         """Error of the sampler, which ends the search."""
         self._random = optuna.samplers.RandomSampler(seed=search.plan.seed + len(own))
@@ -97,6 +101,7 @@ class OptunaSearcher(Searcher):
         """Optuna's trial of each of ours, by identity. A config that is no point of the space has none."""
         self._baselines: dict[tuple[Any, ...], float] = {}
         """Baseline of early stopping for each kind of validation samples, as the trials' records have it."""
+        self._ladders: dict[tuple[Any, ...], Ladder] = {}
         self._by_tune: dict[str, Trial] = {}
         self._next: Trial | None = None
         """Trial that has been drawn and waits for its MLflow run."""
@@ -173,8 +178,17 @@ class OptunaSearcher(Searcher):
         """
         plan = self.search.plan
         self.trials += new_repeats(plan, self.trials)
-        self._again = [trial for trial in wanted_repeats(plan, self.trials) if not trial.ended]
+        self.repeats = wanted_repeats(plan, self.trials)
+        self._again = [trial for trial in self.repeats if not trial.ended]
         return len(self._again)
+
+    def ladder(self, config: RunConfig[Any]) -> Ladder:
+        """Return the n-grams of bytes on the validation samples of a trial of ``config``, as far as they are quick."""
+        samples = _samples_of(config)
+        if samples not in self._ladders:
+            in_bytes = replace(config, vocabulary="byte")  # pieces are counted once the trials have ended
+            self._ladders[samples] = validation_ladder(self.search.workspace.corpus, in_bytes, quick=True)
+        return self._ladders[samples]
 
     def _drawn_trial(self) -> Trial | None:
         """Return the next trial, recorded: a trial that was drawn is never drawn differently. None if drawing fails."""
@@ -239,8 +253,7 @@ class OptunaSearcher(Searcher):
         """
         samples = _samples_of(config)
         if samples not in self._baselines:
-            in_bytes = replace(config, vocabulary="byte")  # a baseline is of bytes: do not count pieces for it
-            self._baselines[samples] = validation_ladder(self.search.workspace.corpus, in_bytes, quick=True).baseline
+            self._baselines[samples] = self.ladder(config).baseline
         return self._baselines[samples]
 
     def _draw(self) -> Trial:

@@ -316,7 +316,9 @@ def admit(
         time_budget=options.time_budget,
         price=options.price_per_hour,
     )
-    print("\n".join(estimate.lines(sources)), flush=True)
+    asked = options.dry_run or bool(options.bench) or options.price_per_hour is not None
+    if lines := estimate.lines(sources, asked):
+        print("\n".join(lines), flush=True)
     if options.dry_run:
         print("dry run: nothing was started")
         return None
@@ -328,7 +330,8 @@ def admit(
         lease.fence.guard(workspace.storage.child(name)).write(PLAN, plan.to_json())
         experiment, parent = open_tracking(name, plan, workspace, spec)
         failed.pop_all()
-    return Search(name, plan, workspace, lease, experiment, parent, spec, concurrent, options.time_budget, known)
+    budget, price = options.time_budget, options.price_per_hour
+    return Search(name, plan, workspace, lease, experiment, parent, spec, concurrent, budget, known, price)
 
 
 def largest_worker(plan: Plan, workers: int) -> int:

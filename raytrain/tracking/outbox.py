@@ -36,6 +36,8 @@ class Outbox:
     def __init__(self, uri: str) -> None:
         self._uri = uri
         self._queue: deque[dict[str, Any]] = deque()
+        self._description: dict[str, Any] | None = None
+        """The newest description that waits; it is sent after all else."""
         self._refused: list[dict[str, Any]] = []
         self._closing = self._abandoned = self._away = False
         self._changed = threading.Condition()
@@ -50,6 +52,12 @@ class Outbox:
     def log_samples(self, run_id: str, samples: list[str]) -> None:
         """Store texts that the model of a run writes as an artifact of it."""
         self.put({"run_id": run_id, "text": "".join(one_line(text) + "\n" for text in samples), "name": SAMPLES})
+
+    def describe(self, run_id: str, markdown: str) -> None:
+        """Set the description of a run as it is for now. One that still waits is replaced, and none is handed back."""
+        with self._changed:
+            self._description = {"run_id": run_id, "description": markdown}
+            self._changed.notify_all()
 
     def put(self, record: dict[str, Any]) -> None:
         """Queue a record that ``close`` gave."""
@@ -72,18 +80,22 @@ class Outbox:
         pause = FIRST_PAUSE_S
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._closing)
-                if self._abandoned or not self._queue:
+                self._changed.wait_for(lambda: self._queue or self._description or self._closing)
+                record = self._queue[0] if self._queue else self._description
+                if self._abandoned or record is None:
                     return
-                record = self._queue[0]
-            if self._sent(record):
+            sent = self._sent(record)
+            with self._changed:
+                # nobody waits at the end for what was only so meanwhile
+                if record is self._description and (sent or self._closing):
+                    self._description = None
+                elif sent and "description" not in record and not self._abandoned:
+                    self._queue.popleft()
+            if sent:
                 pause = FIRST_PAUSE_S
-                with self._changed:
-                    if not self._abandoned:
-                        self._queue.popleft()
                 continue
             with self._changed:
-                self._changed.wait_for(lambda: self._abandoned, pause)
+                self._changed.wait_for(lambda: self._abandoned or (self._closing and not self._queue), pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _sent(self, record: dict[str, Any]) -> bool:
@@ -92,7 +104,9 @@ class Outbox:
             with patience(0):
                 send_record(self._uri, record)
         except TRACKING_ERRORS as error:
-            if is_deleted(self._uri, record["run_id"], error):
+            if "description" in record and not is_transient(error):
+                LOG.info("MLflow refuses the description of run %s: %s", record["run_id"], explain(error))
+            elif is_deleted(self._uri, record["run_id"], error):
                 LOG.warning("the MLflow run %s has been deleted: its end is not recorded", record["run_id"])
             elif is_transient(error):
                 if not self._away:
@@ -109,6 +123,9 @@ class Outbox:
 def send_record(uri: str, record: dict[str, Any]) -> None:
     """Say to MLflow what a record of an outbox says."""
     run = Run(uri, "", record["run_id"], 0)
+    if "description" in record:
+        run.describe(record["description"])
+        return
     if "status" not in record:
         run.log_text(record["text"], record["name"])
         return

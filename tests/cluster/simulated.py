@@ -143,7 +143,7 @@ def simulate(home: Path, gpus: int, nodes: int, num_samples: int, seconds: tuple
             assert begun is not None
             with mock.patch.object(runner, "run_alone", sleep_and_report), Account(gpus) as account:
                 began = time.time()
-                trials = runner.run_search(begun, lambda trial: None)
+                trials = runner.run_search(begun, lambda *_: None)
                 ended = time.time()
     finally:
         server.kill()

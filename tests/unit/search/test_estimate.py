@@ -160,7 +160,7 @@ def test_a_plan_asks_for_no_more_than_there_may_be(
     assert status == 0, output
     assert f"concurrency: {at_a_time} trials, {taken}" in output, output
     assert "preset paper-ptb (the cluster has GPUs)" in output
-    assert "hours: unknown\n" in output
+    assert "hours: no estimate without a benchmark\n" in output
     for used, most in re.findall(r"(\d+) of (\d+) [CG]PUs", output):
         assert int(used) <= int(most)
 
@@ -211,7 +211,7 @@ def test_trials_that_share_a_gpu_are_not_estimated(dry_run: Callable[..., tuple[
     file = write_bench(tmp_path / "bench.json", tiny_config("hybrid"))
     status, output = dry_run(8, "--gpus-per-worker", "0.25", "--num-samples", "40", "--bench", file)
     assert status == 0, output
-    assert "hours: unknown\ntrials that share a GPU are slower" in output
+    assert "hours: no estimate without a benchmark\ntrials that share a GPU are slower" in output
     assert "concurrency: 32 trials" in output
 
 
@@ -251,7 +251,7 @@ def test_a_dry_run_of_a_search_that_is_known_counts_what_is_left(
     assert status == 0, output
     assert "search mine: 5 trials (mine, tpe), each 2 x (1 CPU and 1 GPU) on CPUs" in output
     assert "concurrency: 3 trials" in output
-    assert "hours: unknown, at most 0.50 by --time-budget" in output
+    assert "hours: no estimate without a benchmark, at most 0.50 by --time-budget" in output
     assert location.list() == before
 
 
@@ -372,10 +372,10 @@ def an_estimate(
 @pytest.mark.parametrize(
     ("estimate", "lines"),
     [
-        (Estimate(num_trials=10, concurrent=4, workers=2), ["hours: unknown", "why"]),
+        (Estimate(num_trials=10, concurrent=4, workers=2), ["hours: no estimate without a benchmark", "why"]),
         (
             an_estimate(10, 4, 2, None, 7200.0, 1.5),
-            ["hours: unknown, at most 2.00 by --time-budget", "why",
+            ["hours: no estimate without a benchmark, at most 2.00 by --time-budget", "why",
              "cost: 12.00 per hour for 8 workers at 1.5, at most 24.00 in total"],
         ),
         # three rounds of half an hour; ten trials of two workers are ten worker-hours
@@ -389,11 +389,22 @@ def an_estimate(
             ["hours: at most 1.00, 0.50 per trial of these sizes (why), plus the start of nodes",
              "cost: 12.00 per hour for 8 workers at 1.5, at most 12.00 in total"],
         ),
-        (an_estimate(1, 1, 1, None, None, 0.25), ["hours: unknown", "why", "cost: 0.25 per hour for 1 worker at 0.25"]),
+        (
+            an_estimate(1, 1, 1, None, None, 0.25),
+            ["hours: no estimate without a benchmark", "why", "cost: 0.25 per hour for 1 worker at 0.25"],
+        ),
     ],
 )  # fmt: skip
 def test_what_all_trials_take(estimate: Estimate, lines: list[str]) -> None:
     assert estimate.lines(["why"]) == lines
+
+
+def test_a_search_that_was_not_asked_says_nothing_of_hours_that_it_does_not_know() -> None:
+    known = an_estimate(10, 4, 2, 1800.0, None, 1.5)
+    assert known.lines(["why"], asked=False) == known.lines(["why"])
+    assert Estimate(num_trials=10, concurrent=4, workers=2).lines(["why"], asked=False) == []
+    limited = Estimate(num_trials=10, concurrent=4, workers=2, time_budget=7200.0)
+    assert limited.lines(["why"], asked=False) == ["hours: at most 2.00 by --time-budget"]
 
 
 @pytest.mark.parametrize(

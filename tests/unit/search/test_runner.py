@@ -88,5 +88,5 @@ def test_what_mlflow_has_not_taken_is_kept_if_it_cannot_be_asked_for_more(
 
     monkeypatch.setattr(search.experiment, "running", running)
     with pytest.raises(MlflowException, match="nobody answers"):
-        runner.run_search(search, lambda trial: None)
+        runner.run_search(search, lambda *_: None)
     assert [json.loads(line) for line in search.location.read(UNSENT).splitlines()] == [unsent]

@@ -150,3 +150,43 @@ def test_a_record_that_is_none_is_refused(tmp_path: Path, change: dict[str, obje
     file.write_text(json.dumps(record | change))
     with pytest.raises(UserError, match="line 1: not a record that raytrain wrote"):
         unsent.read_file(file)
+
+
+def test_of_descriptions_that_wait_only_the_newest_is_sent(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is only so for now: it follows what else waits, is not kept, and no end of a search waits for it."""
+    run, sent, away = new_run(experiment, "described"), list[str](), [True]
+    monkeypatch.setattr(outboxes, "FIRST_PAUSE_S", 0.01)
+
+    def send(uri: str, record: dict[str, object]) -> None:
+        if away[0]:
+            raise MlflowException("Max retries exceeded")
+        sent.append(str(record.get("description", record.get("status"))))
+        send_record(uri, record)
+
+    monkeypatch.setattr(outboxes, "send_record", send)
+    outbox = Outbox(experiment.uri)
+    outbox.describe(run.run_id, "0 of 3")
+    time.sleep(0.1)
+    outbox.describe(run.run_id, "1 of 3")
+    outbox.end(run.run_id, "FINISHED")
+    outbox.describe(run.run_id, "2 of 3")
+    away[0] = False
+    assert outbox.close(30) == []
+    assert sent == ["FINISHED", "2 of 3"]
+    assert MlflowClient(experiment.uri).get_run(run.run_id).data.tags["mlflow.note.content"] == "2 of 3"
+
+    away[0] = True
+    outbox = Outbox(experiment.uri)
+    outbox.describe(run.run_id, "3 of 3")
+    started = time.monotonic()
+    assert outbox.close(30) == []
+    assert time.monotonic() - started < 5
+    # nor is it said again and again of a run that somebody has deleted
+    away[0] = False
+    MlflowClient(experiment.uri).delete_run(run.run_id)
+    outbox = Outbox(experiment.uri)
+    outbox.describe(run.run_id, "4 of 3")
+    assert outbox.close(30) == []
+    assert not any("deleted" in message for message in caplog.messages)
