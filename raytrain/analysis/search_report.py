@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raytrain.analysis.figures import search as figures
+from raytrain.analysis.figures.curves import code_curves, learning_curves
 from raytrain.analysis.figures.importance import importance
 from raytrain.analysis.figures.parallel import parallel_coordinates
 from raytrain.analysis.figures.records import TrialRow, ranked, read_trials
@@ -40,6 +41,9 @@ LADDER = "raytrain.ladder"
 """Tag of a search that has ended: the reference ladder on the samples of its winner, as JSON."""
 CAPTIONS = {
     "best_so_far": "Best so far: the negative ELBO of each trial when it ended, and the lowest until then.",
+    "learning_curves": "Learning curves: the negative ELBO of each trial at its evaluations, and what n-grams of the "
+    "text reach; a bar is where one of the best ended before its last step.",
+    "code_curves": "KL and use of the code: what the code costs, and what the decoder uses of it, at each evaluation.",
     "bound_against_use": "Negative ELBO against use of the code: no trial beats one on the Pareto front in both.",
     "importance": "Importance of the hyperparameters: the share of the negative ELBO's variance that each explains "
     "(fANOVA).",
@@ -50,16 +54,22 @@ CAPTIONS = {
 
 
 def search_figures(
-    rows: Sequence[TrialRow], objectives: Mapping[str, ObjectiveConfig], study: optuna.Study | None = None
+    rows: Sequence[TrialRow],
+    objectives: Mapping[str, ObjectiveConfig],
+    ladder: Ladder | None = None,
+    study: optuna.Study | None = None,
 ) -> dict[str, Figure]:
     """Draw all figures of a search; return them by name.
 
     Args:
         objectives: the config of each trial's loss, by run id.
+        ladder: the n-grams on the validation samples of the winner, if there is one.
         study: the search's own Optuna study, if at hand; otherwise one is made from ``rows``.
     """
     return {
         "best_so_far": figures.best_so_far(rows),
+        "learning_curves": learning_curves(rows, ladder),
+        "code_curves": code_curves(rows),
         "bound_against_use": figures.bound_against_use(rows),
         "importance": importance(rows, study),
         "parallel_coordinates": parallel_coordinates(rows),
@@ -98,7 +108,7 @@ def write_search_report(parent: Run, folder: Path, study: optuna.Study | None = 
     objectives = {child.run.run_id: objective_of(child.parameters) for child in children(parent)}
     folder.mkdir(parents=True, exist_ok=True)
     images: dict[str, Path] = {}
-    for name, figure in search_figures(rows, objectives, study).items():
+    for name, figure in search_figures(rows, objectives, ladder_of(search), study).items():
         images[name] = save(figure, folder, name, ("png",))[0]
     page = folder / "report.html"
     with output_file(page) as file:

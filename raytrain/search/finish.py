@@ -17,6 +17,7 @@ from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 from mlflow.exceptions import MlflowException
 
+from raytrain.analysis.figures.records import CURVE
 from raytrain.analysis.search_report import CONFIRMATION, LADDER, write_search_report
 from raytrain.analysis.tables import (
     confirmation_summary,
@@ -28,6 +29,7 @@ from raytrain.analysis.tables import (
 )
 from raytrain.config.schema import RunConfig, flatten, to_dict
 from raytrain.metrics import (
+    LIKELIHOOD,
     METRIC,
     METRICS,
     REQUIRED_METRICS,
@@ -379,8 +381,16 @@ def _row(trial: Trial, metrics: list[str]) -> dict[str, Any]:
     }
     row |= {key: trial.best.get(key) for key in metrics}
     # a column has one type: values of several kinds, and lists, go in as text
+    row |= {f"{CURVE}{name}": [entry.get(name) for entry in trial.history] for name in _evaluated(trial)}
     row |= {f"param/{name}": value for name, value in trial.params.items()}
     return row | {f"field/{name}": _plain(value) for name, value in trial.fields.items()}
+
+
+def _evaluated(trial: Trial) -> list[str]:
+    """Return what the record of a trial has of each evaluation."""
+    return [
+        name for name in ("step", METRIC, LIKELIHOOD, "kl", "used") if any(name in entry for entry in trial.history)
+    ]
 
 
 def _plain(value: Any) -> Any:

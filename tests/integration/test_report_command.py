@@ -45,7 +45,10 @@ from tests.conftest import tiny_config
 from tests.support.mlflow_server import new_store
 from tests.support.refusal import refusal
 
-PAGES = ["best_so_far", "bound_against_use", "importance", "parallel_coordinates", "annealing", "top_trials"]
+PAGES = [
+    *("best_so_far", "learning_curves", "code_curves", "bound_against_use", "importance", "parallel_coordinates"),
+    *("annealing", "top_trials"),
+]
 
 
 @pytest.fixture

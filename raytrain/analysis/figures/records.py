@@ -6,13 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from raytrain.metrics import METRIC, code_use, known_metrics
 from raytrain.utils.errors import UserError
 
+T = TypeVar("T")
 Curve = list[tuple[int, float]]
 """(step, value), by step."""
+CURVE = "curve/"
+"""Beginning of the columns of a table of trials that hold the steps and the metrics of all evaluations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,8 @@ class TrialRow:
     """Parameters that the search space has drawn, by its own names; without those that were not drawn."""
     fields: dict[str, Any] = field(default_factory=dict)
     """The fields of the config that the space has set."""
+    curves: dict[str, Curve] = field(default_factory=dict)
+    """The finite values of each metric that its evaluations keep, by name."""
     model: str = ""
     length: int = 0
     rank: int = 0
@@ -84,6 +89,11 @@ def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:
     return sorted((row for row in rows if row.scored), key=lambda row: (row.rank, row.bits_per_byte, row.number))
 
 
+def evenly(items: Sequence[T], most: int) -> Sequence[T]:
+    """Return at most ``most`` items, evenly spaced and in their order."""
+    return items if len(items) <= most else [items[number * len(items) // most] for number in range(most)]
+
+
 def read_trials(file: Path) -> list[TrialRow]:
     """Read the rows of a ``trials.parquet``, by number.
 
@@ -106,7 +116,7 @@ def read_trials(file: Path) -> list[TrialRow]:
 
 
 def _row(entry: dict[str, Any]) -> TrialRow:
-    plain = TrialRow.__dataclass_fields__.keys() - {"metrics", "parameters", "fields"}
+    plain = TrialRow.__dataclass_fields__.keys() - {"metrics", "parameters", "fields", "curves"}
     known = {key: value for key, value in entry.items() if key in plain and value is not None}
     for name in ("number", "step", "steps", "length", "rank"):
         known[name] = int(known.get(name) or 0)
@@ -122,7 +132,11 @@ def _row(entry: dict[str, Any]) -> TrialRow:
         if known.get(name) == 0:  # not yet
             del known[name]
     return TrialRow(
-        **known, metrics=_metrics(entry), parameters=_under(entry, "param/"), fields=_under(entry, "field/")
+        **known,
+        metrics=_metrics(entry),
+        parameters=_under(entry, "param/"),
+        fields=_under(entry, "field/"),
+        curves=_curves(_under(entry, CURVE)),
     )
 
 
@@ -137,6 +151,26 @@ def _metrics(entry: dict[str, Any]) -> dict[str, float]:
         if type(value) not in (int, float):
             raise TypeError(f"{name} is {value!r}")
     return {name: float(value) for name, value in values.items() if math.isfinite(value)}
+
+
+def _curves(columns: dict[str, Any]) -> dict[str, Curve]:
+    """Return the curves of a row from its columns: a list of steps, and one of values at these steps for each metric.
+
+    Raises:
+        TypeError, ValueError, OverflowError: they are something else.
+    """
+    for name, values in columns.items():
+        if type(values) is not list or any(type(value) not in (int, float, type(None)) for value in values):
+            raise TypeError(f"{CURVE}{name} is {values!r}")
+    steps = [int(step) for step in columns.pop("step", [])]
+    return {
+        name: [
+            (step, float(value))
+            for step, value in zip(steps, values, strict=True)
+            if value is not None and math.isfinite(value)
+        ]
+        for name, values in columns.items()
+    }
 
 
 def _under(entry: dict[str, Any], prefix: str) -> dict[str, Any]:

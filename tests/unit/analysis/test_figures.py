@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,16 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from raytrain.analysis.figures import paper, parallel, run, search
+from raytrain.analysis.figures import curves, paper, parallel, run, search
 from raytrain.analysis.figures.importance import MIN_TRIALS, MOST_TRIALS, importance, importances, rebuild_study
-from raytrain.analysis.figures.records import Record, TrialRow, ranked, read_trials
+from raytrain.analysis.figures.records import Curve, Record, TrialRow, ranked, read_trials
 from raytrain.analysis.figures.style import DPI, message, png, save, upper_limit
 from raytrain.analysis.figures.tables import top_trials, trial_cells
 from raytrain.analysis.search_report import objective_of, search_figures
 from raytrain.config.schedules import kl_weight
 from raytrain.config.schema import ObjectiveConfig
-from raytrain.metrics import pareto_front
+from raytrain.metrics import METRIC, pareto_front
+from raytrain.models.ladder import Ladder
 from raytrain.utils.errors import UserError
 
 
@@ -140,6 +142,85 @@ def test_bound_against_use_shows_every_trial_and_the_front() -> None:
 
 def test_a_language_model_has_no_front() -> None:
     assert "no latent code" in words(search.bound_against_use([row(0, kl=0.0, model="byte_lstm")]))
+
+
+LADDER = Ladder((4.0, 3.0, 2.5, 1.5, 1.6), 9, 9, 0.5)
+
+
+def curved(number: int, bits: Curve, **changes: Any) -> TrialRow:
+    """A trial with these negative ELBOs at its evaluations, and a code of which it uses half."""
+    kl = [(step, 10 * value) for step, value in bits]
+    used = [(step, value / 2) for step, value in kl]
+    return row(number, min(value for _, value in bits), curves={METRIC: bits, "kl": kl, "used": used}, **changes)
+
+
+def test_learning_curves_show_the_best_in_front_of_all_and_what_ngrams_reach() -> None:
+    rows = [curved(number, [(50, 3 + number / 10), (100, 2 + number / 10)]) for number in range(12)]
+    rows.append(row(12, math.nan, status="failed"))
+    figure = curves.learning_curves(rows, LADDER)
+    assert lines(figure)["best: 000"] == ([50, 100], [3.0, 2.0])
+    assert lines(figure)["next 9"][0] == [50, 100]
+    levels = {name: values[1][0] for name, values in lines(figure).items() if name.startswith(("byte", "entropy"))}
+    assert levels == {
+        "byte 2-gram 3.000": 3.0,
+        "byte 3-gram 2.500": 2.5,
+        "byte 4-gram (best) 1.500": 1.5,
+        "entropy 0.500": 0.5,
+    }
+    faint, ends = figure.axes[0].collections
+    assert [path.vertices.tolist() for path in faint.get_paths()] == [  # type: ignore[union-attr]
+        [[50, 3 + number / 10], [100, 2 + number / 10]] for number in (10, 11)
+    ]
+    assert ends.get_offsets().tolist() == [[100, 3.0], [100, 3.1]]  # type: ignore[union-attr]
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [  # type: ignore[union-attr]
+        *("best: 000", "next 9", "2 others"),
+        *levels,
+    ]
+    low, high = figure.axes[0].get_ylim()
+    assert low < 0.5
+    assert high > 3.0
+
+
+def test_learning_curves_need_neither_ngrams_nor_many_trials() -> None:
+    figure = curves.learning_curves([curved(0, [(50, 3.0), (100, 2.0)])])
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["best: 000"]  # type: ignore[union-attr]
+    assert words(curves.learning_curves([row(0)])) == curves.NO_CURVES
+
+
+def test_trials_far_above_the_others_do_not_set_the_scale_of_learning_curves() -> None:
+    rows = [curved(number, [(50, 9.0), (100, 2 + number / 10), (150, 2 + number / 10)]) for number in range(5)]
+    figure = curves.learning_curves([*rows, curved(5, [(50, 8.0)])])
+    assert 2.4 < figure.axes[0].get_ylim()[1] < 5.0
+    assert words(figure).startswith("1 trial above ")
+    assert "not shown" not in words(curves.learning_curves(rows))
+
+
+def test_of_a_large_search_no_more_curves_are_drawn_than_can_be_seen() -> None:
+    rows = [curved(number, [(100, 2 + number / 1000)]) for number in range(1000)]
+    figure = curves.learning_curves(rows)
+    drawn = figure.axes[0].collections[1].get_offsets().tolist()  # type: ignore[union-attr]
+    assert len(drawn) == curves.MOST_OTHERS
+    assert drawn[0][1] == pytest.approx(2.010)
+    assert drawn[-1][1] > 2.990
+    assert f"{curves.MOST_OTHERS} of 990 others" in {
+        text.get_text()
+        for text in figure.axes[0].get_legend().get_texts()  # type: ignore[union-attr]
+    }
+
+
+def test_kl_and_use_of_the_code_have_a_panel_each() -> None:
+    rows = [curved(0, [(50, 0.3), (100, 0.2)]), curved(1, [(50, 0.5)], status="stopped", step=50)]
+    figure = curves.code_curves([*rows, row(2, 9.0, model="byte_lstm")])
+    assert lines(figure)["best: 000"] == ([50, 100], [3.0, 2.0])
+    assert lines(figure, 1)["best: 000"] == ([50, 100], [1.5, 1.0])
+    assert lines(figure, 1)["collapsed below 0.1"][1] == [0.1, 0.1]
+    assert figure.axes[1].get_ylim()[0] < 0
+    below = replace(rows[0], curves=rows[0].curves | {"used": [(50, -0.2), (100, 1.0)]})
+    assert curves.code_curves([below]).axes[1].get_ylim()[0] <= -0.2
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        *("KL (nats per sample)", "used of the code (nats per sample)")
+    ]
+    assert "No trial with a latent code" in words(curves.code_curves([row(0, model="byte_lstm")]))
 
 
 def test_annealing_curves_are_the_weights_that_were_trained_with() -> None:
@@ -277,6 +358,10 @@ ROWS = st.builds(
     ended_at=st.one_of(st.just(math.nan), st.floats(1e9, 2e9)),
     model=st.sampled_from(["hybrid", "lstm_vae", "byte_lstm", ""]),
     parameters=st.dictionaries(st.sampled_from(["a", "$b$", "_c", "d" * 30]), VALUES),
+    curves=st.dictionaries(
+        st.sampled_from(["bits_per_byte", "kl", "used"]),
+        st.lists(st.tuples(st.integers(0, 100), st.floats(-1e6, 1e6)), max_size=3).map(sorted),
+    ),
 )
 
 
@@ -286,7 +371,7 @@ ROWS = st.builds(
 @example([row(0, 2.0, 0.0), row(1, math.inf, 2.0, parameters={"a": 0.5})])
 def test_no_table_of_trials_breaks_a_figure(rows: list[TrialRow]) -> None:
     objectives = {one.run_id: ObjectiveConfig() for one in rows[::2]}
-    for name, figure in search_figures(rows, objectives).items():
+    for name, figure in search_figures(rows, objectives, LADDER).items():
         figure.draw_without_rendering()
         assert figure.axes, name
 
@@ -311,11 +396,16 @@ def test_a_table_of_trials_is_read_as_it_was_written(tmp_path: Path) -> None:
         "param/alpha": [0.5, None],
         "param/kind": [None, "x"],
         "field/model.feature_maps": ["[64, 128]", None],
+        "curve/step": [[], [50, 100]],
+        "curve/bits_per_byte": [[], [2.5, 2.0]],
+        "curve/used": [None, [math.nan, 1.0]],
     }
     pyarrow.parquet.write_table(pyarrow.table(columns), file)
     first, second = read_trials(file)
     assert (first.number, first.bits_per_byte, first.kl, first.ended_at) == (0, 2.0, 3.0, 9.0)
     assert (first.parameters, first.fields) == ({"kind": "x"}, {})
+    assert first.curves == {"bits_per_byte": [(50, 2.5), (100, 2.0)], "used": [(100, 1.0)]}
+    assert second.curves == {"bits_per_byte": []}
     assert (second.parameters, second.fields) == ({"alpha": 0.5}, {"model.feature_maps": "[64, 128]"})
     assert all(map(math.isnan, (second.bits_per_byte, second.kl, second.started_at, second.ended_at)))
     assert ranked([first, second]) == [first]
@@ -329,6 +419,11 @@ def test_what_is_no_table_of_trials_is_refused(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), file)
     with pytest.raises(UserError, match="no column 'number'"):
         read_trials(file)
+    for wrong in ({"kl": [[1.0, 2.0]]}, {"step": [[5]], "kl": [1.0]}, {"step": [["a"]]}, {"step": [[math.inf]]}):
+        columns = {"number": [0], **{f"curve/{name}": values for name, values in wrong.items()}}
+        pyarrow.parquet.write_table(pyarrow.table(columns), file)
+        with pytest.raises(UserError, match="is not a table of trials"):
+            read_trials(file)
 
 
 def test_an_objective_is_read_from_the_parameters_of_a_run() -> None:

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException
 
+from raytrain.analysis.figures.records import read_trials
 from raytrain.config.schema import to_dict
 from raytrain.data.corpus import Corpus
+from raytrain.metrics import METRIC, SearchObjective
 from raytrain.runs.checkpoint import Snapshot
 from raytrain.runs.checkpoint_writer import CheckpointWriter
 from raytrain.runs.records import CHECKPOINTS
 from raytrain.search import finish
-from raytrain.search.finish import best_checkpoint
+from raytrain.search.finish import best_checkpoint, write_table
 from raytrain.utils.errors import UserError
 from tests.unit.search.test_search_objective import a_plan, a_trial, figures, searcher
 
@@ -35,6 +37,22 @@ def test_the_figures_of_the_best_model_are_those_of_its_checkpoint(corpus: Corpu
     assert best is not None
     assert (best[0].best, best[1].step) == (figures(1.75, kl=2.0), 20)
     assert best[0].identity == trial.identity
+
+
+def test_the_table_of_trials_has_the_curve_of_each(tmp_path: Path) -> None:
+    """As the record has it; a language model has no use of a code."""
+    first, second, third = a_trial(0, figures(1.5)), a_trial(1, figures(2.0)), a_trial(2, {})
+    first.history = [
+        {"step": 10, METRIC: 2.0, "kl": 1.0, "used": 0.5},
+        {"step": 20, METRIC: 1.5, "kl": 2.0, "used": 1.0},
+    ]
+    second.history = [{"step": 10, METRIC: 2.0, "kl": 0.0, "comparable_step": 10}]
+    write_table([first, second, third], SearchObjective(), tmp_path / "trials.parquet")
+    assert [row.curves for row in read_trials(tmp_path / "trials.parquet")] == [
+        {METRIC: [(10, 2.0), (20, 1.5)], "kl": [(10, 1.0), (20, 2.0)], "used": [(10, 0.5), (20, 1.0)]},
+        {METRIC: [(10, 2.0)], "kl": [(10, 0.0)]},
+        {},
+    ]
 
 
 @pytest.mark.parametrize("failing", ["best_checkpoint", "register"])
