@@ -106,21 +106,33 @@ def records(trials: list[Trial], folder: Path) -> dict[str, Any]:
     return compare(one_by_one, lambda: store.read(store.read()), 1, time.perf_counter)
 
 
-def importances(num: int) -> dict[str, Any]:
-    """fANOVA of nine parameters, one of them conditional, over all trials and over at most as many as it takes."""
+def make_study(num: int) -> optuna.Study:
+    """Return a study of nine parameters, one of them conditional."""
     chance, study = random.Random(0), optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(num):
         point = study.ask()
         values = [point.suggest_float(f"x{place}", 0, 1) for place in range(8)]
         more = point.suggest_float("y", 0, 1) if chance.random() < 0.5 else 0.0
         study.tell(point, sum(place * value**2 for place, value in enumerate(values, 1)) + more)
-    most = importance.MOST_TRIALS
+    return study
 
-    def over(limit: int) -> None:
-        importance.MOST_TRIALS = limit
-        importance.importances(study)
 
-    return compare(lambda: over(num), lambda: over(most), 1, time.process_time)
+def assess(study: optuna.Study, most: int, subsets: int) -> None:
+    """Compute the importances from so many trials, with intervals from so many subsets of them."""
+    importance.MOST_TRIALS, importance.SUBSETS = most, subsets
+    importance.importances(study)
+
+
+def importances(num: int) -> dict[str, Any]:
+    """fANOVA over all trials and over at most as many as it takes, without intervals."""
+    study, most = make_study(num), importance.MOST_TRIALS
+    return compare(lambda: assess(study, num, 0), lambda: assess(study, most, 0), 1, time.process_time)
+
+
+def intervals(num: int) -> dict[str, Any]:
+    """fANOVA without intervals and with them, over at most as many trials as it takes."""
+    study, most, subsets = make_study(num), importance.MOST_TRIALS, importance.SUBSETS
+    return compare(lambda: assess(study, most, 0), lambda: assess(study, most, subsets), 1, time.process_time)
 
 
 def documents(folder: Path, batch_size: int) -> dict[str, Any]:
@@ -199,6 +211,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
             keep(f"records of {num} trials", records(trials, Path(scratch)))
         keep(f"importance over {num} trials", importances(num))
+        keep(f"importance over {num} trials without and with intervals", intervals(num))
     for batch_size in arguments.batch_sizes:
         keep(f"{batch_size} documents", documents(arguments.folder, batch_size))
     keep("64 cold windows", cold_windows(arguments.folder))

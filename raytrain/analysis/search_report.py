@@ -46,8 +46,9 @@ CAPTIONS = {
     "code_curves": "KL and use of the code: what the code costs, and what the decoder uses of it, at each evaluation.",
     "bound_against_use": "Negative ELBO against use of the code: no trial beats one on the Pareto front in both.",
     "importance": "Importance of the hyperparameters: the share of the negative ELBO's variance that each explains "
-    "(fANOVA).",
-    "parallel_coordinates": "Parameters: each line is a trial; the thick one is the best.",
+    "(fANOVA), with the 95% interval that a jackknife over the trials gives.",
+    "parallel_coordinates": "Parameters: each line is a trial; the thick one is the best. Of many, the best have "
+    "colours.",
     "annealing": "Annealing: the KL weight over the steps that were trained, best trials against worst.",
     "top_trials": "The best trials.",
 }

@@ -3,41 +3,60 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from raytrain.analysis.figures.records import TrialRow, ranked
+from raytrain.analysis.figures.records import TrialRow, evenly, is_logarithmic, ranked
 from raytrain.analysis.figures.search import BITS, NOTHING
 from raytrain.analysis.figures.style import GREY, INK, SEQUENCE, message, new_figure, plain, short, upper_limit
 
+MOST_COLOURED, MOST_OTHERS = 50, 200
+"""Trials that are drawn in colour, the best of all, and in grey behind them: of more, none can be followed."""
+SPREAD = 0.05
+"""Width over which lines through one value of a parameter are spread where there are trials in grey."""
+
 
 def parallel_coordinates(rows: Sequence[TrialRow]) -> Figure:
-    """Draw every trial as a line through its parameters to its negative ELBO; better ones are darker, and in front."""
+    """Draw trials as lines through their parameters to their negative ELBO; better ones are darker, and in front.
+
+    Of many trials only the best have colours. The others are grey, or as many of them as can be told apart.
+    """
     scored = ranked(rows)
     names = list(dict.fromkeys(name for row in scored for name in row.parameters))
     if not scored or not names:
         return message(NOTHING if not scored else "No parameters were drawn from the search space.")
+    coloured, others = scored[:MOST_COLOURED], scored[MOST_COLOURED:]
+    drawn = [*coloured, *evenly(others, MOST_OTHERS)]
     figure = new_figure(max(7.0, 1.5 + 1.2 * len(names)), 4.6)
     axes = figure.add_subplot()
     axes.set_axis_off()
-    high = upper_limit(row.bits_per_byte for row in scored)
-    columns = [_Column([row.parameters.get(name) for row in scored]) for name in names]
-    columns.append(_Column([min(row.bits_per_byte, high) for row in scored]))
-    clipped = scored[-1].bits_per_byte > high
-    if clipped:
+    columns = [_Column([row.parameters.get(name) for row in drawn]) for name in names]
+    if others:
+        for column in columns:
+            column.spread()
+    high = upper_limit(row.bits_per_byte for row in drawn)
+    columns.append(_Column([min(row.bits_per_byte, high) for row in drawn]))
+    if max(row.bits_per_byte for row in drawn) > high:
         columns[-1].ticks[-1] = (1.0, f"≥ {high:.3g}")
-    norm = Normalize(scored[0].bits_per_byte, max(high, scored[0].bits_per_byte + 1e-9))
-    colour_map = matplotlib.colormaps[SEQUENCE]
-    for index in reversed(range(len(scored))):
+    lines = [list(enumerate(positions)) for positions in zip(*(column.positions for column in columns), strict=True)]
+    if others:
+        axes.add_collection(LineCollection(lines[len(coloured) :], colors=GREY, linewidths=0.5, alpha=0.25, zorder=1.5))
+        grey = f"{len(drawn) - len(coloured)} of " if len(drawn) < len(scored) else ""
+        text = f"in colour: the best {len(coloured)} of {len(scored)} trials; grey: {grey}{len(others)} others"
+        axes.text(-0.3, _Column.ABSENT - 0.1, text, fontsize=8.5, color=GREY, va="top")
+    low, high = coloured[0].bits_per_byte, upper_limit(row.bits_per_byte for row in coloured)
+    norm, colour_map = Normalize(low, max(high, low + 1e-9)), matplotlib.colormaps[SEQUENCE]
+    for index in reversed(range(len(coloured))):
         axes.plot(
-            range(len(columns)),
-            [column.positions[index] for column in columns],
-            color=colour_map(norm(scored[index].bits_per_byte)),
+            *zip(*lines[index], strict=True),
+            color=colour_map(norm(coloured[index].bits_per_byte)),
             linewidth=2.4 if index == 0 else 1.2,
             alpha=1.0 if index == 0 else 0.75,
             zorder=3 if index == 0 else 2,
@@ -57,10 +76,9 @@ def parallel_coordinates(rows: Sequence[TrialRow]) -> Figure:
                 zorder=4,
             )
     axes.set_xlim(-0.35, len(columns) - 0.5)
-    axes.set_ylim(_Column.ABSENT - 0.06, 1.16)
-    bar = figure.colorbar(
-        ScalarMappable(norm, colour_map), ax=axes, extend="max" if clipped else "neither", pad=0.01, aspect=30
-    )
+    axes.set_ylim(_Column.ABSENT - (0.16 if others else 0.06), 1.16)
+    beyond = "max" if max(row.bits_per_byte for row in coloured) > high else "neither"
+    bar = figure.colorbar(ScalarMappable(norm, colour_map), ax=axes, extend=beyond, pad=0.01, aspect=30)
     bar.set_label(BITS, fontsize=9)
     bar.ax.tick_params(labelsize=8)
     return figure
@@ -83,6 +101,15 @@ class _Column:
         self.positions = [self.ABSENT if value is None else positions[self._key(value, positions)] for value in values]
         self.ticks = labels + ([(self.ABSENT, "not drawn")] if len(present) < len(values) else [])
 
+    def spread(self) -> None:
+        """Draw lines that pass through one value beside each other, each by a place of its own."""
+        seen = Counter[float]()
+        width = SPREAD * (len(set(self.positions)) < len(self.positions) / 4)
+        for index, position in enumerate(self.positions):
+            # the golden ratio fills an interval evenly, however many come
+            self.positions[index] += width * (seen[position] * 0.618034 % 1 - 0.5)
+            seen[position] += 1
+
     @staticmethod
     def _key(value: Any, positions: dict[Any, float]) -> Any:
         return str(value) if str(value) in positions else float(value)
@@ -90,7 +117,7 @@ class _Column:
     @staticmethod
     def _numbers(distinct: list[float]) -> tuple[dict[Any, float], list[tuple[float, str]]]:
         low, high = distinct[0], distinct[-1]
-        logarithmic = low > 0 and high / low >= 8
+        logarithmic = is_logarithmic(distinct)
         scale = math.log if logarithmic else float
         width = scale(high) - scale(low)
 

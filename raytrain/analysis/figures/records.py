@@ -94,6 +94,19 @@ def evenly(items: Sequence[T], most: int) -> Sequence[T]:
     return items if len(items) <= most else [items[number * len(items) // most] for number in range(most)]
 
 
+def is_logarithmic(values: Sequence[float]) -> bool:
+    """Return whether numbers that a search has drawn seem to be from a range on a logarithmic scale.
+
+    They span a factor of eight or more, and their median is nearer to the middle of that scale than of a linear one.
+    """
+    ordered = sorted(values)
+    low, middle, high = ordered[0], ordered[len(ordered) // 2], ordered[-1]
+    if not (low > 0 and high / low >= 8):
+        return False
+    linear, logarithmic = (middle - low) / (high - low), math.log(middle / low) / math.log(high / low)
+    return abs(logarithmic - 0.5) <= abs(linear - 0.5)
+
+
 def read_trials(file: Path) -> list[TrialRow]:
     """Read the rows of a ``trials.parquet``, by number.
 

@@ -20,8 +20,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from raytrain.analysis.figures import curves, paper, parallel, run, search
-from raytrain.analysis.figures.importance import MIN_TRIALS, MOST_TRIALS, importance, importances, rebuild_study
-from raytrain.analysis.figures.records import Curve, Record, TrialRow, ranked, read_trials
+from raytrain.analysis.figures.importance import (
+    MIN_TRIALS,
+    MOST_IN_SUBSET,
+    MOST_TRIALS,
+    SUBSETS,
+    importance,
+    importances,
+    rebuild_study,
+)
+from raytrain.analysis.figures.records import Curve, Record, TrialRow, is_logarithmic, ranked, read_trials
 from raytrain.analysis.figures.style import DPI, message, png, save, upper_limit
 from raytrain.analysis.figures.tables import top_trials, trial_cells
 from raytrain.analysis.search_report import objective_of, search_figures
@@ -263,6 +271,34 @@ def test_parallel_coordinates_place_every_value() -> None:
     }
 
 
+def test_of_many_trials_parallel_coordinates_colour_only_the_best() -> None:
+    rows = [
+        row(number, 2 + number / 1000, parameters={"rate": number / 1000, "kind": "ab"[number % 2]})
+        for number in range(1000)
+    ]
+    figure = parallel.parallel_coordinates(rows)
+    axes = figure.axes[0]
+    coloured = [list(line.get_ydata()) for line in axes.get_lines() if len(line.get_xdata()) == 3]  # type: ignore[arg-type]
+    (grey,) = axes.collections
+    assert (len(coloured), len(grey.get_paths())) == (parallel.MOST_COLOURED, parallel.MOST_OTHERS)
+    assert coloured[-1][0] == coloured[-1][2] == 0  # the best is in front
+    # lines through one value are beside each other
+    kinds = [line[1] for line in coloured]
+    assert len(set(kinds)) == len(kinds)
+    assert all(abs(abs(kind - 0.5) - 0.25) <= parallel.SPREAD / 2 + 1e-9 for kind in kinds)
+    assert f"in colour: the best {parallel.MOST_COLOURED} of 1000 trials; grey: 200 of 950 others" in words(figure)
+    assert "in colour" not in words(parallel.parallel_coordinates(rows[: parallel.MOST_COLOURED]))
+
+
+def test_a_scale_is_that_on_which_the_values_are_spread() -> None:
+    chance = random.Random(0)
+    assert is_logarithmic([10 ** chance.uniform(-4, -1) for _ in range(1000)])
+    assert not is_logarithmic([chance.uniform(1e-4, 0.5) for _ in range(1000)])
+    assert is_logarithmic([1e-4, 1e-3, 1e-2])
+    assert not is_logarithmic([8.0, 16.0, 32.0])
+    assert not is_logarithmic([0.0, 1.0, 100.0])
+
+
 def test_importance_finds_the_parameter_that_matters() -> None:
     chance = random.Random(0)
     rows = []
@@ -276,6 +312,11 @@ def test_importance_finds_the_parameter_that_matters() -> None:
     found = importances(rebuild_study(rows))
     assert found[0].name == "rate"
     assert found[0].share > 0.8
+    for entry in found:
+        low, high = entry.interval
+        assert 0 <= low <= entry.share <= high <= 1
+        assert 0 < entry.error < 0.3
+    assert found[0].interval[0] > found[1].interval[1], "the one that matters is told apart"
     assert {entry.name: (entry.num_trials, entry.conditional) for entry in found} == {
         "alpha": (30, False),
         "kind": (30, False),
@@ -285,6 +326,19 @@ def test_importance_finds_the_parameter_that_matters() -> None:
     figure = importance(rows)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [entry.name for entry in found]
     assert "fANOVA, 30 trials" in figure.axes[0].get_xlabel()
+
+
+def test_subsets_of_trials_at_one_point_say_nothing_of_an_importance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As about half of them here: no tree finds anything to split there, of which Optuna makes an error."""
+    rows = [row(number, 2 + number / 10, parameters={"rate": 1.0 if number == 7 else 0.5}) for number in range(8)]
+    (found,) = importances(rebuild_study(rows))
+    assert (found.name, found.share, found.error) == ("rate", 1.0, 0.0)
+    assert words(importance(rows)) == "1.00 (1.00 to 1.00)"
+    # and where too few of them say anything, there is no interval
+    monkeypatch.setattr("raytrain.analysis.figures.importance.SUBSETS", 0)
+    (found,) = importances(rebuild_study(rows))
+    assert found.interval == (1.0, 1.0)
+    assert words(importance(rows)) == "1.00"
 
 
 def test_importance_takes_the_search_s_own_study() -> None:
@@ -303,8 +357,11 @@ def test_importance_of_a_large_search_is_computed_from_some_of_its_trials(monkey
         lambda study, **_: assessed.append([trial.params["rate"] for trial in study.trials]) or {"rate": 1.0},
     )
     figure = importance(rows)
-    assert assessed == [[one.parameters["rate"] for one in ranked(rows)[::3]]]
-    assert f"fANOVA, {MOST_TRIALS} of {3 * MOST_TRIALS} trials" in figure.axes[0].get_xlabel()
+    assert assessed[0] == [one.parameters["rate"] for one in ranked(rows)[::3]]
+    # an interval needs no more than some of those
+    assert len(assessed) == 1 + SUBSETS
+    assert all(len(subset) == MOST_IN_SUBSET and set(subset) < set(assessed[0]) for subset in assessed[1:])
+    assert f"fANOVA, {MOST_TRIALS} of {3 * MOST_TRIALS} trials; 95% interval" in figure.axes[0].get_xlabel()
 
 
 def test_importance_says_what_it_lacks() -> None:
