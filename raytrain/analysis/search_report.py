@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raytrain.analysis.figures import search as figures
+from raytrain.analysis.figures.confirmation import confirmation as confirmation_figure
 from raytrain.analysis.figures.curves import code_curves, learning_curves
 from raytrain.analysis.figures.importance import importance
 from raytrain.analysis.figures.parallel import parallel_coordinates
@@ -40,6 +41,8 @@ CONFIRMATION = "confirmation.json"
 LADDER = "raytrain.ladder"
 """Tag of a search that has ended: the reference ladder on the samples of its winner, as JSON."""
 CAPTIONS = {
+    "confirmation": "Confirmation, drawn: each config's value in the search, and its new seeds with the 95% interval "
+    "of their mean (Student's t).",
     "best_so_far": "Best so far: the negative ELBO of each trial when it ended, and the lowest until then.",
     "learning_curves": "Learning curves: the negative ELBO of each trial at its evaluations, and what n-grams of the "
     "text reach; a bar is where one of the best ended before its last step.",
@@ -104,12 +107,15 @@ def write_search_report(parent: Run, folder: Path, study: optuna.Study | None = 
         if file is None:
             raise UserError(f"search {search.name} has no {TRIALS} yet: it is written when the search ends")
         rows = [row for row in read_trials(file) if not row.confirms]
-        confirmation = download(parent, CONFIRMATION, Path(scratch))
-        confirmed = None if confirmation is None else read_confirmation(confirmation)
+        file = download(parent, CONFIRMATION, Path(scratch))
+        confirmed = None if file is None else read_confirmation(file)
     objectives = {child.run.run_id: objective_of(child.parameters) for child in children(parent)}
     folder.mkdir(parents=True, exist_ok=True)
     images: dict[str, Path] = {}
-    for name, figure in search_figures(rows, objectives, ladder_of(search), study).items():
+    drawn = search_figures(rows, objectives, ladder_of(search), study)
+    if confirmed is not None:
+        drawn = {"confirmation": confirmation_figure(confirmed), **drawn}
+    for name, figure in drawn.items():
         images[name] = save(figure, folder, name, ("png",))[0]
     page = folder / "report.html"
     with output_file(page) as file:
@@ -143,8 +149,14 @@ def read_confirmation(file: Path) -> dict[str, Any]:
         validate_type(values.get("sentence"), str, "sentence")
         configs = validate_type(values.get("configs"), list[dict[str, Any]], "configs")
         for entry in configs:
+            if missing := CONFIG.keys() - entry.keys():
+                raise ValueError(f"configs has no {min(missing)}")
             for name, hint in CONFIG.items():
                 validate_type(entry.get(name), hint, f"configs.{name}")
+            if len(entry["interval"] or "..") != 2:
+                raise ValueError("configs.interval has no two ends")
+        for name in ("metric", "winner"):
+            validate_type(values.get(name), str | None, name)
         return values
     except ValueError as error:
         raise UserError(f"{file.name} is not the confirmation of a search: {error}") from None
@@ -154,6 +166,7 @@ CONFIG = {
     "trial": str,
     "searched": float,
     "mean": float | None,
+    "interval": list[float] | None,
     "spread": float | None,
     "held": int,
     "seeds": list[int],
@@ -166,7 +179,7 @@ def _confirmation(values: dict[str, Any] | None) -> list[str]:
     """Return the section of a page on the confirmation of the winner; nothing where there is none."""
     if values is None:
         return []
-    head = ["trial", "in the search", "mean", "spread", "held", "seeds", "values"]
+    head = ["trial", "in the search", "mean", "95% interval", "spread", "held", "seeds", "values"]
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"
@@ -174,7 +187,9 @@ def _confirmation(values: dict[str, Any] | None) -> list[str]:
     cells = [
         [
             entry["trial"],
-            *map(number, (entry["searched"], entry["mean"], entry["spread"])),
+            *map(number, (entry["searched"], entry["mean"])),
+            "-" if entry["interval"] is None else " to ".join(map(number, entry["interval"])),
+            number(entry["spread"]),
             f"{entry['held']} of {len(entry['seeds'])}",
             ", ".join(map(str, entry["seeds"])),
             ", ".join(map(number, entry["values"])),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -275,6 +276,7 @@ class Confirmation:
                 "values": list(map(_finite, each.values(metric))),
                 "mean": _finite(each.mean(metric)),
                 "spread": _finite(each.spread(metric)),
+                "interval": mean_interval(each.values(metric)),
                 "held": each.held(self.search_objective),
                 "may_win": each.trial.number in winning,
             }
@@ -289,6 +291,19 @@ class Confirmation:
             "difference": None if self.difference is None else asdict(self.difference),
             "sentence": self.sentence,
         }
+
+
+def mean_interval(values: Sequence[float]) -> list[float] | None:
+    """Return the ends of the 95% interval of the mean over seeds, Student's t; ``None`` with fewer than two seeds.
+
+    Seeds without a finite value are left out.
+    """
+    found = list(filter(math.isfinite, values))
+    if len(found) < 2:
+        return None
+    mean, error = statistics.fmean(found), statistics.stdev(found) / math.sqrt(len(found))
+    half = error * float(stats.t.ppf((1 + CONFIDENCE) / 2, len(found) - 1))
+    return [mean - half, mean + half]
 
 
 def _finite(value: float) -> float | None:

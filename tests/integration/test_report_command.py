@@ -24,11 +24,12 @@ from PIL import Image
 from raytrain import report
 from raytrain.analysis.paper_report import collect, find_searches
 from raytrain.analysis.run_report import interpolation_table, portray, properties
-from raytrain.analysis.search_report import LADDER, write_search_report
+from raytrain.analysis.search_report import CONFIRMATION, LADDER, write_search_report
 from raytrain.config.schema import RunConfig, flatten, override, to_dict
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
 from raytrain.data.vocabulary import STOP
+from raytrain.metrics import METRIC
 from raytrain.models import build
 from raytrain.models.ladder import Ladder
 from raytrain.runs.records import write_run_address
@@ -211,6 +212,33 @@ def test_the_page_holds_the_winner_against_counting(
     assert f"<p class='warning'>{warning}</p>" in text
     parent.set_tags({LADDER: "[]"})
     assert "search one: its tag raytrain.ladder is not a ladder: it must be an object" in refused("search", "one")
+
+
+CONFIRMED = {"searched": 2.4, "held": 2, "seeds": [1000, 1001], "mean": 2.45, "spread": 0.0707, "values": [2.4, 2.5]}
+
+
+def test_the_report_shows_how_far_the_mean_of_a_confirmed_config_may_be_off(
+    experiment: Experiment, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    parent = fake_search(experiment, "one", some_trials(1))
+    configs = [
+        {"trial": "000", "interval": [1.815, 3.085], **CONFIRMED},
+        {"trial": "001", "interval": None, **CONFIRMED},
+    ]
+    values = {"sentence": "trial 000 before trial 001", "winner": "000", "metric": METRIC, "configs": configs}
+    parent.log_dict(values, CONFIRMATION)
+    first, *_, page = write_search_report(parent, tmp_path / "report")
+    assert first.name == "confirmation.png"
+    text = page.read_text()
+    assert "alt='Confirmation, drawn'" in text
+    assert "<td>000</td><td>2.400</td><td>2.450</td><td>1.815 to 3.085</td><td>0.071</td><td>2 of 2</td>" in text
+    assert "<td>001</td><td>2.400</td><td>2.450</td><td>-</td>" in text
+    configs[0]["interval"] = [1.0]
+    parent.log_dict(values, CONFIRMATION)
+    assert "not the confirmation of a search: configs.interval has no two ends" in refused("search", "one")
+    del configs[0]["interval"]
+    parent.log_dict(values, CONFIRMATION)
+    assert "not the confirmation of a search: configs has no interval" in refused("search", "one")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from raytrain.analysis.figures import curves, paper, parallel, run, search
+from raytrain.analysis.figures.confirmation import confirmation
 from raytrain.analysis.figures.importance import (
     MIN_TRIALS,
     MOST_IN_SUBSET,
@@ -30,7 +31,7 @@ from raytrain.analysis.figures.importance import (
     rebuild_study,
 )
 from raytrain.analysis.figures.records import Curve, Record, TrialRow, is_logarithmic, ranked, read_trials
-from raytrain.analysis.figures.style import DPI, message, png, save, upper_limit
+from raytrain.analysis.figures.style import DPI, VERMILION, message, png, save, upper_limit
 from raytrain.analysis.figures.tables import top_trials, trial_cells
 from raytrain.analysis.search_report import objective_of, search_figures
 from raytrain.config.schedules import kl_weight
@@ -229,6 +230,21 @@ def test_kl_and_use_of_the_code_have_a_panel_each() -> None:
         *("KL (nats per sample)", "used of the code (nats per sample)")
     ]
     assert "No trial with a latent code" in words(curves.code_curves([row(0, model="byte_lstm")]))
+
+
+def test_a_confirmation_is_drawn_config_by_config() -> None:
+    entry = {"searched": 1.9, "mean": 2.1, "interval": [2.0, 2.2], "values": [2.05, None, 2.15]}
+    configs = [{"trial": "004", **entry}, {"trial": "001", **entry, "interval": None, "values": [2.1]}]
+    figure = confirmation({"configs": configs, "winner": "004", "metric": METRIC})
+    assert lines(figure)["in the search"] == ([1.9], [0])
+    assert lines(figure)["new seeds"] == ([2.05, 2.15], [0, 0])
+    assert lines(figure)["their mean, 95% interval"] == ([2.1], [0])
+    drawn = [(line.get_xdata(), line.get_ydata(), line.get_color()) for line in figure.axes[0].get_lines()]
+    assert ([2.0, 2.2], [0, 0], VERMILION) in [(list(x), list(y), colour) for x, y, colour in drawn]  # type: ignore[arg-type]
+    assert len(drawn) == 3 + 1 + 3, "an interval needs two seeds"
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["trial 004", "trial 001"]
+    nothing = {"configs": [{**configs[0], "values": [None], "mean": None}]}
+    assert "No config has a result" in words(confirmation(nothing))
 
 
 def test_annealing_curves_are_the_weights_that_were_trained_with() -> None:

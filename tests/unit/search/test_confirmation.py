@@ -26,6 +26,7 @@ from raytrain.search.confirmation import (
     compare,
     confirmation_of,
     difference,
+    mean_interval,
     new_repeats,
     repeat_share,
     repeats_left,
@@ -357,6 +358,10 @@ def test_what_is_told_apart_is_said_plainly(tmp_path: Path) -> None:
     values = read_confirmation(file)
     assert (values["winner"], values["sentence"]) == ("002", found.sentence)
     assert values["configs"][0]["values"] == [1.9, 2.0]
+    # 1.95 +- 12.7 x 0.05, as Student's t has it with one degree of freedom
+    assert values["configs"][0]["interval"] == pytest.approx([1.95 - 0.635, 1.95 + 0.635], abs=1e-3)
+    assert mean_interval([1.9, math.nan]) is None
+    assert mean_interval([2.0, 2.0, 2.0]) == [2.0, 2.0]
 
 
 # -------------------------------------------------------------------------------- plan, estimate, end
