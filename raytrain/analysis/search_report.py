@@ -15,13 +15,14 @@ from raytrain.analysis.figures import search as figures
 from raytrain.analysis.figures.importance import importance
 from raytrain.analysis.figures.parallel import parallel_coordinates
 from raytrain.analysis.figures.records import TrialRow, ranked, read_trials
+from raytrain.analysis.figures.schedule import learnt_schedule
 from raytrain.analysis.figures.style import save
 from raytrain.analysis.figures.tables import TOP, top_trials, trial_cells
 from raytrain.config.models import has_latent
-from raytrain.config.schema import ObjectiveConfig
+from raytrain.config.schema import ObjectiveConfig, RunConfig, from_dict
 from raytrain.metrics import collapse_warning, headline
 from raytrain.models.ladder import Ladder
-from raytrain.runs.records import search_objective_of
+from raytrain.runs.records import BEST_CONFIG, search_objective_of
 from raytrain.tracking.queries import Child, children, describe, download
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import output_file
@@ -44,21 +45,27 @@ CAPTIONS = {
     "importance": "Importance of the hyperparameters: the share of the negative ELBO's variance that each explains "
     "(fANOVA).",
     "parallel_coordinates": "Parameters: each line is a trial; the thick one is the best.",
+    "schedule": "Schedule: what the best trial's run changed, and when. Its config trains the same run again.",
     "annealing": "Annealing: the KL weight over the steps that were trained, best trials against worst.",
     "top_trials": "The best trials.",
 }
 
 
 def search_figures(
-    rows: Sequence[TrialRow], objectives: Mapping[str, ObjectiveConfig], study: optuna.Study | None = None
+    rows: Sequence[TrialRow],
+    objectives: Mapping[str, ObjectiveConfig],
+    study: optuna.Study | None = None,
+    best: RunConfig[Any] | None = None,
 ) -> dict[str, Figure]:
     """Draw all figures of a search; return them by name.
 
     Args:
         objectives: the config of each trial's loss, by run id.
         study: the search's own Optuna study, if at hand; otherwise one is made from ``rows``.
+        best: the config of its winner, if it has one.
     """
-    return {
+    learnt = {} if best is None or not best.changes else {"schedule": learnt_schedule(best)}
+    return learnt | {
         "best_so_far": figures.best_so_far(rows),
         "bound_against_use": figures.bound_against_use(rows),
         "importance": importance(rows, study),
@@ -93,12 +100,14 @@ def write_search_report(parent: Run, folder: Path, study: optuna.Study | None = 
         if file is None:
             raise UserError(f"search {search.name} has no {TRIALS} yet: it is written when the search ends")
         rows = [row for row in read_trials(file) if not row.confirms]
+        best = download(parent, BEST_CONFIG, Path(scratch))
+        won = None if best is None else from_dict(parse_json(best.read_bytes()))
         confirmation = download(parent, CONFIRMATION, Path(scratch))
         confirmed = None if confirmation is None else read_confirmation(confirmation)
     objectives = {child.run.run_id: objective_of(child.parameters) for child in children(parent)}
     folder.mkdir(parents=True, exist_ok=True)
     images: dict[str, Path] = {}
-    for name, figure in search_figures(rows, objectives, study).items():
+    for name, figure in search_figures(rows, objectives, study, won).items():
         images[name] = save(figure, folder, name, ("png",))[0]
     page = folder / "report.html"
     with output_file(page) as file:
