@@ -107,7 +107,10 @@ def _type_text(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return ", ".join(f"`{choice}`" for choice in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
-        return f"{_type_text(typing.get_args(hint)[0])}s"
+        one = _type_text(typing.get_args(hint)[0])
+        return one.replace("object", "objects", 1) if one.startswith("object") else f"{one}s"
+    if dataclasses.is_dataclass(hint):
+        return f"object ({', '.join(field.name for field in dataclasses.fields(hint))})"
     choices = [_type_text(arm) for arm in typing.get_args(hint) if arm is not type(None)]
     return " or ".join(choices) or {int: "integer", float: "number", str: "text", bool: "flag"}[hint]
 

@@ -17,13 +17,14 @@ from raytrain.analysis.figures.curves import code_curves, learning_curves
 from raytrain.analysis.figures.importance import importance
 from raytrain.analysis.figures.parallel import parallel_coordinates
 from raytrain.analysis.figures.records import TrialRow, ranked, read_trials
+from raytrain.analysis.figures.schedule import learnt_schedule
 from raytrain.analysis.figures.style import save
 from raytrain.analysis.figures.tables import TOP, top_trials, trial_cells
 from raytrain.config.models import has_latent
-from raytrain.config.schema import ObjectiveConfig
+from raytrain.config.schema import ObjectiveConfig, from_dict
 from raytrain.metrics import collapse_warning, headline
 from raytrain.models.ladder import Ladder
-from raytrain.runs.records import search_objective_of
+from raytrain.runs.records import BEST_CONFIG, search_objective_of
 from raytrain.tracking.queries import Child, children, describe, download
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import output_file
@@ -52,6 +53,7 @@ CAPTIONS = {
     "(fANOVA), with the 95% interval that a jackknife over the trials gives.",
     "parallel_coordinates": "Parameters: each line is a trial; the thick one is the best. Of many, the best have "
     "colours.",
+    "schedule": "Schedule: what the best trial's run changed, and when. Its config trains the same run again.",
     "annealing": "Annealing: the KL weight over the steps that were trained, best trials against worst.",
     "top_trials": "The best trials.",
 }
@@ -109,10 +111,14 @@ def write_search_report(parent: Run, folder: Path, study: optuna.Study | None = 
         rows = [row for row in read_trials(file) if not row.confirms]
         file = download(parent, CONFIRMATION, Path(scratch))
         confirmed = None if file is None else read_confirmation(file)
+        file = download(parent, BEST_CONFIG, Path(scratch))
+        won = None if file is None else from_dict(parse_json(file.read_bytes()))
     objectives = {child.run.run_id: objective_of(child.parameters) for child in children(parent)}
     folder.mkdir(parents=True, exist_ok=True)
     images: dict[str, Path] = {}
     drawn = search_figures(rows, objectives, ladder_of(search), study)
+    if won is not None and won.changes:
+        drawn = {"schedule": learnt_schedule(won), **drawn}
     if confirmed is not None:
         drawn = {"confirmation": confirmation_figure(confirmed), **drawn}
     for name, figure in drawn.items():

@@ -8,6 +8,7 @@ import inspect
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
+from raytrain.config.changes import Change
 from raytrain.config.models import ModelName, find_model, known_models
 from raytrain.config.plugins import load_plugins
 from raytrain.config.presets import PRESET_NAMES, PresetName, for_source, preset
@@ -122,6 +123,7 @@ def parse_fields(
     ObjectiveConfig.__annotations__["annealing"] = Annotated[str, names]
     names = tyro.conf.arg(metavar=f"{{{','.join(LEARNING_RATE_SCHEDULES)}}}")
     OptimizerConfig.__annotations__["schedule"] = Annotated[str, names]
+    RunConfig.__annotations__["changes"] = Annotated[tuple[Change, ...], tyro.conf.Fixed, tyro.conf.Suppress]
     kind: Any = RunConfig[type(config.model)]  # type: ignore[misc]
     bare = tyro.conf.arg(name="", prefix_name=False)
     fields: list[Any] = [

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal
 
 from raytrain.config import models
+from raytrain.config.changes import Change
 from raytrain.config.models import (
     HybridConfig,
     ModelName,
@@ -26,10 +27,11 @@ from raytrain.config.models import (
 from raytrain.config.schedules import ObjectiveConfig, OptimizerConfig
 from raytrain.config.vocabularies import longer_pieces
 from raytrain.utils.errors import UserError, check_text
-from raytrain.utils.validation import validate_fields
+from raytrain.utils.validation import check_complete, validate_fields
 
 __all__ = [
     "LOCATION",
+    "Change",
     "ObjectiveConfig",
     "OptimizerConfig",
     "RunConfig",
@@ -37,6 +39,7 @@ __all__ = [
     "fingerprint",
     "flatten",
     "from_dict",
+    "in_force",
     "override",
     "to_dict",
 ]
@@ -95,6 +98,9 @@ class RunConfig(Generic[ModelT]):
     model of a plugin comes from its inputs, its noise and its own tensors."""
     seed: int = 0
     """Seed of the weights, the samples and all noise."""
+    changes: tuple[Change, ...] = ()
+    """Fields that have another value from a step on: a list of objects with step, field and value. Population-based
+    training makes it (``tune --algorithm pbt``). Only a config file can give it."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -129,6 +135,14 @@ class RunConfig(Generic[ModelT]):
             self.objective.rate,
             "model.fixed_variance fixes the KL; set one of them",
         )
+        for change in self.changes:
+            in_force(self, change.step)  # which checks the values
+            require(
+                change.field != "objective.rate" or min(change.value, self.objective.rate) > 0,
+                "changes.value",
+                change.value,
+                "objective.rate may change from one rate to another only, both above 0",
+            )
         if isinstance(self.model, HybridConfig):
             shrink = 2 ** len(self.model.feature_maps)
             require(
@@ -157,6 +171,23 @@ class RunConfig(Generic[ModelT]):
     def samples_noun(self) -> str:
         """What the samples are, as text: windows, documents or, of a stream, chunks."""
         return "chunks" if self.sampling == "stream" else self.sampling
+
+
+def in_force(config: RunConfig[ModelT], step: int) -> RunConfig[ModelT]:
+    """Return the config that holds at ``step``, with the changes up to there made and none left.
+
+    Raises:
+        ValueError: a section refuses a value.
+    """
+    sections: dict[str, dict[str, float]] = {}
+    for change in config.changes:
+        if change.step <= step:
+            section, _, name = change.field.partition(".")
+            sections.setdefault(section, {})[name] = change.value
+    changed: dict[str, Any] = {
+        section: dataclasses.replace(getattr(config, section), **values) for section, values in sections.items()
+    }
+    return dataclasses.replace(config, changes=(), **changed)
 
 
 # ---------------------------------------------------------------------------------------------- JSON
@@ -192,6 +223,8 @@ def from_dict(values: dict[str, Any]) -> RunConfig[Any]:
         "objective": _build(ObjectiveConfig, values.get("objective", {}), "objective."),
         "optimizer": _build(OptimizerConfig, values.get("optimizer", {}), "optimizer."),
     }
+    if isinstance(values.get("changes"), list):
+        fields["changes"] = [_build(Change, change, "changes.") for change in values["changes"]]
     return _build(RunConfig, {**values, **fields}, "")
 
 
@@ -252,6 +285,7 @@ def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "")
 def _build(kind: type[Any], values: Any, prefix: str) -> Any:
     try:
         fields = validate_fields(kind, values, prefix)
+        check_complete(kind, fields, prefix)
         for name, value in fields.items():
             if isinstance(value, float):
                 require(math.isfinite(value), prefix + name, value, "must be a finite number")

@@ -42,6 +42,8 @@ UNSENT = "unsent_metrics.jsonl"
 """What MLflow did not take before the run or search ended, for ``python -m raytrain.tracking send``."""
 PLAN = "search.json"
 """Plan of a search."""
+BEST_CONFIG = "best_config.json"
+"""Artifact of a search: the config of its winner."""
 ENCODERS = "encoders"
 """Where in a storage encoders are, each in a file that its digest names."""
 FORMAT = 1

@@ -64,11 +64,22 @@ class Trial:
     """Reference that ``--warm-start`` gave for its config; empty for a config that was drawn."""
     confirms: int | None = None
     """Number of the trial whose config it repeats with a new seed; ``None`` for a trial of the search itself."""
+    member: int | None = None
+    """Number of the member of a population, of whose run it is a part; ``None`` without a population."""
+    end: int | None = None
+    """Step after which such a part ends."""
+    continues: str = ""
+    """Identity of the trial from whose last state such a part goes on; empty for one that begins with step 0."""
 
     @property
     def name(self) -> str:
         """Its name in tables."""
         return f"{self.number:03}"
+
+    @property
+    def last_step(self) -> int:
+        """Step after which it ends, if nothing ends it before."""
+        return self.config.steps if self.end is None else self.end
 
     @property
     def ended(self) -> bool:
@@ -101,8 +112,11 @@ class Trial:
 
     @property
     def on_the_space(self) -> bool:
-        """True if it is a drawn point of the search space: a warm start's config need not be one, a repeat is none."""
-        return self.confirms is None and (not self.origin or bool(self.distributions))
+        """True if it is a drawn point of the search space, and its result that point's.
+
+        A warm start's config need not be one, a repeat is none, and what goes on from another state has that in it.
+        """
+        return self.confirms is None and not self.continues and (not self.origin or bool(self.distributions))
 
 
 def _check(trial: Trial) -> None:
@@ -111,10 +125,12 @@ def _check(trial: Trial) -> None:
     Raises:
         ValueError: a value is wrong; the line names it.
     """
-    for name, number in (("number", trial.number), ("step", trial.step), ("confirms", trial.confirms or 0)):
-        if number < 0:
-            raise ValueError(f"{name} is {number}")
+    for name in ("number", "step", "confirms", "member", "end"):
+        if (getattr(trial, name) or 0) < 0:
+            raise ValueError(f"{name} is {getattr(trial, name)}")
     checked_key(trial.identity)
+    if trial.continues:
+        checked_key(trial.continues)
     if trial.best and (missing := set(REQUIRED_METRICS) - trial.best.keys()):
         raise ValueError(f"best has no {min(missing)}")
     validate_type(trial.run.get("run_id", ""), str, "run.run_id")

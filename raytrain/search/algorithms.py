@@ -16,7 +16,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from raytrain.metrics import RUNG, Objective, SearchObjective
 from raytrain.runs.trials import Trial
 from raytrain.search.plan import Plan
-from raytrain.search.space import GRID, Space
+from raytrain.search.space import GRID, PBT, Space
 from raytrain.utils.errors import UserError
 
 # ------------------------------------------------------------------------------------------- samplers
@@ -70,8 +70,8 @@ def make_study(plan: Plan, num_known: int) -> optuna.Study:
         UserError: there is no such algorithm.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # the points of a grid are enqueued by the searcher: its sampler draws nothing
-    name = "random" if plan.algorithm == GRID else _known("algorithm", plan.algorithm, SAMPLERS)
+    # the points of a grid are enqueued by the searcher: its sampler draws nothing. A population begins at random
+    name = "random" if plan.algorithm in (GRID, PBT) else _known("algorithm", plan.algorithm, SAMPLERS)
     sampler = SAMPLERS[name](plan, plan.seed + num_known)
     return optuna.create_study(sampler=sampler, directions=plan.search_objective.directions)
 
@@ -212,7 +212,7 @@ def resolve_algorithm(option: str | None, space: Space) -> str:
     Raises:
         UserError: there is no such algorithm.
     """
-    known = (*SAMPLERS, GRID)
+    known = (*SAMPLERS, GRID, PBT)
     if option is None and space.algorithm not in known:
         raise UserError(
             f"search space {space.name}: ALGORITHM has {space.algorithm!r}: must be one of {', '.join(known)}"
@@ -221,15 +221,17 @@ def resolve_algorithm(option: str | None, space: Space) -> str:
 
 
 def resolve_scheduler(option: str | None, algorithm: str, objective: Objective) -> str:
-    """Return the scheduler that ``--scheduler`` names, otherwise the default: ASHA, or none for a grid or a front.
+    """Return the scheduler that ``--scheduler`` names, otherwise the default: ASHA, or none where all are to go on.
 
     A grid is run in full, because its points are to be compared. In a search for a Pareto front a trial that is behind
-    in one of the two metrics may be ahead in the other.
+    in one of the two metrics may be ahead in the other. Of a population the worst members are replaced, not stopped.
 
     Raises:
-        UserError: there is no such scheduler.
+        UserError: there is no such scheduler, or none can be used.
     """
-    default = "none" if algorithm == GRID or objective == "pareto" else "asha"
+    if algorithm == PBT and option not in (None, "none"):
+        raise UserError(f"--scheduler {option}: --algorithm {PBT} replaces the worst trials itself; leave it out")
+    default = "none" if algorithm in (GRID, PBT) or objective == "pareto" else "asha"
     return _known("scheduler", default if option is None else option, SCHEDULERS)
 
 
@@ -239,7 +241,7 @@ def check_algorithms(plan: Plan) -> None:
     Raises:
         UserError: one of them is not.
     """
-    _known("algorithm", plan.algorithm, (*SAMPLERS, GRID))
+    _known("algorithm", plan.algorithm, (*SAMPLERS, GRID, PBT))
     _known("scheduler", plan.scheduler, SCHEDULERS)
 
 

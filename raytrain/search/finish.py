@@ -44,14 +44,14 @@ from raytrain.models.ladder import Ladder, validation_ladder
 from raytrain.models.sampling import sample_text
 from raytrain.runs import checkpoint
 from raytrain.runs.checkpoint import Checkpoint
-from raytrain.runs.records import CHECKPOINTS, read_outcome
+from raytrain.runs.records import BEST_CONFIG, CHECKPOINTS, read_outcome
 from raytrain.runs.repeats import best_first, searched, winner
 from raytrain.runs.trained_model import from_checkpoint
 from raytrain.runs.trials import Trial, rank, trial_location
 from raytrain.search.confirmation import Confirmation, confirmation_of, wanted_repeats
 from raytrain.search.registry import Candidate, Score, VerificationError, register_and_compete
 from raytrain.search.searcher import Search
-from raytrain.search.winner import BEST_CONFIG, BEST_TRIAL
+from raytrain.search.winner import BEST_TRIAL
 from raytrain.storage.base import retry_storage
 from raytrain.tracking.client import TRACKING_ERRORS, explain, patience
 from raytrain.tracking.logged_model import log_model

@@ -16,6 +16,8 @@ from raytrain.utils.errors import UserError
 
 NUM_SAMPLES = 8
 """Trials of a search whose number is not given."""
+PARTS = 8
+"""Parts in which the members of a population are trained, if their number is not given."""
 
 
 @dataclass
@@ -23,14 +25,17 @@ class SearchOptions:
     """Options of a search; all else is a field of every trial's config that the space does not set."""
 
     num_samples: int | None = None
-    """Trials; default 8, or every point of a grid. A resumed search can be given more."""
+    """Trials, or members of a population; default 8, or every point of a grid. A resumed search can be given more
+    trials."""
     space: str | None = None
     """Search space: a Python file, or a name in search_spaces/; default: the model's name."""
     budget: str | None = None
     """Budget of the space, where it defines any; default: its first."""
     algorithm: str | None = None
-    """Sampler that draws the trials: tpe, gp, random, grid or a registered one; default: the one that the space names,
-    otherwise tpe."""
+    """Sampler that draws the trials: tpe, gp, random, grid or a registered one; or pbt, which changes hyperparameters
+    while a population of models is trained; default: the one that the space names, otherwise tpe."""
+    parts: int | None = None
+    """With pbt: parts in which each member is trained; after each the worst members are replaced; default: 8."""
     scheduler: str | None = None
     """Scheduler that stops trials early: asha, none or a registered one; default: asha, but none for a grid and for
     --search-objective pareto."""
@@ -104,6 +109,8 @@ class SearchOptions:
             check_name(self.name)
         if self.num_samples is not None and self.num_samples < 1:
             raise UserError(f"--num-samples is {self.num_samples}: a search needs at least one trial")
+        if self.parts is not None and self.parts < 2:
+            raise UserError(f"--parts is {self.parts}: give at least 2, after the first of which members are replaced")
         if self.num_samples is not None and self.num_samples < len(self.warm_start):
             raise UserError(
                 f"--num-samples is {self.num_samples}: the {len(self.warm_start)} of --warm-start count among them"

@@ -15,12 +15,22 @@ from raytrain.metrics import Objective, SearchObjective
 from raytrain.models import num_parameters
 from raytrain.runs.records import FORMAT, PLAN, read_values, search_objective_of
 from raytrain.runs.repeats import Confirm, confirm_of
-from raytrain.search.space import Space, grid, read_space
+from raytrain.search.space import PBT, Space, grid, read_space
 from raytrain.storage.base import Storage
 from raytrain.utils.errors import UserError, check_text
 from raytrain.utils.validation import validate_fields, validate_type
 
-SETTLED = ("budget", "algorithm", "scheduler", "seed", "experiment", "objective", "min_used", "max_parameters")
+SETTLED = (
+    "budget",
+    "algorithm",
+    "parts",
+    "scheduler",
+    "seed",
+    "experiment",
+    "objective",
+    "min_used",
+    "max_parameters",
+)
 """Fields in which two plans of one search do not differ."""
 
 
@@ -49,7 +59,8 @@ class Plan:
     corpus: str
     """Digest of the corpus."""
     num_samples: int
-    """Number of trials, not counting those that confirm; it may be raised when the search is resumed."""
+    """Number of trials, not counting those that confirm; it may be raised when the search is resumed, unless the trials
+    are the parts of a population."""
     seed: int
     workers: dict[str, Any]
     """The options that say how trials run, as they were given: the defaults of a resumption."""
@@ -63,6 +74,8 @@ class Plan:
     """The configs of its first trials."""
     max_parameters: int | None = None
     """Most parameters of a model that is trained; ``None`` without a limit."""
+    parts: int = 0
+    """Parts in which each member of a population is trained, each a trial of its own; 0 without a population."""
     confirm: Confirm | None = None
     """How its winner is confirmed, if it is; may be given or changed when the search is resumed."""
 
@@ -96,6 +109,9 @@ class Plan:
             for name in SETTLED
             if getattr(self, name) != getattr(other, name)
         ]
+        if self.parts and self.num_samples != other.num_samples:
+            members = other.num_samples // self.parts, self.num_samples // self.parts
+            parts.append("the population had {} members, has {}".format(*members))
         if self.space.source != other.space.source:
             parts.append("the search space is another")
         if self.corpus != other.corpus:
@@ -149,6 +165,8 @@ def _check(plan: Plan) -> None:
         check_text(text, name)
     if plan.num_samples < 1:
         raise ValueError(f"num_samples is {plan.num_samples}")
+    if plan.parts < 0 or (plan.algorithm == PBT) != (plan.parts > 0) or (plan.parts and plan.num_samples % plan.parts):
+        raise ValueError(f"parts is {plan.parts}, with {plan.num_samples} trials of {plan.algorithm}")
     if plan.max_parameters is not None and plan.max_parameters < 1:
         raise ValueError(f"max_parameters is {plan.max_parameters}")
     if not plan.bases or any(config.model_name != model for model, config in plan.bases.items()):

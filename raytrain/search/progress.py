@@ -75,12 +75,12 @@ def steps_left(plan: Plan, trials: Sequence[Trial], repeats: Sequence[Trial] | N
         repeats: the trials that confirm; ``None`` before they are known.
     """
     own = searched(trials)
-    ended = [trial.step / trial.config.steps for trial in own if trial.ended and trial.status != "failed"]
+    ended = [trial.step / trial.last_step for trial in own if trial.ended and trial.status != "failed"]
     share = statistics.fmean(ended) if ended else 1.0
     configs = [trial.config for trial in own] or list(plan.bases.values())
     steps = statistics.fmean(config.steps for config in configs)  # a space may vary them
-    first = [float(trial.config.steps - trial.step) for trial in own if not trial.ended]
-    first += [share * steps] * (plan.num_samples - len(own))
+    first = [float(trial.last_step - trial.step) for trial in own if not trial.ended]
+    first += [share * steps / max(1, plan.parts)] * (plan.num_samples - len(own))
     if repeats is not None:
         second = [float(trial.config.steps - trial.step) for trial in repeats if not trial.ended]
     elif plan.confirm is not None:

@@ -13,7 +13,7 @@ import optuna
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from raytrain.config.schema import RunConfig, flatten, to_dict
+from raytrain.config.schema import RunConfig, flatten, in_force, to_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.metrics import METRIC
 from raytrain.models.ladder import Ladder, validation_ladder
@@ -24,6 +24,7 @@ from raytrain.runs.workspace import Workspace
 from raytrain.search.algorithms import Recalls, add_to_study, make_study, optuna_result, set_constraints
 from raytrain.search.confirmation import new_repeats, wanted_repeats
 from raytrain.search.plan import Plan, grid_points
+from raytrain.search.population import Part, next_part
 from raytrain.search.space import GRID, check_choices
 from raytrain.search.warm_start import point_of
 from raytrain.storage import open_storage_root
@@ -129,13 +130,14 @@ class OptunaSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the arguments of the trainable of Tune's next trial.
 
-        ``FINISHED`` where the sampler fails. None while MLflow is away: Tune asks again, and running trials go on.
+        ``FINISHED`` where the sampler fails. None while MLflow is away, or while the next trial depends on one that
+        runs: Tune asks again, and running trials go on.
         """
         if time.monotonic() < self._ask_again:
             return None
         trial = self._next = self._next or self._drawn_trial()
         if trial is None:
-            return self.FINISHED
+            return self.FINISHED if self.failure is not None else None
         try:
             with patience(0):
                 run = self._open_run(trial)
@@ -161,6 +163,8 @@ class OptunaSearcher(Searcher):
             fence=search.lease.fence.address(),
             reported=trial.step,
             losses=trial.confirms is not None,
+            end=trial.end,
+            origin=self.records.location(trial.continues).uri() if trial.continues else None,
         )
         return {
             "job": asdict(job),
@@ -191,9 +195,19 @@ class OptunaSearcher(Searcher):
         return self._ladders[samples]
 
     def _drawn_trial(self) -> Trial | None:
-        """Return the next trial, recorded: a trial that was drawn is never drawn differently. None if drawing fails."""
+        """Return the next trial, recorded: a trial that was drawn is never drawn differently.
+
+        None if drawing fails, or where others must end before.
+        """
         try:
-            trial = self._resume(self._again.pop(0)) if self._again else self._draw()
+            if self._again:
+                trial = self._resume(self._again.pop(0))
+            elif not self.search.plan.parts:
+                trial = self._draw()
+            elif (part := next_part(self.search.plan, self.trials)) is not None:
+                trial = self._draw_part(part)
+            else:
+                return None
             self.search.workspace.share_vocabulary(trial.config)
         except LeaseLostError:
             raise
@@ -281,6 +295,17 @@ class OptunaSearcher(Searcher):
             "has so few"
         )
 
+    def _draw_part(self, part: Part) -> Trial:
+        """Return the next part of a member of a population."""
+        if (successor := part.successor) is None:
+            trial = self._draw()
+        else:
+            trial = self._add(successor.config, None)
+            trial.params, trial.distributions = successor.params, successor.parent.distributions
+            trial.continues, trial.step = successor.parent.identity, successor.step
+        trial.member, trial.end = part.member, part.end
+        return trial
+
     @contextlib.contextmanager
     def _at_random(self) -> Iterator[None]:
         """Draw at random inside: a sampler may insist on what it knows nothing against."""
@@ -315,7 +340,7 @@ class OptunaSearcher(Searcher):
     def _add(self, config: RunConfig[Any], point: optuna.Trial | None, origin: str = "") -> Trial:
         # the same point can be drawn again: it is a run of its own
         own = new_identity()
-        before, after = flatten(self.search.plan.bases[config.model_name]), flatten(config)
+        before, after = flatten(self.search.plan.bases[config.model_name]), flatten(in_force(config, config.steps))
         kinds = {} if point is None else point.distributions
         trial = Trial(
             number=len(self.trials),

@@ -25,10 +25,11 @@ from raytrain.runs.workspace import Workspace, open_workspace, reopen_workspace
 from raytrain.search.algorithms import check_algorithms, resolve_algorithm, resolve_scheduler
 from raytrain.search.confirmation import repeat_share, repeats_left
 from raytrain.search.estimate import Estimate, read_benchmark, trial_seconds, worker_bytes
-from raytrain.search.options import NUM_SAMPLES, RESUMABLE, SearchOptions, SearchRequest
+from raytrain.search.options import NUM_SAMPLES, PARTS, RESUMABLE, SearchOptions, SearchRequest
 from raytrain.search.plan import Plan, WarmStart, grid_points, read_plan
+from raytrain.search.population import check_population, num_members, part_steps
 from raytrain.search.searcher import Search
-from raytrain.search.space import GRID, check_space
+from raytrain.search.space import GRID, PBT, check_space
 from raytrain.search.warm_start import read_warm_starts
 from raytrain.storage import open_storage_root
 from raytrain.storage.lease import find_free, take
@@ -107,10 +108,17 @@ def check_request(
     budget, algorithm = space.budget(options.budget), resolve_algorithm(options.algorithm, space)
     resolve_scheduler(options.scheduler, algorithm, options.search_objective)
     check_search_objective(SearchObjective(options.search_objective, options.min_used), request.bases)
+    if options.parts is not None and algorithm != PBT:
+        raise UserError(f"--parts needs --algorithm {PBT}, not {algorithm}")
+    if options.search_objective == "pareto" and algorithm == PBT:
+        raise UserError(f"--algorithm {PBT} replaces the worst by one number: --search-objective pareto has two")
     points = check_space(space, request.bases, budget, algorithm, request.first.seed)
     warm_starts = read_warm_starts(options.warm_start, request.bases)
     check_parameters(options.max_parameters, points, warm_starts)
     configs = [*points, *(start.config for start in warm_starts)]
+    if algorithm == PBT:
+        members = options.num_samples or max(NUM_SAMPLES, len(warm_starts))
+        check_population(members, options.parts or PARTS, space.name, configs)
     shapes = {(each.sampling, each.length, each.batch_size, each.group_size, each.vocabulary): each for each in configs}
     for config in shapes.values():
         check_samples(config, workspace.corpus, workers or options.workers_per_trial)
@@ -155,6 +163,7 @@ def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: tuple[W
     budget, algorithm = space.budget(options.budget), resolve_algorithm(options.algorithm, space)
     points = len(grid_points(space, request.bases, budget, options.max_parameters)) if algorithm == GRID else 0
     default = points + len(warm_starts) if points else max(NUM_SAMPLES, len(warm_starts))
+    parts = (options.parts or PARTS) if algorithm == PBT else 0
     return Plan(
         identity=new_identity(),
         space=space,
@@ -163,7 +172,8 @@ def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: tuple[W
         algorithm=algorithm,
         scheduler=resolve_scheduler(options.scheduler, algorithm, options.search_objective),
         corpus=workspace.corpus.digest,
-        num_samples=options.num_samples or default,
+        num_samples=(options.num_samples or default) * max(1, parts),
+        parts=parts,
         seed=request.first.seed,
         workers={name: getattr(options, name) for name in RESUMABLE},
         experiment=options.experiment,
@@ -237,7 +247,8 @@ def stored_plan(name: str, storage: str | None) -> tuple[Plan, SearchOptions]:
             "confirm_share": plan.confirm.share,
         }
     return plan, SearchOptions(
-        num_samples=plan.num_samples,
+        num_samples=plan.num_samples // max(1, plan.parts),
+        parts=plan.parts or None,
         experiment=plan.experiment,
         search_objective=plan.objective,
         min_used=plan.min_used,
@@ -257,12 +268,24 @@ def resumed_search(name: str, plan: Plan, begun: SearchOptions, options: SearchO
     options.check()
     for reference in options.bench:
         read_benchmark(reference)
-    settled = ("space", "budget", "algorithm", "scheduler", "name", "search_objective", "min_used", "max_parameters")
+    settled = (
+        "space",
+        "budget",
+        "algorithm",
+        "parts",
+        "scheduler",
+        "name",
+        "search_objective",
+        "min_used",
+        "max_parameters",
+    )
     for field in (*settled, "warm_start"):
         if getattr(options, field) != getattr(begun, field):
             raise UserError(
                 f"--resume {name} takes no --{field.replace('_', '-')}: the search continues as it was begun"
             )
+    if plan.parts and options.num_samples != begun.num_samples:
+        raise UserError(f"--resume {name} takes no --num-samples: its population keeps its {begun.num_samples} members")
     if options.experiment != plan.experiment:
         raise UserError(f"--resume {name}: the search is in experiment {plan.experiment}")
     free = 0
@@ -312,7 +335,7 @@ def admit(
         repeat_share=repeat_share(plan),
         concurrent=concurrent,
         workers=spec.workers,
-        trial_seconds=seconds,
+        trial_seconds=None if seconds is None else seconds / max(1, plan.parts),
         time_budget=options.time_budget,
         price=options.price_per_hour,
     )
@@ -390,7 +413,9 @@ def print_plan(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec, si
         )
     print(
         f"corpus {corpus.name}: {corpus.split('train').num_bytes:,} bytes, digest {corpus.digest[:12]}\n"
-        f"search {name}: {plan.num_samples} trials ({plan.space.name}, {plan.algorithm}), "
+        f"search {name}: {plan.num_samples} trials ({plan.space.name}, {plan.algorithm}"
+        + (f": {num_members(plan)} members in {plan.parts} parts of {part_steps(plan)} steps" if plan.parts else "")
+        + "), "
         f"each {spec} on {'GPUs' if spec.on_gpus else 'CPUs'}, kept in {workspace.storage.uri(name)}\n"
         f"objective: {plan.search_objective}"
         + ("" if plan.max_parameters is None else f", at most {plan.max_parameters:,} parameters")

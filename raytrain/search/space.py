@@ -11,7 +11,7 @@ and returns fields of the config; field ``model`` chooses the model. It may also
     budget name -> fields of every config, the first budget being the default; the function is then
     ``space(trial, budget)`` and receives the name;
 ``ALGORITHM``
-    its algorithm unless ``--algorithm`` names another: ``tpe``, ``gp``, ``random``, ``grid`` or a
+    its algorithm unless ``--algorithm`` names another: ``tpe``, ``gp``, ``random``, ``grid``, ``pbt`` or a
     registered one.
 """
 
@@ -35,7 +35,9 @@ from raytrain.utils.errors import UserError
 from raytrain.utils.files import expanded
 
 GRID = "grid"
-"""The algorithm that tries every point of a space once. All others are in ``search.algorithms.SAMPLERS``."""
+"""The algorithm that tries every point of a space once. Samplers are in ``search.algorithms.SAMPLERS``."""
+PBT = "pbt"
+"""The algorithm that changes the points of a population while it is trained: see ``search.population``."""
 CHECKED_POINTS = 64
 """Random points at which a space is checked: enough to enter the branches of a conditional space."""
 LARGEST_GRID = 10_000

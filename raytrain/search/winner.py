@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow.exceptions import MlflowException
 
 from raytrain.config.schema import LOCATION, RunConfig, from_dict
-from raytrain.runs.records import read_values, search_objective_of
+from raytrain.runs.records import BEST_CONFIG, read_values, search_objective_of
 from raytrain.runs.repeats import confirm_of, winner
 from raytrain.runs.trials import TrialStore
 from raytrain.runs.workspace import Workspace, open_workspace, reopen_workspace
@@ -26,8 +26,6 @@ from raytrain.utils.validation import parse_json
 if TYPE_CHECKING:
     from raytrain.tracking.queries import Child
 
-BEST_CONFIG = "best_config.json"
-"""Artifact of a search: the config of its winner."""
 BEST_TRIAL = "raytrain.best_trial"
 """Tag of a search: the number of its winner."""
 

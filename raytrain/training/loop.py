@@ -55,6 +55,20 @@ class Outcome:
     device: str
 
 
+@dataclass(frozen=True)
+class Part:
+    """Part of a run: up to a step, from the state that another run with the same steps before it has left."""
+
+    end: int
+    """Step after which it ends."""
+    origin: Storage | None
+    """Checkpoints of that other run; ``None`` for a part that begins with the first step."""
+
+    def before(self, config: RunConfig[Any], corpus: Corpus) -> checkpoints.Checkpoint | None:
+        """Return the newest checkpoint of the other run; ``None`` if it has none: all its steps are taken then."""
+        return None if self.origin is None else to_resume(self.origin, config, corpus)
+
+
 def train(
     config: RunConfig[Any],
     corpus: Corpus,
@@ -63,12 +77,13 @@ def train(
     report: Reporter,
     draws: int = 0,
     encoder: Callable[[], Mapping[str, Tensor]] | None = None,
+    part: Part | None = None,
 ) -> Outcome:
     """Train until ``config.steps``, from the newest valid checkpoint under ``storage`` if there is one.
 
     The best checkpoint has the lowest negative ELBO or, if evaluations take ``draws`` of z, the lowest estimate of the
     negative log-likelihood. ``encoder`` reads the tensors of ``config.encoder_from``; rank 0 calls it where there is no
-    checkpoint.
+    checkpoint. ``part`` is the part of the run that is trained; all of it without one.
 
     Raises:
         UserError: more workers than sample groups, a corpus shorter than one sample, checkpoints of another run, or a
@@ -80,7 +95,7 @@ def train(
     """
     if config.encoder_from is not None and encoder is None:
         raise UserError(f"encoder_from is {config.encoder_from!r}: only python -m raytrain.train and tune can read it")
-    score = "nll" if draws else "bound"
+    score, end = "nll" if draws else "bound", config.steps if part is None else part.end
     trainer = Trainer(config, corpus, world)
     trainer.rehearse()
 
@@ -92,6 +107,9 @@ def train(
         step, best_step, best = stored.step, stored.state["best_step"], stored.state["best"]
         evaluations = stored.state["evaluations"]
         report.replay(stored.state["pending"])
+    elif world.rank == 0 and part is not None and (stored := part.before(config, corpus)) is not None:
+        trainer.load(stored)  # its metrics are another run's, and so is its best checkpoint
+        step, evaluations = stored.step, stored.state["evaluations"]
     elif world.rank == 0 and encoder is not None:
         trainer.load_encoder(encoder())
     step = trainer.share(step)
@@ -100,12 +118,12 @@ def train(
 
     throughput, rounds = Throughput(world.size), Rounds(world, step)
     with saving(trainer, storage, step) as writer:
-        while step < config.steps:
+        while step < end:
             # ----------------------------------------------------------------------------------- step
             batch, terms, norm = trainer.train_step(step)
             throughput.count(batch)
             step += 1
-            last = step == config.steps
+            last = step == end
             logs = step % config.log_every == 0 or last
             evaluates = step % config.evaluate_every == 0 or last
             saves = evaluates or step % config.checkpoint_every == 0
@@ -123,8 +141,8 @@ def train(
                     if name != "active_units" and math.isfinite(value)
                 }
                 metrics |= {
-                    "train/kl_weight": kl_weight(config.objective, step - 1, config.steps),
-                    "train/learning_rate": learning_rate(config.optimizer, step - 1, config.steps),
+                    "train/kl_weight": kl_weight(trainer.current.objective, step - 1, config.steps),
+                    "train/learning_rate": learning_rate(trainer.current.optimizer, step - 1, config.steps),
                     "train/skipped_steps": skipped,
                     "train/bytes_per_second": throughput.rate(),
                 }

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raytrain.config.schema import RunConfig
+from raytrain.config.schema import RunConfig, in_force
 from raytrain.data.batches import (
     EVALUATION_GROUPS,
     GPU_EVALUATION_GROUPS,
@@ -74,6 +74,8 @@ class Trainer:
     def __init__(self, config: RunConfig[Any], corpus: Corpus, world: World) -> None:
         rank_groups(config, world.rank, world.size)  # refuses more workers than groups before anything is built
         self.config = config
+        self.current = in_force(config, 0)
+        """The config that holds at the step that is taken: ``config`` with the changes that are due."""
         self.world = world
         self._corpus = corpus
         self.train_batches = TrainingBatches(corpus, config)
@@ -109,7 +111,7 @@ class Trainer:
         self.recorder: StepRecorder | None = None
         """Repeats recorded steps on a GPU; ``None`` where each step is computed by its operations."""
         if records_steps(config, world):
-            self.recorder = StepRecorder(config, world.device, self.compute_step, self.recorded_noise, self.optimizer)
+            self.recorder = self.new_recorder()
 
     # ------------------------------------------------------------------------------------------ step
 
@@ -124,6 +126,7 @@ class Trainer:
             UserError: the step does not fit the memory of the GPU.
         """
         self.network.train()
+        self.make_changes(step)
         batch = self.train_batches.batch(step, self.world.rank, self.world.size)
         try:
             if self.recorder is not None and self.recorder.works:
@@ -137,6 +140,20 @@ class Trainer:
             ) from error
         return batch, terms, norm
 
+    def make_changes(self, step: int) -> None:
+        """Let the changes of the config hold that are due at ``step``, whichever step was taken before."""
+        if not self.config.changes or (due := in_force(self.config, step)) == self.current:
+            return
+        self.current = due
+        if self.multiplier is not None:
+            self.multiplier.rate = due.objective.rate
+        if self.recorder is not None:
+            self.recorder = self.new_recorder()  # recorded steps keep the values that they were recorded with
+
+    def new_recorder(self) -> StepRecorder:
+        """Return a recorder of steps, which has recorded none."""
+        return StepRecorder(self.current, self.world.device, self.compute_step, self.recorded_noise, self.optimizer)
+
     def step_inputs(self, batch: Batch, step: int) -> StepInputs:
         """Return what a step computes with, for the first time on the device."""
         device = self.world.device
@@ -145,7 +162,7 @@ class Trainer:
             previous=None if batch.previous is None else batch.previous.to(device, non_blocking=True),
             groups=batch.groups,
             noise=self.noise(batch, self.config.seed, step),
-            schedule=schedule_of(self.config, step, device),
+            schedule=schedule_of(self.current, step, device),
         )
 
     def noise(self, batch: Batch, seed: int, step: int, keys: Tensor | None = None) -> Noise:
@@ -185,7 +202,7 @@ class Trainer:
 
         A local loss that is not finite makes the gradients of every rank not finite.
         """
-        config, schedule = self.config, inputs.schedule
+        config, schedule = self.current, inputs.schedule
         terms = self.step_terms(inputs)
         # DDP divides the sum over ranks by their number
         share = self.world.size / config.batch_size
@@ -204,7 +221,7 @@ class Trainer:
             rows = group_rows(self.config, inputs.groups)
             stream = {"previous": inputs.previous, "state": {name: state[rows] for name, state in self.lanes.items()}}
         with self.autocast():
-            terms: Terms = self.network(inputs.tokens, inputs.noise, self.config.objective.input_dropout, **stream)
+            terms: Terms = self.network(inputs.tokens, inputs.noise, self.current.objective.input_dropout, **stream)
         return terms
 
     @torch.no_grad()

@@ -44,7 +44,7 @@ from raytrain.tracking.runs import Run
 from raytrain.tracking.system import SystemMetrics, host_tags
 from raytrain.training.divergence import DivergedError
 from raytrain.training.early_stopping import EarlyStoppedError, why_early_stopped
-from raytrain.training.loop import train
+from raytrain.training.loop import Part, train
 from raytrain.training.preemption import PreemptedError
 from raytrain.training.trainer import Trainer, World
 from raytrain.utils.errors import UserError
@@ -90,6 +90,10 @@ class Job:
     """Step of the last evaluation that the driver has recorded; later ones of the newest checkpoint are sent again."""
     losses: bool = False
     """Whether its outcome has the loss of every validation sample."""
+    end: int | None = None
+    """Step after which the job ends; ``None`` for the last one of its config."""
+    origin: str | None = None
+    """Storage of the run whose newest checkpoint it starts from; ``None`` for a run that begins with its first step."""
     progress: str | None = None
     """Key of Ray's key-value store for the latest metrics, which the launching process prints."""
 
@@ -150,9 +154,12 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
     if config.encoder_from is not None:
         # the storage that keeps the corpora for all nodes keeps the encoders too
         encoder = partial(read_encoder, open_storage(job.corpus["storage"]), config.encoder_from)
+    part = None
+    if job.end is not None:
+        part = Part(job.end, None if job.origin is None else open_storage(job.origin).child(CHECKPOINTS))
     try:
         corpus = open_anywhere(job.corpus)
-        trained = train(config, corpus, world, storage.child(CHECKPOINTS), report, job.draws, encoder)
+        trained = train(config, corpus, world, storage.child(CHECKPOINTS), report, job.draws, encoder, part)
         outcome: dict[str, Any] = asdict(trained)
     except (FloatingPointError, EarlyStoppedError) as error:
         outcome = {"early_stopped": str(error)}  # from the same metrics on every worker

@@ -73,11 +73,20 @@ def validate_object(kind: type[T], values: Any, prefix: str = "") -> T:
         ValueError: as ``validate_fields``, or a field without a default is missing; the line names it.
     """
     fields = validate_fields(kind, values, prefix)
-    for item in dataclasses.fields(kind):  # type: ignore[arg-type]
+    check_complete(kind, fields, prefix)
+    return kind(**fields)
+
+
+def check_complete(kind: type[Any], fields: dict[str, Any], prefix: str = "") -> None:
+    """Make sure that ``fields`` has every field of the dataclass ``kind`` that has no default.
+
+    Raises:
+        ValueError: one is missing; the line names it.
+    """
+    for item in dataclasses.fields(kind):
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if required and item.name not in fields:
             raise ValueError(f"{prefix.rstrip('.') or 'it'} has no {item.name}")
-    return kind(**fields)
 
 
 def validate_type(value: Any, hint: Any, name: str) -> Any:

@@ -10,11 +10,11 @@ import pytest
 
 from raytrain.config.schema import to_dict
 from raytrain.data.corpus import Corpus
-from raytrain.runs.records import PLAN
+from raytrain.runs.records import BEST_CONFIG, PLAN
 from raytrain.runs.repeats import Confirm
 from raytrain.runs.trials import TrialStore
 from raytrain.search.confirmation import new_repeats
-from raytrain.search.winner import BEST_CONFIG, BEST_TRIAL, find_winner
+from raytrain.search.winner import BEST_TRIAL, find_winner
 from raytrain.storage import open_storage_root
 from raytrain.tracking.runs import Experiment, Run
 from raytrain.train import read_command

@@ -1,0 +1,209 @@
+"""Population-based training (Jaderberg et al. 2017): schedules that are found while the weights are trained.
+
+The members of a population are trained in parts of equally many steps. After each part the worst quarter is replaced:
+such a member goes on from the state of one of the best quarter, with hyperparameters near that one's. The rule and its
+numbers are those of Ray Tune's ``PopulationBasedTraining``. The bookkeeping is not: Tune keeps what it has decided in
+its own process, and decides by what has ended so far. Here a part is a trial with a record of its own, and the next
+ones follow from how all parts before have ended, so that a search that was resumed ends as an undisturbed one does.
+
+All members have one seed, and so the same batches and the same noise. The state of a member then depends on nothing but
+the config that it began with and the changes since: with these as its ``changes``, the config is that of one run, which
+``raytrain.train`` repeats bit by bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    json_to_distribution,
+)
+
+from raytrain.config.changes import CHANGEABLE, Change
+from raytrain.config.schema import RunConfig, flatten, in_force
+from raytrain.runs.repeats import searched
+from raytrain.runs.trials import Trial
+from raytrain.search.plan import Plan
+from raytrain.utils.errors import UserError
+
+REPLACED = 0.25
+"""Share of the members that are replaced after each part, and of those that replace them."""
+DRAWN_AGAIN = 0.25
+"""Probability that a hyperparameter is drawn anew instead of being changed by one of ``FACTORS``."""
+FACTORS = (0.8, 1.2)
+
+
+@dataclass(frozen=True)
+class Successor:
+    """How a part goes on from the state that another has left."""
+
+    parent: Trial
+    """The trial that has left it."""
+    step: int
+    config: RunConfig[Any]
+    params: dict[str, Any]
+    """The parameters of the space that hold from here on."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part that is to be trained next."""
+
+    member: int
+    end: int
+    """Step after which it ends."""
+    successor: Successor | None = None
+    """``None`` for the first part of a member, which is drawn."""
+
+
+def part_steps(plan: Plan) -> int:
+    """Return the steps of a part."""
+    return next(iter(plan.bases.values())).steps // plan.parts
+
+
+def check_population(members: int, parts: int, space: str, points: Sequence[RunConfig[Any]]) -> None:
+    """Refuse a population that cannot be trained in parts, or that has nothing to change.
+
+    Args:
+        space: name of the search space.
+        points: configs that it draws.
+
+    Raises:
+        UserError: with the option or field.
+    """
+    if members < 2:
+        raise UserError(f"--num-samples {members}: a population has at least 2 members")
+    for name in ("steps", "evaluate_every", "seed"):
+        if len({getattr(config, name) for config in points}) > 1:
+            raise UserError(f"search space {space} varies {name}, which all members of a population have in common")
+    steps, every = points[0].steps, points[0].evaluate_every
+    if steps % parts or steps // parts % every:
+        raise UserError(
+            f"--parts {parts}: a part of the {steps} steps must be a multiple of evaluate_every ({every}), so that a "
+            "run in one piece is evaluated at the same steps"
+        )
+    if not any(len({flatten(config)[name] for config in points}) > 1 for name in CHANGEABLE):
+        raise UserError(f"search space {space} draws nothing that may change during a run: {', '.join(CHANGEABLE)}")
+
+
+def num_members(plan: Plan) -> int:
+    """Return the number of members."""
+    return plan.num_samples // plan.parts
+
+
+def next_part(plan: Plan, trials: Sequence[Trial]) -> Part | None:
+    """Return the first part that has not begun and whose beginning is settled; ``None`` while there is none.
+
+    A member that cannot be among the worst any more goes on while others are still at their parts.
+
+    Raises:
+        UserError: no member has a result after a part.
+    """
+    parts: list[dict[int, Trial]] = [{} for _ in range(plan.parts)]
+    for trial in searched(trials):
+        if trial.end is not None and trial.member is not None:
+            parts[trial.end // part_steps(plan) - 1][trial.member] = trial
+    for part in range(plan.parts):
+        for member in range(num_members(plan)):
+            if member in parts[part]:
+                continue
+            end = (part + 1) * part_steps(plan)
+            if part == 0:
+                return Part(member, end)
+            if (found := _successor(plan, parts[part - 1], member)) is not None:
+                return Part(member, end, found)
+    return None
+
+
+def _successor(plan: Plan, before: dict[int, Trial], member: int) -> Successor | None:
+    """Return what follows the part ``before`` of a member, once that is settled."""
+    members, replaced = num_members(plan), max(1, int(REPLACED * num_members(plan)))
+    own = before.get(member)
+    if own is None or not own.ended:
+        return None
+
+    def key(trial: Trial) -> tuple[float, int]:
+        return _score(plan, trial), trial.member or 0
+
+    ended = sorted((trial for trial in before.values() if trial.ended), key=key)
+    worse = len(ended) - 1 - ended.index(own)
+    if math.isfinite(_score(plan, own)) and worse >= replaced:
+        return Successor(own, _end(own), own.config, own.params)
+    if len(ended) < members:
+        return None
+    best = [trial for trial in ended[:replaced] if math.isfinite(_score(plan, trial))]
+    if not best:
+        raise UserError(f"no member of the population has a result at step {own.end}: {own.reason or own.status}")
+    chance = random.Random(f"{plan.seed} {own.end} {member}")
+    donor = chance.choice(best)
+    return Successor(donor, _end(donor), *explored(plan, donor, chance))
+
+
+def _end(trial: Trial) -> int:
+    assert trial.end is not None  # those of a population have one
+    return trial.end
+
+
+def _score(plan: Plan, trial: Trial) -> float:
+    """Return the score of the state that a part has left, which is not its best one; infinite without a state."""
+    if trial.status != "finished" or not trial.history or trial.history[-1]["step"] != trial.end:
+        return math.inf
+    return plan.search_objective.score(trial.history[-1])
+
+
+def explored(plan: Plan, donor: Trial, chance: random.Random) -> tuple[RunConfig[Any], dict[str, Any]]:
+    """Return the config with which a member goes on from the state of ``donor``, and the parameters that it has then.
+
+    Parameters of the space that decide ``CHANGEABLE`` fields alone are changed, others are those of the weights.
+    """
+    step = _end(donor)
+    before = flatten(in_force(donor.config, step))
+
+    def changes(params: dict[str, Any]) -> dict[str, Any] | None:
+        try:
+            config = plan.space.resolve(plan.bases, optuna.trial.FixedTrial(params), plan.budget)
+        except (Exception, SystemExit):  # the file is the user's: where it knows no such point, the parameter stays
+            return None
+        changed = {name: value for name, value in flatten(config).items() if value != before[name]}
+        return changed if changed.keys() <= set(CHANGEABLE) else None
+
+    params = dict(donor.params)
+    for name, value in sorted(donor.params.items()):
+        other = _near(value, json_to_distribution(donor.distributions[name]), chance)
+        if changes({**donor.params, name: other}) is not None:
+            params[name] = other
+    found = changes(params) or {}
+    made = tuple(Change(step, name, float(value)) for name, value in sorted(found.items()))
+    try:
+        return dataclasses.replace(donor.config, changes=(*donor.config.changes, *made)), params
+    except ValueError:  # the values do not go together
+        return donor.config, dict(donor.params)
+
+
+def _near(value: Any, distribution: BaseDistribution, chance: random.Random) -> Any:
+    """Return another value of a parameter: near ``value``, or sometimes anywhere in its range."""
+    again, factor, place = chance.random() < DRAWN_AGAIN, chance.choice(FACTORS), chance.random()
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[int(place * len(distribution.choices))]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high, step = distribution.low, distribution.high, distribution.step
+    if not again:
+        other = value * factor
+    elif distribution.log:
+        other = math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
+    else:
+        other = low + place * (high - low)
+    if step is not None:
+        other = low + step * round((other - low) / step)
+    other = min(max(other, low), high)
+    return round(other) if isinstance(distribution, IntDistribution) else other
