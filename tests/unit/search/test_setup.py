@@ -49,7 +49,7 @@ def test_the_plan_shows_what_counting_reaches(corpus: Corpus) -> None:
 
 @pytest.mark.parametrize("factor", [0.9, 1.25])
 def test_card_and_description_hold_the_winner_against_counting(corpus: Corpus, tmp_path: Path, factor: float) -> None:
-    plan = a_plan()
+    plan = a_plan(num_samples=1)
     best = a_trial(0)
     ladder = validation_ladder(corpus, best.config)
     best.best = figures(factor * ladder.bits[ladder.best], 3.0)
