@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ray._private.state import state
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.air.execution._internal.actor_manager import RayActorManager as ActorManager
+    from ray.autoscaler.v2.sdk import get_cluster_status
     from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
     from ray.core.generated.gcs_pb2 import GcsNodeInfo
     from ray.experimental.internal_kv import _internal_kv_del as delete_value
@@ -43,6 +44,7 @@ __all__ = [
     "canonicalize_bootstrap_address_or_die",
     "delete_value",
     "find_bootstrap_address",
+    "get_cluster_status",
     "get_value",
     "is_preempted_actor",
     "put_value",
@@ -83,6 +85,11 @@ PRIVATE = {
         "is the cluster that ray.init would join, which tries one that has died for a quarter of an hour",
     ),
     "state": Private("ray._private.state", "state", "its get_cluster_config has what an autoscaler publishes"),
+    "get_cluster_status": Private(
+        "ray.autoscaler.v2.sdk",
+        "get_cluster_status",
+        "says which nodes the autoscaler did not get, as `ray status` does",
+    ),
     "put_value": Private(
         "ray.experimental.internal_kv", "_internal_kv_put", "rank 0's newest metrics, for the process that launched it"
     ),

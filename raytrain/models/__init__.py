@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import importlib
+import json
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from raytrain.config.models import find_model
-from raytrain.config.schema import RunConfig
+from raytrain.config.schema import RunConfig, to_dict
 from raytrain.data.pieces import Vocabulary
 from raytrain.models.base import Model, TextModel
 from raytrain.utils.errors import UserError
 
-__all__ = ["Model", "TextModel", "build", "build_empty", "encoder_tensors", "num_parameters"]
+__all__ = [
+    "Model",
+    "ModelSize",
+    "TextModel",
+    "build",
+    "build_empty",
+    "encoder_tensors",
+    "model_size",
+    "num_parameters",
+]
 
 
 def build(config: RunConfig[Any]) -> Model:
@@ -39,9 +51,47 @@ def build_empty(config: RunConfig[Any]) -> Model:
         return _build(implementation, config)
 
 
+@dataclass(frozen=True)
+class ModelSize:
+    """How large a model is."""
+
+    parameters: int
+    rows: int
+    """Rows of all its matrices together: the outputs that one position of the text may have in memory."""
+
+
+def model_size(config: RunConfig[Any]) -> ModelSize:
+    """Return the size of the model of ``config``, which is built for that once in this process.
+
+    A search asks it of the same points of its space several times before it starts.
+
+    Raises:
+        UserError: see ``build``.
+    """
+    return _size(_Building(_implementation(config), json.dumps(to_dict(config), sort_keys=True), config))
+
+
+@dataclass(frozen=True)
+class _Building:
+    """A model to be built, told from others by its implementation and its config, as text: it may be unhashable."""
+
+    implementation: Any
+    text: str
+    config: RunConfig[Any] = field(compare=False)
+
+
+@lru_cache(maxsize=1024)
+def _size(building: _Building) -> ModelSize:
+    weights = list(build_empty(building.config).parameters())
+    return ModelSize(
+        parameters=sum(weight.numel() for weight in weights),
+        rows=sum(weight.shape[0] for weight in weights if weight.ndim > 1),
+    )
+
+
 def num_parameters(config: RunConfig[Any]) -> int:
     """Return the number of parameters of the model of ``config``."""
-    return sum(parameter.numel() for parameter in build_empty(config).parameters())
+    return model_size(config).parameters
 
 
 def encoder_tensors(model: Model) -> dict[str, Tensor]:

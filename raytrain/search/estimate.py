@@ -14,7 +14,7 @@ from raytrain.config.schema import RunConfig, differences, flatten, from_dict, t
 from raytrain.config.workers import WorkerSpec
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
-from raytrain.models import build_empty
+from raytrain.models import model_size
 from raytrain.search.plan import Plan
 from raytrain.storage import open_file
 from raytrain.storage.base import StorageError
@@ -82,11 +82,9 @@ class Benchmark:
 
 def worker_bytes(config: RunConfig[Any], workers: int) -> int:
     """Return an estimate of the memory that one of ``workers`` takes to train ``config`` on CPUs."""
-    weights = list(build_empty(config).parameters())
+    size = model_size(config)
     positions = math.ceil(config.batch_size / workers) * config.length
-    rows = sum(weight.shape[0] for weight in weights if weight.ndim > 1)
-    parameters = sum(weight.numel() for weight in weights)
-    return int(PROCESS_BYTES + PARAMETER_BYTES * parameters + ACTIVATION_BYTES * positions * rows)
+    return int(PROCESS_BYTES + PARAMETER_BYTES * size.parameters + ACTIVATION_BYTES * positions * size.rows)
 
 
 def run_seconds(

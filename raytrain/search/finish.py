@@ -48,7 +48,7 @@ from raytrain.runs.records import BEST_CONFIG, CHECKPOINTS, read_outcome
 from raytrain.runs.repeats import best_first, searched, winner
 from raytrain.runs.trained_model import from_checkpoint
 from raytrain.runs.trials import Trial, rank, trial_location
-from raytrain.search.confirmation import Confirmation, confirmation_of, wanted_repeats
+from raytrain.search.confirmation import Confirmation, confirmation_of, new_repeats, wanted_repeats
 from raytrain.search.registry import Candidate, Score, VerificationError, register_and_compete
 from raytrain.search.searcher import Search
 from raytrain.search.winner import BEST_TRIAL
@@ -143,11 +143,8 @@ def best_checkpoint(search: Search, trials: list[Trial]) -> tuple[Trial, Checkpo
 
 def finish_unconfirmed(search: Search, trials: list[Trial]) -> None:
     """End a search whose time was up before its winner was confirmed: no model is registered."""
-    text = "the time budget was used up before the winner was confirmed: no model is registered"
-    search.parent.describe(f"{text}.\n\n{markdown_table(rank(trials, search.plan.search_objective))}")
+    describe_unregistered(search, trials, "the winner is not confirmed: no model is registered")
     end(search, trials)
-    print(text)
-    print(f"go on with: {search.resume_command}")
     print(f"view: {search.parent.ui_hint()}")
 
 
@@ -160,11 +157,20 @@ def finish_without_winner(search: Search, trials: list[Trial], confirmation: Con
     )
     if confirmation is not None and confirmation.configs:
         text = f"{confirmation.sentence}: no model is registered"
-    search.parent.describe(f"{text}.\n\n{markdown_table(rank(trials, search.plan.search_objective))}")
+    describe_unregistered(search, trials, text)
     end(search, trials)
-    print(text)
-    print(f"try more trials with: {search.resume_command} --num-samples N")
+    if not unfinished(search, trials):
+        print(f"try more trials with: {search.resume_command} --num-samples N")
     print(f"view: {search.parent.ui_hint()}")
+
+
+def describe_unregistered(search: Search, trials: list[Trial], text: str) -> None:
+    """Print why no model of a search is registered, and say it at the top of the search's page in MLflow."""
+    print(text)
+    why = unfinished(search, trials)
+    lines = [_sentence(text), *([f"{_sentence(why)} Go on with `{search.resume_command}`."] if why else [])]
+    table_of_trials = markdown_table(rank(trials, search.plan.search_objective))
+    search.parent.describe("\n".join([*lines, "", table_of_trials]))
 
 
 def log_report(search: Search) -> None:
@@ -186,14 +192,29 @@ def reported_on_failure(search: Search) -> Iterator[None]:
 
 
 def end(search: Search, trials: list[Trial]) -> None:
-    """Log the report of a search and end its MLflow run; repeats that are no longer wanted need not have ended."""
+    """Log the report of a search and end its MLflow run; say how it goes on if its time was up before its end."""
     log_report(search)
-    needed = [*searched(trials), *wanted_repeats(search.plan, trials)]
-    unended = [trial.name for trial in needed if not trial.ended]
-    if unended:
-        search.parent.finish("KILLED", f"the time budget is used up; trials {', '.join(unended)} have not ended")
+    if why := unfinished(search, trials):
+        search.parent.finish("KILLED", f"{why}; go on with {search.resume_command}")
+        print(f"{why}\ngo on with: {search.resume_command}")
     else:
         search.parent.finish("FINISHED")
+
+
+def unfinished(search: Search, trials: list[Trial]) -> str:
+    """Return what a search whose time was up has not done; empty where it has finished.
+
+    Repeats that are no longer wanted need not have ended. How many are to be begun is known when all other trials have
+    ended, whose results decide it.
+    """
+    plan, own = search.plan, searched(trials)
+    unended = [trial.name for trial in (*own, *wanted_repeats(plan, trials)) if not trial.ended]
+    num_left = plan.num_samples - len(own)
+    if num_left <= 0 and all(trial.ended for trial in own):
+        num_left = len(new_repeats(plan, trials))
+    parts = [f"trials {', '.join(unended)} have not ended"] if unended else []
+    parts += [f"{num_left} more {'has' if num_left == 1 else 'have'} not begun"] if num_left > 0 else []
+    return f"the time budget is used up: {', '.join(parts)}" if parts else ""
 
 
 def print_best(search: Search, best: Trial, stored: Checkpoint, comparison: str) -> list[str]:
@@ -272,7 +293,9 @@ def description(
 ) -> str:
     """Return the text at the top of the search's page in MLflow, in Markdown."""
     search_objective = search.plan.search_objective
+    why = unfinished(search, trials)
     lines = [
+        *([f"{_sentence(why)} Go on with `{search.resume_command}`."] if why else []),
         f"Best trial {best.name}: {headline(best.best)}; {model}.",
         f"Compared with counting: {ladder.comparison(best.best[METRIC])}.",
         f"[All {len(trials)} trials, best first]({view}); space `{search.plan.space.name}`, corpus "

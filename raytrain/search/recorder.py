@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
+from raytrain.cluster.absence import Absence
 from raytrain.metrics import LIKELIHOOD, METRIC, RUNG, known_metrics
 from raytrain.runs.records import read_outcome
 from raytrain.runs.trials import Status, Trial
@@ -142,10 +143,14 @@ def _cause(error_file: str | None) -> str:
 
 
 class SearchStopper(tune.Stopper):
-    """Ends the search when its time budget is used up or its sampler has failed, and tells the recorder why."""
+    """Ends the search when its time budget is used up or its sampler has failed, and tells the recorder why.
+
+    Tune asks it all the time, also while no trial runs: so it watches for workers that do not come, too.
+    """
 
     def __init__(self, recorder: TrialRecorder, seconds: float | None) -> None:
         self._recorder = recorder
+        self._absence = Absence(recorder.searcher.search.worker_spec)
         self._deadline = math.inf if seconds is None else time.monotonic() + seconds
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -158,6 +163,7 @@ class SearchStopper(tune.Stopper):
             LeaseLostError: another driver has taken the search over.
         """
         self._recorder.searcher.search.lease.check()
+        self._absence.look()
         if self._recorder.searcher.failure is not None:
             self._recorder.ending = "the search failed"
         elif time.monotonic() >= self._deadline:

@@ -195,7 +195,7 @@ def check_space(
     """
     import optuna
 
-    from raytrain.models import build_empty
+    from raytrain.models import model_size
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     configs = []
@@ -210,7 +210,7 @@ def check_space(
                 warnings.simplefilter("ignore", UserWarning)  # Optuna's, of the choices that are refused below
                 configs.append(space.resolve(bases, trial, budget))
             check_choices(trial.distributions)
-            build_empty(configs[-1])
+            model_size(configs[-1])  # which builds it
     except UserError as error:
         raise UserError(f"search space {space.name}: {error}") from None
     except (Exception, SystemExit) as error:  # whatever a user's file raises is the user's mistake

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -50,6 +51,7 @@ _MEANING = {
     "InvalidAccessKeyId": "the server does not know the access key: check AWS_ACCESS_KEY_ID and the endpoint",
     "ExpiredToken": _TOKEN,
     "InvalidToken": _TOKEN,
+    "TokenRefreshRequired": _TOKEN,
     "AuthorizationHeaderMalformed": _REGION,
     "PermanentRedirect": _REGION,
     "301": _REGION,
@@ -63,61 +65,83 @@ _MEANING = {
     "XAmzContentSHA256Mismatch": _CHECKSUMS,
 }
 """Error code (the HTTP status where the answer had none) -> what it means for the user."""
+_MAYBE_KEYS = (400, 401, 403)
+"""HTTP statuses of a server that takes the keys no longer. Servers name that differently, and to HEAD not at all."""
+T = TypeVar("T")
 
 
 class S3Storage(Storage):
     """A prefix in a bucket of AWS or of any S3-compatible server, by the usual AWS variables and files."""
 
-    def __init__(self, bucket: str, prefix: str = "", *, attempts: int = 8, client: Any = None) -> None:
+    def __init__(
+        self, bucket: str, prefix: str = "", *, attempts: int = 8, connection: _Connection | None = None
+    ) -> None:
         self._bucket = bucket
         self._prefix = prefix
-        self._client = client or _connect(attempts)
+        self._connection = connection or _Connection(attempts)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return S3Storage, (self._bucket, self._prefix)
 
     def write(self, key: str, data: bytes) -> None:
         name = self._name(key)
-        with self._errors("write", key):
-            self._client.upload_fileobj(BytesIO(data), self._bucket, name)
+        self._do("write", key, lambda client: client.upload_fileobj(BytesIO(data), self._bucket, name))
 
     def create(self, key: str, data: bytes) -> bool:
         name = self._name(key)
-        with self._errors("write", key):
+
+        def request(client: Any) -> bool | None:
             try:
-                self._client.put_object(Bucket=self._bucket, Key=name, Body=data, IfNoneMatch="*")
+                client.put_object(Bucket=self._bucket, Key=name, Body=data, IfNoneMatch="*")
             except ClientError as error:
                 if _code(error) in _TAKEN:
                     return False
                 if _code(error) not in _UNKNOWN_CONDITION:
                     raise
-                if self.exists(key):
-                    return False
-                self.write(key, data)
+                return None
+            return True
+
+        created = self._do("write", key, request)
+        if created is not None:
+            return created
+        if self.exists(key):
+            return False
+        self.write(key, data)
         return True
 
     def upload(self, key: str, file: Path) -> None:
         name = self._name(key)
-        with self._errors("write", key), open(file, "rb") as stream:
-            self._client.upload_fileobj(stream, self._bucket, name)
+
+        def request(client: Any) -> None:
+            with open(file, "rb") as stream:
+                client.upload_fileobj(stream, self._bucket, name)
+
+        self._do("write", key, request)
 
     def read(self, key: str) -> bytes:
-        # Not get_object: the transfer manager also retries where the connection breaks within the body.
-        stream, name = BytesIO(), self._name(key)
-        with self._errors("read", key):
-            self._client.download_fileobj(self._bucket, name, stream)
-        return stream.getvalue()
+        name = self._name(key)
+
+        def request(client: Any) -> bytes:
+            # Not get_object: the transfer manager also retries where the connection breaks within the body.
+            stream = BytesIO()
+            client.download_fileobj(self._bucket, name, stream)
+            return stream.getvalue()
+
+        return self._do("read", key, request)
 
     def download(self, key: str, file: Path) -> None:
         name = self._name(key)
-        with self._errors("read", key), complete_file(file) as partial, open(partial, "wb") as stream:
-            self._client.download_fileobj(self._bucket, name, stream)
+
+        def request(client: Any) -> None:
+            with complete_file(file) as partial, open(partial, "wb") as stream:
+                client.download_fileobj(self._bucket, name, stream)
+
+        self._do("read", key, request)
 
     def exists(self, key: str) -> bool:
         name = self._name(key)
         try:
-            with self._errors("read", key):
-                self._client.head_object(Bucket=self._bucket, Key=name)
+            self._do("read", key, lambda client: client.head_object(Bucket=self._bucket, Key=name))
         except NotFoundError:
             return False
         return True
@@ -128,21 +152,18 @@ class S3Storage(Storage):
         return [name.removeprefix(start) for name in self._names(prefix) if not name.endswith("/")]
 
     def delete(self, key: str) -> None:
-        name = self._name(key)
-        with self._errors("delete", key):
-            self._client.delete_object(Bucket=self._bucket, Key=name)
+        self._delete("delete", key, self._name(key))
 
     def delete_prefix(self, prefix: str) -> None:
         # One by one: older servers refuse the bulk call of current clients.
         for name in self._names(checked_key(prefix)):
-            with self._errors("delete", prefix):
-                self._client.delete_object(Bucket=self._bucket, Key=name)
+            self._delete("delete", prefix, name)
 
     def uri(self, key: str = "") -> str:
         return f"s3://{self._bucket}/{self._name(key) if key else self._prefix}".rstrip("/")
 
     def child(self, prefix: str) -> S3Storage:
-        return S3Storage(self._bucket, self._name(prefix), client=self._client)
+        return S3Storage(self._bucket, self._name(prefix), connection=self._connection)
 
     def without_retries(self) -> S3Storage:
         return S3Storage(self._bucket, self._prefix, attempts=2)
@@ -150,14 +171,24 @@ class S3Storage(Storage):
     def _name(self, key: str) -> str:
         return f"{self._prefix}/{checked_key(key)}" if self._prefix else checked_key(key)
 
+    def _delete(self, action: str, key: str, name: str) -> None:
+        self._do(action, key, lambda client: client.delete_object(Bucket=self._bucket, Key=name))
+
     def _names(self, prefix: str) -> tuple[str, ...]:
         start = self._name(prefix) if prefix else self._prefix
-        names: set[str] = set()
-        with self._errors("list", prefix):
-            pages = self._client.get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=f"{start}/" if start else ""):
-                names.update(item["Key"] for item in page.get("Contents", ()))
-        return tuple(sorted(names))
+
+        def request(client: Any) -> set[str]:
+            pages = client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=f"{start}/" if start else ""
+            )
+            return {item["Key"] for page in pages for item in page.get("Contents", ())}
+
+        return tuple(sorted(self._do("list", prefix, request)))
+
+    def _do(self, action: str, key: str, request: Callable[[Any], T]) -> T:
+        """Return what ``request`` does with a client; it is made twice where the keys have changed meanwhile."""
+        with self._errors(action, key):
+            return self._connection.run(request)
 
     @contextlib.contextmanager
     def _errors(self, action: str, key: str) -> Iterator[None]:
@@ -165,12 +196,84 @@ class S3Storage(Storage):
             yield
         except (BotoCoreError, ClientError, Boto3Error, OSError) as error:
             kind = NotFoundError if _code(error) in _NO_KEY else StorageError
-            reason = _reason(error, self._bucket, self._client.meta.endpoint_url)
+            reason = _reason(error, self._bucket, self._connection)
             # Not chained: what the client raised may quote the request.
             raise kind(f"cannot {action} {self.uri(key)}: {reason}") from None
 
 
-def _connect(attempts: int) -> Any:
+class _Connection:
+    """The client of a storage and of its children; it takes up keys that have changed.
+
+    A session of boto3 reads keys once. It renews by itself only those that say when they expire, those of instance
+    profiles and of some programs, and not those in a file.
+    """
+
+    def __init__(self, attempts: int) -> None:
+        self._attempts = attempts
+        self._lock = threading.Lock()
+        try:
+            self._session = _new_session()
+            self._client = _new_client(self._session, attempts)
+        except (BotoCoreError, ValueError) as error:
+            raise UserError(f"storage: the AWS settings cannot be used: {_one_line(error)}") from None
+
+    def run(self, request: Callable[[Any], T]) -> T:
+        """Return what ``request`` does with the client; once more where the server refused keys that have changed."""
+        client = self._client
+        try:
+            return request(client)
+        except ClientError as error:
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status not in _MAYBE_KEYS or not self._take_up_keys(client):
+                raise
+        return request(self._client)
+
+    def _take_up_keys(self, refused: Any) -> bool:
+        """Return whether there are other keys now than those of the client ``refused``."""
+        with self._lock:
+            if self._client is not refused:
+                return True  # by another thread
+            if (session := changed_keys(self._session)) is None:
+                return False
+            self._session, self._client = session, _new_client(session, self._attempts)
+            return True
+
+    @property
+    def server(self) -> str:
+        """Host and port, without keys."""
+        return urlsplit(self._client.meta.endpoint_url).netloc.rpartition("@")[2]
+
+    @property
+    def source(self) -> str:
+        """Where the keys are from, as botocore calls it."""
+        credentials = self._session.get_credentials()
+        return "" if credentials is None else str(credentials.method)
+
+
+def changed_keys(session: boto3.session.Session) -> boto3.session.Session | None:
+    """Return a session with the keys as they are now; ``None`` where they are those of ``session``, or there are none.
+
+    They are read from where a new process would find them.
+    """
+    try:
+        new = _new_session()
+        keys = _keys(new)
+        return new if keys is not None and keys != _keys(session) else None
+    except BotoCoreError:  # a program or service that gives keys fails, or the file is just being written
+        return None
+
+
+def _keys(session: boto3.session.Session) -> Any:
+    credentials = session.get_credentials()
+    return None if credentials is None else credentials.get_frozen_credentials()
+
+
+def _new_session() -> boto3.session.Session:
+    # boto3 by itself reads AWS_DEFAULT_REGION only; everything else on S3 reads AWS_REGION first.
+    return boto3.session.Session(region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"))
+
+
+def _new_client(session: boto3.session.Session, attempts: int) -> Any:
     """Return a client by the AWS variables and files, whose own settings of retries go before ours."""
     retries: dict[str, Any] = {}
     if "AWS_RETRY_MODE" not in os.environ:
@@ -178,25 +281,23 @@ def _connect(attempts: int) -> Any:
     if "AWS_MAX_ATTEMPTS" not in os.environ:
         retries["total_max_attempts"] = attempts
     config = Config(connect_timeout=10, read_timeout=60, retries=retries or None)
-    # boto3 by itself reads AWS_DEFAULT_REGION only; everything else on S3 reads AWS_REGION first.
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    try:
-        return boto3.session.Session(region_name=region).client("s3", config=config)
-    except (BotoCoreError, ValueError) as error:
-        raise UserError(f"storage: the AWS settings cannot be used: {_one_line(error)}") from None
+    return session.client("s3", config=config)
 
 
 def _code(error: Exception) -> str:
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
 
 
-def _reason(error: Exception, bucket: str, endpoint: str) -> str:
+def _reason(error: Exception, bucket: str, connection: _Connection) -> str:
     """Return what went wrong and what to set, in one line that quotes neither keys nor the request."""
-    server = urlsplit(endpoint).netloc.rpartition("@")[2]
+    server = connection.server
     if isinstance(error, ClientError):
         code = _code(error)
         if code in _MEANING:
-            return f"{_MEANING[code].format(bucket=bucket)} ({code} from {server})"
+            meaning = _MEANING[code].format(bucket=bucket)
+            if meaning == _TOKEN:
+                meaning += _renewal(connection.source)
+            return f"{meaning} ({code} from {server})"
         return f"{_one_line(error.response.get('Error', {}).get('Message', 'no message'))} ({code} from {server})"
     if isinstance(error, (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)):
         return "no AWS keys found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or an instance profile"
@@ -205,6 +306,16 @@ def _reason(error: Exception, bucket: str, endpoint: str) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return _one_line(error)
+
+
+def _renewal(source: str) -> str:
+    """Return how a token is renewed that has expired, by where it comes from."""
+    if source == "env":
+        return (
+            "; it is in AWS_SESSION_TOKEN, which a process keeps: start the command again with new keys, or keep them "
+            "in a profile, which is read again"
+        )
+    return " where it comes from, which is read again"
 
 
 def _one_line(error: object) -> str:

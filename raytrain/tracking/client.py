@@ -15,16 +15,19 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+import boto3
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.s3_artifact_repo import _cached_get_s3_client
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from raytrain.storage.s3 import changed_keys
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import local_path, locked, private_folder
 from raytrain.utils.retry import retry
@@ -296,20 +299,43 @@ def patience(seconds: float) -> Iterator[None]:
 def retry_tracking(action: Callable[[], T], patience_s: float | None = None) -> T:
     """Return what ``action`` returns; while MLflow or its artifacts are away, try again for about ``patience_s``.
 
-    ``action`` must be safe to repeat; ``None`` means as ``patience`` says, otherwise ``PATIENCE_S``.
+    ``action`` must be safe to repeat; ``None`` means as ``patience`` says, otherwise ``PATIENCE_S``. It is repeated at
+    once where the keys of the store of artifacts have changed.
 
     Raises:
         Exception: the last failure of MLflow or of the artifact store, when patience ends or if it will not pass.
     """
+
+    def attempt() -> T:
+        try:
+            return action()
+        except TRACKING_ERRORS:
+            if not take_up_keys():
+                raise
+        return action()
+
     stated = _PATIENCE.get() if patience_s is None else patience_s
     return retry(
-        action,
+        attempt,
         TRACKING_ERRORS,
         seconds=PATIENCE_S if stated is None else stated,
         log=lambda error: LOG.warning("MLflow cannot be used now (%s); trying again", explain(error)),
         transient=is_transient,
         longest_pause=10.0,
     )
+
+
+def take_up_keys() -> bool:
+    """Let MLflow's clients of S3 use the keys that there are now; return False where nothing has changed.
+
+    They are of the session that boto3 keeps for the process. It reads keys once, and MLflow keeps a client for minutes.
+    """
+    session = boto3.DEFAULT_SESSION
+    if session is None or changed_keys(session) is None:
+        return False
+    boto3.setup_default_session()
+    _cached_get_s3_client.cache_clear()
+    return True
 
 
 def download(uri: str, location: str, folder: Path) -> Path:

@@ -6,6 +6,7 @@ into a cache folder: ``RAYTRAIN_TEST_CACHE``, or ``~/.cache/raytrain-tests``. It
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -17,7 +18,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,25 @@ class S3Server:
         """The secret key of ``user``."""
         return USERS[user.replace(":", "_")].split()[0]
 
-    def credentials(self, user: str = "test:writer") -> str:
+    def credentials(self, user: str = "test:writer", token: str = "") -> str:
         """The keys of ``user`` as AWS's file of credentials holds them."""
-        return f"[default]\naws_access_key_id={user}\naws_secret_access_key={self.secret(user)}\n"
+        session = f"aws_session_token={token}\n" if token else ""
+        return f"[default]\naws_access_key_id={user}\naws_secret_access_key={self.secret(user)}\n{session}"
+
+    @contextlib.contextmanager
+    def tokens(self) -> Iterator[Callable[[str], None]]:
+        """What is called inside with a session token makes the server refuse every other; one without passes."""
+        file = self._folder / "etc" / "token"
+
+        def accept(token: str) -> None:
+            new = file.with_suffix(".new")
+            new.write_text(token)
+            new.replace(file)
+
+        try:
+            yield accept
+        finally:
+            file.unlink(missing_ok=True)
 
     def use(self, monkeypatch: pytest.MonkeyPatch, user: str = "test:writer", **changes: str) -> None:
         """Set ``environment`` for one test, and nothing else that clients read."""

@@ -45,7 +45,7 @@ _BACKEND = """
 
 _PROXY = """
     [pipeline:main]
-    pipeline = catch_errors gatekeeper healthcheck guard cache listing_formats bulk s3api tempauth copy slo dlo \
+    pipeline = catch_errors gatekeeper healthcheck tokens guard cache listing_formats bulk s3api tempauth copy slo dlo \
 versioned_writes proxy-server
     [app:proxy-server]
     use = egg:swift#proxy
@@ -53,6 +53,9 @@ versioned_writes proxy-server
     error_suppression_limit = 1000000
     [filter:guard]
     paste.filter_factory = s3_swift:guard_factory
+    [filter:tokens]
+    paste.filter_factory = s3_swift:tokens_factory
+    file = {folder}/etc/token
     [filter:cache]
     paste.filter_factory = s3_swift:cache_factory
     [filter:s3api]
@@ -126,6 +129,25 @@ def cache_factory(_global: dict[str, str], **_local: str) -> Any:
     return wrap
 
 
+def tokens_factory(_global: dict[str, str], **local: str) -> Any:
+    """Paste filter: while ``file`` is there, requests with another session token than it holds are of expired keys."""
+    file = local["file"]
+
+    def wrap(app: Any) -> Any:
+        def serve(environment: dict[str, Any], start_response: Any) -> Any:
+            token = environment.get("HTTP_X_AMZ_SECURITY_TOKEN")
+            if token is None or not os.path.exists(file) or token == Path(file).read_text():
+                return app(environment, start_response)
+            environment["wsgi.input"].read()
+            body = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+            start_response("400 Bad Request", [("Content-Length", str(len(body)))])
+            return [b"" if environment["REQUEST_METHOD"] == "HEAD" else body]
+
+        return serve
+
+    return wrap
+
+
 def guard_factory(_global: dict[str, str], **_local: str) -> Any:
     """Paste filter: one conditional write at a time.
 
@@ -157,7 +179,8 @@ def _write_settings(folder: Path, ports: dict[str, int], region: str) -> None:
     users = "\n    ".join(f"user_{name} = {secret}" for name, secret in USERS.items())
     texts = {
         "swift": "[swift-hash]\nswift_hash_path_suffix = tests\n[storage-policy:0]\nname = plain\ndefault = yes\n",
-        "proxy": _DEFAULTS.format(folder=folder) + _PROXY.format(region=region, users=users, filters=filters),
+        "proxy": _DEFAULTS.format(folder=folder)
+        + _PROXY.format(folder=folder, region=region, users=users, filters=filters),
     }
     for name in ("account", "container", "object"):
         texts[name] = _DEFAULTS.format(folder=folder) + _BACKEND.format(name=name)

@@ -179,6 +179,12 @@ def aws_summary(file: ClusterFile) -> str:
         count = 1 if name == file.config["head_node_type"] else kind.get("max_workers", file.config.get("max_workers"))
         gpus = int(at(kind, "resources", "GPU") or 0)
         lines.append(f"  {count} x {node['InstanceType']}, {market}, {gpus} GPUs each ({name})")
+    zones = [zone for zone in str(at(file.config, "provider", "availability_zone") or "").split(",") if zone.strip()]
+    for name in aws_spot_types(file) if len(zones) == 1 else ():
+        lines.append(
+            f"warning: {name} is one instance type in one zone, {zones[0]}: while EC2 has none left there, none comes. "
+            'Name more zones, or see "A node does not come" in docs/guides/cluster.md'
+        )
     return "\n".join([*lines, f"start it: ray up {file.path}"])
 
 

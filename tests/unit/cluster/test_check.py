@@ -151,6 +151,12 @@ def test_the_summary_says_what_there_may_be(laptop: Path) -> None:
     assert "1 x m6i.2xlarge, on-demand" in said
     assert "8 x g5.2xlarge, spot, 1 GPUs each" in said
     assert "2 x g5.2xlarge, on-demand, 1 GPUs each" in said
+    assert "\nwarning: gpu_spot is one instance type in one zone, us-west-2a: while EC2 has none left there" in said
+    for zones in ("us-west-2a,us-west-2b", ""):  # none are all of the region's
+        (laptop / "cluster.yaml").write_text(
+            AWS.replace("availability_zone: us-west-2a", f"availability_zone: {zones}")
+        )
+        assert "warning" not in summary(read_file(laptop / "cluster.yaml"))
 
 
 # ---------------------------------------------------------------------------------- what is refused

@@ -37,6 +37,7 @@ PARAMETERS = {
     "delete_value": ("key",),
     "canonicalize_bootstrap_address_or_die": ("addr",),
     "find_bootstrap_address": ("temp_dir",),
+    "get_cluster_status": ("gcs_address",),
 }
 
 

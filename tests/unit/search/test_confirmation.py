@@ -164,7 +164,8 @@ def test_a_repeat_of_what_cannot_win_any_more_is_not_run_and_not_waited_for(
     for trial in resumed.trials[3:]:
         trial.status = "finished"
     finish.end(resumed.search, resumed.trials)
-    assert ends == [("KILLED", "the time budget is used up; trials 003, 004 have not ended"), ("FINISHED",)]
+    reason = f"the time budget is used up: trials 003, 004 have not ended; go on with {found.search.resume_command}"
+    assert ends == [("KILLED", reason), ("FINISHED",)]
 
 
 def test_asha_is_not_reminded_of_repeats(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from raytrain.analysis.figures.records import read_trials
@@ -17,10 +18,13 @@ from raytrain.metrics import METRIC, SearchObjective
 from raytrain.runs.checkpoint import Snapshot
 from raytrain.runs.checkpoint_writer import CheckpointWriter
 from raytrain.runs.records import CHECKPOINTS
+from raytrain.runs.repeats import Confirm
 from raytrain.search import finish
 from raytrain.search.finish import best_checkpoint, write_table
+from raytrain.tracking.runs import Experiment
 from raytrain.utils.errors import UserError
-from tests.unit.search.test_search_objective import a_plan, a_trial, figures, searcher
+from tests.support.mlflow_server import new_store
+from tests.unit.search.test_search_objective import a_plan, a_trial, end, figures, searcher
 
 
 def test_the_figures_of_the_best_model_are_those_of_its_checkpoint(corpus: Corpus, tmp_path: Path) -> None:
@@ -83,3 +87,52 @@ def test_a_search_whose_model_is_not_registered_has_a_report_and_says_why(
     with pytest.raises(UserError, match="the real one"):
         finish.finish(search, trials, 1.0)
     assert reported == [True]
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "confirm", "left"),
+    [
+        (1, Confirm(configs=1, seeds=2, first_seed=1000), "2 more have not begun"),
+        (2, Confirm(configs=1, seeds=2, first_seed=1000), "1 more has not begun"),
+        (2, None, "1 more has not begun"),
+    ],
+)
+def test_a_time_budget_that_ends_between_two_trials_is_an_interruption(
+    corpus: Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    num_samples: int,
+    confirm: Confirm | None,
+    left: str,
+) -> None:
+    """Every trial that has begun has ended, but the search is not over: ``--resume`` begins the others."""
+    found = searcher(a_plan(num_samples=num_samples, confirm=confirm, min_used=5.0 * (not confirm)), corpus, tmp_path)
+    found.suggest("0")
+    end(found, found.trials[0], figures(1.5, kl=1.0))
+    monkeypatch.setattr(finish, "best_checkpoint", lambda search, trials: None)  # no trial may win
+
+    uri = new_store(tmp_path)
+    parent = Experiment.open(uri, "e", str(tmp_path / "artifacts")).open_run("s", "s", parameters={}, tags={})
+    search = replace(found.search, parent=parent)
+    finish.finish(search, found.trials, 1.0)
+    run = MlflowClient(uri).get_run(parent.run_id)
+    assert run.info.status == "KILLED"
+    why = f"the time budget is used up: {left}"
+    assert run.data.tags["raytrain.reason"] == f"{why}; go on with {search.resume_command}"
+    assert f"T{why[1:]}. Go on with `{search.resume_command}`." in run.data.tags["mlflow.note.content"]
+    printed = capsys.readouterr().out
+    assert f"{why}\ngo on with: {search.resume_command}\n" in printed
+    assert "try more trials" not in printed
+
+
+def test_the_description_of_a_winner_says_that_the_search_goes_on(corpus: Corpus, tmp_path: Path) -> None:
+    """A search without a confirmation has a winner also where its time was up."""
+    search, trials = searcher(a_plan(num_samples=2), corpus, tmp_path).search, [a_trial(0, figures(1.5, kl=1.0))]
+    ladder: Any = SimpleNamespace(comparison=lambda *_: "", warning=lambda *_: None)
+    text = finish.description(search, trials, trials[0], ladder, "m", "#", 1.0)
+    assert text.startswith(
+        "The time budget is used up: 1 more has not begun. Go on with `python -m raytrain.tune --resume s"
+    )
+    both = [*trials, a_trial(1, figures(1.6, kl=1.0))]
+    assert finish.description(search, both, trials[0], ladder, "m", "#", 1.0).startswith("Best trial 000")

@@ -10,10 +10,12 @@ from typing import Any
 import optuna
 import pytest
 
+from raytrain import models
 from raytrain.config.schema import RunConfig, from_dict, override
 from raytrain.data.corpus import Corpus
 from raytrain.metrics import METRIC
 from raytrain.models import num_parameters
+from raytrain.models.hybrid import Hybrid
 from raytrain.models.ladder import validation_ladder
 from raytrain.runs.records import PLAN
 from raytrain.search import searcher as searchers
@@ -23,7 +25,7 @@ from raytrain.search.finish import description, model_card
 from raytrain.search.plan import WarmStart, grid_points
 from raytrain.search.searcher import OptunaSearcher
 from raytrain.search.setup import check_parameters, largest_worker, reference_lines, stored_plan
-from raytrain.search.space import read_space
+from raytrain.search.space import check_space, read_space
 from raytrain.storage import open_storage
 from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
@@ -49,7 +51,7 @@ def test_the_plan_shows_what_counting_reaches(corpus: Corpus) -> None:
 
 @pytest.mark.parametrize("factor", [0.9, 1.25])
 def test_card_and_description_hold_the_winner_against_counting(corpus: Corpus, tmp_path: Path, factor: float) -> None:
-    plan = a_plan()
+    plan = a_plan(num_samples=1)
     best = a_trial(0)
     ladder = validation_ladder(corpus, best.config)
     best.best = figures(factor * ladder.bits[ladder.best], 3.0)
@@ -126,6 +128,23 @@ def test_no_memory_is_set_aside_for_models_that_the_limit_leaves_out() -> None:
     assert largest_worker(plan, 2) == worker_bytes(with_hidden(64), 2)
     assert largest_worker(replace(plan, max_parameters=most), 2) == worker_bytes(with_hidden(32), 2)
     assert largest_worker(replace(plan, max_parameters=1), 2) == 0
+
+
+def test_a_point_of_the_space_is_built_once_before_the_search_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check builds them all; what memory the largest takes, and which keep a limit, is known from that."""
+    built: list[RunConfig[Any]] = []
+    build_empty = models.build_empty
+    monkeypatch.setattr(models, "build_empty", lambda config: [built.append(config), build_empty(config)][1])
+    models._size.cache_clear()
+    plan = a_plan(space=read_space("mine", SIZES), max_parameters=10**9)
+    points = check_space(plan.space, plan.bases, plan.budget, plan.algorithm, plan.seed)
+    assert len(built) == len(set(points)) > 1
+    assert largest_worker(plan, 2) == worker_bytes(with_hidden(64), 2) > worker_bytes(with_hidden(32), 2)
+    assert [config for config in built if built.count(config) > 1] == []
+    # another implementation under the same name and with the same config is another model
+    monkeypatch.setattr(models, "_implementation", lambda config: type("Other", (Hybrid,), {}))
+    models.model_size(points[0])
+    assert built.count(points[0]) == 2
 
 
 def test_the_limit_is_part_of_the_plan(tmp_path: Path) -> None:
