@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,14 +16,17 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from raytrain.data import __main__ as command
 from raytrain.data import distributed
 from raytrain.data.parts import Parts
 from raytrain.data.prepare import prepare
 from raytrain.utils.errors import UserError
 from tests.support.ray_instance import joined
+from tests.support.refusal import refusal
 
 pytestmark = pytest.mark.slow
 SIZE = 2**17
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +111,28 @@ def test_too_little_space_is_said_before_the_start(tmp_path: Path, monkeypatch: 
     with pytest.raises(UserError, match=r"GB free, and the text of .*a\.txt takes .* set RAYTRAIN_CACHE or --output"):
         prepare(str(tmp_path / "a.txt"), output=tmp_path / "out" / "corpus", cache=tmp_path / "cache",
                 fill=distributed.fill)  # fmt: skip
+
+
+def test_an_address_without_a_cluster_to_join_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("a line\n" * 1000)
+    source = ("prepare", tmp_path / "a.txt", "--output", tmp_path / "out")
+    assert "--address goes with --distributed" in refusal(
+        command.main, (*source, "--address", "10.0.0.1:6379"), monkeypatch, capsys
+    )
+    assert "write HOST:PORT" in refusal(command.main, (*source, "--distributed", "--address", "x"), monkeypatch, capsys)
+    assert [item.name for item in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_the_command_gives_the_corpus_of_one_process(tmp_path: Path, ray_cpu: str) -> None:
+    posts(tmp_path / "in" / "0.jsonl", 1)
+    digests = []
+    for output, options in (("whole", []), ("made", ["--distributed", "--address", ray_cpu])):
+        prepare_it = [sys.executable, "-m", "raytrain.data", "prepare", "in", "--output", output, *options]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAYTRAIN_CACHE": str(tmp_path / "cache")}
+        done = subprocess.run(prepare_it, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("\n") == 1, "the form that was found, and nothing of Ray's"
+        digests.append([line for line in done.stdout.splitlines() if line.startswith("digest: ")])
+    assert digests[0] == digests[1] != []
