@@ -1,7 +1,7 @@
 """Prepare a corpus, say what is in one, or collect posts for one.
 
 python -m raytrain.data prepare SOURCE [--data-path P] [--data-field F] [--take text|bio] [--language L]
-                                       [--no-reposts] [--output DIR]
+                                       [--no-reposts] [--output DIR] [--distributed [--address HOST:PORT]]
 python -m raytrain.data info CORPUS [--vocabulary V]
 python -m raytrain.data collect x QUERY --output FILE --most N [--bios] [--token-file F]
 python -m raytrain.data collect bluesky --output FILE --most N [--take text|bio] [--endpoint URI]
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from raytrain.config.cli import OneLineParser
 from raytrain.config.models import ByteLstmConfig
 from raytrain.config.schema import RunConfig
 from raytrain.config.vocabularies import parse_vocabulary
-from raytrain.data.corpus import Corpus, Split
+from raytrain.data.corpus import Corpus, CorpusWriter, Split
+from raytrain.data.documents import Source, Taken
 from raytrain.data.prepare import prepare
 from raytrain.data.reading import Selection
 from raytrain.utils import output
@@ -43,7 +45,11 @@ def main() -> None:
     options = _parser().parse_args()
     if options.command == "prepare":
         selection = Selection(options.field, options.take, options.language, not options.no_reposts)
-        _show_info(prepare(options.source, path=options.data_path, selection=selection, output=options.output))
+        if options.address is not None and not options.distributed:
+            raise UserError("--address goes with --distributed")
+        fill = partial(_fill_on_ray, options.address) if options.distributed else None
+        path, output = options.data_path, options.output
+        _show_info(prepare(options.source, path=path, selection=selection, output=output, fill=fill))
     elif options.command == "collect":
         values = {name: value for name, value in vars(options).items() if name not in ("command", "network")}
         values["output"] = local_path(options.output, "--output")
@@ -54,6 +60,13 @@ def main() -> None:
         corpus.verify()
         _show_info(corpus, guesses=True)
         _show_ngrams(corpus, options.vocabulary)
+
+
+def _fill_on_ray(address: str | None, source: Source, writer: CorpusWriter) -> Taken:
+    # Ray takes seconds to load, and nothing else here needs it
+    import_module("raytrain.cluster.connection").connect(address)
+    taken: Taken = import_module("raytrain.data.distributed").fill(source, writer)
+    return taken
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--language", metavar="L", help="only texts that are said to be in it, as en")
     command.add_argument("--no-reposts", action="store_true", help="without texts that repeat another one")
     command.add_argument("--output", metavar="DIR", type=Path, help="folder of the corpus; default: one in the cache")
+    command.add_argument("--distributed", action="store_true", help="on all cores of a Ray cluster or of this machine")
+    command.add_argument("--address", metavar="HOST:PORT", help="Ray cluster; default: one that is found, or a new one")
     command = commands.add_parser("info", help="what is in a corpus")
     command.add_argument("corpus", help="folder of a prepared corpus")
     command.add_argument(

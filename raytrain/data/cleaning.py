@@ -92,16 +92,24 @@ def unescape(text: str) -> str:
     return _ENTITY.sub(lambda match: html.unescape(match.group()), text) if "&" in text else text
 
 
+def digest(text: bytes) -> bytes:
+    """Return the 16 bytes by which texts count as the same."""
+    return hashlib.blake2b(text, digest_size=16).digest()
+
+
 class Seen:
-    """Remembers texts by 16-byte digests: about 100 bytes of memory for each distinct one."""
+    """Remembers texts by their digests: about 100 bytes of memory for each distinct one."""
 
     def __init__(self) -> None:
         self._digests: set[bytes] = set()
 
     def add(self, text: bytes) -> bool:
         """True if ``text`` is new."""
-        digest = hashlib.blake2b(text, digest_size=16).digest()
-        if digest in self._digests:
+        return self.add_digest(digest(text))
+
+    def add_digest(self, of_text: bytes) -> bool:
+        """True if the text of this digest is new."""
+        if of_text in self._digests:
             return False
-        self._digests.add(digest)
+        self._digests.add(of_text)
         return True

@@ -22,6 +22,7 @@ import os
 import re
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +49,8 @@ Numbers = np.memmap[Any, np.dtype[np.int64]]
 _AGAIN = "delete the folder and prepare it again"
 _CHUNK = 1 << 20
 _OFFSETS_BUFFERED = 1 << 16
+_SORTED_AT_ONCE = 1 << 20
+"""Documents whose lengths are sorted in memory at once."""
 
 
 class Split:
@@ -243,9 +246,8 @@ class Corpus:
 class CorpusWriter:
     """Writes a corpus as a context manager, document by document, in constant memory.
 
-    Only sorting by length at the end takes memory in proportion to the number of documents. The corpus is
-    written beside ``folder`` and moved there when it is complete; an exception leaves nothing behind. An
-    existing corpus with the same digest is kept as it is.
+    The corpus is written beside ``folder`` and moved there when it is complete; an exception leaves nothing
+    behind. An existing corpus with the same digest is kept as it is.
 
     Raises:
         UserError: ``folder`` holds something else, a split that may not be empty is, or nothing can be written.
@@ -275,11 +277,25 @@ class CorpusWriter:
         if not document:
             self._info["empty_dropped"] += 1
             return
+        self._files_of(split).add(document)
+
+    def extend(self, split: SplitName, stream: NDArray[np.uint8], lengths: NDArray[np.int64]) -> None:
+        """Append documents that are not empty, as they stand in a stream: each followed by a separator.
+
+        Args:
+            split: where they belong.
+            stream: their bytes, uint8[sum of lengths + number of documents].
+            lengths: bytes of each, int64[number of documents].
+        """
+        if len(lengths):
+            self._files_of(split).extend(stream, lengths)
+
+    def _files_of(self, split: SplitName) -> _SplitFiles:
         if split not in self._files:
             if split not in SPLITS:
                 raise ValueError(f"split is {split!r}: must be one of {', '.join(SPLITS)}")
             self._files[split] = _SplitFiles(self._partial, split)
-        self._files[split].add(document)
+        return self._files[split]
 
     def annotate(self, values: dict[str, Any], split: SplitName | None = None) -> None:
         """Record further JSON values in corpus.json, of the whole corpus or of one split."""
@@ -343,17 +359,22 @@ class _SplitFiles:
         if len(self._pending) >= _OFFSETS_BUFFERED:
             self._flush_offsets()
 
+    def extend(self, stream: NDArray[np.uint8], lengths: NDArray[np.int64]) -> None:
+        self._flush_offsets()
+        self._bin.write(stream.data)
+        ends = self._end + np.cumsum(lengths + 1)
+        self._offsets.write(ends.astype("<i8").tobytes())
+        self._end = int(ends[-1])
+        self.num_documents += len(lengths)
+
     def finish(self) -> dict[str, Any]:
         """Write what follows from the documents; what corpus.json says about the split."""
         self._flush_offsets()
         self.close()
-        offsets = np.memmap(self._paths["offsets"], dtype="<i8", mode="r")
-        lengths = np.diff(offsets) - 1
-        np.argsort(lengths, kind="stable").astype("<i8").tofile(self._paths["by_length"])
         return {
             "documents": self.num_documents,
             "bytes": self._end - self.num_documents,
-            "longest": int(lengths.max()),
+            "longest": _write_by_length(self._paths["offsets"], self._paths["by_length"]),
             "files": {
                 path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in self._paths.values()
             },
@@ -377,6 +398,35 @@ class _SplitFiles:
     def _flush_offsets(self) -> None:
         self._offsets.write(np.asarray(self._pending, dtype="<i8").tobytes())
         self._pending.clear()
+
+
+def _write_by_length(offsets_path: Path, path: Path) -> int:
+    """Write the numbers of the documents by (length, number), and return the greatest length.
+
+    A counting sort of blocks of documents: memory grows with the number of different lengths, not of documents.
+    """
+    offsets: Numbers = np.memmap(offsets_path, dtype="<i8", mode="r")
+    starts = range(0, len(offsets) - 1, _SORTED_AT_ONCE)
+
+    def block_lengths(start: int) -> NDArray[np.int64]:
+        return np.asarray(np.diff(offsets[start : start + _SORTED_AT_ONCE + 1])) - 1
+
+    counts: Counter[int] = Counter()
+    for start in starts:
+        lengths, numbers = np.unique(block_lengths(start), return_counts=True)
+        counts.update(dict(zip(lengths.tolist(), numbers.tolist(), strict=True)))
+    known = np.array(sorted(counts), dtype=np.int64)
+    next_positions = np.cumsum([0, *(counts[length] for length in known.tolist())])[:-1]
+    by_length = np.memmap(path, dtype="<i8", mode="w+", shape=(len(offsets) - 1,))
+    for start in starts:
+        kinds = np.searchsorted(known, block_lengths(start))
+        order = np.argsort(kinds, kind="stable")
+        numbers = np.bincount(kinds, minlength=len(known))
+        firsts = np.cumsum(numbers) - numbers  # of each length, within the block in order
+        by_length[(next_positions - firsts)[kinds[order]] + np.arange(len(order))] = start + order
+        next_positions += numbers
+    by_length.flush()
+    return int(known[-1])
 
 
 def _check_info(info: dict[str, Any]) -> None:

@@ -31,9 +31,17 @@ class NoPostsError(Exception):
     """A file that was found, not named, is no text."""
 
 
-def json_lines(lines: Iterator[bytes], content: Content, reading: Reading) -> Iterator[bytes]:
-    """Yield the texts of the objects in ``lines``."""
-    return _texts(_objects(lines, content.name), content, reading)
+def json_lines(
+    lines: Iterator[bytes], content: Content, reading: Reading, first_lines: Iterator[bytes] | None = None
+) -> Iterator[bytes]:
+    """Yield the texts of the objects in ``lines``.
+
+    Args:
+        first_lines: those of the beginning of the file, where ``lines`` are of a later part of it: they say what the
+            form of the objects is, and which field holds the text.
+    """
+    objects = _objects(lines, content.name, content.lines_before)
+    return _texts(objects, content, reading, None if first_lines is None else _objects(first_lines, content.name))
 
 
 def json_document(content: Content, reading: Reading) -> Iterator[bytes]:
@@ -52,6 +60,7 @@ def archive_script(content: Content, reading: Reading) -> Iterator[bytes]:
         NoPostsError: it holds something else.
     """
     part = archive_part(content)
+    reading.enter_archive(content.name.rpartition("/")[0])
     records = None if part is None else posts.archive_records(array_items(content), part, reading)
     if records is None:
         what = "bio" if reading.bios else "posts"
@@ -129,9 +138,9 @@ def _document_objects(content: Content) -> Iterator[Located]:
         yield f"{content.name} item {number}", b"", item
 
 
-def _objects(lines: Iterator[bytes], name: str) -> Iterator[Located]:
+def _objects(lines: Iterator[bytes], name: str, lines_before: int = 0) -> Iterator[Located]:
     """Yield the objects, each with its location and its line. An invalid byte becomes a surrogate of its own."""
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines, start=lines_before + 1):
         if not line.strip():
             continue
         location = f"{name} line {number}"
@@ -145,12 +154,18 @@ def _objects(lines: Iterator[bytes], name: str) -> Iterator[Located]:
         yield location, line, item
 
 
-def _texts(objects: Iterator[Located], content: Content, reading: Reading) -> Iterator[bytes]:
-    """Yield the texts of objects: posts of a form that is known, or a field of each."""
+def _texts(
+    objects: Iterator[Located], content: Content, reading: Reading, first_objects: Iterator[Located] | None = None
+) -> Iterator[bytes]:
+    """Yield the texts of objects: posts of a form that is known, or a field of each.
+
+    ``first_objects``: those of the beginning of the file, if ``objects`` do not begin there.
+    """
     is_named = reading.selection.field is not None
     looked_at = 0 if is_named and reading.selection.language is None else _OBJECTS_LOOKED_AT
-    head = list(itertools.islice(objects, looked_at))
-    objects = itertools.chain(head, objects)
+    head = list(itertools.islice(objects if first_objects is None else first_objects, looked_at))
+    if first_objects is None:
+        objects = itertools.chain(head, objects)
     form = None if is_named else posts.recognised(item for _, _, item in head)
     if form is not None:
         reading.report.formats[form.name] += 1

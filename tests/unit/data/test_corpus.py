@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raytrain.data import corpus as corpus_module
 from raytrain.data.corpus import Corpus, CorpusWriter
 from raytrain.utils.errors import UserError
 from tests.support.examples import examples
@@ -48,6 +49,28 @@ def test_any_bytes_in_the_same_bytes_out(
                 first, last = split.length_range(low, high)
                 expected = sorted(number for number, text in enumerate(kept) if low <= len(text) < high)
                 assert sorted(split.by_length[first:last].tolist()) == expected
+
+
+def test_lengths_are_sorted_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = np.random.default_rng(0).integers(1, 9, 500)
+    texts = [b"x" * length * (1000 if length == 8 else 1) for length in lengths.tolist()]
+    for block in (1, 7, 499, 500, 501):
+        monkeypatch.setattr(corpus_module, "_SORTED_AT_ONCE", block)
+        corpus = write(tmp_path / str(block), {"train": texts, "valid": [b"v"]})
+        expected = sorted(range(500), key=lambda number: (len(texts[number]), number))
+        assert corpus.split("train").by_length.tolist() == expected
+        assert corpus.info["splits"]["train"]["longest"] == 8000
+
+
+def test_documents_may_be_added_many_at_once(tmp_path: Path) -> None:
+    one_by_one = write(tmp_path / "a", {"train": [b"one", b"two and a half", b"x", b"three"], "valid": [b"v"]})
+    with CorpusWriter(tmp_path / "b", name="test", source="a test") as writer:
+        writer.add("train", b"one")
+        writer.extend("train", np.frombuffer(b"two and a half\nx\n", dtype=np.uint8), np.array([14, 1]))
+        writer.extend("train", np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.int64))
+        writer.add("train", b"three")
+        writer.extend("valid", np.frombuffer(b"v\n", dtype=np.uint8), np.array([1]))
+    assert Corpus.open(tmp_path / "b").info == one_by_one.info
 
 
 def test_offsets_are_written_in_several_pieces(tmp_path: Path) -> None:

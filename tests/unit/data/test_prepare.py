@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from raytrain.data import corpus, synthetic
 from raytrain.data.corpus import Corpus
-from raytrain.data.prepare import prepare, split_of
+from raytrain.data.documents import split_of
+from raytrain.data.prepare import prepare
 from raytrain.data.reading import Selection
 from raytrain.utils.errors import UserError
 from tests.support.examples import examples

@@ -1,0 +1,184 @@
+"""Preparing a corpus on Ray Data: the files and the digest that one process gives, whatever the parallelism.
+
+1. Each read task writes its part: read, cleaned, cut, split by hash (``parts``). Ray runs a task again whose process or
+   node died; a part is the same whoever writes it.
+2. Where texts, or bios of an account, are freed of duplicates, their digests and positions are shuffled by digest, so
+   that each group sees all that may be the same; what repeats an earlier one is shuffled back to its part. Texts are
+   shuffled nowhere.
+3. This process joins the parts in the order of the source, and removes them.
+
+Ray is joined before; see ``cluster.connection``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import ray
+import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raytrain.data.corpus import CorpusWriter, partial_prefix
+from raytrain.data.documents import Source, Taken
+from raytrain.data.files import is_s3
+from raytrain.data.parts import Kind, Parts, repeated
+from raytrain.data.read_tasks import SIZE, read_tasks
+from raytrain.data.sources import File
+from raytrain.utils.errors import UserError
+
+_ROWS_OF_A_GROUP = 1 << 20
+"""Digests that are compared in one process at a time: 40 MB, and a few copies of them."""
+
+
+def fill(source: Source, writer: CorpusWriter, size: int = SIZE) -> Taken:
+    """Add the documents of a source to a corpus: what ``documents.fill`` does, by tasks of about ``size`` bytes.
+
+    Raises:
+        UserError: see ``sources``; the space on the disk does not suffice; or a node does not find the files.
+        OSError: a part cannot be written.
+    """
+    files = source.files()
+    folder = writer.folder.parent.resolve() / f"{partial_prefix(writer.folder)}parts-{secrets.token_hex(4)}"
+    _check_space(source, files, folder.parent)
+    folder.mkdir()
+    try:
+        parts = Parts(folder, source, read_tasks(files, size))
+        _check_nodes(parts)
+        return _filled(parts, writer)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _filled(parts: Parts, writer: CorpusWriter) -> Taken:
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    reading = parts.source.reading()
+    numbers = list(range(len(parts.tasks)))
+    tasks = _quiet(ray.data.from_items(_items(numbers), override_num_blocks=len(numbers)))
+    tasks.context.execution_options.preserve_order = True  # so that the first mistake is the one that is said
+    for row in tasks.map(partial(_write, parts)).iter_rows():
+        if row["mistake"]:
+            raise UserError(row["mistake"])
+        if row["failure"]:
+            raise OSError(row["failure"])
+        parts.check(row["task"], reading)
+    if reading.bios:
+        _drop_repeated(parts, "bios")
+    if parts.source.is_cleaned:
+        _drop_repeated(parts, "texts")
+    return parts.join(writer)
+
+
+def _write(parts: Parts, row: dict[str, Any]) -> dict[str, Any]:
+    mistake = failure = ""
+    try:
+        parts.write(int(row["task"]))
+    except UserError as error:
+        mistake = _text(error)
+    except OSError as error:
+        failure = _text(error)
+    return {"task": row["task"], "mistake": mistake, "failure": failure}
+
+
+def _text(error: Exception) -> str:
+    return str(error).encode("utf-8", "backslashreplace").decode()
+
+
+# ------------------------------------------------------------------------------------------- duplicates
+
+
+def _drop_repeated(parts: Parts, kind: Kind) -> None:
+    """Note in each part which of its bios or texts an earlier one has had."""
+    width = {"bios": 64, "texts": 24}[kind]
+    paths = [parts.part(number) / kind for number in range(len(parts.tasks))]
+    sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]
+    numbers = [number for number, size in enumerate(sizes) if size]
+    if not numbers:
+        return
+    groups = -(-sum(sizes) // width // _ROWS_OF_A_GROUP) or 1
+    tasks = _quiet(ray.data.from_items(_items(numbers), override_num_blocks=min(len(numbers), max(groups, 64))))
+    digests = tasks.map_batches(partial(_digests, parts, kind, groups), batch_size=1, batch_format="pyarrow")
+    found = digests.groupby("group", num_partitions=groups).map_groups(_repeated, batch_format="pyarrow").materialize()
+    if found.count():
+        noted = found.groupby("task", num_partitions=min(len(numbers), groups))
+        noted.map_groups(partial(_note, parts, kind), batch_format="pyarrow").materialize()
+
+
+def _digests(parts: Parts, kind: Kind, groups: int, tasks: pyarrow.Table) -> Iterator[pyarrow.Table]:
+    for number in tasks["task"].to_pylist():
+        for rows in parts.rows(number, kind):
+            columns = {"group": rows[:, 0] % groups, "high": rows[:, 0], "low": rows[:, 1]}
+            yield pyarrow.table({**columns, "task": np.full(len(rows), number), "value": rows[:, 2]})
+
+
+def _repeated(group: pyarrow.Table) -> pyarrow.Table:
+    rows = repeated(np.column_stack([group[name].to_numpy() for name in ("high", "low", "task", "value")]))
+    return pyarrow.table({"task": rows[:, 2], "value": rows[:, 3]})
+
+
+def _note(parts: Parts, kind: Kind, group: pyarrow.Table) -> pyarrow.Table:
+    number = group["task"][0].as_py()
+    parts.note_repeated(number, kind, group["value"].to_numpy())
+    return pyarrow.table({"task": [number]})
+
+
+def _items(numbers: list[int]) -> list[dict[str, int]]:
+    return [{"task": number} for number in numbers]
+
+
+def _quiet(dataset: Any) -> Any:
+    dataset.context.enable_progress_bars = False
+    return dataset
+
+
+# ------------------------------------------------------------------------------------------- before the start
+
+
+def _check_space(source: Source, files: list[File], folder: Path) -> None:
+    """Refuse a source whose plain text alone takes more than is free; of other forms nobody knows before.
+
+    Raises:
+        UserError: it does.
+    """
+    need = sum(item.size for _, item in files if item.name.lower().endswith(".txt"))
+    if need > (free := shutil.disk_usage(folder).free):
+        raise UserError(
+            f"{folder} has {free / 1e9:.1f} GB free, and the text of {source.described} takes {need / 1e9:.1f} GB: "
+            "set RAYTRAIN_CACHE or --output to a folder with more"
+        )
+
+
+def _check_nodes(parts: Parts) -> None:
+    """Make sure that every node finds the scratch folder and the source: in a cluster both are on a shared disk.
+
+    Raises:
+        UserError: one does not.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    names = [item.name for task in parts.tasks for _, item in task.files if not is_s3(item.name)]
+    wanted = [str(parts.folder), *(str(parts.working_folder / name) for name in names[:1])]
+    if len(nodes) < 2:
+        return
+    missing = ray.remote(num_cpus=0)(_missing)
+    asked = [
+        missing.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(wanted)
+        for node in nodes
+    ]
+    for node, absent in zip(nodes, ray.get(asked), strict=True):
+        if absent:
+            raise UserError(
+                f"the node {node['NodeManagerAddress']} does not find {absent[0]}: with --distributed, the source and "
+                "--output must be in folders that all nodes share, or the source in S3"
+            )
+
+
+def _missing(paths: list[str]) -> list[str]:
+    return [path for path in paths if not os.path.exists(path)]
