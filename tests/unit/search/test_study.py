@@ -15,14 +15,11 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from raytrain.data.corpus import Corpus
 from raytrain.metrics import RUNG, SearchObjective
 from raytrain.runs.records import STUDY
-from raytrain.runs.repeats import searched, winner
 from raytrain.runs.trials import Trial, TrialStore
 from raytrain.search import study as study_file
 from raytrain.search.plan import Plan
@@ -34,6 +31,7 @@ from raytrain.storage.base import Storage
 from raytrain.storage.lease import Fence, take
 from raytrain.storage.local import FolderStorage
 from raytrain.tracking.outbox import Outbox
+from tests.support.stored_study import check_agreement, opened
 from tests.unit.search.test_search_objective import OUT, a_plan, figures, searcher
 from tests.unit.search.test_searcher import RAISES
 
@@ -78,47 +76,6 @@ class Driven:
 @pytest.fixture(autouse=True)
 def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Outbox, "put", lambda *_: None)
-
-
-def opened(path: Path) -> optuna.Study:
-    """The study as any reader opens it."""
-    return optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(path))))
-
-
-STATES = {
-    "waiting": TrialState.WAITING,
-    "running": TrialState.RUNNING,
-    "interrupted": TrialState.RUNNING,
-    "finished": TrialState.COMPLETE,
-    "stopped": TrialState.COMPLETE,
-    "early_stopped": TrialState.COMPLETE,
-    "failed": TrialState.FAIL,
-}
-
-
-def check_agreement(study: optuna.Study, trials: list[Trial], search_objective: SearchObjective) -> None:
-    own = searched(trials)
-    points = {point.user_attrs["identity"]: point for point in study.trials if "identity" in point.user_attrs}
-    assert list(points) == [trial.identity for trial in own]
-    assert len(study.directions) == len(search_objective.directions)
-    for trial in own:
-        point = points[trial.identity]
-        assert point.params == (trial.params if trial.distributions else {})
-        assert point.user_attrs["status"] == trial.status
-        assert point.user_attrs["trial"] == trial.name
-        assert point.state == (STATES[trial.status] if trial.best or trial.status != "early_stopped" else
-                               TrialState.PRUNED)  # fmt: skip
-        if point.state == TrialState.COMPLETE:
-            assert point.values == search_objective.values(trial.best)
-            assert point.constraints == search_objective.constraints(trial.best)
-            assert point.user_attrs["kl"] == trial.best["kl"]
-        if len(study.directions) == 1:
-            reports = {entry["step"]: entry[search_objective.metric] for entry in trial.history}
-            assert point.intermediate_values == reports
-    best = winner(trials, search_objective)
-    if best is not None and best.ended and len(study.directions) == 1:
-        assert study.best_value == best.best[search_objective.metric]
-        assert study.best_trial.user_attrs["trial"] == best.name
 
 
 @pytest.mark.parametrize(
@@ -316,6 +273,7 @@ from raytrain.runs.trials import TrialStore
 from raytrain.search.study import StudyFile
 from raytrain.storage import open_storage
 from raytrain.storage.lease import Fence
+from tests.support.stored_study import check_agreement, opened
 from tests.unit.search.test_search_objective import a_trial, figures
 
 location = open_storage(sys.argv[1])
