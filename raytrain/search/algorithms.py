@@ -63,6 +63,11 @@ the seed of its draws.
 """
 
 
+def learns(algorithm: str) -> bool:
+    """Return whether an algorithm draws by the results of trials; one of a plugin is taken to."""
+    return algorithm not in (GRID, "random")
+
+
 def make_study(plan: Plan, num_known: int) -> optuna.Study:
     """Return the Optuna study of a search. A resumed search continues from another seed, so that it repeats no draws.
 

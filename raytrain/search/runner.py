@@ -119,9 +119,7 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     keep_keys_from_ray()
     survive_lack_of_memory()
     scheduler = make_scheduler(search.plan)
-    study = StudyFile(
-        search.name, search.plan.identity, search.plan.search_objective, search.location, search.lease.fence
-    )
+    study = StudyFile(search.name, search.plan, search.location, search.lease.fence)
     records = TrialStore(search.location, study.keep)
     known = records.read(search.known)
     searcher = OptunaSearcher(search, records, known, scheduler)

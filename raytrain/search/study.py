@@ -36,6 +36,7 @@ from raytrain.runs.records import STUDY
 from raytrain.runs.repeats import searched
 from raytrain.runs.trials import Trial
 from raytrain.search.algorithms import optuna_trial
+from raytrain.search.plan import Plan
 from raytrain.storage.lease import LeaseLostError
 from raytrain.utils.errors import UserError
 
@@ -57,14 +58,12 @@ _log = logging.getLogger(__name__)
 class StudyFile:
     """Keeps the study of a search in ``study.journal``, in a thread of its own; never raises, and says once what fails.
 
-    Trials that confirm a winner are not in it: they are other seeds of the same points.
+    The trials of earlier searches that the sampler knows come first. Trials that confirm a winner are not in it: they
+    are other seeds of the same points.
     """
 
-    def __init__(
-        self, name: str, identity: str, search_objective: SearchObjective, location: Storage, fence: Fence
-    ) -> None:
-        self._name, self._identity, self._search_objective = name, identity, search_objective
-        self._location, self._fence = location, fence
+    def __init__(self, name: str, plan: Plan, location: Storage, fence: Fence) -> None:
+        self._name, self._plan, self._location, self._fence = name, plan, location, fence
         self._trials: dict[str, Trial] = {}
         self._changed: dict[str, None] = {}
         self._journal: Journal | None = None
@@ -120,7 +119,7 @@ class StudyFile:
             try:
                 cut_partial_line(path)
                 journal = Journal(JournalFileBackend(str(path), _lock(path)), path)
-                journal.find(self._identity)
+                journal.find(self._plan.identity)
                 self._write_all(journal)
                 return journal
             except (OSError, LeaseLostError):
@@ -129,13 +128,13 @@ class StudyFile:
                 _log.info("%s does not agree with the records, and is made anew: %s", path, error)
         # not in place: a dashboard that reads the file sees the old one or the new one
         journal = Journal(Lines())
-        journal.create(self._name, self._identity, self._search_objective)
+        journal.create(self._name, self._plan.identity, self._plan.search_objective)
         self._write_all(journal)
         if path is None:
             return journal
         self._location.write(STUDY, journal.content())
         journal = Journal(JournalFileBackend(str(path), _lock(path)), path)
-        journal.find(self._identity)
+        journal.find(self._plan.identity)
         return journal
 
     def _write_all(self, journal: Journal) -> None:
@@ -144,14 +143,23 @@ class StudyFile:
         Raises:
             ValueError: it has a trial that ended otherwise, or one that the search does not have.
         """
-        trials = dict(self._trials)
-        if others := journal.identities - trials.keys():
+        own = [self._stored(trial) for trial in list(self._trials.values())]
+        trials = [*self._earlier(), *own]
+        if others := journal.identities - {trial.user_attrs[IDENTITY] for trial in trials}:
             raise ValueError(f"it has a trial {min(others)}, of which there is no record")
-        for trial in trials.values():
-            journal.write(self._stored(trial))
+        for trial in trials:
+            journal.write(trial)
+
+    def _earlier(self) -> Iterable[FrozenTrial]:
+        """Return the trials of earlier searches that the sampler knows."""
+        for search in self._plan.earlier:
+            for trial in search.trials:
+                found = self._stored(trial)
+                found.set_user_attr("search", search.name)
+                yield found
 
     def _stored(self, trial: Trial) -> FrozenTrial:
-        return stored_trial(trial, self._search_objective)
+        return stored_trial(trial, self._plan.search_objective)
 
 
 def _copy(trial: Trial) -> Trial:
@@ -275,6 +283,9 @@ def stored_trial(trial: Trial, search_objective: SearchObjective) -> FrozenTrial
     if trial.ended:
         ended_at = trial.ended_at or trial.started_at
         found.datetime_complete = datetime.fromtimestamp(ended_at) if ended_at else found.datetime_complete
+    # as a list, which Optuna takes under the names of its numbers: optuna-dashboard 0.21 reads no others
+    missed = list(found.constraints.values())
+    found.system_attrs = {"constraints": missed} if missed else {}
     attributes = {IDENTITY: trial.identity, "trial": trial.name, "status": trial.status}
     attributes |= {"reason": trial.reason} if trial.reason else {}
     attributes |= {"started_from": trial.origin} if trial.origin else {}

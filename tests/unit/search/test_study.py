@@ -36,6 +36,13 @@ from tests.unit.search.test_search_objective import OUT, a_plan, figures, search
 from tests.unit.search.test_searcher import RAISES
 
 
+class Unsent(Outbox):
+    """Sends nothing to MLflow."""
+
+    def put(self, record: dict[str, Any]) -> None:
+        """Drop it."""
+
+
 class Driven:
     """A search with its study: the driver's own parts, on evaluations that no model was trained for."""
 
@@ -43,10 +50,10 @@ class Driven:
         self.found: OptunaSearcher = searcher(plan, corpus, folder)
         self.location = location or self.found.search.location
         fence = self.found.search.lease.fence
-        self.study = StudyFile("s", plan.identity, plan.search_objective, self.location, fence)
+        self.study = StudyFile("s", plan, self.location, fence)
         self.found.records = TrialStore(self.found.search.location, self.study.keep)
         self.study.begin(self.found.trials)
-        self.recorder = TrialRecorder(self.found, lambda trial: None, Outbox("sqlite:///nowhere"))
+        self.recorder = TrialRecorder(self.found, lambda trial: None, Unsent("sqlite:///nowhere"))
 
     def start(self, trial_id: str) -> Trial:
         values = self.found.suggest(trial_id)
@@ -71,11 +78,6 @@ class Driven:
         study = opened(Path(self.location.uri(STUDY)))
         check_agreement(study, TrialStore(self.found.search.location).read(), self.found.search.plan.search_objective)
         return study
-
-
-@pytest.fixture(autouse=True)
-def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Outbox, "put", lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -268,16 +270,15 @@ def test_a_driver_that_was_followed_writes_no_more_of_the_study(corpus: Corpus, 
 KILLED = """
 import sys
 from dataclasses import replace
-from raytrain.metrics import SearchObjective
 from raytrain.runs.trials import TrialStore
 from raytrain.search.study import StudyFile
 from raytrain.storage import open_storage
 from raytrain.storage.lease import Fence
 from tests.support.stored_study import check_agreement, opened
-from tests.unit.search.test_search_objective import a_trial, figures
+from tests.unit.search.test_search_objective import a_plan, a_trial, figures
 
 location = open_storage(sys.argv[1])
-study = StudyFile("s", "0" * 16, SearchObjective(), location, Fence(location, 1))
+study = StudyFile("s", a_plan(), location, Fence(location, 1))
 records = TrialStore(location, study.keep)
 known = records.read()
 study.begin(known)
@@ -307,7 +308,7 @@ def test_a_driver_that_is_killed_leaves_a_study_that_the_next_brings_in_line(tmp
         driver.wait()
     trials = TrialStore(location).read()
     assert len(trials) > 4
-    study = StudyFile("s", "0" * 16, SearchObjective(), location, Fence(location, 1))
+    study = StudyFile("s", a_plan(), location, Fence(location, 1))
     study.begin(trials)
     study.close()
     check_agreement(opened(Path(location.uri(STUDY))), trials, SearchObjective())
