@@ -1,8 +1,9 @@
 """Records of runs and searches: every file name and JSON record below their storage, in one place.
 
-A search's folder holds ``search.json`` (its plan) and, below ``trials``, one run's folder for each trial. A run's
-folder holds ``run.json`` (the owner of its name), ``mlflow.json`` (its MLflow run), ``checkpoints``, ``outcome.json``
-once it has ended, and ``unsent_metrics.jsonl`` if MLflow did not take everything. Both hold leases of drivers.
+A search's folder holds ``search.json`` (its plan), ``study.journal`` (Optuna's study of it) and, below ``trials``, one
+run's folder for each trial. A run's folder holds ``run.json`` (the owner of its name), ``mlflow.json`` (its MLflow
+run), ``checkpoints``, ``outcome.json`` once it has ended, and ``unsent_metrics.jsonl`` if MLflow did not take
+everything. Both hold leases of drivers.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ PLAN = "search.json"
 """Plan of a search."""
 BEST_CONFIG = "best_config.json"
 """Artifact of a search: the config of its winner."""
+STUDY = "study.journal"
+"""Optuna's study of a search, in Optuna's journal format: derived from the records of its trials."""
 ENCODERS = "encoders"
 """Where in a storage encoders are, each in a file that its digest names."""
 FORMAT = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -190,10 +190,14 @@ def read_record(storage: Storage, key: str) -> Trial:
 
 
 class TrialStore:
-    """Keeps the records of a search's trials under its storage, the newest state of each."""
+    """Keeps the records of a search's trials under its storage, the newest state of each.
 
-    def __init__(self, storage: Storage) -> None:
+    ``heard`` is called with each trial that is recorded, in the thread that records it.
+    """
+
+    def __init__(self, storage: Storage, heard: Callable[[Trial], None] | None = None) -> None:
         self._storage = storage
+        self._heard = heard
         self._waiting: dict[str, bytes] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trial-records")
         self._last: Future[None] | None = None
@@ -218,11 +222,15 @@ class TrialStore:
             StorageError: the storage did not take it for ``storage.PATIENCE_S``.
         """
         self._write(self._key(trial), trial.to_json())
+        if self._heard is not None:
+            self._heard(trial)
 
     def update(self, trial: Trial) -> None:
         """Write the new state of a trial soon, in the background."""
         self._waiting[self._key(trial)] = trial.to_json()
         self._last = self._thread.submit(self._write_waiting)
+        if self._heard is not None:
+            self._heard(trial)
 
     def close(self) -> None:
         """Block until all is written.

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from raytrain.metrics import RUNG, Objective, SearchObjective
@@ -63,6 +63,11 @@ the seed of its draws.
 """
 
 
+def learns(algorithm: str) -> bool:
+    """Return whether an algorithm draws by the results of trials; one of a plugin is taken to."""
+    return algorithm not in (GRID, PBT, "random")
+
+
 def make_study(plan: Plan, num_known: int) -> optuna.Study:
     """Return the Optuna study of a search. A resumed search continues from another seed, so that it repeats no draws.
 
@@ -90,26 +95,24 @@ def optuna_result(trial: Trial, search_objective: SearchObjective) -> tuple[Tria
     return TrialState.FAIL, None
 
 
-def set_constraints(
-    point: optuna.Trial | optuna.trial.FrozenTrial, trial: Trial, search_objective: SearchObjective
-) -> None:
+def set_constraints(point: optuna.Trial, trial: Trial, search_objective: SearchObjective) -> None:
     """Tell Optuna by how much a trial that has ended misses each constraint."""
     for name, value in search_objective.constraints(trial.best).items():
         point.set_constraint(name, value)
 
 
-def add_to_study(study: optuna.Study, trial: Trial, search_objective: SearchObjective) -> None:
-    """Add a trial that ended before the search was resumed; one that is no point of the space is left out.
+def optuna_trial(trial: Trial, search_objective: SearchObjective) -> FrozenTrial:
+    """Return a trial of ours as one of Optuna's: its point, and its result once it has ended.
 
     Raises:
         UserError: its record has no point that Optuna can have drawn.
     """
-    if not trial.on_the_space:
-        return
-    state, values = optuna_result(trial, search_objective)
+    state, values = TrialState.WAITING if trial.status == "waiting" else TrialState.RUNNING, None
+    if trial.ended:
+        state, values = optuna_result(trial, search_objective)
     try:
         steps = {entry["step"]: search_objective.score(entry) for entry in trial.history}
-        point = optuna.trial.create_trial(
+        return optuna.trial.create_trial(
             state=state,
             params=trial.params,
             distributions={
@@ -118,11 +121,20 @@ def add_to_study(study: optuna.Study, trial: Trial, search_objective: SearchObje
             values=values,
             # Optuna takes no intermediate values where there are two objectives
             intermediate_values=steps if len(search_objective.directions) == 1 else None,
+            constraints=search_objective.constraints(trial.best) if trial.ended else None,
         )
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"the record of trial {trial.name} has no point of a search: {error}") from None
-    set_constraints(point, trial, search_objective)
-    study.add_trial(point)
+
+
+def add_to_study(study: optuna.Study, trial: Trial, search_objective: SearchObjective) -> None:
+    """Add a trial that ended before the search was resumed; one that is no point of the space is left out.
+
+    Raises:
+        UserError: its record has no point that Optuna can have drawn.
+    """
+    if trial.on_the_space:
+        study.add_trial(optuna_trial(trial, search_objective))
 
 
 # ----------------------------------------------------------------------------------------- schedulers

@@ -54,7 +54,8 @@ class SearchOptions:
     confirm_share: float = 1.0
     """Share of its new seeds in which a config must keep the constraint to win."""
     warm_start: tuple[str, ...] = ()
-    """Configs of the first trials: config.json files, run folders, MLflow run ids or models:/NAME@ALIAS."""
+    """Earlier searches (names, folders or MLflow experiments), whose comparable results the sampler begins with; or
+    configs of the first trials: config.json files, run folders, MLflow run ids or models:/NAME@ALIAS."""
     time_budget: float | None = None
     """Seconds after which running trials are interrupted, to be continued by --resume; default: no limit."""
     max_concurrent: int | None = None
@@ -111,10 +112,6 @@ class SearchOptions:
             raise UserError(f"--num-samples is {self.num_samples}: a search needs at least one trial")
         if self.parts is not None and self.parts < 2:
             raise UserError(f"--parts is {self.parts}: give at least 2, after the first of which members are replaced")
-        if self.num_samples is not None and self.num_samples < len(self.warm_start):
-            raise UserError(
-                f"--num-samples is {self.num_samples}: the {len(self.warm_start)} of --warm-start count among them"
-            )
         if not (self.min_used >= 0 and math.isfinite(self.min_used)):
             raise UserError(f"--min-used is {self.min_used:g}: give nats of at least 0")
         if self.max_parameters is not None and self.max_parameters < 1:

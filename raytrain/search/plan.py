@@ -15,6 +15,7 @@ from raytrain.metrics import Objective, SearchObjective
 from raytrain.models import num_parameters
 from raytrain.runs.records import FORMAT, PLAN, read_values, search_objective_of
 from raytrain.runs.repeats import Confirm, confirm_of
+from raytrain.runs.trials import Trial
 from raytrain.search.space import PBT, Space, grid, read_space
 from raytrain.storage.base import Storage
 from raytrain.utils.errors import UserError, check_text
@@ -46,6 +47,19 @@ class WarmStart:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EarlierSearch:
+    """An earlier search, and what the sampler knows of it."""
+
+    reference: str
+    """The argument of ``--warm-start`` that names it, or its MLflow experiment."""
+    name: str
+    note: str
+    """What was said of it: how many trials are known, and why others are not."""
+    trials: tuple[Trial, ...]
+    """Its trials that the sampler knows, as they were recorded then, each at its point of this search's space."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything that decides which trials a search has, and their results."""
 
@@ -72,6 +86,8 @@ class Plan:
     min_used: float = 0.0
     warm_starts: tuple[WarmStart, ...] = ()
     """The configs of its first trials."""
+    earlier: tuple[EarlierSearch, ...] = ()
+    """The searches whose results its sampler begins with; they are no trials of its own."""
     max_parameters: int | None = None
     """Most parameters of a model that is trained; ``None`` without a limit."""
     parts: int = 0
@@ -83,6 +99,12 @@ class Plan:
     def search_objective(self) -> SearchObjective:
         """Return the objective, with its constraint."""
         return SearchObjective(self.objective, self.min_used)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Return the arguments of ``--warm-start``, those of searches first."""
+        found = [*(each.reference for each in self.earlier), *(start.reference for start in self.warm_starts)]
+        return tuple(dict.fromkeys(found))
 
     def fits(self, config: RunConfig[Any]) -> bool:
         """Return whether a model of this config may be trained."""
@@ -97,6 +119,15 @@ class Plan:
             "warm_starts": [
                 {"reference": start.reference, "config": to_dict(start.config), "params": start.params}
                 for start in self.warm_starts
+            ],
+            "earlier": [
+                {
+                    "reference": each.reference,
+                    "name": each.name,
+                    "note": each.note,
+                    "trials": [json.loads(trial.to_json()) for trial in each.trials],
+                }
+                for each in self.earlier
             ],
             "confirm": None if self.confirm is None else dataclasses.asdict(self.confirm),
         }
@@ -120,6 +151,9 @@ class Plan:
             _without_location(start.config) for start in other.warm_starts
         ]:
             parts.append("it started from other configs")
+        # what they have become since does not matter: the search keeps the results that it began with
+        if {each.reference for each in self.earlier} != {each.reference for each in other.earlier}:
+            parts.append("it knows other searches")
         if self.bases.keys() != other.bases.keys():
             parts.append(f"the model was {', '.join(other.bases)}, is {', '.join(self.bases)}")
             return parts
@@ -161,6 +195,10 @@ def _check(plan: Plan) -> None:
     """
     texts = {"experiment": plan.experiment, "space.name": plan.space.name}
     texts |= {f"warm_starts.{number}.reference": start.reference for number, start in enumerate(plan.warm_starts)}
+    for number, each in enumerate(plan.earlier):
+        texts |= {f"earlier.{number}.{name}": getattr(each, name) for name in ("reference", "name", "note")}
+        if not all(trial.ended for trial in each.trials):
+            raise ValueError(f"earlier.{number}.trials has one that has not ended")
     for name, text in texts.items():
         check_text(text, name)
     if plan.num_samples < 1:
@@ -197,6 +235,7 @@ def read_plan(storage: Storage, compared_with: Space | None = None) -> Plan | No
                 WarmStart(**validate_fields(WarmStart, {**start, "config": from_dict(start["config"])}))
                 for start in values.get("warm_starts", [])
             ],
+            "earlier": [_earlier(each) for each in values.get("earlier", [])],
             "confirm": confirm_of(values),
         }
         plan = Plan(**validate_fields(Plan, {**values, **made}))
@@ -204,6 +243,16 @@ def read_plan(storage: Storage, compared_with: Space | None = None) -> Plan | No
         return plan
     except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{storage.uri(PLAN)} is not a search's plan: {error}") from None
+
+
+def _earlier(values: dict[str, Any]) -> EarlierSearch:
+    """Return an earlier search as a plan's JSON has it.
+
+    Raises:
+        ValueError, TypeError, KeyError: it holds something else.
+    """
+    trials = [Trial.from_json(json.dumps(trial).encode()) for trial in values["trials"]]
+    return EarlierSearch(**validate_fields(EarlierSearch, {**values, "trials": trials}))
 
 
 def _unread(own: Space, values: dict[str, Any], name: str, source: str) -> Space:

@@ -24,6 +24,7 @@ from raytrain.search.finish import best_checkpoint, finish
 from raytrain.search.progress import SearchProgress
 from raytrain.search.recorder import MLFLOW_STATUS, SearchStopper, TrialRecorder
 from raytrain.search.searcher import OptunaSearcher, Search
+from raytrain.search.study import StudyFile
 from raytrain.search.trainables import run_alone, run_worker_group
 from raytrain.storage.base import StorageError, retry_storage
 from raytrain.tracking.client import TRACKING_ERRORS, explain, is_deleted
@@ -121,7 +122,8 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     keep_keys_from_ray()
     survive_lack_of_memory()
     scheduler = make_scheduler(search.plan)
-    records = TrialStore(search.location)
+    study = StudyFile(search.name, search.plan, search.location, search.lease.fence)
+    records = TrialStore(search.location, study.keep)
     known = records.read(search.known)
     searcher = OptunaSearcher(search, records, known, scheduler)
     outbox, patience_s = Outbox(search.parent.uri), INTERRUPTED_S
@@ -130,6 +132,7 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     stopper = SearchStopper(recorder, search.time_budget)
     searcher.scratch = tempfile.mkdtemp(prefix="raytrain-tune-")
     try:
+        study.begin(known)
         # inside: what is taken from the storage is only in the outbox, which is kept however the search ends
         for record in take_unsent(search, known):
             outbox.put(record)
@@ -146,6 +149,7 @@ def run_search(search: Search, show: Any) -> list[Trial]:
         shutil.rmtree(searcher.scratch, ignore_errors=True)
         recorder.close()
         progress.close()
+        study.close()
         records.close()
         keep_unsent(search, outbox.close(patience_s))
     return searcher.trials

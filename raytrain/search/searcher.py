@@ -90,6 +90,9 @@ class OptunaSearcher(Searcher):
         self.scratch = ""
         own = searched(known)
         self.study = make_study(search.plan, len(own))
+        for earlier in search.plan.earlier:
+            for trial in earlier.trials:
+                add_to_study(self.study, trial, search.plan.search_objective)
         self.trials = list(known)
         """All trials of the search, by number."""
         self.scheduler = scheduler

@@ -24,13 +24,13 @@ from raytrain.runs.trials import TrialStore
 from raytrain.runs.workspace import Workspace, open_workspace, reopen_workspace
 from raytrain.search.algorithms import check_algorithms, resolve_algorithm, resolve_scheduler
 from raytrain.search.confirmation import repeat_share, repeats_left
+from raytrain.search.earlier import NewSearch, WarmStarts, read_references
 from raytrain.search.estimate import Estimate, read_benchmark, trial_seconds, worker_bytes
 from raytrain.search.options import NUM_SAMPLES, PARTS, RESUMABLE, SearchOptions, SearchRequest
 from raytrain.search.plan import Plan, WarmStart, grid_points, read_plan
 from raytrain.search.population import check_population, num_members, part_steps
 from raytrain.search.searcher import Search
 from raytrain.search.space import GRID, PBT, check_space
-from raytrain.search.warm_start import read_warm_starts
 from raytrain.storage import open_storage_root
 from raytrain.storage.lease import find_free, take
 from raytrain.tracking.client import check_tracking
@@ -92,8 +92,8 @@ def with_encoder(request: SearchRequest, encoder: Encoder) -> SearchRequest:
 
 def check_request(
     request: SearchRequest, workspace: Workspace, workers: int | None = None, encoder: Encoder | None = None
-) -> tuple[WarmStart, ...]:
-    """Check every config that the space may draw, and read those of ``--warm-start``.
+) -> WarmStarts:
+    """Check every config that the space may draw, and read what ``--warm-start`` names.
 
     Args:
         request: the search.
@@ -107,17 +107,27 @@ def check_request(
     options, space = request.options, request.space
     budget, algorithm = space.budget(options.budget), resolve_algorithm(options.algorithm, space)
     resolve_scheduler(options.scheduler, algorithm, options.search_objective)
-    check_search_objective(SearchObjective(options.search_objective, options.min_used), request.bases)
+    search_objective = SearchObjective(options.search_objective, options.min_used)
+    check_search_objective(search_objective, request.bases)
     if options.parts is not None and algorithm != PBT:
         raise UserError(f"--parts needs --algorithm {PBT}, not {algorithm}")
     if options.search_objective == "pareto" and algorithm == PBT:
         raise UserError(f"--algorithm {PBT} replaces the worst by one number: --search-objective pareto has two")
     points = check_space(space, request.bases, budget, algorithm, request.first.seed)
-    warm_starts = read_warm_starts(options.warm_start, request.bases)
-    check_parameters(options.max_parameters, points, warm_starts)
-    configs = [*points, *(start.config for start in warm_starts)]
+    new = NewSearch(
+        space=space,
+        bases=request.bases,
+        budget=budget,
+        algorithm=algorithm,
+        search_objective=search_objective,
+        corpus=workspace.corpus.digest,
+        max_parameters=options.max_parameters,
+    )
+    warm_starts = read_references(options.warm_start, new, workspace.storage)
+    check_starts(options, points, warm_starts.starts)
+    configs = [*points, *(start.config for start in warm_starts.starts)]
     if algorithm == PBT:
-        members = options.num_samples or max(NUM_SAMPLES, len(warm_starts))
+        members = options.num_samples or max(NUM_SAMPLES, len(warm_starts.starts))
         check_population(members, options.parts or PARTS, space.name, configs)
     shapes = {(each.sampling, each.length, each.batch_size, each.group_size, each.vocabulary): each for each in configs}
     for config in shapes.values():
@@ -130,15 +140,17 @@ def check_request(
     return warm_starts
 
 
-def check_parameters(most: int | None, points: Sequence[RunConfig[Any]], warm_starts: Sequence[WarmStart]) -> None:
-    """Refuse a limit of parameters that no checked point of the space keeps, or that a warm start does not.
+def check_starts(options: SearchOptions, points: Sequence[RunConfig[Any]], starts: Sequence[WarmStart]) -> None:
+    """Refuse more start points than trials, and a limit of parameters that one or every checked point is above.
 
     Raises:
-        UserError: with the number of parameters.
+        UserError: with the numbers.
     """
-    if most is None:
+    if options.num_samples is not None and options.num_samples < len(starts):
+        raise UserError(f"--num-samples is {options.num_samples}: the {len(starts)} of --warm-start count among them")
+    if (most := options.max_parameters) is None:
         return
-    for start in warm_starts:
+    for start in starts:
         if (found := num_parameters(start.config)) > most:
             raise UserError(f"--max-parameters {most}: --warm-start {start.reference} has {found:,}")
     if (fewest := min(map(num_parameters, points))) > most:
@@ -157,12 +169,13 @@ def check_search_objective(search_objective: SearchObjective, bases: dict[str, R
         raise UserError(f"{option}: {' and '.join(bases)} has no latent code")
 
 
-def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: tuple[WarmStart, ...]) -> Plan:
+def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: WarmStarts) -> Plan:
     """Return the plan of a request: everything that decides which trials the search has."""
     options, space = request.options, request.space
     budget, algorithm = space.budget(options.budget), resolve_algorithm(options.algorithm, space)
     points = len(grid_points(space, request.bases, budget, options.max_parameters)) if algorithm == GRID else 0
-    default = points + len(warm_starts) if points else max(NUM_SAMPLES, len(warm_starts))
+    starts = warm_starts.starts
+    default = points + len(starts) if points else max(NUM_SAMPLES, len(starts))
     parts = (options.parts or PARTS) if algorithm == PBT else 0
     return Plan(
         identity=new_identity(),
@@ -181,7 +194,8 @@ def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: tuple[W
         objective=options.search_objective,
         min_used=options.min_used,
         max_parameters=options.max_parameters,
-        warm_starts=warm_starts,
+        warm_starts=starts,
+        earlier=warm_starts.earlier,
         confirm=options.confirmation(request.first.seed),
     )
 
@@ -189,7 +203,8 @@ def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: tuple[W
 def known_or_new(name: str, plan: Plan, workspace: Workspace) -> Plan:
     """Return ``plan`` with the identity of the search that has this name already; as it is where the name is free.
 
-    That search keeps the number of its trials unless it is to have more, and its confirmation unless another is given.
+    That search keeps the number of its trials unless it is to have more, its confirmation unless another is given, and
+    what it knows of earlier searches as it was when it was begun.
 
     Raises:
         UserError: it belongs to something else.
@@ -210,6 +225,7 @@ def known_or_new(name: str, plan: Plan, workspace: Workspace) -> Plan:
         identity=known.identity,
         num_samples=max(plan.num_samples, known.num_samples),
         confirm=plan.confirm or known.confirm,
+        earlier=known.earlier,
     )
 
 
@@ -253,7 +269,7 @@ def stored_plan(name: str, storage: str | None) -> tuple[Plan, SearchOptions]:
         search_objective=plan.objective,
         min_used=plan.min_used,
         max_parameters=plan.max_parameters,
-        warm_start=tuple(start.reference for start in plan.warm_starts),
+        warm_start=plan.references,
         **given,
         **workers,
     )
@@ -420,7 +436,8 @@ def print_plan(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec, si
         f"objective: {plan.search_objective}"
         + ("" if plan.max_parameters is None else f", at most {plan.max_parameters:,} parameters")
         + ("" if plan.confirm is None else f"\nconfirmation: {plan.confirm}")
-        + "".join(f"\nwarm start: {start.reference}" for start in plan.warm_starts)
+        + "".join(f"\nwarm start: {each.note}" for each in plan.earlier)
+        + "".join(f"\nwarm start: the config of {start.reference} is trained" for start in plan.warm_starts)
     )
     print("\n".join(reference_lines(plan, corpus)), flush=True)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +34,23 @@ FROM_THE_SEARCH = (
 length and its validation samples. Schedules are fractions of the steps and follow by themselves."""
 
 
-def read_warm_starts(references: Sequence[str], bases: dict[str, RunConfig[Any]]) -> tuple[WarmStart, ...]:
-    """Return the configs that ``--warm-start`` names, each made to fit the search: see ``FROM_THE_SEARCH``.
+def read_warm_start(reference: str, model: str, bases: dict[str, RunConfig[Any]]) -> WarmStart:
+    """Return the config of ``model``, made to fit the search: see ``FROM_THE_SEARCH``.
+
+    Args:
+        reference: what ``--warm-start`` was given for it.
+        model: a ``config.json``, or what ``runs.references`` resolves.
+        bases: the configs of the search, by model.
 
     Raises:
-        UserError: a reference names nothing, or a config of a model that is not searched, or one that does not fit.
+        UserError: it names nothing, or a config of a model that is not searched, or one that does not fit.
     """
-    return tuple(_read(reference, bases) for reference in references)
-
-
-def _read(reference: str, bases: dict[str, RunConfig[Any]]) -> WarmStart:
     params = None
-    if reference.endswith(".json"):
-        found = read_config(Path(reference))
+    if model.endswith(".json"):
+        found = read_config(Path(model))
     else:
         try:
-            stored = resolve(reference).stored
+            stored = resolve(model).stored
             found = from_dict(stored.config)
             trial = trial_of(stored.uri)
         except (UserError, StorageError) as error:

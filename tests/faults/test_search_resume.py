@@ -16,11 +16,13 @@ import pytest
 
 from raytrain.metrics import SearchObjective
 from raytrain.runs import checkpoint
+from raytrain.runs.records import STUDY
 from raytrain.runs.repeats import Confirm, winner
 from raytrain.runs.trials import Trial, TrialStore, rank
 from raytrain.storage.lease import take
 from raytrain.storage.local import FolderStorage
 from tests.support.ray_instance import assert_nothing_left
+from tests.support.stored_study import check_agreement, opened
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = (
@@ -217,6 +219,7 @@ def assert_the_same(home: Path, other: Path) -> None:
     assert found.keys() == expected.keys() == {str(trial.number) for trial in mine}
     assert found == expected
     assert models(home) == models(other) == (1, 1)
+    check_agreement(opened(home / "runs" / "s" / STUDY), mine, SearchObjective())
 
 
 def trials(home: Path) -> list[Trial]:

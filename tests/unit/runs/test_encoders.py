@@ -18,6 +18,7 @@ from raytrain.models import build
 from raytrain.runs.encoders import ENCODERS, Encoder, find_encoder, read_encoder
 from raytrain.runs.workspace import Workspace
 from raytrain.search import setup
+from raytrain.search.earlier import WarmStarts
 from raytrain.search.options import SearchOptions, SearchRequest
 from raytrain.search.space import read_space
 from raytrain.storage import open_storage
@@ -222,8 +223,8 @@ def request(trained: Path, source: str) -> SearchRequest:
 def test_a_search_checks_every_point_of_its_space(trained: Path, corpus: Corpus, storage: Storage) -> None:
     encoder, workspace = found(trained, storage), Workspace(storage, corpus, "")
     fits = setup.with_encoder(request(trained, SPACE % "8"), encoder)
-    assert setup.check_request(fits, workspace, encoder=encoder) == ()
-    plan = setup.make_plan(fits, workspace, ())
+    assert setup.check_request(fits, workspace, encoder=encoder) == WarmStarts()
+    plan = setup.make_plan(fits, workspace, WarmStarts())
     assert plan.bases["hybrid"].encoder_from == encoder.digest
     wide = setup.with_encoder(request(trained, SPACE % "8, 16"), encoder)
     with pytest.raises(UserError, match=r"posterior\.linear\.bias is \[16\] of torch\.float32 there, and \[32\]"):

@@ -22,9 +22,10 @@ from raytrain.search import searcher as searchers
 from raytrain.search.algorithms import SAMPLERS
 from raytrain.search.estimate import worker_bytes
 from raytrain.search.finish import description, model_card
+from raytrain.search.options import SearchOptions
 from raytrain.search.plan import WarmStart, grid_points
 from raytrain.search.searcher import OptunaSearcher
-from raytrain.search.setup import check_parameters, largest_worker, reference_lines, stored_plan
+from raytrain.search.setup import check_starts, largest_worker, reference_lines, stored_plan
 from raytrain.search.space import check_space, read_space
 from raytrain.storage import open_storage
 from raytrain.utils.errors import UserError
@@ -113,13 +114,15 @@ def test_a_sampler_that_insists_on_large_models_is_left_for_a_random_draw(
 
 def test_a_limit_that_nothing_keeps_is_refused() -> None:
     points, most = [with_hidden(hidden) for hidden in (16, 32)], num_parameters(with_hidden(16))
-    check_parameters(None, points, ())
-    check_parameters(most, points, ())
+    check_starts(SearchOptions(), points, ())
+    check_starts(SearchOptions(max_parameters=most), points, ())
     with pytest.raises(UserError, match=rf"none of 2 points of the space has so few; the least is {most:,}"):
-        check_parameters(most - 1, points, ())
+        check_starts(SearchOptions(max_parameters=most - 1), points, ())
     start = WarmStart(reference="a.json", config=points[1])
     with pytest.raises(UserError, match=r"--max-parameters \d+: --warm-start a.json has"):
-        check_parameters(most, points, (start,))
+        check_starts(SearchOptions(max_parameters=most), points, (start,))
+    with pytest.raises(UserError, match=r"--num-samples is 1: the 2 of --warm-start count among them"):
+        check_starts(SearchOptions(num_samples=1), points, (start, start))
 
 
 def test_no_memory_is_set_aside_for_models_that_the_limit_leaves_out() -> None:
