@@ -159,7 +159,7 @@ def finish_without_winner(search: Search, trials: list[Trial], confirmation: Con
         text = f"{confirmation.sentence}: no model is registered"
     describe_unregistered(search, trials, text)
     end(search, trials)
-    if not unfinished(search, trials):
+    if not search.plan.parts and not unfinished(search, trials):
         print(f"try more trials with: {search.resume_command} --num-samples N")
     print(f"view: {search.parent.ui_hint()}")
 

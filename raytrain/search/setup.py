@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from raytrain.cluster.connection import connect
-from raytrain.cluster.resources import Cluster, read_cluster, reserve_memory, worker_spec
+from raytrain.cluster.resources import Cluster, read_cluster, reserve_memory, traffic, worker_spec
 from raytrain.config.schema import RunConfig, flatten, to_dict
 from raytrain.config.workers import WorkerSpec
 from raytrain.data.corpus import Corpus
@@ -344,6 +344,8 @@ def admit(
         reason = "a node has no room for that twice, or does not say how much it has"
         kept = "is reserved" if spec.memory else f"may be used; none is reserved: {reason}"
         print(f"memory: about {need / 1e9:.1f} GB a worker {kept}")
+    if said := traffic(cluster, spec, max(map(num_parameters, plan.bases.values()))):
+        print(said)
     seconds, sources = trial_seconds(plan, workspace.corpus, spec, options.bench)
     estimate = Estimate(
         num_trials=num_left,
@@ -409,6 +411,8 @@ def open_tracking(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec)
             "worker_group": str(spec),
         },
     )
+    if plan.parts:
+        parent.log_parameters({"search.parts": plan.parts})
     if plan.max_parameters is not None:
         parent.log_parameters({"search.max_parameters": plan.max_parameters})
     if plan.confirm is not None:

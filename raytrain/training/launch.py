@@ -12,9 +12,10 @@ from typing import Any
 
 from raytrain.cluster.connection import connect
 from raytrain.cluster.ray_internals import delete_value, get_value
-from raytrain.cluster.resources import read_cluster, worker_spec
+from raytrain.cluster.resources import read_cluster, traffic, worker_spec
 from raytrain.config.schema import RunConfig, fingerprint, flatten, to_dict
 from raytrain.config.workers import WorkerSpec, parse_workers
+from raytrain.models import num_parameters
 from raytrain.models.ladder import Ladder, validation_ladder
 from raytrain.runs.encoders import Encoder, find_encoder
 from raytrain.runs.records import (
@@ -97,6 +98,8 @@ def train(
     check_tracking(workspace.tracking_uri, cluster.num_nodes)
     spec = worker_spec(options.worker_options(), cluster)
     cluster.admit(spec, 1, head_memory=float("inf"))
+    if said := traffic(cluster, spec, num_parameters(config)):
+        print(said, flush=True)
 
     if encoder is not None:
         config = encoder.start(config, workspace.storage)

@@ -17,6 +17,7 @@ from raytrain.cluster.resources import (
     node_types,
     reserve_memory,
     stated_types,
+    traffic,
     worker_spec,
 )
 from raytrain.config.workers import WorkerSpec
@@ -211,3 +212,16 @@ def test_memory_is_reserved_where_that_keeps_no_run_from_starting(
     assert (found.memory, found.per_worker) == (reserved, spec.per_worker)
     assert cluster.admit(found, None, PLENTY) == runs
     assert runs * found.workers * found.memory <= cluster.total("memory")
+
+
+def test_what_workers_send_each_other_is_said_where_they_are_on_several_machines() -> None:
+    pair = Cluster(({"CPU": 4.0}, {"CPU": 4.0}))
+    spec = WorkerSpec(4, 2, 0)
+    assert "each of 4 workers on several machines sends 6.0 MB of gradients a step" in traffic(pair, spec, 1_000_000)
+    assert "takes 4.8 ms at 10 Gbit/s" in traffic(pair, spec, 1_000_000)
+    assert traffic(pair, WorkerSpec(2, 2, 0), 1_000_000) == ""
+    assert traffic(pair, WorkerSpec(1, 8, 0), 1_000_000) == ""
+    # one that may come has room for all; of an elastic run the most workers count
+    growing = Cluster(({"CPU": 4.0},), (({"CPU": 8.0}, 1),))
+    assert traffic(growing, spec, 1_000_000) == ""
+    assert "each of 8 workers" in traffic(growing, WorkerSpec(2, 2, 0, most=8), 1_000_000)
