@@ -72,14 +72,18 @@ def search_figures(
         ladder: the n-grams on the validation samples of the winner, if there is one.
         study: the search's own Optuna study, if at hand; otherwise one is made from ``rows``.
     """
+    # parts of a population's runs can be compared only where they end at the same step, and their KL weight changes
+    last = max((row.steps for row in rows), default=0)
+    whole = [row for row in rows if row.member < 0 or row.steps == last]
+    annealed = {} if len(whole) < len(rows) else {"annealing": figures.annealing_curves(rows, dict(objectives))}
     return {
         "best_so_far": figures.best_so_far(rows),
         "learning_curves": learning_curves(rows, ladder),
         "code_curves": code_curves(rows),
         "bound_against_use": figures.bound_against_use(rows),
-        "importance": importance(rows, study),
-        "parallel_coordinates": parallel_coordinates(rows),
-        "annealing": figures.annealing_curves(rows, dict(objectives)),
+        "importance": importance(whole, study),
+        "parallel_coordinates": parallel_coordinates(whole),
+        **annealed,
         "top_trials": top_trials(rows),
     }
 

@@ -61,7 +61,7 @@ def trial_table(trials: Sequence[Trial], title: str, first: int = 0) -> Table:
         table.add_row(
             trial.name,
             trial.status,
-            f"{trial.step}/{trial.config.steps}",
+            f"{trial.step}/{trial.last_step}",
             *(metric.format(trial.best) for metric in metrics),
             f"{trial.seconds:.0f} s",
             _fields(trial, "{}={}", "  "),
@@ -133,7 +133,7 @@ class LiveTable:
         if self.console.is_terminal:
             return
         best = f", {headline(trial.best)}" if trial.best else ""
-        print(f"trial {trial.name} {trial.status} at step {trial.step}/{trial.config.steps}{best}", flush=True)
+        print(f"trial {trial.name} {trial.status} at step {trial.step}/{trial.last_step}{best}", flush=True)
         now = time.monotonic()
         if (text := outlook()) and (trial.ended or now >= self._say_at):
             self._say_at = now + SAY_EVERY_S

@@ -93,9 +93,11 @@ def traffic(cluster: Cluster, spec: WorkerSpec, parameters: int) -> str:
     To sum n tensors in a ring, each worker sends 2 (n - 1) / n of one (Patarasuk and Yuan 2009). DDP sends gradients in
     float32 while others are still computed: what counts is whether a step takes longer.
     """
-    nodes = [*cluster.up, *(node for node, count in cluster.possible if count > 0)]
     workers = spec.limit
-    if workers == 1 or any(_slots(node, spec) >= workers for node in nodes):
+    if workers == 1:
+        return ""
+    nodes = [*cluster.up, *(node for node, count in cluster.possible if count > 0)]
+    if any(_slots(node, spec) >= workers for node in nodes):
         return ""
     sent = 2 * (workers - 1) / workers * 4 * parameters
     milliseconds = sent * 8 / (NETWORK_GBITS * 1e9) * 1e3

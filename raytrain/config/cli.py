@@ -13,7 +13,7 @@ from raytrain.config.models import ModelName, find_model, known_models
 from raytrain.config.plugins import load_plugins
 from raytrain.config.presets import PRESET_NAMES, PresetName, for_source, preset
 from raytrain.config.schedules import KL_SCHEDULES, LEARNING_RATE_SCHEDULES, ObjectiveConfig, OptimizerConfig
-from raytrain.config.schema import RunConfig, from_dict, to_dict
+from raytrain.config.schema import RunConfig, flatten, from_dict, to_dict, with_steps
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import expanded
 from raytrain.utils.output import coloured
@@ -128,12 +128,28 @@ def parse_fields(
     bare = tyro.conf.arg(name="", prefix_name=False)
     fields: list[Any] = [
         ("options", Annotated[type(options), bare], dataclasses.field(default_factory=lambda: options)),
-        ("config", Annotated[kind, bare], dataclasses.field(default=config)),
+        ("config", Annotated[kind, bare], dataclasses.field(default=dataclasses.replace(config, changes=()))),
     ]
     parsed: Any = parse_options(
         f"{command} {config.model_name}", dataclasses.make_dataclass("Command", fields), arguments
     )
-    return parsed.options, from_dict(to_dict(parsed.config))  # from_dict also refuses numbers that are not finite
+    checked = from_dict(to_dict(parsed.config))  # from_dict also refuses numbers that are not finite
+    return parsed.options, _with_changes(checked, config)
+
+
+def _with_changes(parsed: RunConfig[Any], config: RunConfig[Any]) -> RunConfig[Any]:
+    """Return the config of a command line with the changes of the ``config`` that it began with, at its own steps.
+
+    Raises:
+        UserError: the command line sets a field that they change.
+    """
+    before, after = flatten(config), flatten(parsed)
+    for name in {change.field for change in config.changes}:
+        if before[name] != after[name]:
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"{option}: the config changes {name} during the run; edit its changes in a config file")
+    changing = dataclasses.replace(parsed, steps=config.steps, changes=config.changes)
+    return with_steps(changing, parsed.steps)
 
 
 METAVARS = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}

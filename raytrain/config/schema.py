@@ -42,6 +42,7 @@ __all__ = [
     "in_force",
     "override",
     "to_dict",
+    "with_steps",
 ]
 
 LOCATION = ("data", "data_path", "data_field")
@@ -136,6 +137,7 @@ class RunConfig(Generic[ModelT]):
             "model.fixed_variance fixes the KL; set one of them",
         )
         for change in self.changes:
+            require(change.step < self.steps, "changes.step", change.step, f"must be below steps ({self.steps})")
             in_force(self, change.step)  # which checks the values
             require(
                 change.field != "objective.rate" or min(change.value, self.objective.rate) > 0,
@@ -180,7 +182,7 @@ def in_force(config: RunConfig[ModelT], step: int) -> RunConfig[ModelT]:
         ValueError: a section refuses a value.
     """
     sections: dict[str, dict[str, float]] = {}
-    for change in config.changes:
+    for change in sorted(config.changes, key=lambda change: change.step):
         if change.step <= step:
             section, _, name = change.field.partition(".")
             sections.setdefault(section, {})[name] = change.value
@@ -188,6 +190,14 @@ def in_force(config: RunConfig[ModelT], step: int) -> RunConfig[ModelT]:
         section: dataclasses.replace(getattr(config, section), **values) for section, values in sections.items()
     }
     return dataclasses.replace(config, changes=(), **changed)
+
+
+def with_steps(config: RunConfig[ModelT], steps: int) -> RunConfig[ModelT]:
+    """Return the config of a run of so many steps; its changes are at the same fractions of them."""
+    moved = [
+        dataclasses.replace(change, step=max(1, round(change.step * steps / config.steps))) for change in config.changes
+    ]
+    return dataclasses.replace(config, steps=steps, changes=tuple(change for change in moved if change.step < steps))
 
 
 # ---------------------------------------------------------------------------------------------- JSON

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raytrain.config.schema import RunConfig, to_dict
+from raytrain.config.schema import RunConfig, to_dict, with_steps
 from raytrain.metrics import SearchObjective
 from raytrain.runs.trials import Trial, rank
 from raytrain.utils.errors import UserError
@@ -81,7 +81,7 @@ class Confirm:
 
     def repeat(self, config: RunConfig[Any], seed: int) -> RunConfig[Any]:
         """Return the config of a repeat."""
-        return dataclasses.replace(config, seed=seed, steps=self.steps or config.steps)
+        return dataclasses.replace(with_steps(config, self.steps or config.steps), seed=seed)
 
 
 def confirm_of(values: dict[str, Any]) -> Confirm | None:

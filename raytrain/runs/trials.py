@@ -128,6 +128,8 @@ def _check(trial: Trial) -> None:
     for name in ("number", "step", "confirms", "member", "end"):
         if (getattr(trial, name) or 0) < 0:
             raise ValueError(f"{name} is {getattr(trial, name)}")
+    if (trial.member is None) != (trial.end is None) or not 0 < trial.last_step <= trial.config.steps:
+        raise ValueError(f"end is {trial.end}, member is {trial.member}, of {trial.config.steps} steps")
     checked_key(trial.identity)
     if trial.continues:
         checked_key(trial.continues)

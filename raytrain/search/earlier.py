@@ -90,8 +90,10 @@ def read_references(references: Sequence[str], new: NewSearch, storage: Storage)
             if found is None:
                 starts.append(read_warm_start(reference, reference, new.bases))
                 continue
+            before = set(known)
             read = [_read(reference, each, new, known) for each in found]
-            if not any(each.trials for each in read):
+            # what another reference has given already can be compared, too
+            if not any(each.trials for each in read) and not _names_any(found, before):
                 starts.append(_start(reference, found, read[0].note, new))
             earlier += read
         except StorageError as error:
@@ -150,6 +152,11 @@ def _of_experiment(name: str) -> list[Storage] | None:
     if not found:
         raise UserError(f"experiment {name} has no search that is still where it was")
     return found
+
+
+def _names_any(found: Sequence[Storage], identities: set[str]) -> bool:
+    """Return whether one of the searches has a trial with one of these identities."""
+    return bool(identities) and any(trial.identity in identities for each in found for trial in TrialStore(each).read())
 
 
 def _start(reference: str, found: Sequence[Storage], note: str, new: NewSearch) -> WarmStart:

@@ -214,6 +214,8 @@ class Estimate:
     """Trials that have not ended yet, without those that confirm."""
     concurrent: int
     """Trials at once."""
+    most: int | None = None
+    """Most of those that do not confirm at once, if there is such a limit: members of a population."""
     workers: int
     """Workers of each trial."""
     trial_seconds: float | None = None
@@ -230,9 +232,9 @@ class Estimate:
     @property
     def hours(self) -> float | None:
         """Hours until the last trial has ended."""
-        rounds = math.ceil(self.num_trials / self.concurrent) + self.repeat_share * math.ceil(
-            self.num_repeats / self.concurrent
-        )
+        rounds = math.ceil(
+            self.num_trials / min(self.concurrent, self.most or self.concurrent)
+        ) + self.repeat_share * math.ceil(self.num_repeats / self.concurrent)
         known = [] if self.trial_seconds is None else [rounds * self.trial_seconds / 3600]
         return min([*known, *([] if self.time_budget is None else [self.time_budget / 3600])], default=None)
 

@@ -49,6 +49,7 @@ from raytrain.runs.repeats import best_first, searched, winner
 from raytrain.runs.trained_model import from_checkpoint
 from raytrain.runs.trials import Trial, rank, trial_location
 from raytrain.search.confirmation import Confirmation, confirmation_of, new_repeats, wanted_repeats
+from raytrain.search.population import is_extinct
 from raytrain.search.registry import Candidate, Score, VerificationError, register_and_compete
 from raytrain.search.searcher import Search
 from raytrain.search.winner import BEST_TRIAL
@@ -209,7 +210,7 @@ def unfinished(search: Search, trials: list[Trial]) -> str:
     """
     plan, own = search.plan, searched(trials)
     unended = [trial.name for trial in (*own, *wanted_repeats(plan, trials)) if not trial.ended]
-    num_left = plan.num_samples - len(own)
+    num_left = 0 if is_extinct(plan, trials) else plan.num_samples - len(own)
     if num_left <= 0 and all(trial.ended for trial in own):
         num_left = len(new_repeats(plan, trials))
     parts = [f"trials {', '.join(unended)} have not ended"] if unended else []
@@ -397,11 +398,12 @@ def _row(trial: Trial, metrics: list[str]) -> dict[str, Any]:
         "length": trial.config.length,
         "seed": trial.config.seed,
         "step": trial.step,
-        "steps": trial.config.steps,
+        "steps": trial.last_step,
         "seconds": trial.seconds,
         "started_at": trial.started_at,
         "ended_at": trial.ended_at,
     }
+    row |= {} if trial.member is None else {"member": trial.member}
     row |= {key: trial.best.get(key) for key in metrics}
     # a column has one type: values of several kinds, and lists, go in as text
     row |= {f"{CURVE}{name}": [entry.get(name) for entry in trial.history] for name in _evaluated(trial)}

@@ -16,8 +16,6 @@ from raytrain.utils.errors import UserError
 
 NUM_SAMPLES = 8
 """Trials of a search whose number is not given."""
-PARTS = 8
-"""Parts in which the members of a population are trained, if their number is not given."""
 
 
 @dataclass
@@ -35,7 +33,8 @@ class SearchOptions:
     """Sampler that draws the trials: tpe, gp, random, grid or a registered one; or pbt, which changes hyperparameters
     while a population of models is trained; default: the one that the space names, otherwise tpe."""
     parts: int | None = None
-    """With pbt: parts in which each member is trained; after each the worst members are replaced; default: 8."""
+    """With pbt: parts in which each member is trained; after each the worst members are replaced; default: the most up
+    to 8 that end at an evaluation."""
     scheduler: str | None = None
     """Scheduler that stops trials early: asha, none or a registered one; default: asha, but none for a grid and for
     --search-objective pareto."""

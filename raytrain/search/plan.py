@@ -205,6 +205,8 @@ def _check(plan: Plan) -> None:
         raise ValueError(f"num_samples is {plan.num_samples}")
     if plan.parts < 0 or (plan.algorithm == PBT) != (plan.parts > 0) or (plan.parts and plan.num_samples % plan.parts):
         raise ValueError(f"parts is {plan.parts}, with {plan.num_samples} trials of {plan.algorithm}")
+    if plan.parts and any(config.steps % plan.parts for config in plan.bases.values()):
+        raise ValueError(f"parts is {plan.parts}, of other than equally many steps")
     if plan.max_parameters is not None and plan.max_parameters < 1:
         raise ValueError(f"max_parameters is {plan.max_parameters}")
     if not plan.bases or any(config.model_name != model for model, config in plan.bases.items()):

@@ -33,7 +33,9 @@ from raytrain.config.changes import CHANGEABLE, Change
 from raytrain.config.schema import RunConfig, flatten, in_force
 from raytrain.runs.repeats import searched
 from raytrain.runs.trials import Trial
-from raytrain.search.plan import Plan
+from raytrain.search.plan import Plan, WarmStart
+from raytrain.search.space import PBT, Space
+from raytrain.search.warm_start import point_of
 from raytrain.utils.errors import UserError
 
 REPLACED = 0.25
@@ -41,6 +43,12 @@ REPLACED = 0.25
 DRAWN_AGAIN = 0.25
 """Probability that a hyperparameter is drawn anew instead of being changed by one of ``FACTORS``."""
 FACTORS = (0.8, 1.2)
+PARTS = 8
+"""Most parts in which the members are trained, if their number is not given."""
+
+
+class ExtinctError(Exception):
+    """No member has a state from which any could go on."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +79,37 @@ def part_steps(plan: Plan) -> int:
     return next(iter(plan.bases.values())).steps // plan.parts
 
 
-def check_population(members: int, parts: int, space: str, points: Sequence[RunConfig[Any]]) -> None:
-    """Refuse a population that cannot be trained in parts, or that has nothing to change.
+def find_parts(wanted: int | None, base: RunConfig[Any]) -> int:
+    """Return the number of parts in which runs of ``base`` are trained: ``wanted``, or the most up to ``PARTS``.
+
+    A part ends at an evaluation, so that a run in one piece is evaluated at the same steps.
+
+    Raises:
+        UserError: no part would, or those of ``wanted`` would not; the line says which do.
+    """
+    steps, every = base.steps, base.evaluate_every
+    fitting = [] if steps % every else [parts for parts in range(2, steps // every + 1) if steps // every % parts == 0]
+    few = [parts for parts in fitting if parts <= PARTS]
+    if wanted is None and few:
+        return few[-1]
+    if wanted is not None and wanted in fitting:
+        return wanted
+    numbers = ", ".join(map(str, fitting[:20]))
+    others = f"give one of {numbers}" if fitting else "give other --steps or --evaluate-every"
+    raise UserError(
+        f"--parts {PARTS if wanted is None else wanted}: {steps} steps, evaluated every {every}, cannot be cut into so "
+        f"many parts that end at an evaluation; {others}"
+    )
+
+
+def check_population(
+    members: int, space: str, bases: dict[str, RunConfig[Any]], points: Sequence[RunConfig[Any]]
+) -> None:
+    """Refuse a population whose members have not the same steps, or in which nothing can change.
 
     Args:
         space: name of the search space.
+        bases: the configs that its fields change, by model.
         points: configs that it draws.
 
     Raises:
@@ -83,17 +117,30 @@ def check_population(members: int, parts: int, space: str, points: Sequence[RunC
     """
     if members < 2:
         raise UserError(f"--num-samples {members}: a population has at least 2 members")
+    configs = [*bases.values(), *points]
     for name in ("steps", "evaluate_every", "seed"):
-        if len({getattr(config, name) for config in points}) > 1:
+        if len({getattr(config, name) for config in configs}) > 1:
             raise UserError(f"search space {space} varies {name}, which all members of a population have in common")
-    steps, every = points[0].steps, points[0].evaluate_every
-    if steps % parts or steps // parts % every:
-        raise UserError(
-            f"--parts {parts}: a part of the {steps} steps must be a multiple of evaluate_every ({every}), so that a "
-            "run in one piece is evaluated at the same steps"
-        )
+    if any(config.changes for config in configs):
+        raise UserError(f"--algorithm {PBT} finds changes itself: begin with a config that has none")
     if not any(len({flatten(config)[name] for config in points}) > 1 for name in CHANGEABLE):
         raise UserError(f"search space {space} draws nothing that may change during a run: {', '.join(CHANGEABLE)}")
+
+
+def fit_start(start: WarmStart, plan_space: Space, bases: dict[str, RunConfig[Any]], budget: str | None) -> WarmStart:
+    """Return a warm start as a member of a population: with the seed of the others.
+
+    Raises:
+        UserError: it is no point of the space, so that nothing of it could change.
+    """
+    base = bases[start.config.model_name]
+    fitted = dataclasses.replace(start, config=dataclasses.replace(start.config, seed=base.seed))
+    if point_of(fitted, plan_space, bases, budget) is None:
+        raise UserError(
+            f"--warm-start {start.reference}: with --algorithm {PBT} it must be a point of search space "
+            f"{plan_space.name}, whose parameters change"
+        )
+    return fitted
 
 
 def num_members(plan: Plan) -> int:
@@ -107,12 +154,15 @@ def next_part(plan: Plan, trials: Sequence[Trial]) -> Part | None:
     A member that cannot be among the worst any more goes on while others are still at their parts.
 
     Raises:
-        UserError: no member has a result after a part.
+        ExtinctError: no member has a result after a part.
+        UserError: the record of a part is of another population.
     """
     parts: list[dict[int, Trial]] = [{} for _ in range(plan.parts)]
     for trial in searched(trials):
-        if trial.end is not None and trial.member is not None:
-            parts[trial.end // part_steps(plan) - 1][trial.member] = trial
+        number, rest = divmod(trial.end or 0, part_steps(plan))
+        if rest or not 1 <= number <= plan.parts:
+            raise UserError(f"the record of trial {trial.name} is of no part of this population: end is {trial.end}")
+        parts[number - 1][trial.member or 0] = trial
     for part in range(plan.parts):
         for member in range(num_members(plan)):
             if member in parts[part]:
@@ -125,9 +175,25 @@ def next_part(plan: Plan, trials: Sequence[Trial]) -> Part | None:
     return None
 
 
+def is_extinct(plan: Plan, trials: Sequence[Trial]) -> bool:
+    """Return whether no member of the search's population can go on; false without one.
+
+    Raises:
+        UserError: the record of a part is of another population.
+    """
+    if not plan.parts:
+        return False
+    try:
+        next_part(plan, trials)
+    except ExtinctError:
+        return True
+    return False
+
+
 def _successor(plan: Plan, before: dict[int, Trial], member: int) -> Successor | None:
     """Return what follows the part ``before`` of a member, once that is settled."""
-    members, replaced = num_members(plan), max(1, int(REPLACED * num_members(plan)))
+    members = num_members(plan)
+    replaced = min(math.ceil(REPLACED * members), members // 2)
     own = before.get(member)
     if own is None or not own.ended:
         return None
@@ -143,7 +209,7 @@ def _successor(plan: Plan, before: dict[int, Trial], member: int) -> Successor |
         return None
     best = [trial for trial in ended[:replaced] if math.isfinite(_score(plan, trial))]
     if not best:
-        raise UserError(f"no member of the population has a result at step {own.end}: {own.reason or own.status}")
+        raise ExtinctError(f"no member of the population has a result at step {own.end}: {own.reason or own.status}")
     chance = random.Random(f"{plan.seed} {own.end} {member}")
     donor = chance.choice(best)
     return Successor(donor, _end(donor), *explored(plan, donor, chance))
@@ -166,35 +232,38 @@ def explored(plan: Plan, donor: Trial, chance: random.Random) -> tuple[RunConfig
 
     Parameters of the space that decide ``CHANGEABLE`` fields alone are changed, others are those of the weights.
     """
-    step = _end(donor)
-    before = flatten(in_force(donor.config, step))
-
-    def changes(params: dict[str, Any]) -> dict[str, Any] | None:
-        try:
-            config = plan.space.resolve(plan.bases, optuna.trial.FixedTrial(params), plan.budget)
-        except (Exception, SystemExit):  # the file is the user's: where it knows no such point, the parameter stays
-            return None
-        changed = {name: value for name, value in flatten(config).items() if value != before[name]}
-        return changed if changed.keys() <= set(CHANGEABLE) else None
-
     params = dict(donor.params)
     for name, value in sorted(donor.params.items()):
         other = _near(value, json_to_distribution(donor.distributions[name]), chance)
-        if changes({**donor.params, name: other}) is not None:
+        if _changed(plan, donor, {**params, name: other}) is not None:
             params[name] = other
-    found = changes(params) or {}
-    made = tuple(Change(step, name, float(value)) for name, value in sorted(found.items()))
+    config = _changed(plan, donor, params)
+    assert config is not None  # the last of them that was taken
+    return config, params
+
+
+def _changed(plan: Plan, donor: Trial, params: dict[str, Any]) -> RunConfig[Any] | None:
+    """Return the config of ``donor`` with what ``params`` make of it from its end on; ``None`` where they cannot."""
+    step = _end(donor)
+    before = flatten(in_force(donor.config, step))
     try:
-        return dataclasses.replace(donor.config, changes=(*donor.config.changes, *made)), params
-    except ValueError:  # the values do not go together
-        return donor.config, dict(donor.params)
+        config = plan.space.resolve(plan.bases, optuna.trial.FixedTrial(params), plan.budget)
+        after = {name: value for name, value in flatten(config).items() if value != before[name]}
+        if not after.keys() <= set(CHANGEABLE):
+            return None
+        made = tuple(Change(step, name, float(value)) for name, value in sorted(after.items()))
+        return dataclasses.replace(donor.config, changes=(*donor.config.changes, *made))
+    except (Exception, SystemExit):  # the file is the user's: where it has no such config, the parameter stays
+        return None
 
 
 def _near(value: Any, distribution: BaseDistribution, chance: random.Random) -> Any:
-    """Return another value of a parameter: near ``value``, or sometimes anywhere in its range."""
+    """Return another value of a parameter: near ``value``, of choices one beside it, or sometimes any in its range."""
     again, factor, place = chance.random() < DRAWN_AGAIN, chance.choice(FACTORS), chance.random()
     if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[int(place * len(distribution.choices))]
+        last = len(distribution.choices) - 1
+        beside = distribution.choices.index(value) + (1 if factor > 1 else -1)
+        return distribution.choices[int(place * (last + 1)) if again else min(max(beside, 0), last)]
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     low, high, step = distribution.low, distribution.high, distribution.step
     if not again:

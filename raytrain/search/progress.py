@@ -14,6 +14,7 @@ from raytrain.metrics import METRIC
 from raytrain.runs.repeats import searched
 from raytrain.runs.trials import Trial, rank
 from raytrain.search.plan import Plan
+from raytrain.search.population import num_members
 
 if TYPE_CHECKING:
     from raytrain.search.searcher import OptunaSearcher
@@ -90,18 +91,22 @@ def steps_left(plan: Plan, trials: Sequence[Trial], repeats: Sequence[Trial] | N
     return [first, second]
 
 
-def seconds_left(step_seconds: float | None, phases: Sequence[Sequence[float]], concurrent: int) -> float | None:
+def seconds_left(
+    step_seconds: float | None, phases: Sequence[Sequence[float]], concurrent: Sequence[int]
+) -> float | None:
     """Return the time until the last trial has ended; ``None`` before anything has been measured.
 
     Args:
         step_seconds: seconds of a trial's step.
         phases: what ``steps_left`` gives; a phase begins when the one before it has ended.
-        concurrent: trials at once.
+        concurrent: trials at once, in each phase.
     """
     if step_seconds is None:
         return None
     # as long as they all take, shared, but no shorter than the longest of them
-    return step_seconds * sum(max(sum(steps) / concurrent, *steps) for steps in phases if steps)
+    return step_seconds * sum(
+        max(sum(steps) / together, *steps) for steps, together in zip(phases, concurrent, strict=True) if steps
+    )
 
 
 def time_left(seconds: float) -> str:
@@ -153,7 +158,8 @@ class SearchProgress:
         """
         search, standing, at = self.searcher.search, self._standing(), time.monotonic()
         phases = steps_left(search.plan, self.searcher.trials, self.searcher.repeats)
-        left = seconds_left(self.pace.step_seconds, phases, search.concurrent)
+        first = min(search.concurrent, num_members(search.plan)) if search.plan.parts else search.concurrent
+        left = seconds_left(self.pace.step_seconds, phases, [first, search.concurrent])
 
         def text() -> str:
             now = time.monotonic()

@@ -21,6 +21,7 @@ from raytrain.runs.repeats import searched
 from raytrain.runs.trials import Trial, TrialStore, trial_location
 from raytrain.search.algorithms import make_scheduler
 from raytrain.search.finish import best_checkpoint, finish
+from raytrain.search.population import is_extinct
 from raytrain.search.progress import SearchProgress
 from raytrain.search.recorder import MLFLOW_STATUS, SearchStopper, TrialRecorder
 from raytrain.search.searcher import OptunaSearcher, Search
@@ -140,6 +141,7 @@ def run_search(search: Search, show: Any) -> list[Trial]:
         for trial in known:
             show(trial, str)
         num_left = search.plan.num_samples - sum(trial.ended for trial in searched(known))
+        num_left = 0 if is_extinct(search.plan, known) else num_left
         run_trials(searcher, recorder, scheduler, stopper, num_left)
         if search.plan.confirm is not None and not recorder.ending:
             # whatever the scheduler of the search: none of these is stopped

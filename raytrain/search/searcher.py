@@ -24,7 +24,7 @@ from raytrain.runs.workspace import Workspace
 from raytrain.search.algorithms import Recalls, add_to_study, make_study, optuna_result, set_constraints
 from raytrain.search.confirmation import new_repeats, wanted_repeats
 from raytrain.search.plan import Plan, grid_points
-from raytrain.search.population import Part, next_part
+from raytrain.search.population import ExtinctError, Part, next_part
 from raytrain.search.space import GRID, check_choices
 from raytrain.search.warm_start import point_of
 from raytrain.storage import open_storage_root
@@ -100,6 +100,8 @@ class OptunaSearcher(Searcher):
         """The trials that confirm the winner; ``None`` before they are known."""
         self.failure: Exception | None = None
         """Error of the sampler, which ends the search."""
+        self.extinct = ""
+        """Why no member of a population can go on; empty as long as one can."""
         self._random = optuna.samplers.RandomSampler(seed=search.plan.seed + len(own))
         self._points: dict[str, optuna.Trial] = {}
         """Optuna's trial of each of ours, by identity. A config that is no point of the space has none."""
@@ -140,7 +142,7 @@ class OptunaSearcher(Searcher):
             return None
         trial = self._next = self._next or self._drawn_trial()
         if trial is None:
-            return self.FINISHED if self.failure is not None else None
+            return self.FINISHED if self.failure is not None or self.extinct else None
         try:
             with patience(0):
                 run = self._open_run(trial)
@@ -214,6 +216,11 @@ class OptunaSearcher(Searcher):
             self.search.workspace.share_vocabulary(trial.config)
         except LeaseLostError:
             raise
+        except ExtinctError as error:
+            if not self.extinct:
+                self.extinct = str(error)
+                LOG.warning("%s; the search ends with what it has", error)
+            return None
         except Exception as error:  # whatever the sampler of a plugin raises
             self.failure = self.failure or error
             return None
@@ -240,7 +247,8 @@ class OptunaSearcher(Searcher):
                 "location": self.location(trial).uri(),
             }
             | ({"started_from": trial.origin} if trial.origin else {})
-            | ({} if trial.confirms is None else {"confirms": str(trial.confirms)}),
+            | ({} if trial.confirms is None else {"confirms": str(trial.confirms)})
+            | ({} if trial.member is None else {"member": str(trial.member)}),
         )
         search.workspace.log_corpus(run)
         return run
@@ -301,6 +309,8 @@ class OptunaSearcher(Searcher):
     def _draw_part(self, part: Part) -> Trial:
         """Return the next part of a member of a population."""
         if (successor := part.successor) is None:
+            # by the member alone: a resumed search draws the others as the one before would have
+            self.study.sampler = self._random = optuna.samplers.RandomSampler(seed=self.search.plan.seed + part.member)
             trial = self._draw()
         else:
             trial = self._add(successor.config, None)
@@ -343,7 +353,8 @@ class OptunaSearcher(Searcher):
     def _add(self, config: RunConfig[Any], point: optuna.Trial | None, origin: str = "") -> Trial:
         # the same point can be drawn again: it is a run of its own
         own = new_identity()
-        before, after = flatten(self.search.plan.bases[config.model_name]), flatten(in_force(config, config.steps))
+        base = self.search.plan.bases[config.model_name]
+        before, after = flatten(in_force(base, base.steps)), flatten(in_force(config, config.steps))
         kinds = {} if point is None else point.distributions
         trial = Trial(
             number=len(self.trials),

@@ -26,9 +26,9 @@ from raytrain.search.algorithms import check_algorithms, resolve_algorithm, reso
 from raytrain.search.confirmation import repeat_share, repeats_left
 from raytrain.search.earlier import NewSearch, WarmStarts, read_references
 from raytrain.search.estimate import Estimate, read_benchmark, trial_seconds, worker_bytes
-from raytrain.search.options import NUM_SAMPLES, PARTS, RESUMABLE, SearchOptions, SearchRequest
+from raytrain.search.options import NUM_SAMPLES, RESUMABLE, SearchOptions, SearchRequest
 from raytrain.search.plan import Plan, WarmStart, grid_points, read_plan
-from raytrain.search.population import check_population, num_members, part_steps
+from raytrain.search.population import check_population, find_parts, fit_start, num_members, part_steps
 from raytrain.search.searcher import Search
 from raytrain.search.space import GRID, PBT, check_space
 from raytrain.storage import open_storage_root
@@ -124,11 +124,15 @@ def check_request(
         max_parameters=options.max_parameters,
     )
     warm_starts = read_references(options.warm_start, new, workspace.storage)
+    if algorithm == PBT:
+        starts = tuple(fit_start(start, space, request.bases, budget) for start in warm_starts.starts)
+        warm_starts = dataclasses.replace(warm_starts, starts=starts)
     check_starts(options, points, warm_starts.starts)
     configs = [*points, *(start.config for start in warm_starts.starts)]
     if algorithm == PBT:
         members = options.num_samples or max(NUM_SAMPLES, len(warm_starts.starts))
-        check_population(members, options.parts or PARTS, space.name, configs)
+        find_parts(options.parts, request.first)
+        check_population(members, space.name, request.bases, points)
     shapes = {(each.sampling, each.length, each.batch_size, each.group_size, each.vocabulary): each for each in configs}
     for config in shapes.values():
         check_samples(config, workspace.corpus, workers or options.workers_per_trial)
@@ -176,7 +180,7 @@ def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: WarmSta
     points = len(grid_points(space, request.bases, budget, options.max_parameters)) if algorithm == GRID else 0
     starts = warm_starts.starts
     default = points + len(starts) if points else max(NUM_SAMPLES, len(starts))
-    parts = (options.parts or PARTS) if algorithm == PBT else 0
+    parts = find_parts(options.parts, request.first) if algorithm == PBT else 0
     return Plan(
         identity=new_identity(),
         space=space,
@@ -334,7 +338,8 @@ def admit(
     known = tuple(TrialStore(workspace.storage.child(name)).read())
     num_left = plan.num_samples - sum(trial.ended for trial in searched(known))
     num_repeats = repeats_left(plan, known)
-    most = max(num_left, num_repeats)
+    at_once = min(num_left, num_members(plan)) if plan.parts else num_left
+    most = max(at_once, num_repeats)
     concurrent = min(max(1, most), cluster.admit(spec, options.max_concurrent, free_memory()))
     print_plan(name, plan, workspace, spec, size)
     limited = concurrent < min(most, cluster.admit(spec, options.max_concurrent, math.inf))
@@ -350,8 +355,9 @@ def admit(
     estimate = Estimate(
         num_trials=num_left,
         num_repeats=num_repeats,
-        repeat_share=repeat_share(plan),
+        repeat_share=repeat_share(plan) * max(1, plan.parts),
         concurrent=concurrent,
+        most=at_once,
         workers=spec.workers,
         trial_seconds=None if seconds is None else seconds / max(1, plan.parts),
         time_budget=options.time_budget,

@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 
 from raytrain.config.cli import read_config
-from raytrain.config.schema import LOCATION, RunConfig, from_dict
+from raytrain.config.schema import LOCATION, RunConfig, from_dict, with_steps
 from raytrain.runs.references import resolve
 from raytrain.runs.trials import trial_of
 from raytrain.search.plan import WarmStart
@@ -61,7 +61,9 @@ def read_warm_start(reference: str, model: str, bases: dict[str, RunConfig[Any]]
     if base is None:
         raise UserError(f"--warm-start {reference} is a config of {found.model_name}; searched: {', '.join(bases)}")
     try:
-        fitted = dataclasses.replace(found, **{name: getattr(base, name) for name in FROM_THE_SEARCH})
+        fitted = dataclasses.replace(
+            with_steps(found, base.steps), **{name: getattr(base, name) for name in FROM_THE_SEARCH}
+        )
     except ValueError as error:
         raise UserError(f"--warm-start {reference}: {error}") from None
     return WarmStart(reference=reference, config=fitted, params=params)

@@ -89,10 +89,8 @@ def _recorded(name: str, location: Storage, values: dict[str, Any]) -> Winner:
     trials = TrialStore(location).read()
     best = winner(trials, search_objective, confirm_of(values))
     if best is None and winner(trials, search_objective) is not None:
-        raise UserError(
-            f"--best-of {name}: no config of the search was confirmed; python -m raytrain.tune --resume {name} "
-            "--num-samples N tries more"
-        )
+        more = "" if values.get("parts") else f"; python -m raytrain.tune --resume {name} --num-samples N tries more"
+        raise UserError(f"--best-of {name}: no config of the search was confirmed{more}")
     if best is None:
         least = search_objective.min_used
         lacks = f" that uses at least {least:g} nats of its code" if least else ""

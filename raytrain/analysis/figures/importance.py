@@ -20,7 +20,7 @@ from raytrain.analysis.figures.records import TrialRow, evenly, is_logarithmic, 
 from raytrain.analysis.figures.style import BLUE, INK, SKY, dress, explain, message, new_figure, plain, short
 
 MIN_TRIALS = 8
-"""Fewest evaluated trials. With less, a share of the variance would be noise."""
+"""Fewest evaluated trials. With fewer, a share of the variance would be noise."""
 
 
 MOST_TRIALS = 300
@@ -28,7 +28,7 @@ MOST_TRIALS = 300
 SUBSETS, MOST_IN_SUBSET, TREES_OF_SUBSET = 20, 75, 16
 """Random subsets of the trials that an interval is from, most trials of each, and trees of its forest."""
 FEWEST_IN_SUBSET = 4
-"""Fewest trials of a subset that have a parameter. With less, the subset says nothing of it."""
+"""Fewest trials of a subset that have a parameter. With fewer, the subset says nothing of it."""
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ class TrialRow:
     """Rank among all trials by the search objective, from 1; 0 if the table has none."""
     origin: str = ""
     """Reference of its config, if it was a warm start."""
+    member: int = -1
+    """Member of a population of which it is a part; -1 without one."""
     confirms: str = ""
     """Name of the trial whose config it repeats with a new seed; empty for a trial of the search itself."""
 

@@ -19,13 +19,26 @@ from optuna.distributions import (
 )
 
 from raytrain.config.changes import CHANGEABLE
+from raytrain.config.presets import PRESETS, preset
 from raytrain.config.schema import flatten, in_force, override
 from raytrain.data.corpus import Corpus
 from raytrain.metrics import METRIC
 from raytrain.runs.trials import Trial
-from raytrain.search.plan import Plan, read_plan
-from raytrain.search.population import Part, _near, check_population, explored, next_part
-from raytrain.search.progress import steps_left
+from raytrain.search.estimate import Estimate
+from raytrain.search.finish import unfinished
+from raytrain.search.plan import Plan, WarmStart, read_plan
+from raytrain.search.population import (
+    ExtinctError,
+    Part,
+    _near,
+    check_population,
+    explored,
+    find_parts,
+    fit_start,
+    is_extinct,
+    next_part,
+)
+from raytrain.search.progress import seconds_left, steps_left
 from raytrain.search.space import read_space
 from raytrain.storage import open_storage
 from raytrain.utils.errors import UserError
@@ -142,8 +155,12 @@ def test_one_without_a_result_is_replaced() -> None:
 def test_a_population_of_which_nothing_is_left_ends_with_the_reason() -> None:
     plan = population()
     trials = [replace(trial, reason="out of luck") for trial in ended(plan, None, None, None, None)]
-    with pytest.raises(UserError, match="no member of the population has a result at step 10: out of luck"):
+    with pytest.raises(ExtinctError, match="no member of the population has a result at step 10: out of luck"):
         next_part(plan, trials)
+    assert is_extinct(plan, trials)
+    assert not is_extinct(plan, trials[:3])
+    assert not is_extinct(plan, ended(plan, None, None, None, 2.0))
+    assert not is_extinct(a_plan(), trials)
 
 
 def test_one_goes_on_as_soon_as_it_cannot_be_among_the_worst_any_more() -> None:
@@ -201,6 +218,27 @@ def test_only_what_may_change_during_a_run_is_changed() -> None:
         assert in_force(config, 19) == donor.config
         seen |= changed
     assert seen == {"objective.weight", "optimizer.learning_rate"}
+
+
+def test_parameters_that_do_not_go_together_stay() -> None:
+    """Either may be larger, not both: what is recorded is what holds."""
+    source = SPACE.replace(
+        "    return {",
+        """    weight = trial.suggest_float("weight", 0.1, 1.0, log=True)
+    rate = trial.suggest_float("rate", 1e-4, 1e-2, log=True)
+    if weight > 0.55 and rate > 1.1e-3:
+        raise ValueError("too much of both")
+    return {""",
+    )
+    plan = replace(population(), space=read_space("mine", source))
+    both = 0
+    for seed in range(60):
+        config, params = explored(plan, a_part(plan, 0, 0, 1.5), random.Random(seed))
+        held = flatten(in_force(config, 10))
+        assert (held["objective.weight"], held["optimizer.learning_rate"]) == (params["weight"], params["rate"])
+        assert not (params["weight"] > 0.55 and params["rate"] > 1.1e-3)
+        both += params["weight"] != 0.5 and params["rate"] != 1e-3
+    assert both > 10
 
 
 def test_changes_follow_those_of_before() -> None:
@@ -265,6 +303,35 @@ def test_a_search_draws_its_parts_and_a_resumed_one_goes_on_with_them(corpus: Co
     assert second.suggest("4") is None
 
 
+def test_a_search_that_was_killed_while_members_were_drawn_draws_the_same_others(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    def drawn(folder: Path, *counts: int) -> list[dict[str, Any]]:
+        for count in counts:  # as many in each driver, the earlier ones of which are killed
+            found = searcher(population(4), corpus, folder)
+            for number in range(count):
+                found.suggest(str(number))
+        return [trial.params for trial in found.trials]
+
+    whole = drawn(tmp_path / "whole", 4)
+    assert drawn(tmp_path / "killed", 2, 4) == whole
+    assert len({tuple(params.values()) for params in whole}) == 4
+
+
+def test_a_search_whose_members_have_all_ended_ends_with_what_it_has(corpus: Corpus, tmp_path: Path) -> None:
+    found = searcher(population(2), corpus, tmp_path)
+    for number in range(2):
+        found.suggest(str(number))
+    for trial in found.trials:
+        trial.status, trial.best = "early_stopped", figures(3.0)
+    assert found.suggest("2") == found.FINISHED
+    assert (found.failure, found.extinct) == (
+        None,
+        "no member of the population has a result at step 10: early_stopped",
+    )
+    assert unfinished(found.search, found.trials) == ""
+
+
 def test_a_plan_of_a_population_is_read_as_it_was_written(tmp_path: Path) -> None:
     storage, plan = open_storage(tmp_path), population()
     storage.write("search.json", plan.to_json())
@@ -279,19 +346,67 @@ def test_a_plan_of_a_population_is_read_as_it_was_written(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("members", "parts", "changes", "message"),
+    ("members", "changes", "message"),
     [
-        (1, 4, [{}], "--num-samples 1: a population has at least 2 members"),
-        (4, 3, [{}], r"--parts 3: a part of the 40 steps must be a multiple of evaluate_every \(10\)"),
-        (4, 8, [{}], "--parts 8: a part of the 40 steps"),
-        (4, 4, [{}, {"steps": 80}], "search space mine varies steps"),
-        (4, 4, [{}, {"seed": 1}], "search space mine varies seed"),
-        (4, 4, [{}, {"model.latent": 3}], "search space mine draws nothing that may change during a run"),
+        (1, [{}], "--num-samples 1: a population has at least 2 members"),
+        (4, [{"steps": 80}], "search space mine varies steps"),
+        (4, [{}, {"seed": 1}], "search space mine varies seed"),
+        (4, [{}, {"evaluate_every": 20}], "search space mine varies evaluate_every"),
+        (4, [{}, {"model.latent": 3}], "search space mine draws nothing that may change during a run"),
+        (
+            4,
+            [{}, {"changes": [{"step": 5, "field": "objective.weight", "value": 0.5}]}],
+            "--algorithm pbt finds changes itself: begin with a config that has none",
+        ),
     ],
 )
-def test_populations_that_cannot_be_are_refused(
-    members: int, parts: int, changes: list[dict[str, Any]], message: str
-) -> None:
+def test_populations_that_cannot_be_are_refused(members: int, changes: list[dict[str, Any]], message: str) -> None:
+    bases = {"hybrid": BASE}
     with pytest.raises(UserError, match=message):
-        check_population(members, parts, "mine", [override(BASE, change) for change in changes])
-    check_population(4, 4, "mine", [BASE, override(BASE, {"objective.weight": 0.5})])
+        check_population(members, "mine", bases, [override(BASE, change) for change in changes])
+    check_population(4, "mine", bases, [BASE, override(BASE, {"objective.weight": 0.5})])
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "wanted", "expected"),
+    [
+        (512, 64, None, 8),
+        (100_000, 1000, None, 5),
+        (30_000, 1000, None, 6),
+        (40, 10, 2, 2),
+        (1024, 64, 16, 16),
+        (40, 10, 8, "--parts 8: 40 steps, evaluated every 10, cannot be cut .*; give one of 2, 4"),
+        (40, 15, None, "; give other --steps or --evaluate-every"),
+        (33, 3, None, "--parts 8: .*; give one of 11"),
+    ],
+)
+def test_parts_end_at_evaluations(steps: int, every: int, wanted: int | None, expected: int | str) -> None:
+    base = replace(BASE, steps=steps, evaluate_every=every)
+    if isinstance(expected, int):
+        assert find_parts(wanted, base) == expected
+    else:
+        with pytest.raises(UserError, match=expected):
+            find_parts(wanted, base)
+
+
+@pytest.mark.parametrize("name", [preset for preset, model in PRESETS if model == "hybrid"])
+def test_every_preset_can_be_cut_into_parts(name: str) -> None:
+    assert find_parts(None, preset(name, "hybrid")) > 1
+
+
+def test_a_warm_start_is_a_member_like_the_others() -> None:
+    plan = population()
+    own = replace(a_part(plan, 0, 0, 1.0).config, seed=1003)
+    start = WarmStart(reference="first", config=own, params=dict(DRAWN))
+    assert fit_start(start, plan.space, plan.bases, None).config == replace(own, seed=BASE.seed)
+    with pytest.raises(UserError, match="--warm-start first: with --algorithm pbt it must be a point of search space"):
+        fit_start(replace(start, params=None), plan.space, plan.bases, None)
+
+
+def test_hours_are_those_of_members_and_whole_repeats() -> None:
+    """Four members in four parts of a quarter of an hour, then four repeats of an hour, on sixteen slots."""
+    estimate = Estimate(
+        num_trials=16, concurrent=16, most=4, workers=1, trial_seconds=900, num_repeats=4, repeat_share=4
+    )
+    assert estimate.hours == pytest.approx(2.0)
+    assert seconds_left(1.0, [[10.0] * 16, [40.0] * 4], [4, 16]) == 80.0

@@ -121,7 +121,7 @@ def test_the_steps_that_remain(
 def test_the_time_that_remains(
     step_seconds: float | None, phases: list[list[float]], concurrent: int, seconds: float | None
 ) -> None:
-    assert seconds_left(step_seconds, phases, concurrent) == seconds
+    assert seconds_left(step_seconds, phases, [concurrent] * len(phases)) == seconds
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import pytest
 import torch
 
 from raytrain.config.changes import CHANGEABLE, Change
-from raytrain.config.schema import ObjectiveConfig, OptimizerConfig, RunConfig, from_dict, in_force, to_dict
+from raytrain.config.schema import ObjectiveConfig, OptimizerConfig, RunConfig, from_dict, in_force, to_dict, with_steps
 from raytrain.data.corpus import Corpus
 from raytrain.runs.checkpoint import Checkpoint
+from raytrain.runs.repeats import Confirm
 from raytrain.storage import open_storage
+from raytrain.train import read_command
 from raytrain.training.loop import Part, train
 from raytrain.training.trainer import Trainer, World
 from raytrain.utils.errors import UserError
@@ -60,6 +63,29 @@ def test_a_config_holds_up_to_its_next_change() -> None:
     assert [config.objective.input_dropout for config in found] == [0.0, 0.0, 0.0, 0.0, 0.4, 0.4]
     assert {config.changes for config in found} == {()}
     assert found[0] == replace(CONFIG, changes=())
+    assert in_force(replace(CONFIG, changes=CHANGES[::-1]), 40) == found[-1]
+    later = Change(30, "objective.weight", 0.9)
+    assert in_force(replace(CONFIG, changes=(later, *CHANGES)), 40).objective.weight == 0.9
+
+
+def test_changes_move_with_the_number_of_steps() -> None:
+    longer = with_steps(CONFIG, 400)
+    assert [change.step for change in longer.changes] == [100, 100, 200, 200]
+    assert with_steps(longer, 40) == CONFIG
+    assert [change.step for change in with_steps(CONFIG, 2).changes] == [1, 1, 1, 1]
+    assert with_steps(CONFIG, 1).changes == ()
+    rule = Confirm(configs=1, seeds=1, first_seed=1000, steps=20)
+    assert rule.repeat(CONFIG, 1000) == replace(with_steps(CONFIG, 20), seed=1000)
+
+
+def test_a_command_line_moves_changes_and_does_not_contradict_them(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(to_dict(CONFIG)))
+    given = ["hybrid", "--config", str(file)]
+    assert read_command([*given, "--steps", "400"], False)[1] == with_steps(CONFIG, 400)
+    assert read_command(given, False)[1] == CONFIG
+    with pytest.raises(UserError, match=r"--objective.input-dropout: the config changes objective.input_dropout"):
+        read_command([*given, "--objective.input-dropout", "0.1"], False)
 
 
 def test_a_run_in_parts_is_the_run_in_one_piece(corpus: Corpus, tmp_path: Path) -> None:
@@ -161,6 +187,7 @@ def test_the_log_has_the_schedule_that_was_trained_with(corpus: Corpus, tmp_path
         ([{"step": 8, "field": "objective.weight"}], "changes has no value"),
         ([{"step": 8, "field": "objective.weight", "value": "a"}], "changes.value is 'a': must be a number"),
         ([{"step": 8, "field": "objective.rate", "value": 2.0}], "changes.value is 2.0: objective.rate may change"),
+        ([{"step": 40, "field": "objective.weight", "value": 0.5}], "changes.step is 40: must be below steps"),
         ([3], "changes must be an object, got int"),
         ({}, "changes is {}: must be a list"),
     ],
