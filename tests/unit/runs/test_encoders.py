@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from raytrain.cluster.resources import Cluster
 from raytrain.config.models import HybridConfig
 from raytrain.config.schema import RunConfig, fingerprint
 from raytrain.data.corpus import Corpus
@@ -194,12 +194,10 @@ def test_train_claims_its_name_for_the_digest(
         claimed.append(config)
         raise InterruptedError
 
-    cluster = SimpleNamespace(has_gpus=False, num_nodes=1, admit=lambda *arguments, **options: 1)
     for name, fake in {
         "connect": lambda address: None,
-        "read_cluster": lambda: cluster,
+        "read_cluster": lambda: Cluster(({"CPU": 1.0},)),
         "check_tracking": lambda *arguments: None,
-        "worker_spec": lambda *arguments: None,
         "claim_name": claim,
     }.items():
         monkeypatch.setattr(launch, name, fake)
