@@ -170,6 +170,14 @@ def test_objects_of_any_form(tmp_path: Path) -> None:
     assert "field 'content' holds the text, not tag" in corpus.info["report"]["guesses"][0]
 
 
+def test_the_first_span_is_read_as_the_whole_file_is(tmp_path: Path) -> None:
+    """It may hold a single object, while another of the first ones has one field more."""
+    rows = [{"content": f"text {n} " * 50} | ({"tag": "x"} if n == 60 else {}) for n in range(200)]
+    path = write(tmp_path / "a.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    corpus = assert_same(tmp_path / "out", path, sizes=(CHUNK,))
+    assert "field 'content' holds the text, not tag" in corpus.info["report"]["guesses"][0]
+
+
 @pytest.mark.parametrize("source", ["tweets", "bios"])
 def test_duplicates_within_and_across_files(tmp_path: Path, source: str) -> None:
     for number in range(4):
