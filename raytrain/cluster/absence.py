@@ -28,7 +28,7 @@ _log = logging.getLogger("raytrain.cluster")
 
 
 class Absence:
-    """The time in which a cluster has no nodes for a run of a search; it is said once when that is too long."""
+    """The time in which a cluster lacks nodes for a run of a search; it is said once when that is too long."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec

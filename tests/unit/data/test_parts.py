@@ -364,6 +364,9 @@ def test_a_large_source_is_said_to_be_one(
     prepare(str(path), output=tmp_path / "small", cache=tmp_path / "cache")
     assert "--distributed" not in caplog.text
     monkeypatch.setattr("raytrain.data.prepare._LARGE", 1000)
+    table = write(tmp_path / "b.csv", b"text\n" + path.read_bytes())
+    prepare(str(table), output=tmp_path / "whole", cache=tmp_path / "cache")  # by one task in any case
+    assert "--distributed" not in caplog.text
     prepare(str(path), output=tmp_path / "large", cache=tmp_path / "cache")
     assert "raytrain.data prepare --distributed" in caplog.text
 
