@@ -14,6 +14,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import queue
 import shutil
 import signal
 import threading
@@ -71,6 +72,22 @@ def prepare_once(folder: Path, source: str, cpus: int, kills: bool, results: Any
     results.put({**taken, "digest": corpus.digest, "peaks": peaks})
 
 
+def result_of(process: Any, results: Any) -> dict[str, Any]:
+    """Return what the process has put into the queue.
+
+    Raises:
+        SystemExit: it has ended without.
+    """
+    while True:
+        ended = not process.is_alive()
+        try:
+            taken: dict[str, Any] = results.get(timeout=1)
+            return taken
+        except queue.Empty:
+            if ended:
+                raise SystemExit(f"the process ended with status {process.exitcode}") from None
+
+
 def watch(peaks: dict[str, int], cpu_s: dict[int, float], kills: bool) -> None:
     """Keep the greatest memory and the time of each worker, and kill one that is at work, if it is asked for."""
     me = psutil.Process()
@@ -114,7 +131,7 @@ def main() -> None:
         results = context.Queue()
         process = context.Process(target=prepare_once, args=(folder, options.source, cpus, kills, results))
         process.start()
-        run = {"cpus": cpus, "killed": kills, "bytes": size, **results.get(timeout=24 * 3600)}
+        run = {"cpus": cpus, "killed": kills, "bytes": size, **result_of(process, results)}
         process.join()
         runs.append(run | {name: size / 1e6 / run[name[7:]] for name in ("mb_per_seconds", "mb_per_cpu_seconds")})
         print(runs[-1], flush=True)

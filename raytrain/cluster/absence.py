@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any
 
 import ray
+import yaml
 from ray.exceptions import RayError
 
 from raytrain.cluster.ray_internals import get_cluster_status
@@ -13,7 +15,7 @@ from raytrain.cluster.resources import Cluster, node_types
 from raytrain.config.workers import WorkerSpec
 
 WAIT_S = 600.0
-"""How long workers may take to come before it is said: a node on EC2 installs its packages for some minutes."""
+"""How long workers may take to come before it is said: a node on EC2 takes some minutes to install its packages."""
 ASK_S = 30.0
 """Pause between two looks at the cluster."""
 NO_CAPACITY = ("InsufficientInstanceCapacity", "SpotMaxPriceTooLow")
@@ -26,7 +28,7 @@ _log = logging.getLogger("raytrain.cluster")
 
 
 class Absence:
-    """The time in which a cluster has no node for a worker of a search; it is said once when that is too long."""
+    """The time in which a cluster lacks nodes for a run of a search; it is said once when that is too long."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
@@ -42,27 +44,33 @@ class Absence:
         self._asked = now
         try:
             up = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
-            if Cluster(up).worker_slots(self._spec) > 0:
+            if Cluster(up).worker_slots(self._spec) >= self._spec.workers:
                 self._since, self._said = now, False
-            elif now >= self._since + WAIT_S and not self._said:
-                _log.warning("no worker has come for %.0f minutes: %s", (now - self._since) / 60, why())
+            elif (waited := now - self._since) >= WAIT_S and not self._said:
+                _log.warning("no worker has come for %.0f minutes: %s", waited / 60, why(time.time() - waited))
                 self._said = True
-        except RayError as error:
+        except (RayError, OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+            # such as a file of the autoscaler that ray up is just replacing: no reason to end a search
             _log.debug("the cluster does not say what it has: %s", error)
 
 
-def why() -> str:
+def why(since: float) -> str:
     """Return what the autoscaler of this process's cluster says of the newest node that it did not get, and what helps.
+
+    Args:
+        since: seconds since 1970; what failed before is not looked at.
 
     Raises:
         RayError: the cluster does not answer.
+        OSError, ValueError, TypeError, KeyError, yaml.YAMLError: the autoscaler's file cannot be read.
     """
     address = ray.get_runtime_context().gcs_address
     status = get_cluster_status(address)
-    failed = sorted(status.failed_launches, key=lambda launch: launch.failed_ts_s or launch.request_ts_s)
+    failed = [launch for launch in status.failed_launches if _failed_at(launch) >= since]
     if not failed:
         return "`ray status -v` says what the autoscaler waits for"
-    kind, details = failed[-1].ray_node_type_name, " ".join(str(failed[-1].details).split())[:300]
+    newest = max(failed, key=_failed_at)
+    kind, details = newest.ray_node_type_name, " ".join(str(newest.details).split())[:300]
     if any(sign in details for sign in NO_CAPACITY):
         said = f"EC2 has no more instances for {kind} now"
         if len(node_types(address)) < 2:
@@ -78,6 +86,14 @@ def why() -> str:
 
 
 def lower(kind: str, most: int) -> str:
-    """Return the command that lets a node type of ``cluster.yaml`` have ``most`` nodes, while the cluster works on."""
-    change = f"'/^  {kind}:/,/max_workers:/s/max_workers: [0-9]*/max_workers: {most}/'"
-    return f"sed -i {change} cluster.yaml && {UPDATE}"
+    """Return the command that lets a node type of ``cluster.yaml`` have ``most`` nodes, while the cluster works on.
+
+    A line of the type's own ``max_workers`` is replaced; if it has none, what bounds it is that of the whole cluster.
+    """
+    removes = rf"-e '/^  {kind}:/,/^ \{{0,2\}}[^ #]/{{/^    max_workers:/d}}'"
+    return rf"sed -i {removes} -e '/^  {kind}:/a\    max_workers: {most}' cluster.yaml && {UPDATE}"
+
+
+def _failed_at(launch: Any) -> float:
+    """Return when Ray did not get a node: seconds since 1970."""
+    return launch.failed_ts_s or launch.request_ts_s

@@ -404,6 +404,9 @@ def _write_by_length(offsets_path: Path, path: Path) -> int:
     """Write the numbers of the documents by (length, number), and return the greatest length.
 
     A counting sort of blocks of documents: memory grows with the number of different lengths, not of documents.
+
+    Raises:
+        OSError: the disk is full.
     """
     offsets: Numbers = np.memmap(offsets_path, dtype="<i8", mode="r")
     starts = range(0, len(offsets) - 1, _SORTED_AT_ONCE)
@@ -417,7 +420,9 @@ def _write_by_length(offsets_path: Path, path: Path) -> int:
         counts.update(dict(zip(lengths.tolist(), numbers.tolist(), strict=True)))
     known = np.array(sorted(counts), dtype=np.int64)
     next_positions = np.cumsum([0, *(counts[length] for length in known.tolist())])[:-1]
-    by_length = np.memmap(path, dtype="<i8", mode="w+", shape=(len(offsets) - 1,))
+    with open(path, "wb") as file:  # a mapped page without room on the disk would end the process by SIGBUS
+        os.posix_fallocate(file.fileno(), 0, 8 * (len(offsets) - 1))
+    by_length = np.memmap(path, dtype="<i8", mode="r+", shape=(len(offsets) - 1,))
     for start in starts:
         kinds = np.searchsorted(known, block_lengths(start))
         order = np.argsort(kinds, kind="stable")

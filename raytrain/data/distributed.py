@@ -12,6 +12,7 @@ Ray is joined before; see ``cluster.connection``.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
@@ -30,13 +31,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raytrain.data.corpus import CorpusWriter, partial_prefix
 from raytrain.data.documents import Source, Taken
 from raytrain.data.files import is_s3
-from raytrain.data.parts import Kind, Parts, repeated
-from raytrain.data.read_tasks import SIZE, read_tasks
+from raytrain.data.parts import Kind, Parts, Rows, repeated
+from raytrain.data.read_tasks import SIZE, ReadTask, read_tasks
 from raytrain.data.sources import File
 from raytrain.utils.errors import UserError
 
 _ROWS_OF_A_GROUP = 1 << 20
 """Digests that are compared in one process at a time: 40 MB, and a few copies of them."""
+_DEATHS = 5
+"""Processes that may die at one read task; Ray itself starts it again for ever."""
+_FILES_NAMED = 3
+"""Files of a read task that a message names."""
 
 
 def fill(source: Source, writer: CorpusWriter, size: int = SIZE) -> Taken:
@@ -47,7 +52,7 @@ def fill(source: Source, writer: CorpusWriter, size: int = SIZE) -> Taken:
         OSError: a part cannot be written.
     """
     files = source.files()
-    folder = writer.folder.parent.resolve() / f"{partial_prefix(writer.folder)}parts-{secrets.token_hex(4)}"
+    folder = writer.folder.parent.absolute() / f"{partial_prefix(writer.folder)}parts-{secrets.token_hex(4)}"
     _check_space(source, files, folder.parent)
     folder.mkdir()
     try:
@@ -79,8 +84,13 @@ def _filled(parts: Parts, writer: CorpusWriter) -> Taken:
 
 def _write(parts: Parts, row: dict[str, Any]) -> dict[str, Any]:
     mistake = failure = ""
+    number = int(row["task"])
     try:
-        parts.write(int(row["task"]))
+        if not parts.folder.is_dir():  # a node that came after the others were asked
+            raise _not_shared(ray.util.get_node_ip_address(), str(parts.folder))
+        if parts.unfinished(number) >= _DEATHS:
+            raise _deadly(parts.tasks[number])
+        parts.write(number)
     except UserError as error:
         mistake = _text(error)
     except OSError as error:
@@ -109,25 +119,45 @@ def _drop_repeated(parts: Parts, kind: Kind) -> None:
     found = digests.groupby("group", num_partitions=groups).map_groups(_repeated, batch_format="pyarrow").materialize()
     if found.count():
         noted = found.groupby("task", num_partitions=min(len(numbers), groups))
-        noted.map_groups(partial(_note, parts, kind), batch_format="pyarrow").materialize()
+        for row in noted.map_groups(partial(_note, parts, kind), batch_format="pyarrow").iter_rows():
+            if row["failure"]:
+                raise OSError(row["failure"])
 
 
 def _digests(parts: Parts, kind: Kind, groups: int, tasks: pyarrow.Table) -> Iterator[pyarrow.Table]:
+    """Yield what is compared of the parts; what fails is a row, too, whose value is the negative number of the error.
+
+    Ray Data would make many lines of an exception.
+    """
     for number in tasks["task"].to_pylist():
-        for rows in parts.rows(number, kind):
-            columns = {"group": rows[:, 0] % groups, "high": rows[:, 0], "low": rows[:, 1]}
-            yield pyarrow.table({**columns, "task": np.full(len(rows), number), "value": rows[:, 2]})
+        try:
+            for rows in parts.rows(number, kind):
+                yield _compared(rows, number, groups)
+        except OSError as error:
+            yield _compared(np.array([[0, 0, -(error.errno or errno.EIO)]]), number, groups)
+
+
+def _compared(rows: Rows, number: int, groups: int) -> pyarrow.Table:
+    columns = {"group": rows[:, 0] % groups, "high": rows[:, 0], "low": rows[:, 1]}
+    return pyarrow.table({**columns, "task": np.full(len(rows), number), "value": rows[:, 2]})
 
 
 def _repeated(group: pyarrow.Table) -> pyarrow.Table:
-    rows = repeated(np.column_stack([group[name].to_numpy() for name in ("high", "low", "task", "value")]))
+    rows = np.column_stack([group[name].to_numpy() for name in ("high", "low", "task", "value")])
+    rows = np.concatenate([rows[rows[:, 3] < 0], repeated(rows)])
     return pyarrow.table({"task": rows[:, 2], "value": rows[:, 3]})
 
 
 def _note(parts: Parts, kind: Kind, group: pyarrow.Table) -> pyarrow.Table:
-    number = group["task"][0].as_py()
-    parts.note_repeated(number, kind, group["value"].to_numpy())
-    return pyarrow.table({"task": [number]})
+    number, values = group["task"][0].as_py(), group["value"].to_numpy()
+    failure = ""
+    try:
+        if (lowest := int(values.min())) < 0:
+            raise OSError(-lowest, os.strerror(-lowest), str(parts.part(number)))
+        parts.note_repeated(number, kind, values)
+    except OSError as error:
+        failure = _text(error)
+    return pyarrow.table({"task": [number], "failure": [failure]})
 
 
 def _items(numbers: list[int]) -> list[dict[str, int]]:
@@ -143,7 +173,9 @@ def _quiet(dataset: Any) -> Any:
 
 
 def _check_space(source: Source, files: list[File], folder: Path) -> None:
-    """Refuse a source whose plain text alone takes more than is free; of other forms nobody knows before.
+    """Refuse a source whose files of plain text alone are larger than what is free.
+
+    Of other forms nobody knows before, and not of how many documents there are, each of which takes 16 bytes more.
 
     Raises:
         UserError: it does.
@@ -157,7 +189,9 @@ def _check_space(source: Source, files: list[File], folder: Path) -> None:
 
 
 def _check_nodes(parts: Parts) -> None:
-    """Make sure that every node finds the scratch folder and the source: in a cluster both are on a shared disk.
+    """Make sure that every node that works finds the scratch folder and the source: both are on a shared disk.
+
+    Where only the node of this process works, nothing needs to be shared.
 
     Raises:
         UserError: one does not.
@@ -165,7 +199,7 @@ def _check_nodes(parts: Parts) -> None:
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     names = [item.name for task in parts.tasks for _, item in task.files if not is_s3(item.name)]
     wanted = [str(parts.folder), *(str(parts.working_folder / name) for name in names[:1])]
-    if len(nodes) < 2:
+    if {node["NodeID"] for node in nodes} <= {ray.get_runtime_context().get_node_id()}:
         return
     missing = ray.remote(num_cpus=0)(_missing)
     asked = [
@@ -174,10 +208,23 @@ def _check_nodes(parts: Parts) -> None:
     ]
     for node, absent in zip(nodes, ray.get(asked), strict=True):
         if absent:
-            raise UserError(
-                f"the node {node['NodeManagerAddress']} does not find {absent[0]}: with --distributed, the source and "
-                "--output must be in folders that all nodes share, or the source in S3"
-            )
+            raise _not_shared(node["NodeManagerAddress"], absent[0])
+
+
+def _not_shared(address: str, path: str) -> UserError:
+    return UserError(
+        f"the node {address} does not find {path}: with --distributed, the source and --output must be in folders that "
+        "all nodes share, or the source in S3"
+    )
+
+
+def _deadly(task: ReadTask) -> UserError:
+    names = [item.name for _, item in task.files]
+    more = f" and {len(names) - _FILES_NAMED} more files" if len(names) > _FILES_NAMED else ""
+    return UserError(
+        f"{_DEATHS} processes that read {', '.join(names[:_FILES_NAMED])}{more} have died, as they do where memory "
+        "does not suffice: give the text as smaller files, use machines with more memory, or leave --distributed out"
+    )
 
 
 def _missing(paths: list[str]) -> list[str]:

@@ -10,10 +10,10 @@ import secrets
 import shutil
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from raytrain.data.readers import readable
 from raytrain.utils.errors import UserError
@@ -22,6 +22,7 @@ from raytrain.utils.files import expanded, local_path
 KINDS = ".txt, .jsonl, .json, .js, .csv, .tsv (each also .gz, .bz2, .xz or .zst), .parquet or .zip"
 """What is looked for in a folder; a file that is named may have any ending."""
 _TIMEOUT = 60
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Input:
         with tempfile.TemporaryDirectory(prefix="raytrain-") as folder:
             path = Path(folder) / self.basename
             with _s3_errors(self.name):
-                _s3_client().download_file(bucket, key, str(path))
+                _ask_s3(lambda client: client.download_file(bucket, key, str(path)))
             yield path
 
 
@@ -142,8 +143,7 @@ def _is_text(name: str) -> bool:
 def _find_s3(path: str) -> list[Input]:
     bucket, prefix = _bucket_and_key(path)
     with _s3_errors(path):
-        pages = _s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        objects = [item for page in pages for item in page.get("Contents", [])]
+        objects = _ask_s3(lambda client: _objects(client, bucket, prefix))
     # Consoles write an empty object "PREFIX/" where a folder is made: an exact match means an object only without it.
     below = prefix if not prefix or prefix.endswith("/") else prefix + "/"
     exact = [item for item in objects if item["Key"] == prefix != below]
@@ -164,10 +164,16 @@ def _bucket_and_key(path: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _s3_client() -> Any:
-    import boto3
+def _objects(client: Any, bucket: str, prefix: str) -> list[dict[str, Any]]:
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    return [item for page in pages for item in page.get("Contents", [])]
 
-    return boto3.client("s3")
+
+def _ask_s3(request: Callable[[Any], T]) -> T:
+    """Return what ``request`` does with a client, with keys that have changed where the first are refused."""
+    from raytrain.storage.s3 import by_default_session
+
+    return by_default_session(request)
 
 
 @contextlib.contextmanager

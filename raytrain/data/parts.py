@@ -9,8 +9,10 @@ A part is a folder, named by the number of its task, below a scratch folder that
     duplicates, or may be those of bios that are.
 ``bios``
     int64[bios, 8], see ``_Bio``: what is taken back if an earlier part has the same bio of the same account.
+``own_texts``, ``own_bios``
+    int64: positions of texts, and rows of ``bios``, that are in the part before.
 ``lost_texts``, ``lost_bios``
-    int64: positions of texts, and rows of ``bios``, that an earlier part or text has had.
+    The same of what an earlier part has had.
 ``summary.json``
     counts and the report.
 
@@ -20,6 +22,7 @@ A part appears complete or not at all, and is the same whoever writes it: a task
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -102,26 +105,34 @@ class Parts:
     def rows(self, number: int, kind: Kind) -> Iterator[Rows]:
         """Yield what is freed of duplicates in a part, in blocks: int64[n, 3] of digest, digest, value.
 
-        The value is a row of bios, or a position of a text; ``note_repeated`` takes it.
+        The value is a row of bios, or a position of a text; ``note_repeated`` takes it. What a block has twice is
+        kept in the part, and comes once: however often a text is there, few rows of it meet in one process.
+
+        Raises:
+            OSError: the part is not found here, or nothing can be written to it.
         """
         part = self.part(number)
-        rows = _read_rows(part / kind, len(_Bio._fields) if kind == "bios" else 3)
+        if not part.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(part))
+        rows = _mapped(part / kind, len(_Bio._fields) if kind == "bios" else 3)
         keep = np.ones(len(rows), dtype=bool)
         if kind == "texts":
             for bio in _lost_bios(part):
                 keep[bio.first : bio.last] = False
+        own = [np.empty(0, dtype=np.int64)]
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             block = np.array(rows[start : start + _ROWS_AT_ONCE, :3])
             if kind == "bios":
                 block[:, 2] = np.arange(start, start + len(block))
-            yield block[keep[start : start + _ROWS_AT_ONCE]]
+            block = block[keep[start : start + _ROWS_AT_ONCE]]
+            again = repeated(np.insert(block, 2, number, axis=1))[:, 3]
+            own.append(again)
+            yield block[~np.isin(block[:, 2], again)]
+        _keep(part / f"own_{kind}", np.concatenate(own))
 
     def note_repeated(self, number: int, kind: Kind, values: Rows) -> None:
-        """Keep which values of ``rows`` are repetitions, in a part."""
-        target = self.part(number) / f"lost_{kind}"
-        partial = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
-        np.sort(values).astype("<i8").tofile(partial)
-        os.replace(partial, target)
+        """Keep which values of ``rows`` an earlier part or block has had, in a part."""
+        _keep(self.part(number) / f"lost_{kind}", values)
 
     def summary(self, number: int) -> dict[str, Any]:
         summary: dict[str, Any] = json.loads((self.part(number) / "summary.json").read_bytes())
@@ -138,12 +149,10 @@ class Parts:
         for number, task in enumerate(self.tasks):
             part, summary = self.part(number), self.summary(number)
             self.check(number, reading)
-            lost = _read_rows(part / "lost_texts")
+            lost = _lost(part, "texts")
             taken.duplicates += len(lost)
             bios = list(_lost_bios(part))
-            if bios:
-                texts = _read_rows(part / "texts", 3)
-                lost = np.concatenate([lost, *(texts[bio.first : bio.last, 2] for bio in bios)])
+            lost = np.concatenate([lost, *_texts_of(part, bios)])
             for name in ("read", "cut", "invalid"):
                 setattr(taken, name, getattr(taken, name) + summary[name])
             empty += summary["empty"]
@@ -162,6 +171,10 @@ class Parts:
         """Hold the field in which a part has its texts against that of the parts before; see ``Reading.agree``."""
         if (agreed := self.summary(number)["agreed"]) is not None:
             reading.agree(*agreed)
+
+    def unfinished(self, number: int) -> int:
+        """Return how often the part was begun and not ended, by processes that died or are at work on it."""
+        return sum(1 for _ in self.folder.glob(f".{number}-*"))
 
     def part(self, number: int) -> Path:
         return self.folder / str(number)
@@ -350,19 +363,43 @@ def _documents(part: Path, split: SplitName, lost: Rows) -> Iterator[tuple[NDArr
 
 
 def _lost_bios(part: Path) -> Iterator[_Bio]:
-    lost = _read_rows(part / "lost_bios")
+    lost = _lost(part, "bios")
     if len(lost):
-        bios = _read_rows(part / "bios", len(_Bio._fields))
+        bios = _mapped(part / "bios", len(_Bio._fields))
         for row in lost:
             yield _Bio(*bios[row].tolist())
 
 
-def _read_rows(path: Path, width: int = 0) -> Rows:
-    """Return the numbers in a file, in rows of ``width``; none if it is not there."""
+def _texts_of(part: Path, bios: list[_Bio]) -> Iterator[Rows]:
+    """Yield the positions of the texts of each bio: copies, since files that are mapped keep a folder of NFS alive."""
+    if bios:
+        texts = _mapped(part / "texts", 3)
+        for bio in bios:
+            yield np.array(texts[bio.first : bio.last, 2])
+
+
+def _lost(part: Path, kind: Kind) -> Rows:
+    """Return what a part has that was there before, in it or in an earlier one."""
+    paths = [part / f"{name}_{kind}" for name in ("own", "lost")]
+    found = [np.fromfile(path, dtype="<i8") for path in paths if path.is_file()]
+    return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *found]))
+
+
+def _keep(target: Path, values: Rows) -> None:
+    """Write numbers to a file that is complete or not there: a task may run twice at once."""
+    if not len(values):
+        return
+    partial = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
+    np.sort(values).astype("<i8").tofile(partial)
+    os.replace(partial, target)
+
+
+def _mapped(path: Path, width: int) -> Rows:
+    """Return the numbers in a file in rows of ``width``, memory-mapped; none if it is not there."""
     if not path.is_file():
-        return np.empty((0, width) if width else 0, dtype=np.int64)
+        return np.empty((0, width), dtype=np.int64)
     values: Rows = np.memmap(path, dtype="<i8", mode="r")
-    return values.reshape(-1, width) if width else values
+    return values.reshape(-1, width)
 
 
 def _halves(digest: bytes) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from raytrain.data import cleaning, documents, readers, sources, synthetic
 from raytrain.data import files as inputs
 from raytrain.data.corpus import FORMAT, SPLITS, Corpus, CorpusWriter, partial_prefix
 from raytrain.data.documents import Fill, Source, rules_of
+from raytrain.data.read_tasks import can_be_cut
 from raytrain.data.reading import Report, Selection
 from raytrain.data.unpacking import CODECS
 from raytrain.utils.errors import UserError, check_text
@@ -100,10 +101,11 @@ def _prepared(source: Source, output: Path | None, fill: Fill | None) -> Corpus:
 
 
 def _advise(source: Source) -> None:
-    """Say that there is a faster way for a large source."""
+    """Say that there is a faster way for a large source, unless it is one file that one task must read."""
     if source.name in sources.NAMES and source.path is None:
         return
-    if (size := sum(item.size for _, item in source.files())) >= _LARGE:
+    files = [item for _, item in source.files()]
+    if (size := sum(item.size for item in files)) >= _LARGE and (len(files) > 1 or can_be_cut(files[0])):
         _log.warning(
             "%s has %.1f GB, which one core reads: python -m raytrain.data prepare --distributed uses all of a machine "
             "or a cluster, for the same corpus",

@@ -69,7 +69,7 @@ def read_tasks(files: list[File], size: int = SIZE) -> list[ReadTask]:
     held_until = -1
     for number, (split, item) in enumerate(files):
         held_until = max(held_until, archive_ends.get(number, -1))
-        if number > held_until and item.size > 2 * size and _can_be_cut(item):
+        if number > held_until and item.size > 2 * size and can_be_cut(item):
             tasks += [ReadTask(tuple(pending))] if pending else []
             pending = []
             step = -(-size // readers.CHUNK) * readers.CHUNK
@@ -82,7 +82,8 @@ def read_tasks(files: list[File], size: int = SIZE) -> list[ReadTask]:
     return tasks + ([ReadTask(tuple(pending))] if pending else [])
 
 
-def _can_be_cut(item: Input) -> bool:
+def can_be_cut(item: Input) -> bool:
+    """Return whether several tasks can read a file: a local one of lines, not packed."""
     if is_s3(item.name):  # fetched as a whole
         return False
     with contextlib.suppress(OSError, UserError):  # who reads it says what is wrong with it

@@ -129,7 +129,8 @@ def _documents(content: Content, reading: Reading) -> Iterator[bytes]:
     elif kind == "document":
         yield from json_document(content, reading)
     elif kind == "lines":
-        first_lines = _lines(replace(content, span=None), line_end) if content.span and content.span[0] else None
+        # also of the first span: it may hold fewer objects than are looked at
+        first_lines = _lines(replace(content, span=None), line_end) if content.span else None
         yield from json_lines(_lines(content, line_end), content, reading, first_lines)
     elif kind == "table":
         yield from reading.selected(table_records(_lines(content, line_end), content, reading))

@@ -34,6 +34,7 @@ _UNKNOWN_CONDITION = ("NotImplemented", "501")
 """Answers of a server that refuses conditions."""
 _NO_PERMISSION = "no permission: the keys in use are not allowed to do this there"
 _TOKEN = "the session token has expired or is wrong: renew it"
+_MAYBE_TOKEN = "the session token may have expired: then renew it"
 _REGION = "wrong region: set AWS_REGION to the region of bucket {bucket!r}"
 _CLOCK = "the clock of this machine is off: set it, e.g. by NTP"
 _CHECKSUMS = (
@@ -43,6 +44,7 @@ _CHECKSUMS = (
 _MEANING = {
     "NoSuchBucket": "there is no bucket {bucket!r}: create it, or check the address and the endpoint",
     "NoSuchKey": "there is no such key",
+    "400": _MAYBE_TOKEN,
     "404": "there is no such key, or no bucket {bucket!r}",
     "AccessDenied": _NO_PERMISSION,
     "AllAccessDisabled": _NO_PERMISSION,
@@ -65,6 +67,8 @@ _MEANING = {
     "XAmzContentSHA256Mismatch": _CHECKSUMS,
 }
 """Error code (the HTTP status where the answer had none) -> what it means for the user."""
+_STILL_EXPIRED = "refreshed credentials are still expired"
+"""What botocore raises as a RuntimeError where a program or service gives keys whose end has passed."""
 _MAYBE_KEYS = (400, 401, 403)
 """HTTP statuses of a server that takes the keys no longer. Servers name that differently, and to HEAD not at all."""
 T = TypeVar("T")
@@ -194,7 +198,9 @@ class S3Storage(Storage):
     def _errors(self, action: str, key: str) -> Iterator[None]:
         try:
             yield
-        except (BotoCoreError, ClientError, Boto3Error, OSError) as error:
+        except (BotoCoreError, ClientError, Boto3Error, OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _is_expired(error):
+                raise
             kind = NotFoundError if _code(error) in _NO_KEY else StorageError
             reason = _reason(error, self._bucket, self._connection)
             # Not chained: what the client raised may quote the request.
@@ -223,8 +229,7 @@ class _Connection:
         try:
             return request(client)
         except ClientError as error:
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if status not in _MAYBE_KEYS or not self._take_up_keys(client):
+            if not _may_be_keys(error) or not self._take_up_keys(client):
                 raise
         return request(self._client)
 
@@ -250,6 +255,31 @@ class _Connection:
         return "" if credentials is None else str(credentials.method)
 
 
+def by_default_session(request: Callable[[Any], T]) -> T:
+    """Return what ``request`` does with a client of the session that boto3 keeps for the process.
+
+    It is made twice where the keys have changed meanwhile.
+    """
+    try:
+        return request(boto3.client("s3"))
+    except ClientError as error:
+        if not _may_be_keys(error) or not renew_default_session():
+            raise
+    return request(boto3.client("s3"))
+
+
+def renew_default_session() -> bool:
+    """Let the session that boto3 keeps for the process have the keys that there are now; False if they are the same."""
+    if boto3.DEFAULT_SESSION is None or changed_keys(boto3.DEFAULT_SESSION) is None:
+        return False
+    boto3.setup_default_session()
+    return True
+
+
+def _may_be_keys(error: ClientError) -> bool:
+    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in _MAYBE_KEYS
+
+
 def changed_keys(session: boto3.session.Session) -> boto3.session.Session | None:
     """Return a session with the keys as they are now; ``None`` where they are those of ``session``, or there are none.
 
@@ -259,8 +289,17 @@ def changed_keys(session: boto3.session.Session) -> boto3.session.Session | None
         new = _new_session()
         keys = _keys(new)
         return new if keys is not None and keys != _keys(session) else None
-    except BotoCoreError:  # a program or service that gives keys fails, or the file is just being written
+    except (BotoCoreError, ClientError):  # a program or service that gives keys fails, or a file is just being written
         return None
+    except RuntimeError as error:
+        if not _is_expired(error):
+            raise
+        return None
+
+
+def _is_expired(error: Exception) -> bool:
+    """Return whether the keys that a program or service has just given have expired."""
+    return isinstance(error, RuntimeError) and _STILL_EXPIRED in str(error)
 
 
 def _keys(session: boto3.session.Session) -> Any:
@@ -295,10 +334,12 @@ def _reason(error: Exception, bucket: str, connection: _Connection) -> str:
         code = _code(error)
         if code in _MEANING:
             meaning = _MEANING[code].format(bucket=bucket)
-            if meaning == _TOKEN:
+            if meaning in (_TOKEN, _MAYBE_TOKEN):
                 meaning += _renewal(connection.source)
             return f"{meaning} ({code} from {server})"
         return f"{_one_line(error.response.get('Error', {}).get('Message', 'no message'))} ({code} from {server})"
+    if _is_expired(error):
+        return _TOKEN + _renewal(connection.source)
     if isinstance(error, (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)):
         return "no AWS keys found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or an instance profile"
     if isinstance(error, (ConnectionError, HTTPClientError)):
@@ -315,7 +356,7 @@ def _renewal(source: str) -> str:
             "; it is in AWS_SESSION_TOKEN, which a process keeps: start the command again with new keys, or keep them "
             "in a profile, which is read again"
         )
-    return " where it comes from, which is read again"
+    return " at its source (profile, program or role); the run reads it again by itself"
 
 
 def _one_line(error: object) -> str:

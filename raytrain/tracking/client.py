@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-import boto3
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 from mlflow import MlflowClient
@@ -27,7 +26,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from raytrain.storage.s3 import changed_keys
+from raytrain.storage.s3 import renew_default_session
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import local_path, locked, private_folder
 from raytrain.utils.retry import retry
@@ -39,6 +38,9 @@ PATIENCE_S = 120.0
 """How long what can be repeated is tried for while the store is away."""
 TRACKING_ERRORS = (MlflowException, SQLAlchemyError, OSError, Boto3Error, BotoCoreError, ClientError)
 """What calls of MLflow, or of the store of its artifacts, raise."""
+_REFUSED_CODES = ("UNAUTHENTICATED", "PERMISSION_DENIED")
+_REFUSED = re.compile(r"unauthenticated|permission.denied|\b(400|401|403)\b|expired", re.IGNORECASE)
+"""What MLflow says where S3 has refused the keys."""
 _PATIENCE: ContextVar[float | None] = ContextVar("patience", default=None)
 T = TypeVar("T")
 
@@ -309,8 +311,8 @@ def retry_tracking(action: Callable[[], T], patience_s: float | None = None) -> 
     def attempt() -> T:
         try:
             return action()
-        except TRACKING_ERRORS:
-            if not take_up_keys():
+        except TRACKING_ERRORS as error:
+            if not (_may_be_keys(error) and take_up_keys()):
                 raise
         return action()
 
@@ -325,15 +327,21 @@ def retry_tracking(action: Callable[[], T], patience_s: float | None = None) -> 
     )
 
 
+def _may_be_keys(error: Exception) -> bool:
+    """Return whether the store of artifacts may have refused the keys: looking for others may take seconds."""
+    return isinstance(error, (ClientError, Boto3Error)) or (
+        isinstance(error, MlflowException)
+        and (error.error_code in _REFUSED_CODES or _REFUSED.search(str(error)) is not None)
+    )
+
+
 def take_up_keys() -> bool:
     """Let MLflow's clients of S3 use the keys that there are now; return False where nothing has changed.
 
     They are of the session that boto3 keeps for the process. It reads keys once, and MLflow keeps a client for minutes.
     """
-    session = boto3.DEFAULT_SESSION
-    if session is None or changed_keys(session) is None:
+    if not renew_default_session():
         return False
-    boto3.setup_default_session()
     _cached_get_s3_client.cache_clear()
     return True
 

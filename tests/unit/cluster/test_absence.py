@@ -15,11 +15,13 @@ from ray.autoscaler.v2.schema import ClusterStatus, LaunchRequest, NodeInfo
 from ray.exceptions import RpcError
 
 from raytrain.cluster import absence
-from raytrain.cluster.absence import Absence, lower, why
+from raytrain.cluster.absence import WAIT_S, Absence, lower, why
 from raytrain.config.workers import WorkerSpec
 
 ROOT = Path(__file__).resolve().parents[3]
 HEAD, WORKER = {"memory": 1e9}, {"CPU": 8.0, "GPU": 1.0}
+EPOCH = 1.7e9
+"""Seconds since 1970 at which the clock of the tests that counts from its own start is 0."""
 FULL = "An error occurred (InsufficientInstanceCapacity) when calling the RunInstances operation: We do not have enough"
 
 
@@ -35,7 +37,7 @@ def node(kind: str) -> NodeInfo:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A cluster as Ray says it, and the clock."""
     made = SimpleNamespace(now=1000.0, nodes=[HEAD], status=ClusterStatus(), types=[1, 2])
-    monkeypatch.setattr(absence, "time", SimpleNamespace(monotonic=lambda: made.now))
+    monkeypatch.setattr(absence, "time", SimpleNamespace(monotonic=lambda: made.now, time=lambda: made.now + EPOCH))
     context = SimpleNamespace(gcs_address="10.0.0.5:6379")
     nodes = lambda: [{"Alive": True, "Resources": each} for each in made.nodes]  # noqa: E731
     monkeypatch.setattr(absence, "ray", SimpleNamespace(nodes=nodes, get_runtime_context=lambda: context))
@@ -62,11 +64,41 @@ def test_it_is_said_once_for_each_time_without_workers(cluster: Any, caplog: pyt
     assert [at(seconds) for seconds in (2080, 2600, 2680)] == [1, 1, 2]
 
 
+def test_only_what_failed_meanwhile_says_why(cluster: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Ray keeps failed launches for long; those of before the last node came are no reason now."""
+    watch = Absence(WorkerSpec(1, 1, 1))
+    cluster.status = ClusterStatus(failed_launches=[failed("gpu_spot", FULL, int(EPOCH) + 900)])
+    cluster.now = 1000.0 + WAIT_S
+    watch.look()
+    assert caplog.messages == ["no worker has come for 10 minutes: `ray status -v` says what the autoscaler waits for"]
+    cluster.nodes = [HEAD, WORKER]
+    cluster.now += 40
+    watch.look()
+    cluster.nodes = [HEAD]
+    cluster.status = ClusterStatus(failed_launches=[failed("gpu_spot", FULL, int(EPOCH + cluster.now) + 5)])
+    cluster.now += WAIT_S
+    watch.look()
+    assert "EC2 has no more instances for gpu_spot" in caplog.messages[1]
+
+
+def test_a_run_of_several_workers_needs_as_many(cluster: Any, caplog: pytest.LogCaptureFixture) -> None:
+    watch = Absence(WorkerSpec(2, 1, 1))
+    cluster.nodes = [HEAD, WORKER]
+    cluster.now += WAIT_S
+    watch.look()
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RpcError("away"), yaml.YAMLError("half of the file"), OSError("no such file"), TypeError("null"), KeyError("x")],
+    ids=lambda error: type(error).__name__,
+)
 def test_a_cluster_that_does_not_answer_ends_nothing(
-    cluster: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cluster: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     def refuse(address: str) -> ClusterStatus:
-        raise RpcError("away")
+        raise error
 
     watch = Absence(WorkerSpec(1, 1, 1))
     cluster.now += 700
@@ -99,8 +131,8 @@ def test_the_newest_launch_that_failed_says_why(cluster: Any, details: str, type
         idle_nodes=[node("gpu_spot"), node("gpu_on_demand")],
         failed_launches=[failed("gpu_spot", details, 50), failed("gpu_on_demand", "older", 20)],
     )
-    assert why().startswith(said)
-    assert ("max_workers: 3/" in why()) == (details == FULL and types == 2)
+    assert why(0).startswith(said)
+    assert ("max_workers: 3'" in why(0)) == (details == FULL and types == 2)
 
 
 def test_the_command_lowers_one_type_of_the_file(tmp_path: Path) -> None:
@@ -113,3 +145,16 @@ def test_the_command_lowers_one_type_of_the_file(tmp_path: Path) -> None:
     assert after["available_node_types"]["gpu_spot"].pop("max_workers") == 3
     assert before["available_node_types"]["gpu_spot"].pop("max_workers") == 8
     assert before == after
+
+
+@pytest.mark.parametrize("kind", ["one", "two"])
+def test_the_command_gives_a_limit_to_a_type_without_one(tmp_path: Path, kind: str) -> None:
+    """And leaves those of the next type, and of the whole cluster, as they are."""
+    types = {"one": {"resources": {}}, "two": {"resources": {}}, "three": {"max_workers": 7}}
+    if kind == "two":
+        types = {"three": {"max_workers": 7}, "one": {"resources": {}}, "two": {"resources": {}}}
+    before = {"available_node_types": types, "max_workers": 9}
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(before, sort_keys=False))
+    subprocess.run(lower(kind, 3).partition(" && ")[0], shell=True, check=True, cwd=tmp_path)
+    types[kind]["max_workers"] = 3
+    assert yaml.safe_load((tmp_path / "cluster.yaml").read_text()) == before

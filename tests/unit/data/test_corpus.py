@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,3 +209,26 @@ def test_what_is_not_a_corpus(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent", tmp_path / "file"):
         with pytest.raises(UserError, match="is not a prepared corpus"):
             Corpus.open(path)
+
+
+def test_room_on_the_disk_is_taken_before_a_file_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is an error then; a mapped page for which there is no room ends the process."""
+    ends = np.arange(0, 200_000, 2, dtype="<i8")
+    ends.tofile(tmp_path / "offsets")
+    memmap = np.memmap
+
+    def check(path: Path, **options: Any) -> Any:
+        if options["mode"] != "r":
+            assert path.stat().st_blocks * 512 >= 8 * (len(ends) - 1)
+        return memmap(path, **options)
+
+    monkeypatch.setattr(np, "memmap", check)
+    assert corpus_module._write_by_length(tmp_path / "offsets", tmp_path / "order") == 1
+    assert np.fromfile(tmp_path / "order", dtype="<i8").tolist() == list(range(len(ends) - 1))
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(corpus_module.os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        corpus_module._write_by_length(tmp_path / "offsets", tmp_path / "order")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,19 +13,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import pyarrow
 import pytest
 
 from raytrain.data import __main__ as command
 from raytrain.data import distributed
+from raytrain.data.documents import Source
 from raytrain.data.parts import Parts
 from raytrain.data.prepare import prepare
+from raytrain.data.read_tasks import read_tasks
+from raytrain.data.reading import Selection
 from raytrain.utils.errors import UserError
 from tests.support.ray_instance import joined
 from tests.support.refusal import refusal
 
-pytestmark = pytest.mark.slow
 SIZE = 2**17
 ROOT = Path(__file__).parents[3]
 
@@ -46,6 +51,7 @@ def posts(path: Path, seed: int) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_of_two")
 @pytest.mark.parametrize("source", ["tweets", "bios"])
 def test_duplicates_and_a_killed_worker_change_nothing(
@@ -88,12 +94,83 @@ class _Dying(Parts):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+@dataclass(frozen=True)
+class _Deadly(Parts):
+    """Parts of which one can be written by no worker."""
+
+    def _names_found(self, number: int) -> contextlib.AbstractContextManager[None]:
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._names_found(number)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_of_two")
+def test_a_task_at_which_all_processes_die_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        posts(tmp_path / "in" / f"{number}.jsonl", 1)
+    monkeypatch.setattr(distributed, "Parts", _Deadly)
+    with pytest.raises(UserError, match=r"5 processes that read .*in/0\.jsonl have died"):
+        prepare(str(tmp_path / "in"), output=tmp_path / "out" / "corpus", cache=tmp_path / "cache",
+                fill=partial(distributed.fill, size=SIZE))  # fmt: skip
+    assert not list((tmp_path / "out").iterdir())
+
+
+def parts_of(folder: Path) -> Parts:
+    """Parts of a file of repeated lines, of which none is written."""
+    (folder / "a.txt").write_text("a line\n" * 100)
+    (folder / "scratch").mkdir()
+    source = Source("tweets", str(folder / "a.txt"), Selection(), folder)
+    return Parts(folder / "scratch", source, read_tasks(source.files()))
+
+
+def test_a_node_that_does_not_find_the_folders_is_said_whenever_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker beside a head without CPUs is another node, too; later ones are asked by their first task."""
+    parts = parts_of(tmp_path)
+    nodes = [
+        {"NodeID": 28 * name, "NodeManagerAddress": f"10.0.0.{name}", "Alive": True, "Resources": resources}
+        for name, resources in (("11", {"CPU": 0.0}), ("22", {"CPU": 4.0}))
+    ]
+
+    def remote(**_: int) -> Any:
+        return lambda _: SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda wanted: wanted[:1]))
+
+    here = SimpleNamespace(get_node_id=lambda: 28 * "11")
+    cluster = SimpleNamespace(nodes=lambda: nodes, remote=remote, get=list, get_runtime_context=lambda: here)
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "ray", cluster)
+        with pytest.raises(UserError, match=r"the node 10\.0\.0\.22 does not find .*scratch: with --distributed"):
+            distributed._check_nodes(parts)
+        here.get_node_id = lambda: 28 * "22"
+        distributed._check_nodes(parts)
+    shutil.rmtree(parts.folder)
+    assert "does not find" in distributed._write(parts, {"task": 0})["mistake"]
+
+
+def test_a_part_that_cannot_be_compared_is_a_failure(tmp_path: Path) -> None:
+    """A part that is not found must not count as one without texts."""
+    parts = parts_of(tmp_path)
+    (compared,) = distributed._digests(parts, "texts", 1, pyarrow.table({"task": [0]}))
+    noted = distributed._note(parts, "texts", distributed._repeated(compared))
+    assert "No such file or directory" in noted["failure"][0].as_py()
+    parts.write(0)
+    (compared,) = distributed._digests(parts, "texts", 1, pyarrow.table({"task": [0]}))
+    assert len(compared) == 1
+    again = distributed._repeated(pyarrow.concat_tables([compared, compared]))
+    assert distributed._note(parts, "texts", again)["failure"][0].as_py() == ""
+    shutil.rmtree(parts.part(0))
+    assert "No such file or directory" in distributed._note(parts, "texts", again)["failure"][0].as_py()
+
+
 class _Usage(NamedTuple):
     total: int
     used: int
     free: int
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_of_two")
 def test_the_first_mistake_is_said_and_nothing_left(tmp_path: Path) -> None:
     posts(tmp_path / "in" / "0.jsonl", 1)
@@ -125,6 +202,7 @@ def test_an_address_without_a_cluster_to_join_is_refused(
     assert [item.name for item in tmp_path.iterdir()] == ["a.txt"]
 
 
+@pytest.mark.slow
 def test_the_command_gives_the_corpus_of_one_process(tmp_path: Path, ray_cpu: str) -> None:
     posts(tmp_path / "in" / "0.jsonl", 1)
     digests = []

@@ -25,6 +25,7 @@ from pyarrow import parquet
 
 from raytrain.data import corpus as corpus_module
 from raytrain.data import cutting, readers
+from raytrain.data import parts as parts_module
 from raytrain.data.corpus import Corpus, CorpusWriter
 from raytrain.data.documents import Source, Taken
 from raytrain.data.files import find
@@ -169,6 +170,14 @@ def test_objects_of_any_form(tmp_path: Path) -> None:
     assert "field 'content' holds the text, not tag" in corpus.info["report"]["guesses"][0]
 
 
+def test_the_first_span_is_read_as_the_whole_file_is(tmp_path: Path) -> None:
+    """It may hold a single object, while another of the first ones has one field more."""
+    rows = [{"content": f"text {n} " * 50} | ({"tag": "x"} if n == 60 else {}) for n in range(200)]
+    path = write(tmp_path / "a.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    corpus = assert_same(tmp_path / "out", path, sizes=(CHUNK,))
+    assert "field 'content' holds the text, not tag" in corpus.info["report"]["guesses"][0]
+
+
 @pytest.mark.parametrize("source", ["tweets", "bios"])
 def test_duplicates_within_and_across_files(tmp_path: Path, source: str) -> None:
     for number in range(4):
@@ -294,6 +303,39 @@ def test_a_part_is_whole_or_not_there_and_may_be_written_again(tmp_path: Path, m
     assert [item.name for item in folder.iterdir()] == ["1"]
 
 
+def test_a_frequent_text_leaves_its_part_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts_module, "_ROWS_AT_ONCE", 1000)
+    path = write(tmp_path / "a.txt", b"the same\n" * 1500 + b"another\n" + b"the same\n" * 400)
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    source = Source("tweets", str(path), Selection(), tmp_path)
+    parts = Parts(folder, source, read_tasks(source.files(), 10**6))
+    parts.write(0)
+    assert [len(rows) for rows in parts.rows(0, "texts")] == [1, 2]
+
+
+def test_nothing_of_a_part_is_mapped_when_it_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of NFS keeps the removed files that a process has mapped, and cannot be removed before."""
+    for number in range(3):
+        rows = [{"id": n, "created_at": "x", "text": "t", "user": {"id": n % 50, "description": f"bio {n % 30}"}}
+                for n in range(100)]  # fmt: skip
+        write(tmp_path / "in" / f"{number}.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    removed = []
+    rmtree = shutil.rmtree
+
+    def check(folder: Path, **options: Any) -> None:
+        if folder.name.isdigit():
+            assert f"{folder}/" not in Path("/proc/self/maps").read_text()
+            removed.append(sorted(item.name for item in folder.iterdir() if "_" in item.name))
+        rmtree(folder, **options)
+
+    monkeypatch.setattr(parts_module.shutil, "rmtree", check)
+    filled = partial(fill, size=64, folder=tmp_path / "scratch")
+    prepare("bios", path=str(tmp_path / "in"), cache=tmp_path / "cache", fill=filled)
+    assert ["lost_bios"] in removed
+    assert ["lost_texts"] in removed
+
+
 def test_small_files_share_a_task_and_what_cannot_be_cut_stays_whole(tmp_path: Path) -> None:
     for number in range(10):
         write(tmp_path / f"a{number}.txt", b"x" * 100)
@@ -322,6 +364,9 @@ def test_a_large_source_is_said_to_be_one(
     prepare(str(path), output=tmp_path / "small", cache=tmp_path / "cache")
     assert "--distributed" not in caplog.text
     monkeypatch.setattr("raytrain.data.prepare._LARGE", 1000)
+    table = write(tmp_path / "b.csv", b"text\n" + path.read_bytes())
+    prepare(str(table), output=tmp_path / "whole", cache=tmp_path / "cache")  # by one task in any case
+    assert "--distributed" not in caplog.text
     prepare(str(path), output=tmp_path / "large", cache=tmp_path / "cache")
     assert "raytrain.data prepare --distributed" in caplog.text
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 
 from raytrain.config.schema import to_dict
+from raytrain.data.files import find
 from raytrain.runs import checkpoint
 from raytrain.runs.checkpoint import Snapshot
 from raytrain.runs.checkpoint_writer import CheckpointWriter
-from raytrain.storage import open_storage
+from raytrain.storage import open_storage, s3
 from raytrain.storage.base import StorageError
 from raytrain.storage.s3 import S3Storage
 from raytrain.tracking.client import connect, patience
@@ -164,12 +166,12 @@ def test_keys_that_are_not_renewed_are_one_line(
     monkeypatch.setattr(boto3.session, "Session", lambda **kind: (made.append(kind), session(**kind))[1])
     with pytest.raises(StorageError) as refused:
         storage.write("k", b"v")
-    assert "the session token has expired or is wrong: renew it where it comes from, which is read" in str(
+    assert "the session token has expired or is wrong: renew it at its source (profile, program or role)" in str(
         refused.value
     )
     assert len(made) == 1
     file("second-secret-token")  # as wrong as the first
-    with pytest.raises(StorageError, match="renew it where it comes from") as refused:
+    with pytest.raises(StorageError, match="renew it at its source") as refused:
         storage.write("k", b"v")
     assert "secret" not in str(refused.value)
 
@@ -177,6 +179,62 @@ def test_keys_that_are_not_renewed_are_one_line(
     with pytest.raises(StorageError, match="it is in AWS_SESSION_TOKEN, which a process keeps") as refused:
         open_storage("s3://raytrain/x").write("k", b"v")
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("error", ["program", "role"])
+def test_keys_that_cannot_be_looked_up_hide_no_refusal(
+    process: Rotate, accept: Rotate, error: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A program gives keys whose end has passed; the service that gives those of a role refuses."""
+    process("first")
+    accept("first")
+    storage = open_storage(f"s3://raytrain/{tmp_path.name}-{error}")
+    storage.write("k", b"v")
+    answer = tmp_path / "answer.json"
+    if error == "program":
+        answer.write_text(answer.read_text().replace(FAR, "2020-01-01T00:00:00Z"))
+    else:
+        denied = ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "AssumeRole")
+        monkeypatch.setattr(s3, "_keys", lambda _: (_ for _ in ()).throw(denied))
+    accept("second")
+    with pytest.raises(StorageError, match="the session token has expired or is wrong: renew it at its source"):
+        storage.write("k", b"v")
+    with pytest.raises(StorageError, match="the session token may have expired"):
+        storage.exists("k")
+    if error == "program":
+        with pytest.raises(StorageError, match="the session token has expired or is wrong: renew it at its source"):
+            open_storage("s3://raytrain/x").write("k", b"v")  # keys whose end has passed from the beginning
+
+
+def test_a_mistake_in_a_program_is_no_failure_of_the_storage(
+    process: Rotate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process("first")
+    storage = open_storage(f"s3://raytrain/{tmp_path.name}")
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    monkeypatch.setattr(s3._Connection, "run", fail)
+    with pytest.raises(RuntimeError, match="futures"):
+        storage.write("k", b"v")
+
+
+def test_a_source_is_read_with_new_keys(
+    file: Rotate, accept: Rotate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    file("first")
+    accept("first")
+    open_storage(f"s3://raytrain/{tmp_path.name}-source").write("a.txt", b"a line\n")
+    for token in ("first", "second", "third"):
+        file(token)
+        accept(token)
+        (found,) = find(f"s3://raytrain/{tmp_path.name}-source")
+        file(f"{token} again")
+        accept(f"{token} again")
+        with found.local() as path:
+            assert path.read_bytes() == b"a line\n"
 
 
 def test_threads_take_up_new_keys_together(file: Rotate, accept: Rotate, tmp_path: Path) -> None:

@@ -9,16 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from boto3.exceptions import S3UploadFailedError
+from botocore.exceptions import ClientError
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, RESOURCE_DOES_NOT_EXIST
+from sqlalchemy.exc import OperationalError
 
 from raytrain.data.corpus import Corpus
 from raytrain.runs import workspace
 from raytrain.runs.workspace import open_workspace
+from raytrain.tracking import client
 from raytrain.tracking.client import (
     check_address,
     check_tracking,
     explain,
     is_usable,
     older_store,
+    retry_tracking,
     shown,
     tracking_uri,
     ui_hint,
@@ -35,6 +42,32 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("error", "looks"),
+    [
+        (ClientError({"Error": {"Code": "ExpiredToken"}}, "PutObject"), True),
+        (S3UploadFailedError("Failed to upload: An error occurred (403)"), True),
+        (MlflowException("downloading failed: An error occurred (400) when calling HeadObject: Bad Request"), True),
+        (MlflowException("no", PERMISSION_DENIED), True),
+        (MlflowException("Run 'x4003' not found", RESOURCE_DOES_NOT_EXIST), False),
+        (OperationalError("insert", {}, Exception("database is locked")), False),
+        (ConnectionError("refused"), False),
+    ],
+)
+def test_keys_are_looked_up_where_they_may_be_what_is_wrong(
+    error: Exception, looks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = []
+    monkeypatch.setattr(client, "take_up_keys", lambda: looked.append(1))
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        retry_tracking(fail, patience_s=0)
+    assert bool(looked) == looks
 
 
 @pytest.mark.parametrize("password", PASSWORDS)
