@@ -37,6 +37,8 @@ from raytrain.utils.errors import UserError
 
 SAMPLES = ("sampling", "length", "evaluate_samples")
 """Fields that decide the validation samples of a run."""
+KNOWN = "is known already"
+"""Why a trial is left out that another argument of ``--warm-start`` has given."""
 ASIDE = (*LOCATION, "log_every", "evaluate_every", "checkpoint_every", "seed")
 """Fields in which a result may differ from a trial of the new search; the text is compared by its digest."""
 
@@ -90,12 +92,11 @@ def read_references(references: Sequence[str], new: NewSearch, storage: Storage)
             if found is None:
                 starts.append(read_warm_start(reference, reference, new.bases))
                 continue
-            before = set(known)
             read = [_read(reference, each, new, known) for each in found]
             # what another reference has given already can be compared, too
-            if not any(each.trials for each in read) and not _names_any(found, before):
-                starts.append(_start(reference, found, read[0].note, new))
-            earlier += read
+            if not any(each.trials or repeats for each, repeats in read):
+                starts.append(_start(reference, found, read[0][0].note, new))
+            earlier += [each for each, _ in read]
         except StorageError as error:
             raise UserError(f"--warm-start {reference}: {error}") from None
         except UserError as error:
@@ -154,11 +155,6 @@ def _of_experiment(name: str) -> list[Storage] | None:
     return found
 
 
-def _names_any(found: Sequence[Storage], identities: set[str]) -> bool:
-    """Return whether one of the searches has a trial with one of these identities."""
-    return bool(identities) and any(trial.identity in identities for each in found for trial in TrialStore(each).read())
-
-
 def _start(reference: str, found: Sequence[Storage], note: str, new: NewSearch) -> WarmStart:
     """Return the winner of the newest of the searches that have one with a checkpoint, to be trained anew.
 
@@ -174,8 +170,8 @@ def _start(reference: str, found: Sequence[Storage], note: str, new: NewSearch) 
     raise UserError(f"{note}: its best has left no checkpoint to train anew")
 
 
-def _read(reference: str, location: Storage, new: NewSearch, known: set[str]) -> EarlierSearch:
-    """Return what is known of one search; ``known`` gains the identities of its trials.
+def _read(reference: str, location: Storage, new: NewSearch, known: set[str]) -> tuple[EarlierSearch, bool]:
+    """Return what is known of one search, and whether some of it was before; ``known`` gains its trials' identities.
 
     Raises:
         UserError: its records cannot be read.
@@ -190,15 +186,14 @@ def _read(reference: str, location: Storage, new: NewSearch, known: set[str]) ->
     for trial in trials:
         try:
             if trial.identity in known:
-                raise Unlike("is known already")
+                raise Unlike(KNOWN)
             found.append(comparable(trial))
             known.add(trial.identity)
         except Unlike as unlike:
             left_out.setdefault(unlike.reason, []).append(unlike.detail)
     name = location.uri().rstrip("/").rpartition("/")[2]
-    return EarlierSearch(
-        reference=reference, name=name, note=_note(name, len(found), len(trials), left_out), trials=tuple(found)
-    )
+    note = _note(name, len(found), len(trials), left_out)
+    return EarlierSearch(reference=reference, name=name, note=note, trials=tuple(found)), KNOWN in left_out
 
 
 def _note(name: str, num_known: int, num_trials: int, left_out: dict[str, list[str]]) -> str:

@@ -215,7 +215,7 @@ class Estimate:
     concurrent: int
     """Trials at once."""
     most: int | None = None
-    """Most of those that do not confirm at once, if there is such a limit: members of a population."""
+    """Most of those that do not confirm at once: members of a population; ``None`` without such a limit."""
     workers: int
     """Workers of each trial."""
     trial_seconds: float | None = None

@@ -96,6 +96,11 @@ class Plan:
     """How its winner is confirmed, if it is; may be given or changed when the search is resumed."""
 
     @property
+    def members(self) -> int:
+        """Return the most of its own trials that can run at once: members of the population, or all without one."""
+        return self.num_samples // max(1, self.parts)
+
+    @property
     def search_objective(self) -> SearchObjective:
         """Return the objective, with its constraint."""
         return SearchObjective(self.objective, self.min_used)
@@ -140,9 +145,8 @@ class Plan:
             for name in SETTLED
             if getattr(self, name) != getattr(other, name)
         ]
-        if self.parts and self.num_samples != other.num_samples:
-            members = other.num_samples // self.parts, self.num_samples // self.parts
-            parts.append("the population had {} members, has {}".format(*members))
+        if self.parts and self.members != other.members:
+            parts.append(f"the population had {other.members} members, has {self.members}")
         if self.space.source != other.space.source:
             parts.append("the search space is another")
         if self.corpus != other.corpus:

@@ -143,11 +143,6 @@ def fit_start(start: WarmStart, plan_space: Space, bases: dict[str, RunConfig[An
     return fitted
 
 
-def num_members(plan: Plan) -> int:
-    """Return the number of members."""
-    return plan.num_samples // plan.parts
-
-
 def next_part(plan: Plan, trials: Sequence[Trial]) -> Part | None:
     """Return the first part that has not begun and whose beginning is settled; ``None`` while there is none.
 
@@ -164,7 +159,7 @@ def next_part(plan: Plan, trials: Sequence[Trial]) -> Part | None:
             raise UserError(f"the record of trial {trial.name} is of no part of this population: end is {trial.end}")
         parts[number - 1][trial.member or 0] = trial
     for part in range(plan.parts):
-        for member in range(num_members(plan)):
+        for member in range(plan.members):
             if member in parts[part]:
                 continue
             end = (part + 1) * part_steps(plan)
@@ -192,7 +187,7 @@ def is_extinct(plan: Plan, trials: Sequence[Trial]) -> bool:
 
 def _successor(plan: Plan, before: dict[int, Trial], member: int) -> Successor | None:
     """Return what follows the part ``before`` of a member, once that is settled."""
-    members = num_members(plan)
+    members = plan.members
     replaced = min(math.ceil(REPLACED * members), members // 2)
     own = before.get(member)
     if own is None or not own.ended:

@@ -14,7 +14,6 @@ from raytrain.metrics import METRIC
 from raytrain.runs.repeats import searched
 from raytrain.runs.trials import Trial, rank
 from raytrain.search.plan import Plan
-from raytrain.search.population import num_members
 
 if TYPE_CHECKING:
     from raytrain.search.searcher import OptunaSearcher
@@ -158,8 +157,8 @@ class SearchProgress:
         """
         search, standing, at = self.searcher.search, self._standing(), time.monotonic()
         phases = steps_left(search.plan, self.searcher.trials, self.searcher.repeats)
-        first = min(search.concurrent, num_members(search.plan)) if search.plan.parts else search.concurrent
-        left = seconds_left(self.pace.step_seconds, phases, [first, search.concurrent])
+        together = [min(search.concurrent, search.plan.members), search.concurrent]
+        left = seconds_left(self.pace.step_seconds, phases, together)
 
         def text() -> str:
             now = time.monotonic()

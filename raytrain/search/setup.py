@@ -28,7 +28,7 @@ from raytrain.search.earlier import NewSearch, WarmStarts, read_references
 from raytrain.search.estimate import Estimate, read_benchmark, trial_seconds, worker_bytes
 from raytrain.search.options import NUM_SAMPLES, RESUMABLE, SearchOptions, SearchRequest
 from raytrain.search.plan import Plan, WarmStart, grid_points, read_plan
-from raytrain.search.population import check_population, find_parts, fit_start, num_members, part_steps
+from raytrain.search.population import check_population, find_parts, fit_start, part_steps
 from raytrain.search.searcher import Search
 from raytrain.search.space import GRID, PBT, check_space
 from raytrain.storage import open_storage_root
@@ -267,7 +267,7 @@ def stored_plan(name: str, storage: str | None) -> tuple[Plan, SearchOptions]:
             "confirm_share": plan.confirm.share,
         }
     return plan, SearchOptions(
-        num_samples=plan.num_samples // max(1, plan.parts),
+        num_samples=plan.members,
         parts=plan.parts or None,
         experiment=plan.experiment,
         search_objective=plan.objective,
@@ -338,8 +338,7 @@ def admit(
     known = tuple(TrialStore(workspace.storage.child(name)).read())
     num_left = plan.num_samples - sum(trial.ended for trial in searched(known))
     num_repeats = repeats_left(plan, known)
-    at_once = min(num_left, num_members(plan)) if plan.parts else num_left
-    most = max(at_once, num_repeats)
+    most = max(min(num_left, plan.members), num_repeats)
     concurrent = min(max(1, most), cluster.admit(spec, options.max_concurrent, free_memory()))
     print_plan(name, plan, workspace, spec, size)
     limited = concurrent < min(most, cluster.admit(spec, options.max_concurrent, math.inf))
@@ -357,7 +356,7 @@ def admit(
         num_repeats=num_repeats,
         repeat_share=repeat_share(plan) * max(1, plan.parts),
         concurrent=concurrent,
-        most=at_once,
+        most=plan.members,
         workers=spec.workers,
         trial_seconds=None if seconds is None else seconds / max(1, plan.parts),
         time_budget=options.time_budget,
@@ -440,7 +439,7 @@ def print_plan(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec, si
     print(
         f"corpus {corpus.name}: {corpus.split('train').num_bytes:,} bytes, digest {corpus.digest[:12]}\n"
         f"search {name}: {plan.num_samples} trials ({plan.space.name}, {plan.algorithm}"
-        + (f": {num_members(plan)} members in {plan.parts} parts of {part_steps(plan)} steps" if plan.parts else "")
+        + (f": {plan.members} members in {plan.parts} parts of {part_steps(plan)} steps" if plan.parts else "")
         + "), "
         f"each {spec} on {'GPUs' if spec.on_gpus else 'CPUs'}, kept in {workspace.storage.uri(name)}\n"
         f"objective: {plan.search_objective}"

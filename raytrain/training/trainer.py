@@ -74,6 +74,8 @@ class Trainer:
     def __init__(self, config: RunConfig[Any], corpus: Corpus, world: World) -> None:
         rank_groups(config, world.rank, world.size)  # refuses more workers than groups before anything is built
         self.config = config
+        self.changes_made = 0
+        """Changes of the config that hold: none does at the first step."""
         self.current = in_force(config, 0)
         """The config that holds at the step that is taken: ``config`` with the changes that are due."""
         self.world = world
@@ -142,11 +144,12 @@ class Trainer:
 
     def make_changes(self, step: int) -> None:
         """Let the changes of the config hold that are due at ``step``, whichever step was taken before."""
-        if not self.config.changes or (due := in_force(self.config, step)) == self.current:
+        due = sum(change.step <= step for change in self.config.changes)
+        if due == self.changes_made:
             return
-        self.current = due
+        self.changes_made, self.current = due, in_force(self.config, step)
         if self.multiplier is not None:
-            self.multiplier.rate = due.objective.rate
+            self.multiplier.rate = self.current.objective.rate
         if self.recorder is not None:
             self.recorder = self.new_recorder()  # recorded steps keep the values that they were recorded with
 

@@ -203,6 +203,8 @@ def test_a_search_is_named_by_name_folder_file_or_experiment(storage: FolderStor
     assert "0 of 2 trials of first are known to the sampler; 2 are known already" in [
         each.note for each in twice.earlier
     ]
+    # and what is known can be compared: it needs no second training, though nothing of it was new
+    assert read(plan, storage, "first", "first").starts == ()
 
 
 @pytest.mark.parametrize(
