@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -98,7 +99,6 @@ class Trainer:
                 forward_sync_buffers=False,  # synchronise_statistics keeps them equal on all ranks
                 gradient_as_bucket_view=True,
             )
-        self.optimizer = build_optimizer(self.raw, config)
         self.skipped = SkippedSteps(world.device)
         self.lanes: StreamState = self.model.stream_state(config.batch_size) if config.sampling == "stream" else {}
         """The state of all lanes of a stream; those of other ranks are as old as the last ``gather_lanes``."""
@@ -114,6 +114,12 @@ class Trainer:
         """Repeats recorded steps on a GPU; ``None`` where each step is computed by its operations."""
         if records_steps(config, world):
             self.recorder = self.new_recorder()
+
+    @cached_property
+    def optimizer(self) -> torch.optim.AdamW:
+        """The optimiser with its moments, built when first asked for: an evaluation needs none, and PyTorch's compiler,
+        which every optimiser of PyTorch imports, takes as long to import as the rest of it."""
+        return build_optimizer(self.raw, self.config)
 
     # ------------------------------------------------------------------------------------------ step
 

@@ -122,6 +122,14 @@ def test_an_evaluation_is_the_same_however_many_groups_are_taken_at_once(
     assert found[0] == pytest.approx(found[1], rel=1e-5, abs=1e-6)
 
 
+def test_an_evaluation_builds_no_optimiser(corpus: Corpus) -> None:
+    trainer = Trainer(tiny_config("hybrid"), corpus, World())
+    trainer.evaluate()
+    assert "optimizer" not in vars(trainer)
+    trainer.train_step(1)
+    assert "optimizer" in vars(trainer)
+
+
 def test_what_reads_a_checkpoint_gets_the_average(corpus: Corpus, tmp_path: Path) -> None:
     config = tiny_config("hybrid, normalised", optimizer=OptimizerConfig(ema=0.9))
     run(config, corpus, World(), tmp_path / "run")
