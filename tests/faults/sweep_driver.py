@@ -1,26 +1,35 @@
-"""``raytrain.tune`` that notes each write to its storage and each call by which it changes MLflow, and dies at one.
+"""Commands of raytrain that note each write to their storage and each call by which they change MLflow, and die at one.
 
-    SWEEP_POINTS=points.txt SWEEP_AT=17 python -m tests.faults.sweep_driver hybrid --space space.py --name s
+    python -m tests.faults.sweep_driver
 
-A line is appended to the file for each point that is reached. At the point ``SWEEP_AT``, counted from 1, the process is
-killed before it does what the line says; at 0 never. A file is written in two points: before there is a part of it, and
+reads a ``Drive`` as one line of JSON from its input, runs it and prints its status, again and again. The commands are
+forks of this process: it has imported what they need, which takes longer than the rest of a short search.
+
+A line is appended to a file for each point that is reached. At the fatal point, counted from 1, the process is killed
+before it does what the line says; at 0 never. A file is written in two points: before there is a part of it, and
 when all of it is there, but not under its name.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import os
+import runpy
 import signal
+import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from mlflow import MlflowClient
 
+from raytrain.search import finish, runner
 from raytrain.storage import local
 from raytrain.utils import files
 
+IMPORTED = (finish, runner)
 STORAGE = ("write", "create", "upload", "delete", "delete_prefix")
 MLFLOW = (
     "create_experiment",
@@ -47,6 +56,19 @@ MLFLOW = (
     "update_run",
 )
 """Every method of MLflow's client by which raytrain changes something, except metrics, which workers send."""
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A command to run: ``arguments`` of ``python -m module`` in a folder, and the point at which it dies."""
+
+    module: str
+    arguments: list[str]
+    folder: str
+    variables: dict[str, str]
+    points: str
+    fatal: int
+    output: str
 
 
 class Points:
@@ -87,9 +109,28 @@ def watch_all(points: Points) -> None:
         points.watch(MlflowClient, name, f"mlflow {name}")
 
 
-if __name__ == "__main__":
-    from raytrain.tune import main
-    from raytrain.utils.errors import run_command
+def become(drive: Drive) -> None:
+    """Turn this process into the command that ``drive`` describes."""
+    output = os.open(drive.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(drive.folder)
+    os.environ.update(drive.variables)
+    sys.argv[1:] = drive.arguments
+    watch_all(Points(drive.points, drive.fatal))
+    runpy.run_module(drive.module, run_name="__main__", alter_sys=True)
 
-    watch_all(Points(os.environ["SWEEP_POINTS"], int(os.environ["SWEEP_AT"])))
-    run_command(main)
+
+def main() -> None:
+    for line in sys.stdin:
+        process = os.fork()
+        if process == 0:
+            become(Drive(**json.loads(line)))
+            return
+        _, status = os.waitpid(process, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+if __name__ == "__main__":
+    main()
