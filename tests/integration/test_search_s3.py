@@ -80,6 +80,7 @@ def test_a_killed_search_goes_on_elsewhere_and_its_champion_speaks_anywhere(
     assert_no_secret_in_objects(s3)
 
 
+@pytest.mark.long
 def test_a_run_goes_on_elsewhere_with_the_settings_of_older_servers(
     machines: Callable[..., Machine], s3: S3Server, mlflow_server: MlflowServer
 ) -> None:

@@ -20,6 +20,7 @@ from raytrain.train import read_resumption
 from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
 from tests.support.mlflow_server import new_store
+from tests.unit.storage.test_lease import RACES
 
 GANG = WorkerOptions("2:3", 0.5, 0, "cpu")
 
@@ -76,14 +77,13 @@ def test_of_two_claims_of_a_name_at_the_same_moment_one_has_it(corpus: Corpus, t
         assert_one_owner(storage, claims(storage, corpus))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["folder", "s3"])
-def test_of_two_claims_at_the_same_moment_one_has_the_name_sixty_times(
-    kind: str, corpus: Corpus, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("kind", "times"), RACES)
+def test_of_two_claims_at_the_same_moment_one_has_the_name_many_times(
+    kind: str, times: int, corpus: Corpus, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if kind == "s3":
         request.getfixturevalue("s3_server").use(monkeypatch)
-    for number in range(60):
+    for number in range(times):
         root = tmp_path / str(number) if kind == "folder" else f"s3://raytrain/{tmp_path.name}/{number}"
         storage = open_storage(root)
         assert_one_owner(storage, claims(storage, corpus))

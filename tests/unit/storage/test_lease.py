@@ -233,6 +233,14 @@ def test_a_driver_whose_lease_is_not_its_own_any_more_has_lost_it(
 # --------------------------------------------------------------------------------------------- races
 
 
+RACES = [
+    pytest.param("folder", 60, marks=pytest.mark.slow),
+    pytest.param("s3", 10, marks=pytest.mark.slow),
+    pytest.param("s3", 60, marks=pytest.mark.long),
+]
+"""A store, and how often two try it. Ten races on S3 take as long as 60 in a folder."""
+
+
 def race(location: Storage, start: Any, answers: Any) -> None:
     """One of two drivers that take the same search at the same moment."""
     lease_module.SETTLE_S = 0.2
@@ -270,16 +278,15 @@ def test_of_two_drivers_at_the_same_moment_one_wins(tmp_path: Path) -> None:
     assert races([open_storage(tmp_path / str(number)) for number in range(8)]) == [["held", "won"]] * 8
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["folder", "s3"])
-def test_of_two_drivers_at_the_same_moment_one_wins_sixty_times(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("kind", "times"), RACES)
+def test_of_two_drivers_at_the_same_moment_one_wins_many_times(
+    kind: str, times: int, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = str(tmp_path)
     if kind == "s3":
         request.getfixturevalue("s3_server").use(monkeypatch)
         root = f"s3://raytrain/{tmp_path.name}"
-    assert races([open_storage(f"{root}/{number}") for number in range(60)]) == [["held", "won"]] * 60
+    assert races([open_storage(f"{root}/{number}") for number in range(times)]) == [["held", "won"]] * times
 
 
 class Ignores(FolderStorage):

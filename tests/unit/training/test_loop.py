@@ -151,8 +151,7 @@ def test_a_resumed_run_is_bit_identical_on_1_worker(corpus: Corpus, tmp_path: Pa
     assert_same_run(tmp_path, [model])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.long)])
 def test_a_resumed_run_is_bit_identical_on_several_workers(corpus: Corpus, tmp_path: Path, size: int) -> None:
     on_workers(size, _undisturbed_and_resumed, str(corpus.path), str(tmp_path))
     assert_same_run(tmp_path)
