@@ -12,11 +12,22 @@ from typing import Any
 import optuna
 
 MAPS = {
+    "16-32": ([16, 32], [32, 16]),
     "32-64": ([32, 64], [64, 32]),
-    "64-128": ([64, 128], [128, 64]),
     "32-64-64": ([32, 64, 64], [64, 64, 32]),
 }
 """Encoder and decoder widths by name: two or three convolutions."""
+START = {
+    "annealing": "constant",
+    "maps": "16-32",
+    "latent": 8,
+    "least_kl": 1.96,
+    "alpha": 1.0,
+    "alpha_end": 0.4,
+    "input_dropout": 0.0,
+    "learning_rate": 1.6e-2,
+}
+"""The preset ``laptop``."""
 
 
 def space(trial: optuna.Trial) -> dict[str, Any]:
@@ -33,7 +44,7 @@ def space(trial: optuna.Trial) -> dict[str, Any]:
     if fields["objective.annealing"] == "cyclical":
         fields["objective.cycles"] = trial.suggest_int("cycles", 2, 4)
     encoder, decoder = MAPS[trial.suggest_categorical("maps", list(MAPS))]
-    latent = trial.suggest_categorical("latent", [16, 32])
+    latent = trial.suggest_categorical("latent", [8, 16])
     return fields | {
         "objective.alpha": trial.suggest_float("alpha", 0.5, 1.5),
         "objective.alpha_end": trial.suggest_float("alpha_end", 0.3, 0.5),
@@ -41,6 +52,6 @@ def space(trial: optuna.Trial) -> dict[str, Any]:
         "model.feature_maps": encoder,
         "model.decoder_maps": decoder,
         "model.latent": latent,
-        "model.mean_norm": math.sqrt(2 * trial.suggest_float("least_kl", 2.0, 4.0) / latent),
+        "model.mean_norm": math.sqrt(2 * trial.suggest_float("least_kl", 1.8, 3.0) / latent),
         "optimizer.learning_rate": trial.suggest_float("learning_rate", 8e-3, 2.4e-2, log=True),
     }

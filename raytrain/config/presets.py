@@ -92,9 +92,9 @@ def laptop(model: Any, learning_rate: float = 1.6e-2) -> RunConfig[Any]:
         sampling="windows",
         length=64,
         batch_size=32,
-        steps=512,
-        log_every=25,
-        evaluate_every=64,
+        steps=768,
+        log_every=32,
+        evaluate_every=128,
         evaluate_samples=512,
         checkpoint_every=128,
     )
@@ -107,7 +107,7 @@ def auxiliary_first(config: RunConfig[Any]) -> RunConfig[Any]:
 
 PRESETS: dict[tuple[PresetName, ModelName], RunConfig[Any]] = {
     ("laptop", "hybrid"): auxiliary_first(
-        laptop(HybridConfig((32, 64), (64, 32), latent=32, hidden=256, skip=True, mean_norm=0.4))
+        laptop(HybridConfig((16, 32), (32, 16), latent=8, hidden=256, skip=True, mean_norm=0.7))
     ),
     ("laptop", "lstm_vae"): laptop(
         LstmVaeConfig(latent=32, hidden=256, pool="max", code_to_inputs=True, mean_norm=0.4), 1.2e-2

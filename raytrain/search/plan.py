@@ -267,5 +267,12 @@ def _unread(own: Space, values: dict[str, Any], name: str, source: str) -> Space
         return own
     budgets: dict[str, dict[str, Any]] = {} if values.get("budget") is None else {str(values["budget"]): {}}
     return Space(
-        name=name, source=source, draw=lambda trial: {}, models=(), preset=None, budgets=budgets, algorithm="random"
+        name=name,
+        source=source,
+        draw=lambda trial: {},
+        models=(),
+        preset=None,
+        budgets=budgets,
+        algorithm="random",
+        start={},
     )

@@ -288,8 +288,9 @@ class OptunaSearcher(Searcher):
             start = plan.warm_starts[number]
             values = point_of(start, plan.space, plan.bases, plan.budget)
             return self._add(start.config, None if values is None else self._known_point(values), start.reference)
-        values = None if self._grid is None else self._grid[(number - len(plan.warm_starts)) % len(self._grid)]
+        number -= len(plan.warm_starts)
         for attempt in range(MOST_DRAWS):
+            values = self._given_point(number, attempt)
             with self._at_random() if attempt >= DRAWS_OF_SAMPLER else contextlib.nullcontext():
                 point = self._ask(values)
                 try:
@@ -305,6 +306,17 @@ class OptunaSearcher(Searcher):
             f"--max-parameters {plan.max_parameters}: none of {MOST_DRAWS} points that were drawn one after the other "
             "has so few"
         )
+
+    def _given_point(self, number: int, attempt: int) -> dict[str, Any] | None:
+        """Return the parameters of a trial that no sampler draws: those of a grid, and the start of the space.
+
+        Args:
+            number: trials before it, without warm starts.
+            attempt: points that were drawn for it before, and had too many parameters.
+        """
+        if self._grid is not None:
+            return self._grid[number % len(self._grid)]
+        return self.search.plan.space.start if number == attempt == 0 else None
 
     def _draw_part(self, part: Part) -> Trial:
         """Return the next part of a member of a population."""

@@ -12,7 +12,10 @@ and returns fields of the config; field ``model`` chooses the model. It may also
     ``space(trial, budget)`` and receives the name;
 ``ALGORITHM``
     its algorithm unless ``--algorithm`` names another: ``tpe``, ``gp``, ``random``, ``grid``, ``pbt`` or a
-    registered one.
+    registered one;
+``START``
+    values by parameter: the point of the first trial that no warm start gives, except in a grid. Worth giving where a
+    good point is known: the trials that an algorithm begins with are drawn at random.
 """
 
 from __future__ import annotations
@@ -58,6 +61,8 @@ class Space:
     budgets: dict[str, dict[str, Any]]
     algorithm: str
     """Not checked: it may be one that is registered later."""
+    start: dict[str, Any]
+    """Empty if it is not known where to begin."""
 
     def budget(self, name: str | None) -> str | None:
         """Return the budget ``name``, or the default one; ``None`` for a space without budgets.
@@ -143,6 +148,9 @@ def read_space(name: str, source: str) -> Space:
     models = values.get("MODELS", ())
     if not isinstance(models, (list, tuple)):
         raise UserError(f"search space {name}: MODELS must be a list of names of models")
+    start = values.get("START", {})
+    if not isinstance(start, dict):
+        raise UserError(f"search space {name}: START must be a dict of the values of its parameters")
     preset = values.get("PRESET")
     return Space(
         name=name,
@@ -152,6 +160,7 @@ def read_space(name: str, source: str) -> Space:
         preset=None if preset is None else _chosen(name, "PRESET", preset, PRESET_NAMES),
         budgets=budgets,
         algorithm=_text(name, "ALGORITHM", values.get("ALGORITHM", "tpe")),
+        start=start,
     )
 
 
@@ -190,8 +199,11 @@ def check_space(
 ) -> list[RunConfig[Any]]:
     """Return configs at points of the space, all of which can be run: every point of a grid, otherwise random ones.
 
+    The first of the random ones is the space's start.
+
     Raises:
-        UserError: an unknown field, a value that is refused, or a grid that cannot be enumerated.
+        UserError: an unknown field, a value that is refused, a start that is no point of the space, or a grid that
+            cannot be enumerated.
     """
     import optuna
 
@@ -204,12 +216,21 @@ def check_space(
             trials: Iterator[Any] = (optuna.trial.FixedTrial(point) for point in grid(space, budget))
         else:
             study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+            study.enqueue_trial(space.start)
             trials = (study.ask() for _ in range(CHECKED_POINTS))
         for trial in trials:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # Optuna's, of the choices that are refused below
                 configs.append(space.resolve(bases, trial, budget))
             check_choices(trial.distributions)
+            if algorithm != GRID and len(configs) == 1:
+                if strange := space.start.keys() - trial.params.keys():
+                    raise UserError(f"START has {min(strange)!r}, for which space(trial) does not ask there")
+                kinds = {name: trial.distributions[name] for name in space.start}
+                try:
+                    optuna.trial.create_trial(params=space.start, distributions=kinds, value=0.0)
+                except (TypeError, ValueError) as error:
+                    raise UserError(f"START: {error}") from None
             model_size(configs[-1])  # which builds it
     except UserError as error:
         raise UserError(f"search space {space.name}: {error}") from None

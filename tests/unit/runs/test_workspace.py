@@ -79,7 +79,12 @@ def test_of_two_claims_of_a_name_at_the_same_moment_one_has_it(corpus: Corpus, t
 
 @pytest.mark.parametrize(("kind", "times"), RACES)
 def test_of_two_claims_at_the_same_moment_one_has_the_name_many_times(
-    kind: str, times: int, corpus: Corpus, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    times: int,
+    corpus: Corpus,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if kind == "s3":
         request.getfixturevalue("s3_server").use(monkeypatch)
