@@ -6,6 +6,7 @@
     python -m raytrain.tune --space paper_fig4 --budget small --data ptb
     python -m raytrain.tune hybrid --min-used 2 --warm-start config.json
     python -m raytrain.tune hybrid --dry-run --bench bench.json --price-per-hour 1.2
+    python -m raytrain.tune --ablate NAME
     python -m raytrain.tune --resume NAME
 
 On a machine without GPUs the defaults are a search of a few minutes; on a cluster with GPUs they are the sizes of the
@@ -33,18 +34,21 @@ def main() -> None:
     """Parse the command line, set the search up, run it and print its result."""
     arguments = sys.argv[1:]
     first = first_options(arguments)
-    if first.resume is None:
+    requests = []
+    if first.resume is None and first.ablate is None:
         requests = [read_request(arguments, has_gpus) for has_gpus in (False, True)]
 
-        from raytrain.search import runner, setup
+    from raytrain.search import ablation, runner, setup
 
-        search = setup.new_search(*requests)
-    else:
-        from raytrain.search import runner, setup
-
+    if first.resume is not None:
         plan, begun = setup.stored_plan(first.resume, first.storage)
         options = parse_options("raytrain.tune", SearchOptions, arguments, begun)
         search = setup.resumed_search(first.resume, plan, begun, options)
+    elif first.ablate is not None:
+        request = ablation.ablation_request(parse_options("raytrain.tune", SearchOptions, arguments))
+        search = setup.new_search(request, request)
+    else:
+        search = setup.new_search(*requests)
     if search is not None:
         runner.run_and_finish(search)
 
@@ -52,7 +56,7 @@ def main() -> None:
 def first_options(arguments: list[str]) -> argparse.Namespace:
     """Return the options that decide how all others are read."""
     parser = OneLineParser(prog="python -m raytrain.tune", add_help=False, allow_abbrev=False)
-    for name in ("--resume", "--space", "--budget", "--storage"):
+    for name in ("--resume", "--ablate", "--space", "--budget", "--storage"):
         parser.add_argument(name)
     return parser.parse_known_args(arguments)[0]
 

@@ -48,6 +48,7 @@ from raytrain.runs.records import BEST_CONFIG, CHECKPOINTS, read_outcome
 from raytrain.runs.repeats import best_first, searched, winner
 from raytrain.runs.trained_model import from_checkpoint
 from raytrain.runs.trials import Trial, rank, trial_location
+from raytrain.search.ablation import effects, effects_json
 from raytrain.search.confirmation import Confirmation, confirmation_of, new_repeats, wanted_repeats
 from raytrain.search.population import is_extinct
 from raytrain.search.registry import Candidate, Score, VerificationError, register_and_compete
@@ -63,6 +64,8 @@ from raytrain.utils.text import duration, one_line
 
 WIDTH = 100
 """Columns of the lines that print the best trial's fields."""
+ABLATION = "ablation.json"
+"""Artifact of an ablation: see ``search.ablation``."""
 CARD_SAMPLES = 10
 """Texts that the best model writes, for the terminal, MLflow and the model card."""
 
@@ -81,6 +84,9 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
     if confirmation is not None:
         print("\n".join([confirmation_summary(confirmation.configs, search_objective), *confirmation.lines()]))
         search.parent.log_dict(confirmation.to_json(), CONFIRMATION)
+    if brought := effects(search.plan, trials, search.location):
+        print("\n".join(["the winner with the default in place of a field:", *map("  {}".format, brought)]))
+        search.parent.log_dict({"effects": effects_json(brought)}, ABLATION)
     if ladder is not None:
         search.parent.set_tags({LADDER: json.dumps(asdict(ladder))})
     with tempfile.TemporaryDirectory(prefix="raytrain-") as scratch:

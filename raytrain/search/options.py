@@ -55,6 +55,9 @@ class SearchOptions:
     warm_start: tuple[str, ...] = ()
     """Earlier searches (names, folders or MLflow experiments), whose comparable results the sampler begins with; or
     configs of the first trials: config.json files, run folders, MLflow run ids or models:/NAME@ALIAS."""
+    ablate: str | None = None
+    """Name of an earlier search: what each field of its winner brings. The winner is trained again, and again with each
+    field back at the default, each with 3 new seeds; --confirm K:S asks for others."""
     time_budget: float | None = None
     """Seconds after which running trials are interrupted, to be continued by --resume; default: no limit."""
     max_concurrent: int | None = None
@@ -142,6 +145,8 @@ class SearchRequest:
     """Model name -> the config that the space's fields change."""
     size: str
     """Origin of the configs, as text."""
+    corpus: str = ""
+    """Digest of the corpus that the search must have; empty if it may be any."""
 
     @property
     def first(self) -> RunConfig[Any]:

@@ -31,6 +31,7 @@ SETTLED = (
     "objective",
     "min_used",
     "max_parameters",
+    "ablates",
 )
 """Fields in which two plans of one search do not differ."""
 
@@ -92,6 +93,8 @@ class Plan:
     """Most parameters of a model that is trained; ``None`` without a limit."""
     parts: int = 0
     """Parts in which each member of a population is trained, each a trial of its own; 0 without a population."""
+    ablates: str = ""
+    """Name of the search whose winner it ablates, if it does."""
     confirm: Confirm | None = None
     """How its winner is confirmed, if it is; may be given or changed when the search is resumed."""
 
@@ -197,7 +200,7 @@ def _check(plan: Plan) -> None:
     Raises:
         ValueError, UserError: one is not as it must be; the line names it.
     """
-    texts = {"experiment": plan.experiment, "space.name": plan.space.name}
+    texts = {"experiment": plan.experiment, "space.name": plan.space.name, "ablates": plan.ablates}
     texts |= {f"warm_starts.{number}.reference": start.reference for number, start in enumerate(plan.warm_starts)}
     for number, each in enumerate(plan.earlier):
         texts |= {f"earlier.{number}.{name}": getattr(each, name) for name in ("reference", "name", "note")}

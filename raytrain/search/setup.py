@@ -57,6 +57,10 @@ def new_search(without_gpus: SearchRequest, with_gpus: SearchRequest) -> Search 
     for reference in options.bench:
         read_benchmark(reference)
     workspace = open_workspace(without_gpus.first, options.storage, published=not options.dry_run)
+    if without_gpus.corpus not in ("", workspace.corpus.digest):
+        raise UserError(
+            f"--ablate {options.ablate}: the text at {without_gpus.first.data} is not what that search was run on"
+        )
     free = 0
     if options.name is not None and not options.dry_run:
         free = find_free(workspace.storage.child(options.name), f"--name {options.name}: the search")
@@ -200,6 +204,7 @@ def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: WarmSta
         max_parameters=options.max_parameters,
         warm_starts=starts,
         earlier=warm_starts.earlier,
+        ablates=options.ablate or "",
         confirm=options.confirmation(request.first.seed),
     )
 
@@ -274,6 +279,7 @@ def stored_plan(name: str, storage: str | None) -> tuple[Plan, SearchOptions]:
         min_used=plan.min_used,
         max_parameters=plan.max_parameters,
         warm_start=plan.references,
+        ablate=plan.ablates or None,
         **given,
         **workers,
     )
@@ -298,6 +304,7 @@ def resumed_search(name: str, plan: Plan, begun: SearchOptions, options: SearchO
         "search_objective",
         "min_used",
         "max_parameters",
+        "ablate",
     )
     for field in (*settled, "warm_start"):
         if getattr(options, field) != getattr(begun, field):

@@ -121,3 +121,23 @@ def test_a_search_without_a_winner_says_so_and_registers_nothing(ray_cpu: str, h
     assert_nothing_left(ray_cpu)
     changed = refused(ray_cpu, home, *arguments, "--min-used", "1")
     assert "min_used was 1000.0, is 1.0" in changed
+
+
+def test_the_winner_of_a_search_is_ablated(ray_cpu: str, home: Path) -> None:
+    run(
+        ray_cpu, home, "raytrain.tune", "hybrid", *TINY, "--data", "text.txt", "--space", "space.py", "--name", "s",
+        "--num-samples", "1",
+    )  # fmt: skip
+    output = run(ray_cpu, home, "raytrain.tune", "--ablate", "s", "--confirm", "3:1")
+    text = output[output.index("the winner with the default in place of a field:") :].splitlines()[1:3]
+    assert {line.split()[0] for line in text} == {"objective.alpha", "objective.end"}
+    assert all("95% interval" in line for line in text)
+    parent = next(item for item in mlflow_runs(home) if item.info.run_name == "s-ablation")
+    from mlflow import MlflowClient
+
+    file = MlflowClient(f"sqlite:///{home}/mlflow.db").download_artifacts(parent.info.run_id, "ablation.json")
+    effects = json.loads(Path(file).read_text())["effects"]
+    assert {effect["without"] for effect in effects} == {"objective.alpha", "objective.end"}
+    again = run(ray_cpu, home, "raytrain.tune", "--resume", "s-ablation")
+    assert text[0] in again
+    assert_nothing_left(ray_cpu)
