@@ -6,6 +6,9 @@ from typing import Any
 
 import optuna
 
+START = {"layers": 1, "hidden": 256, "dropout": 0.0, "learning_rate": 1.6e-2}
+"""The preset ``laptop``."""
+
 
 def space(trial: optuna.Trial) -> dict[str, Any]:
     """Return the fields of a trial."""

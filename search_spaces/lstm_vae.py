@@ -7,6 +7,16 @@ from typing import Any
 
 import optuna
 
+START = {
+    "annealing": "constant",
+    "latent": 8,
+    "least_kl": 1.96,
+    "input_dropout": 0.0,
+    "hidden": 256,
+    "learning_rate": 1.2e-2,
+}
+"""The preset ``laptop``."""
+
 
 def space(trial: optuna.Trial) -> dict[str, Any]:
     """Return the fields of a trial; annealing ends by 0.3 of the steps at the latest.
@@ -21,11 +31,11 @@ def space(trial: optuna.Trial) -> dict[str, Any]:
         fields["objective.end"] = trial.suggest_float("end", 0.15, 0.3)
     if fields["objective.annealing"] == "cyclical":
         fields["objective.cycles"] = trial.suggest_int("cycles", 2, 4)
-    latent = trial.suggest_categorical("latent", [16, 32])
+    latent = trial.suggest_categorical("latent", [8, 16])
     return fields | {
         "objective.input_dropout": trial.suggest_float("input_dropout", 0.0, 0.2),
         "model.latent": latent,
-        "model.mean_norm": math.sqrt(2 * trial.suggest_float("least_kl", 2.5, 5.0) / latent),
+        "model.mean_norm": math.sqrt(2 * trial.suggest_float("least_kl", 1.8, 3.0) / latent),
         "model.hidden": trial.suggest_categorical("hidden", [128, 192, 256]),
         "optimizer.learning_rate": trial.suggest_float("learning_rate", 6e-3, 1.8e-2, log=True),
     }

@@ -110,7 +110,7 @@ PRESETS: dict[tuple[PresetName, ModelName], RunConfig[Any]] = {
         laptop(HybridConfig((16, 32), (32, 16), latent=8, hidden=256, skip=True, mean_norm=0.7))
     ),
     ("laptop", "lstm_vae"): laptop(
-        LstmVaeConfig(latent=32, hidden=256, pool="max", code_to_inputs=True, mean_norm=0.4), 1.2e-2
+        LstmVaeConfig(latent=8, hidden=256, pool="max", code_to_inputs=True, mean_norm=0.7), 1.2e-2
     ),
     ("laptop", "byte_lstm"): laptop(ByteLstmConfig(layers=1, hidden=256, dropout=0.0)),
     ("paper-ptb", "hybrid"): paper_ptb(HybridConfig()),
