@@ -107,7 +107,7 @@ def _split(options: Any, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]
     """Tell options of the command from fields of the config."""
     names = {field.name for field in dataclasses.fields(options)}
     chosen = {name: value for name, value in settings.items() if name in names}
-    if "resume" in chosen or "best_of" in chosen:
-        raise UserError("resume and best_of are options of the command line: give a known name to resume it")
+    if {"resume", "best_of", "ablate"} & chosen.keys():
+        raise UserError("resume, best_of and ablate are options of the command line; to resume, give a known name")
     changes = {name.replace("__", "."): value for name, value in settings.items() if name not in names}
     return options(**chosen), changes

@@ -177,7 +177,7 @@ def effects(plan: Plan, trials: Sequence[Trial], location: Storage) -> list[Effe
     if not plan.ablates or plan.confirm is None:
         return []
     found = repeated(trials, plan.search_objective, plan.confirm)
-    full = next((each for each in found if each.trial.params[PARAMETER] == NOTHING), None)
+    full = next((each for each in found if each.trial.params.get(PARAMETER) == NOTHING), None)
     if full is None:
         return []
     made = []
@@ -187,7 +187,7 @@ def effects(plan: Plan, trials: Sequence[Trial], location: Storage) -> list[Effe
         before, after = flatten(full.trial.config), flatten(each.trial.config)
         made.append(
             Effect(
-                without=each.trial.params[PARAMETER],
+                without=str(each.trial.params.get(PARAMETER)),
                 values={field: (before[field], after[field]) for field in before if before[field] != after[field]},
                 mean=each.mean(plan.search_objective.metric),
                 gain=compare(full, each, plan.search_objective, location, plan.seed),

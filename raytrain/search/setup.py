@@ -134,9 +134,8 @@ def check_request(
     check_starts(options, points, warm_starts.starts)
     configs = [*points, *(start.config for start in warm_starts.starts)]
     if algorithm == PBT:
-        members = options.num_samples or max(NUM_SAMPLES, len(warm_starts.starts))
         find_parts(options.parts, request.first)
-        check_population(members, space.name, request.bases, points)
+        check_population(wanted_trials(options, warm_starts), space.name, request.bases, points)
     shapes = {(each.sampling, each.length, each.batch_size, each.group_size, each.vocabulary): each for each in configs}
     for config in shapes.values():
         check_samples(config, workspace.corpus, workers or options.workers_per_trial)
@@ -182,8 +181,6 @@ def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: WarmSta
     options, space = request.options, request.space
     budget, algorithm = space.budget(options.budget), resolve_algorithm(options.algorithm, space)
     points = len(grid_points(space, request.bases, budget, options.max_parameters)) if algorithm == GRID else 0
-    starts = warm_starts.starts
-    default = points + len(starts) if points else max(NUM_SAMPLES, len(starts))
     parts = find_parts(options.parts, request.first) if algorithm == PBT else 0
     return Plan(
         identity=new_identity(),
@@ -193,7 +190,7 @@ def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: WarmSta
         algorithm=algorithm,
         scheduler=resolve_scheduler(options.scheduler, algorithm, options.search_objective),
         corpus=workspace.corpus.digest,
-        num_samples=(options.num_samples or default) * max(1, parts),
+        num_samples=wanted_trials(options, warm_starts, points) * max(1, parts),
         parts=parts,
         seed=request.first.seed,
         workers={name: getattr(options, name) for name in RESUMABLE},
@@ -202,11 +199,24 @@ def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: WarmSta
         objective=options.search_objective,
         min_used=options.min_used,
         max_parameters=options.max_parameters,
-        warm_starts=starts,
+        warm_starts=warm_starts.starts,
         earlier=warm_starts.earlier,
         ablates=options.ablate or "",
         confirm=options.confirmation(request.first.seed),
     )
+
+
+def wanted_trials(options: SearchOptions, warm_starts: WarmStarts, points: int = 0) -> int:
+    """Return the number of trials, or of members of a population, that the options ask for.
+
+    Args:
+        options: those of the search.
+        warm_starts: the configs that it begins with, all of which are trained by default.
+        points: those of a grid, all of which are trained by default; 0 without one.
+    """
+    if options.num_samples is not None:
+        return options.num_samples
+    return points + len(warm_starts.starts) if points else max(NUM_SAMPLES, len(warm_starts.starts))
 
 
 def known_or_new(name: str, plan: Plan, workspace: Workspace) -> Plan:
