@@ -45,7 +45,9 @@ def main() -> None:
         options = parse_options("raytrain.tune", SearchOptions, arguments, begun)
         search = setup.resumed_search(first.resume, plan, begun, options)
     elif first.ablate is not None:
-        request = ablation.ablation_request(parse_options("raytrain.tune", SearchOptions, arguments))
+        found = ablation.find_ablated(first.ablate, first.storage)
+        options = parse_options("raytrain.tune", SearchOptions, arguments, found.defaults)
+        request = ablation.ablation_request(found, options)
         search = setup.new_search(request, request)
     else:
         search = setup.new_search(*requests)

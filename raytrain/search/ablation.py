@@ -15,11 +15,12 @@ from raytrain.analysis.tables import short
 from raytrain.config.schema import LOCATION, RunConfig, flatten, override
 from raytrain.models import model_size
 from raytrain.runs.records import check_name
-from raytrain.runs.repeats import repeated, winner
+from raytrain.runs.repeats import Repeated, repeated, searched, winner
 from raytrain.runs.trials import Trial, TrialStore
 from raytrain.search.confirmation import Difference, compare
 from raytrain.search.options import SearchOptions, SearchRequest
 from raytrain.search.plan import Plan, read_plan
+from raytrain.search.setup import confirm_settings, worker_settings
 from raytrain.search.space import read_space
 from raytrain.storage import open_storage_root
 from raytrain.storage.base import Storage
@@ -46,6 +47,8 @@ FROM_THE_SEARCH = (
     "resume",
 )
 """Options that an ablation does not take."""
+NOT_RUN = read_space("not run", "def space(trial):\n    return {}\n")
+"""Stands for the space of a stored plan, whose file is not run."""
 SOURCE = '''"""Ablation of search {name}: the fields of its winner, trial {trial}, without each of them."""
 
 ALGORITHM = "grid"
@@ -59,24 +62,55 @@ def space(trial):
 '''
 
 
-def ablation_request(options: SearchOptions) -> SearchRequest:
-    """Return the search that ablates the winner of the search ``options.ablate``.
+@dataclass(frozen=True)
+class Ablated:
+    """A search that has ended, and the trial whose config has won."""
+
+    name: str
+    plan: Plan
+    """Its space draws nothing: the file of a space in a storage is not run for an ablation."""
+    trial: Trial
+    defaults: SearchOptions
+    """The options of an ablation that are as the search had them."""
+
+
+def find_ablated(name: str, storage: str | None) -> Ablated:
+    """Return the search ``name`` and its winner.
 
     Raises:
-        UserError: there is no such search, it has no winner, or the winner has the default values in all fields; or an
-            option that an ablation does not take.
+        UserError: there is no such search, it has not ended or has no winner, or its winner's fields change while it is
+            trained.
     """
-    name = options.ablate or ""
+    check_name(name)
+    root = open_storage_root(storage)
+    location = root.child(name)
+    plan = read_plan(location, compared_with=NOT_RUN)
+    if plan is None:
+        raise UserError(f"--ablate {name}: there is no such search in {root.uri()}")
+    if plan.parts:
+        raise UserError(f"--ablate {name}: the fields of its winner change while it is trained")
+    trials = TrialStore(location).read()
+    if not all(trial.ended for trial in trials):
+        raise UserError(f"--ablate {name}: it has not ended; python -m raytrain.tune --resume {name} goes on with it")
+    best = winner(trials, plan.search_objective, plan.confirm)
+    if best is None:
+        raise UserError(f"--ablate {name}: no trial of the search has won")
+    if best.confirms is not None:
+        best = next(trial for trial in trials if trial.number == best.confirms)
+    workers = {field: value for field, value in worker_settings(plan, location).items() if field != "time_budget"}
+    return Ablated(name, plan, best, SearchOptions(ablate=name, experiment=plan.experiment, **workers))
+
+
+def ablation_request(found: Ablated, options: SearchOptions) -> SearchRequest:
+    """Return the search that ablates a winner; fields that cannot go back are named.
+
+    Raises:
+        UserError: the winner has the default values in all fields, or an option that an ablation does not take.
+    """
+    name, plan, best = found.name, found.plan, found.trial
     for field in FROM_THE_SEARCH:
         if getattr(options, field) != getattr(SearchOptions(), field):
             raise UserError(f"--ablate {name} takes no --{field.replace('_', '-')}")
-    check_name(name)
-    root = open_storage_root(options.storage)
-    # whose space, a file in a storage, is not run
-    plan = read_plan(root.child(name), compared_with=read_space("none", "def space(trial):\n    return {}\n"))
-    if plan is None:
-        raise UserError(f"--ablate {name}: there is no such search in {root.uri()}")
-    best = _winner(name, plan, TrialStore(root.child(name)).read())
     base = plan.bases[best.config.model_name]
     known = flatten(base)
     fields = {
@@ -84,48 +118,52 @@ def ablation_request(options: SearchOptions) -> SearchRequest:
         for field, value in flatten(best.config).items()
         if field not in KEPT and value != known.get(field, value)
     }
-    if not fields:
-        raise UserError(f"--ablate {name}: trial {best.name}, its winner, has the default values in all fields")
     groups = {NOTHING: [], **_groups(base, fields)}
+    if len(groups) == 1:
+        raise UserError(
+            f"--ablate {name}: trial {best.name}, its winner, has the default values in all fields that can be put back"
+        )
+    if left := fields.keys() - {field for group in groups.values() for field in group}:
+        print(f"{', '.join(sorted(left))} cannot go back to the default without more than one other field: left out")
+    space = read_space("ablation", SOURCE.format(name=name, trial=best.name, fields=fields, groups=groups))
+    new_name = options.name or f"{name}-ablation"
     return SearchRequest(
         options=dataclasses.replace(
             options,
-            name=options.name or f"{name}-ablation",
-            confirm=options.confirm or f"{len(groups)}:{SEEDS}",
+            name=new_name,
             scheduler="none",
             search_objective="bound" if plan.objective == "pareto" else plan.objective,
+            **_confirmation(options, open_storage_root(options.storage).child(new_name), len(groups)),
         ),
-        space=read_space("ablation", SOURCE.format(name=name, trial=best.name, fields=fields, groups=groups)),
+        space=space,
         bases={best.config.model_name: base},
         size=f"as search {name} had it",
-        corpus=plan.corpus,
+        corpus=(plan.corpus, plan.corpus_path),
     )
 
 
-def _winner(name: str, plan: Plan, trials: list[Trial]) -> Trial:
-    """Return the trial of the search whose config has won.
-
-    Raises:
-        UserError: none has, or its config changes while it is trained.
-    """
-    best = winner(trials, plan.search_objective, plan.confirm)
-    if best is None:
-        raise UserError(f"--ablate {name}: no trial of the search has won")
-    if best.confirms is not None:
-        best = next(trial for trial in trials if trial.number == best.confirms)
-    if best.config.changes or best.continues:
-        raise UserError(f"--ablate {name}: the fields of its winner change while it is trained")
-    return best
+def _confirmation(options: SearchOptions, location: Storage, configs: int) -> dict[str, Any]:
+    """Return the options by which all configs are confirmed: as given, as begun, or with ``SEEDS`` new seeds each."""
+    if options.confirm is None:
+        begun = read_plan(location, compared_with=NOT_RUN)
+        return confirm_settings(begun) if begun is not None else {"confirm": f"{configs}:{SEEDS}"}
+    options.confirmation(seed=0)  # refuses what is no K:S
+    return {"confirm": f"{configs}:{options.confirm.partition(':')[2]}"}
 
 
 def _groups(base: RunConfig[Any], fields: dict[str, Any]) -> dict[str, list[str]]:
     """Return the fields that go back to the default together, by name: each alone where that can be built.
 
-    Fields that cannot go back alone, such as the widths of an encoder and of its decoder, go back together.
+    One that cannot go back alone, such as the widths of an encoder without those of its decoder, goes back together
+    with the first other field with which it can; one that cannot with any is in no group.
     """
-    alone = {field: [field] for field in fields if _can_be_built(base, fields, [field])}
-    together = [field for field in fields if field not in alone]
-    return alone | ({" and ".join(together): together} if together else {})
+    groups: dict[str, list[str]] = {}
+    for field in fields:
+        tried = [[field], *([each for each in fields if each in (field, other)] for other in fields if other != field)]
+        group = next((each for each in tried if _can_be_built(base, fields, each)), None)
+        if group is not None:
+            groups[" and ".join(group)] = group
+    return groups
 
 
 def _can_be_built(base: RunConfig[Any], fields: dict[str, Any], left_out: Sequence[str]) -> bool:
@@ -141,61 +179,75 @@ def _can_be_built(base: RunConfig[Any], fields: dict[str, Any], left_out: Sequen
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """What the winner's value of a field, or of a few, brings."""
+    """What the winner's value of a field, or of two, brings."""
 
     without: str
     """The fields, separated by "and"."""
     values: dict[str, tuple[Any, Any]]
     """By field: the winner's value, and the default."""
-    mean: float
-    """Mean over the new seeds with the defaults in their place, bits per byte; NaN without a result."""
+    mean: float | None
+    """Mean over the new seeds with the defaults in their place, bits per byte; ``None`` without a result."""
+    used: float | None
+    """Mean over the new seeds of the nats of the code that are used then; ``None`` of a model without a code."""
     gain: Difference | None
     """By how much the winner is better than that; ``None`` where it cannot be said."""
+    reason: str = ""
+    """Why it cannot."""
 
     def __str__(self) -> str:
         values = ", ".join(
             f"{field} {short(default)} instead of {short(value)}" for field, (value, default) in self.values.items()
         )
         if self.gain is None:
-            return f"{values}: no result in common"
+            return f"{values}: no result in common" + (f" ({self.reason})" if self.reason else "")
         gain, worse = self.gain, self.gain.bits >= 0
         low, high = (gain.low, gain.high) if worse else (-gain.high, -gain.low)
         found = f"{'worse' if worse else 'better'} by {abs(gain.bits):.3f} bits per byte"
         apart = "" if low > 0 else "not told apart: "
-        return f"{values}: {apart}{found} (95% interval {low:.3f} to {high:.3f})"
+        used = "" if self.used is None else f"; {self.used:.2f} nats of the code used"
+        return f"{values}: {apart}{found} (95% interval {low:.3f} to {high:.3f}){used}"
 
 
 def effects(plan: Plan, trials: Sequence[Trial], location: Storage) -> list[Effect]:
-    """Return what each field of the ablated winner brings, the most first; empty for a search that ablates nothing.
+    """Return what each field of the ablated winner brings: the most first, and last what cannot be compared.
 
     Args:
+        plan: that of an ablation.
+        trials: all of them; those that confirm have ended.
         location: storage of the search.
 
     Raises:
         UserError: an outcome of a repeat cannot be read.
     """
-    if not plan.ablates or plan.confirm is None:
-        return []
-    found = repeated(trials, plan.search_objective, plan.confirm)
-    full = next((each for each in found if each.trial.params.get(PARAMETER) == NOTHING), None)
+    assert plan.confirm is not None
+    known = {each.trial.number: each for each in repeated(trials, plan.search_objective, plan.confirm)}
+    own = {trial.params.get(PARAMETER): trial for trial in searched(trials)}
+    full = own.pop(NOTHING, None)
     if full is None:
         return []
-    made = []
-    for each in found:
-        if each is full:
-            continue
-        before, after = flatten(full.trial.config), flatten(each.trial.config)
-        made.append(
-            Effect(
-                without=str(each.trial.params.get(PARAMETER)),
-                values={field: (before[field], after[field]) for field in before if before[field] != after[field]},
-                mean=each.mean(plan.search_objective.metric),
-                gain=compare(full, each, plan.search_objective, location, plan.seed),
-            )
-        )
+    made = [_effect(plan, known, full, trial, location) for trial in own.values()]
     return sorted(made, key=lambda effect: math.inf if effect.gain is None else -effect.gain.bits)
 
 
+def _effect(plan: Plan, known: dict[int, Repeated], full: Trial, trial: Trial, location: Storage) -> Effect:
+    before, after = flatten(full.config), flatten(trial.config)
+    winning, other = known.get(full.number), known.get(trial.number)
+    gain, mean, used, reason = None, math.nan, math.nan, full.reason or trial.reason
+    if other is not None:
+        mean, used = other.mean(plan.search_objective.metric), other.mean("used")
+        reason = next((repeat.reason for repeat in other.repeats if repeat.reason), reason)
+    if winning is not None and other is not None:
+        gain = compare(winning, other, plan.search_objective, location, plan.seed)
+    return Effect(
+        without=str(trial.params.get(PARAMETER)),
+        values={field: (before[field], after[field]) for field in before if before[field] != after[field]},
+        mean=mean if math.isfinite(mean) else None,
+        used=used if math.isfinite(used) else None,
+        gain=gain,
+        reason=reason,
+    )
+
+
 def effects_json(found: Sequence[Effect]) -> list[dict[str, Any]]:
-    """Return effects for ``ablation.json``; a number that is not finite is null."""
-    return [{**asdict(effect), "mean": effect.mean if math.isfinite(effect.mean) else None} for effect in found]
+    """Return effects for ``ablation.json``."""
+    return [asdict(effect) for effect in found]

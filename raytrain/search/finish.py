@@ -84,9 +84,6 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
     if confirmation is not None:
         print("\n".join([confirmation_summary(confirmation.configs, search_objective), *confirmation.lines()]))
         search.parent.log_dict(confirmation.to_json(), CONFIRMATION)
-    if brought := effects(search.plan, trials, search.location):
-        print("\n".join(["the winner with the default in place of a field:", *map("  {}".format, brought)]))
-        search.parent.log_dict({"effects": effects_json(brought)}, ABLATION)
     if ladder is not None:
         search.parent.set_tags({LADDER: json.dumps(asdict(ladder))})
     with tempfile.TemporaryDirectory(prefix="raytrain-") as scratch:
@@ -95,6 +92,9 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
         search.parent.log_file(file)
     if confirmation is not None and not confirmation.ended:
         finish_unconfirmed(search, trials)
+        return
+    if search.plan.ablates:
+        finish_ablation(search, trials)
         return
     with reported_on_failure(search):
         found = best_checkpoint(search, trials)
@@ -151,6 +151,18 @@ def best_checkpoint(search: Search, trials: list[Trial]) -> tuple[Trial, Checkpo
 def finish_unconfirmed(search: Search, trials: list[Trial]) -> None:
     """End a search whose time was up before its winner was confirmed: no model is registered."""
     describe_unregistered(search, trials, "the winner is not confirmed: no model is registered")
+    end(search, trials)
+    print(f"view: {search.parent.ui_hint()}")
+
+
+def finish_ablation(search: Search, trials: list[Trial]) -> None:
+    """Print and log what each field of the ablated winner brings; no model of an ablation is registered."""
+    found = effects(search.plan, trials, search.location)
+    heading = f"the winner of {search.plan.ablates} with the default in place of a field:"
+    print("\n".join([heading, *map("  {}".format, found)]))
+    search.parent.log_dict({"effects": effects_json(found)}, ABLATION)
+    table_of_trials = markdown_table(rank(trials, search.plan.search_objective))
+    search.parent.describe("\n".join([heading, "", *map("- {}".format, found), "", table_of_trials]))
     end(search, trials)
     print(f"view: {search.parent.ui_hint()}")
 

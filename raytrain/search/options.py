@@ -57,7 +57,7 @@ class SearchOptions:
     configs of the first trials: config.json files, run folders, MLflow run ids or models:/NAME@ALIAS."""
     ablate: str | None = None
     """Name of an earlier search: what each field of its winner brings. The winner is trained again, and again with each
-    field back at the default, each with 3 new seeds; --confirm K:S asks for others."""
+    field back at the default, each with 3 new seeds, or with the S of --confirm K:S."""
     time_budget: float | None = None
     """Seconds after which running trials are interrupted, to be continued by --resume; default: no limit."""
     max_concurrent: int | None = None
@@ -145,8 +145,8 @@ class SearchRequest:
     """Model name -> the config that the space's fields change."""
     size: str
     """Origin of the configs, as text."""
-    corpus: str = ""
-    """Digest of the corpus that the search must have; empty if it may be any."""
+    corpus: tuple[str, str] | None = None
+    """Digest of the corpus of an earlier search, and its path there; ``None`` where ``first`` names the text."""
 
     @property
     def first(self) -> RunConfig[Any]:

@@ -316,7 +316,9 @@ class OptunaSearcher(Searcher):
         """
         if self._grid is not None:
             return self._grid[number % len(self._grid)]
-        return self.search.plan.space.start if number == attempt == 0 else None
+        plan = self.search.plan
+        begins = not plan.warm_starts and not plan.earlier  # the start may be known, or be worse than what is
+        return plan.space.start if begins and number == attempt == 0 else None
 
     def _draw_part(self, part: Part) -> Trial:
         """Return the next part of a member of a population."""

@@ -32,6 +32,7 @@ from raytrain.search.population import check_population, find_parts, fit_start, 
 from raytrain.search.searcher import Search
 from raytrain.search.space import GRID, PBT, check_space
 from raytrain.storage import open_storage_root
+from raytrain.storage.base import Storage
 from raytrain.storage.lease import find_free, take
 from raytrain.tracking.client import check_tracking
 from raytrain.tracking.runs import Experiment, Run
@@ -56,11 +57,10 @@ def new_search(without_gpus: SearchRequest, with_gpus: SearchRequest) -> Search 
     options.check()
     for reference in options.bench:
         read_benchmark(reference)
-    workspace = open_workspace(without_gpus.first, options.storage, published=not options.dry_run)
-    if without_gpus.corpus not in ("", workspace.corpus.digest):
-        raise UserError(
-            f"--ablate {options.ablate}: the text at {without_gpus.first.data} is not what that search was run on"
-        )
+    if without_gpus.corpus is not None:
+        workspace = reopen_workspace(options.storage, *without_gpus.corpus)
+    else:
+        workspace = open_workspace(without_gpus.first, options.storage, published=not options.dry_run)
     free = 0
     if options.name is not None and not options.dry_run:
         free = find_free(workspace.storage.child(options.name), f"--name {options.name}: the search")
@@ -268,19 +268,6 @@ def stored_plan(name: str, storage: str | None) -> tuple[Plan, SearchOptions]:
         hint = f"; {name} is a run: python -m raytrain.train --resume {name}" if run else ""
         raise UserError(f"--resume {name}: there is no such search in {root.uri()}{hint}")
     check_algorithms(plan)
-    try:
-        if unknown := plan.workers.keys() - set(RESUMABLE):
-            raise ValueError(f"workers.{min(unknown)}")
-        workers = validate_fields(SearchOptions, plan.workers, "workers.")
-    except ValueError as error:
-        raise UserError(f"{root.uri(name)}/{PLAN} is not a search's plan: {error}") from None
-    given: dict[str, Any] = {}
-    if plan.confirm is not None:
-        given = {
-            "confirm": plan.confirm.option,
-            "confirm_steps": plan.confirm.steps,
-            "confirm_share": plan.confirm.share,
-        }
     return plan, SearchOptions(
         num_samples=plan.members,
         parts=plan.parts or None,
@@ -290,9 +277,30 @@ def stored_plan(name: str, storage: str | None) -> tuple[Plan, SearchOptions]:
         max_parameters=plan.max_parameters,
         warm_start=plan.references,
         ablate=plan.ablates or None,
-        **given,
-        **workers,
+        **confirm_settings(plan),
+        **worker_settings(plan, location),
     )
+
+
+def worker_settings(plan: Plan, location: Storage) -> dict[str, Any]:
+    """Return the options that say how the trials of a stored plan run.
+
+    Raises:
+        UserError: they are not such options.
+    """
+    try:
+        if unknown := plan.workers.keys() - set(RESUMABLE):
+            raise ValueError(f"workers.{min(unknown)}")
+        return validate_fields(SearchOptions, plan.workers, "workers.")
+    except ValueError as error:
+        raise UserError(f"{location.uri(PLAN)} is not a search's plan: {error}") from None
+
+
+def confirm_settings(plan: Plan) -> dict[str, Any]:
+    """Return the options that say how the winner of a plan is confirmed; empty if it is not."""
+    if plan.confirm is None:
+        return {}
+    return {"confirm": plan.confirm.option, "confirm_steps": plan.confirm.steps, "confirm_share": plan.confirm.share}
 
 
 def resumed_search(name: str, plan: Plan, begun: SearchOptions, options: SearchOptions) -> Search | None:

@@ -30,7 +30,7 @@ def why_early_stopped(config: RunConfig[Any], step: int, metrics: dict[str, floa
     samples, with half of its steps done (at least 200). At its last step there is nothing left to be saved.
 
     Why half and 10%: the slowest points of the shipped search spaces (lowest learning rate, smallest width, most
-    dropout, late annealing) are up to 7% above the baseline at half of the laptop preset's 512 steps, and go on
+    dropout, late annealing) are up to 7% above the baseline at half of 512 steps of the laptop's models, and go on
     learning; without a margin, slow starters would be stopped. Earlier they are further above. But from half on a
     trial gains little, 3 to 14%, since its learning rate has fallen to a third. What has learnt nothing is far above:
     a 2-gram by 22% or more, the byte frequencies by 56% or more (Penn Treebank, tweets and the synthetic text:

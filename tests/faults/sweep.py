@@ -112,7 +112,9 @@ class Drivers:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps(asdict(drive)), file=self._process.stdin, flush=True)
-        return int(self._process.stdout.readline())
+        status = self._process.stdout.readline()
+        assert status, "the process whose forks are the drivers has ended"
+        return int(status)
 
     def close(self) -> None:
         """End the process."""
@@ -123,7 +125,7 @@ class Sweep:
     """One scenario, in a folder: what it leaves undisturbed, and after a death at any of its points."""
 
     def __init__(self, folder: Path, drivers: Drivers, scenario: str) -> None:
-        """Run what prepares the scenario, then all of it, undisturbed.
+        """Run what prepares the scenario, then all of it, undisturbed; what was in the folder is removed.
 
         Every home stands in the same place: what is stored has its address in it.
         """
@@ -131,8 +133,8 @@ class Sweep:
         self._prepared = folder / "prepared"
         self._drivers = drivers
         *before, self._command = SCENARIOS[scenario]
-        folder.mkdir(parents=True, exist_ok=True)
-        self._home.mkdir()
+        shutil.rmtree(folder, ignore_errors=True)
+        self._home.mkdir(parents=True)
         write_text(self._home / "text.txt")
         (self._home / "space.py").write_text(SPACE.replace("RATES", "[1e-3, 1e-2]"))
         (self._home / "better.py").write_text(SPACE.replace("RATES", "[3e-2]"))

@@ -19,6 +19,7 @@ import runpy
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,9 @@ from raytrain.search import finish, runner
 from raytrain.storage import local
 from raytrain.utils import files
 
+TIMEOUT_S = 300.0
+HUNG = 124
+"""Status of a command that has not ended in time, as that of ``timeout``."""
 IMPORTED = (finish, runner)
 STORAGE = ("write", "create", "upload", "delete", "delete_prefix")
 MLFLOW = (
@@ -122,14 +126,26 @@ def become(drive: Drive) -> None:
     runpy.run_module(drive.module, run_name="__main__", alter_sys=True)
 
 
+def wait(process: int) -> int:
+    """Return the status of a fork that has ended, or ``HUNG`` of one that had to be killed."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return HUNG
+
+
 def main() -> None:
     for line in sys.stdin:
         process = os.fork()
         if process == 0:
             become(Drive(**json.loads(line)))
             return
-        _, status = os.waitpid(process, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        print(wait(process), flush=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ SAMPLED = 1
 
 def test_resumed_after_a_death_at_some_points(ray_cpu: str, tmp_path: Path) -> None:
     """Among them the record of a trial's end, after which nobody told MLflow of it."""
-    with new_sweep(tmp_path, ray_cpu, "search") as sweep:
+    with new_sweep(tmp_path / "sweep", ray_cpu, "search") as sweep:
         ends = [number for number, point in enumerate(sweep.points, 1) if "mlflow set_terminated" in point]
         for fatal in (ends[0], *random.Random(0).sample(range(1, len(sweep.points) + 1), SAMPLED)):
             statuses, wrong = sweep.at(fatal)
@@ -29,7 +29,7 @@ def test_resumed_after_a_death_at_some_points(ray_cpu: str, tmp_path: Path) -> N
 @pytest.mark.long
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_resumed_after_a_death_at_every_point(ray_cpu: str, tmp_path: Path, scenario: str) -> None:
-    with new_sweep(tmp_path, ray_cpu, scenario) as sweep:
+    with new_sweep(tmp_path / "sweep", ray_cpu, scenario) as sweep:
         assert run_sweep(sweep, every=1, first=1) == []
 
 

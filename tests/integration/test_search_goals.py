@@ -129,7 +129,7 @@ def test_the_winner_of_a_search_is_ablated(ray_cpu: str, home: Path) -> None:
         "--num-samples", "1",
     )  # fmt: skip
     output = run(ray_cpu, home, "raytrain.tune", "--ablate", "s", "--confirm", "3:1")
-    text = output[output.index("the winner with the default in place of a field:") :].splitlines()[1:3]
+    text = output[output.index("the winner of s with the default in place of a field:") :].splitlines()[1:3]
     assert {line.split()[0] for line in text} == {"objective.alpha", "objective.end"}
     assert all("95% interval" in line for line in text)
     parent = next(item for item in mlflow_runs(home) if item.info.run_name == "s-ablation")
@@ -140,4 +140,8 @@ def test_the_winner_of_a_search_is_ablated(ray_cpu: str, home: Path) -> None:
     assert {effect["without"] for effect in effects} == {"objective.alpha", "objective.end"}
     again = run(ray_cpu, home, "raytrain.tune", "--resume", "s-ablation")
     assert text[0] in again
+    # neither run has registered a model, and the same command goes on with the same ablation
+    client = MlflowClient(f"sqlite:///{home}/mlflow.db")
+    assert len(client.search_model_versions("name = 'raytrain-hybrid'")) == 1
+    assert text[0] in run(ray_cpu, home, "raytrain.tune", "--ablate", "s")
     assert_nothing_left(ray_cpu)
