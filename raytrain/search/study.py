@@ -50,6 +50,9 @@ AGAIN_S = 60.0
 """Pause after a failure; the next try brings the whole file in line."""
 LOCK_S = 3
 """Age at which the lock of a process that died while it appended is broken. An append takes milliseconds."""
+RELEASED_S = 1.0
+"""Age at which a lock that was renamed to be removed is left by a process that died: of one that lives it is removed at
+once."""
 IDENTITY = "identity"
 """User attribute of the study and of its trials: the identity of the search or trial."""
 _log = logging.getLogger(__name__)
@@ -296,10 +299,16 @@ def stored_trial(trial: Trial, search_objective: SearchObjective) -> FrozenTrial
 
 
 def cut_partial_line(path: Path) -> None:
-    """Remove the part of a line at the end of a journal whose writer died within it, and the lock that it left."""
+    """Remove the part of a line at the end of a journal whose writer died within it, and the locks that it left.
+
+    Optuna releases a lock by giving it another name, and removes that: who dies between the two leaves it for ever.
+    """
     lock = _lock(path)
     lock.acquire()
     try:
+        for released in path.parent.glob(f"{path.name}.lock*.rename"):
+            if time.time() - released.lstat().st_ctime > RELEASED_S:
+                released.unlink(missing_ok=True)
         content = path.read_bytes()
         if not content.endswith(b"\n"):
             os.truncate(path, content.rfind(b"\n") + 1)

@@ -83,7 +83,9 @@ def test_logging_takes_less_than_half_a_percent_of_a_step(
 ) -> None:
     experiment = Experiment.open(mlflow_server.uri, "share", "/nowhere")
     run = experiment.open_run("share", "share", parameters={}, tags={})
-    config = replace(preset("laptop", "hybrid"), steps=75, evaluate_every=75, evaluate_samples=64, checkpoint_every=75)
+    config = replace(
+        preset("laptop", "hybrid"), steps=75, log_every=25, evaluate_every=75, evaluate_samples=64, checkpoint_every=75
+    )
     writer = MetricWriter(run.uri, run.run_id)
     start = time.perf_counter()
     train(config, corpus, World(), open_storage(tmp_path), WriterReport(writer))

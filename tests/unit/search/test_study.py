@@ -26,7 +26,7 @@ from raytrain.search.plan import Plan
 from raytrain.search.recorder import TrialRecorder
 from raytrain.search.searcher import OptunaSearcher
 from raytrain.search.space import read_space
-from raytrain.search.study import StudyFile
+from raytrain.search.study import StudyFile, cut_partial_line
 from raytrain.storage.base import Storage
 from raytrain.storage.lease import Fence, take
 from raytrain.storage.local import FolderStorage
@@ -312,3 +312,17 @@ def test_a_driver_that_is_killed_leaves_a_study_that_the_next_brings_in_line(tmp
     study.begin(trials)
     study.close()
     check_agreement(opened(Path(location.uri(STUDY))), trials, SearchObjective())
+
+
+def test_what_a_writer_that_died_has_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of a line, a lock, and one that had its other name already; that of a living process stays."""
+    journal = tmp_path / "study.journal"
+    journal.write_bytes(b'{"a": 1}\n{"b"')
+    left = tmp_path / "study.journal.lock1234.rename"
+    left.symlink_to(journal)
+    cut_partial_line(journal)
+    assert journal.read_bytes() == b'{"a": 1}\n'
+    assert left.is_symlink()
+    monkeypatch.setattr(study_file, "RELEASED_S", -1.0)
+    cut_partial_line(journal)
+    assert [file.name for file in tmp_path.iterdir()] == ["study.journal"]
