@@ -142,7 +142,7 @@ class Sweep:
         for command in before:
             self._prepare(command)
         shutil.copytree(self._home, self._prepared)
-        self._drive(self._command.arguments)
+        self._drive(self._command)
         self.points = self._points()
         """What an undisturbed driver does, in order."""
         self.expected = state(self._home)
@@ -172,18 +172,18 @@ class Sweep:
 
     def _prepare(self, command: Command) -> None:
         if not command.fatal:
-            self._drive(command.arguments, command.module)
+            self._drive(command)
             return
         before = self._home.with_name("before")
         shutil.copytree(self._home, before)
-        self._drive(command.arguments, command.module)
+        self._drive(command)
         fatal = 1 + next(number for number, point in enumerate(self._points()) if point.startswith(command.fatal))
         shutil.rmtree(self._home)
         before.rename(self._home)
         assert self._drivers.drive(self._home, command.module, command.arguments, fatal) == -signal.SIGKILL
 
-    def _drive(self, arguments: list[str], module: str = "") -> None:
-        status = self._drivers.drive(self._home, module or self._command.module, arguments)
+    def _drive(self, command: Command) -> None:
+        status = self._drivers.drive(self._home, command.module, command.arguments)
         assert status == 0, (self._home / "output.txt").read_text()[-3000:]
 
     def _points(self) -> list[str]:
