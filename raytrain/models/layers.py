@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raytrain.data.vocabulary import DROP, NUM_OUTPUTS, PAD, SIZE, STOP, UNPREDICTED
-from raytrain.models import cpu_kernels, fused_norm, gpu_kernels
+from raytrain.models import cpu_kernels, fused_norm, gpu_kernels, products
 from raytrain.models.gpu_lstm import filled
 from raytrain.models.noise import Noise
 
@@ -238,8 +238,10 @@ class Head(nn.Linear):
     """Classifier over symbols. In training on GPUs its outputs are filled up to a size that products take well."""
 
     def forward(self, features: Tensor) -> Tensor:
+        if features.device.type == "cpu":
+            return products.linear(features, self.weight, self.bias)
         more = filled(self.out_features) - self.out_features
-        if features.device.type == "cpu" or not self.training or more == 0:
+        if not self.training or more == 0:
             return super().forward(features)
         weight, bias = F.pad(self.weight, (0, 0, 0, more)), F.pad(self.bias, (0, more))
         return F.linear(features, weight, bias)[..., : self.out_features]

@@ -1,9 +1,13 @@
-"""Matrix products without gradients, on CPUs by oneDNN."""
+"""Matrix products on CPUs, by oneDNN where PyTorch would take a slower library."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
@@ -19,6 +23,34 @@ def affine(inputs: Tensor, weight: Tensor, added: Tensor) -> Tensor:
         return torch.addmm(added, inputs, weight.t())
     product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, None, "none", [], "")
     return product.add_(added)
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return ``F.linear`` of ``inputs`` [..., m] on the CPU, ``weight`` [n, m] and ``bias`` [n]."""
+    # of more dimensions, PyTorch makes one small product a sample where they are not contiguous and need no gradient
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    if _by_onednn(rows) and not torch.is_autocast_enabled("cpu"):
+        products: Tensor = _Linear.apply(rows, weight, bias)
+    else:
+        products = F.linear(rows, weight, bias)
+    return products.view(*inputs.shape[:-1], len(weight))
+
+
+class _Linear(torch.autograd.Function):
+    """``F.linear`` of a matrix whose way there is oneDNN's; on the way back PyTorch's library is the faster one."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+        return product
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        of_rows = gradient @ weight if ctx.needs_input_grad[0] else None
+        return of_rows, gradient.t() @ rows, gradient.sum(0)
 
 
 def _by_onednn(left: Tensor) -> bool:
