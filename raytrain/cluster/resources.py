@@ -22,6 +22,7 @@ HEAD_MEMORY_PER_TRIAL = 0.8 * 2**30
 """Bytes that the small processes of one concurrent trial take on the head: ``benchmarks/head_cost.py`` finds 844 MB."""
 MEMORY_SHARE = 0.5
 """Largest share of a node's memory that a worker may reserve: a node that comes has less than its type states."""
+GRADIENT_BYTES = {"float32": 4, "bfloat16": 2}
 NETWORK_GBITS = 10.0
 """Rate at which ``traffic`` states times: what small machines of clouds have at best."""
 UNLIMITED = 10_000
@@ -87,11 +88,11 @@ class Cluster:
         return int(min(runs, max(1.0, head_memory / HEAD_MEMORY_PER_TRIAL)))
 
 
-def traffic(cluster: Cluster, spec: WorkerSpec, parameters: int) -> str:
+def traffic(cluster: Cluster, spec: WorkerSpec, parameters: int, gradients: str = "float32") -> str:
     """Return what the workers of a run send each other in a step, as text; empty where they fit on one machine.
 
-    To sum n tensors in a ring, each worker sends 2 (n - 1) / n of one (Patarasuk and Yuan 2009). DDP sends gradients in
-    float32 while others are still computed: what counts is whether a step takes longer.
+    To sum n tensors in a ring, each worker sends 2 (n - 1) / n of one (Patarasuk and Yuan 2009). DDP sends gradients
+    of type ``gradients`` while others are still computed: what counts is whether a step takes longer.
     """
     workers = spec.limit
     if workers == 1:
@@ -99,11 +100,12 @@ def traffic(cluster: Cluster, spec: WorkerSpec, parameters: int) -> str:
     nodes = [*cluster.up, *(node for node, count in cluster.possible if count > 0)]
     if any(_slots(node, spec) >= workers for node in nodes):
         return ""
-    sent = 2 * (workers - 1) / workers * 4 * parameters
+    sent = 2 * (workers - 1) / workers * GRADIENT_BYTES[gradients] * parameters
     milliseconds = sent * 8 / (NETWORK_GBITS * 1e9) * 1e3
     return (
         f"network: each of {workers} workers on several machines sends {sent / 1e6:,.1f} MB of gradients a step, which "
         f"takes {milliseconds:,.1f} ms at {NETWORK_GBITS:g} Gbit/s: where a step is shorter, give a larger --batch-size"
+        + (" or --gradients bfloat16" if gradients == "float32" else "")
     )
 
 

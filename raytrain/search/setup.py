@@ -373,7 +373,8 @@ def admit(
         reason = "a node has no room for that twice, or does not say how much it has"
         kept = "is reserved" if spec.memory else f"may be used; none is reserved: {reason}"
         print(f"memory: about {need / 1e9:.1f} GB a worker {kept}")
-    if said := traffic(cluster, spec, max(map(num_parameters, plan.bases.values()))):
+    largest = max(plan.bases.values(), key=num_parameters)
+    if said := traffic(cluster, spec, num_parameters(largest), largest.gradients):
         print(said)
     seconds, sources = trial_seconds(plan, workspace.corpus, spec, options.bench)
     estimate = Estimate(

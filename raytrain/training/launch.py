@@ -98,7 +98,7 @@ def train(
     check_tracking(workspace.tracking_uri, cluster.num_nodes)
     spec = worker_spec(options.worker_options(), cluster)
     cluster.admit(spec, 1, head_memory=float("inf"))
-    if said := traffic(cluster, spec, num_parameters(config)):
+    if said := traffic(cluster, spec, num_parameters(config), config.gradients):
         print(said, flush=True)
 
     if encoder is not None:

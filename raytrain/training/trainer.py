@@ -50,6 +50,7 @@ from raytrain.models.stream import state_before
 from raytrain.runs import checkpoint as checkpoints
 from raytrain.runs.trained_model import stored_vocabulary
 from raytrain.training.divergence import SkippedSteps
+from raytrain.training.gradients import average_in_bfloat16
 from raytrain.training.loss import BoundTotals, loss
 from raytrain.training.multiplier import Multiplier
 from raytrain.training.precision import NARROW, resolve_precision, set_up_products
@@ -99,6 +100,8 @@ class Trainer:
                 forward_sync_buffers=False,  # synchronise_statistics keeps them equal on all ranks
                 gradient_as_bucket_view=True,
             )
+            if config.gradients == "bfloat16":
+                self.network.register_comm_hook(world.size, average_in_bfloat16)
         self.skipped = SkippedSteps(world.device)
         self.lanes: StreamState = self.model.stream_state(config.batch_size) if config.sampling == "stream" else {}
         """The state of all lanes of a stream; those of other ranks are as old as the last ``gather_lanes``."""

@@ -219,6 +219,10 @@ def test_what_workers_send_each_other_is_said_where_they_are_on_several_machines
     spec = WorkerSpec(4, 2, 0)
     assert "each of 4 workers on several machines sends 6.0 MB of gradients a step" in traffic(pair, spec, 1_000_000)
     assert "takes 4.8 ms at 10 Gbit/s" in traffic(pair, spec, 1_000_000)
+    assert "give a larger --batch-size or --gradients bfloat16" in traffic(pair, spec, 1_000_000)
+    halved = traffic(pair, spec, 1_000_000, "bfloat16")
+    assert "sends 3.0 MB" in halved
+    assert "--gradients" not in halved
     assert traffic(pair, WorkerSpec(2, 2, 0), 1_000_000) == ""
     assert traffic(pair, WorkerSpec(1, 8, 0), 1_000_000) == ""
     # one that may come has room for all; of an elastic run the most workers count

@@ -22,6 +22,7 @@ import torch.multiprocessing as mp
 from raytrain.config.models import ByteLstmConfig
 from raytrain.config.schema import ObjectiveConfig, OptimizerConfig, RunConfig, to_dict
 from raytrain.data.corpus import Corpus, CorpusWriter
+from raytrain.models import num_parameters
 from raytrain.runs import checkpoint
 from raytrain.storage import open_storage
 from raytrain.training.loop import train
@@ -187,6 +188,36 @@ def test_another_number_of_workers_gives_the_same_result(corpus: Corpus, tmp_pat
                     assert several[step][name] == pytest.approx(value, rel=tolerance, abs=least), (
                         f"{model} {step} {name}"
                     )
+
+
+def _send_gradients(world: World, corpus_path: str, out: str) -> None:
+    """Train with each type of gradients, and once more with the shorter one; count what they send: DDP
+    rehearses a step first."""
+    sent: list[int] = []
+    reduce = dist.all_reduce
+
+    def counted(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        if tensor.dtype == torch.bfloat16:
+            sent.append(tensor.numel())
+        return reduce(tensor, *arguments, **options)
+
+    dist.all_reduce = counted
+    for number, gradients in enumerate(["float32", "bfloat16", "bfloat16"]):
+        config = tiny_config("byte_lstm", steps=5, checkpoint_every=5, evaluate_every=5, gradients=gradients)
+        trained = run(config, Corpus.open(corpus_path), world, Path(out, str(number)))
+        assert world.rank or trained.records
+        size = num_parameters(config)
+        assert sum(sent) == (0 if number == 0 else 6 * number * size)
+
+
+@pytest.mark.slow
+def test_gradients_are_sent_as_bfloat16_where_that_is_asked_for(corpus: Corpus, tmp_path: Path) -> None:
+    on_workers(2, _send_gradients, str(corpus.path), str(tmp_path))
+    plain, short, again = (final(tmp_path / str(number)).tensors("model") for number in range(3))
+    for name, tensor in short.items():
+        assert torch.equal(tensor, again[name])
+        torch.testing.assert_close(tensor, plain[name], rtol=0, atol=0.02)
+    assert any(not torch.equal(tensor, plain[name]) for name, tensor in short.items())
 
 
 @pytest.mark.parametrize("model", ["hybrid", "lstm_vae", "byte_lstm", "byte_lstm, regularised"])
