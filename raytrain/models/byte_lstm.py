@@ -74,11 +74,14 @@ class ByteLstm(nn.Module):
         )
         self.output = SymbolHead(config.hidden, longer) if outputs is None else nn.Linear(config.hidden, outputs)
         initialise_uniform(self)
-        # one layer over bytes gains nothing by it, and normalised ones are as in the code whose normalisation it is
-        if (config.layers > 1 or longer) and not config.layer_norm:
-            for layer, lstm in enumerate(self._lstms()):
-                lstm.open_gates(0 if layer == 0 and not longer else config.hidden)
-        if self.embedding is not None and not config.layer_norm:
+        if config.layer_norm:
+            return  # as in the code whose normalisation it is
+        if config.layers == 1 and not longer:
+            self._lstms()[0].raise_symbols(0)
+            return
+        for layer, lstm in enumerate(self._lstms()):
+            lstm.open_gates(0 if layer == 0 and not longer else config.hidden)
+        if self.embedding is not None:
             nn.init.uniform_(self.embedding.weight, -0.5, 0.5)  # so that a piece weighs as much as a one-hot byte
 
     @classmethod

@@ -118,6 +118,8 @@ class Hybrid(nn.Module):
         outputs = NUM_OUTPUTS + longer
         self.output = Head(config.hidden, outputs) if config.skip else SymbolHead(config.hidden, longer)
         initialise_uniform(self)
+        if self.lstm is not None and not longer and not config.layer_norm:
+            self.lstm.raise_symbols(config.decoder_maps[-1])
 
     @classmethod
     def from_config(cls, config: RunConfig[Any]) -> Hybrid:

@@ -51,6 +51,16 @@ class Lstm(nn.LSTM):
         for part, value in zip(bias.chunk(4), (1.0, -1.0, 0.0, 1.0), strict=True):  # input, forget, cell, output
             part.fill_(value)
 
+    @torch.no_grad()
+    def raise_symbols(self, dense: int) -> None:
+        """Draw the weights of one-hot symbols, which follow ``dense`` features, from uniform(-1, 1).
+
+        A gate reads one of them a step. Where they are from uniform(-0.1, 0.1), the outputs hardly differ from text to
+        text (by a standard deviation of 0.02, then 0.15), and training begins by growing them: docs/develop/log.md,
+        2026-11-30.
+        """
+        nn.init.uniform_(self.all_weights[0][0][:, dense:], -1.0, 1.0)
+
     def weights(self, noise: Noise | None) -> list[Tensor]:
         """Return the weights of a pass: of inputs and hidden state, and both biases.
 

@@ -66,6 +66,9 @@ class LstmVae(nn.Module):
         self.decoder = Lstm(width, config.hidden, config.weight_dropout, config.layer_norm)
         self.output = SymbolHead(config.hidden, longer)
         initialise_uniform(self)
+        if not longer and not config.layer_norm:
+            self.encoder.raise_symbols(0)
+            self.decoder.raise_symbols(config.latent if config.code_to_inputs else 0)
 
     @classmethod
     def from_config(cls, config: RunConfig[Any]) -> LstmVae:

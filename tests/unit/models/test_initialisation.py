@@ -15,10 +15,12 @@ from raytrain.config.schema import OptimizerConfig, RunConfig
 from raytrain.data.batches import TrainingBatches
 from raytrain.data.corpus import Corpus
 from raytrain.data.frequencies import symbol_counts, symbol_frequencies
+from raytrain.data.vocabulary import SIZE
 from raytrain.models import Model, build
 from raytrain.models.byte_lstm import ByteLstm
 from raytrain.models.hybrid import Hybrid
-from raytrain.models.layers import CodeNorm, start_from_frequencies, synchronise_statistics
+from raytrain.models.layers import CodeNorm, OneHot, start_from_frequencies, synchronise_statistics
+from raytrain.models.lstm import run_lstm
 from raytrain.models.noise import Noise
 from raytrain.training.trainer import Trainer, World
 from tests.conftest import TINY_MODELS, TINY_VARIANTS, tiny_config
@@ -87,6 +89,21 @@ def test_one_step_moves_what_reads_the_features_no_further_than_what_reads_a_byt
     assert (features @ moved[0][:, : features.shape[-1]].T).abs().max() < 10 * rate
     # about the root of 2,048 features, where they summed up to 800 learning rates before
     assert (seen["posterior"] @ moved[1].T).abs().max() < 40 * rate
+
+
+@pytest.mark.parametrize(
+    ("model", "layer"),
+    [("byte_lstm", "layers.0"), ("hybrid", "lstm"), ("lstm_vae", "encoder"), ("lstm_vae", "decoder")],
+)
+def test_what_an_lstm_says_at_its_start_differs_from_text_to_text(model: str, layer: str) -> None:
+    """By more than a tenth, of -1 to 1; it was a hundredth with all weights from uniform(-0.1, 0.1)."""
+    torch.manual_seed(0)
+    lstm: Any = build(preset("laptop", model)).get_submodule(layer)
+    tokens = torch.randint(97, 123, (64, 20), generator=torch.Generator().manual_seed(1))
+    width = lstm.input_size - SIZE
+    dense = torch.zeros(64, 20, width) if width else None
+    with torch.no_grad():
+        assert run_lstm(lstm, OneHot(), tokens, dense)[:, -1].std(0).mean() > 0.1
 
 
 def test_the_top_of_a_deep_stack_follows_the_newest_byte() -> None:
