@@ -24,6 +24,7 @@ from raytrain.config.schema import RunConfig, to_dict
 from raytrain.data.corpus import Corpus
 from raytrain.models import gpu_kernels, sampling
 from raytrain.models.layers import Terms
+from raytrain.models.lstm import has_narrow_lstm
 from raytrain.models.noise import Noise
 from raytrain.runs.checkpoint import Checkpoint
 from raytrain.training.recorder import noted_waits
@@ -186,7 +187,8 @@ class Check:
 
     def contenders(self, model: str, size: int) -> Iterator[tuple[str, Callable[[], object]]]:
         """Yield steps of plain PyTorch and of raytrain on the same batch, one after the other."""
-        for name, enabled in (("plain float32", False), ("plain autocast", True)):
+        narrow = self.device.type != "cpu" or has_narrow_lstm()
+        for name, enabled in [("plain float32", False), *[("plain autocast", True)] * narrow]:
             config = self.timed(model, size, "float32")
             plain = PlainTrainer(config, self.device)
             tokens = self.trainer(config).train_batches.batch(0).tokens

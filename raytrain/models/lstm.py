@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -121,9 +123,21 @@ def continue_lstm(
         inputs.new_zeros(1, len(inputs), lstm.hidden_size) if part is None else part[None].contiguous()
         for part in state or (None, None)
     ]
-    # the function that nn.LSTM calls: a module takes no weights as arguments
-    outputs, *last = torch.lstm(inputs, first, weights, True, 1, 0.0, lstm.training, False, True)
-    return outputs, (_carried(last[0][0]), _carried(last[1][0]))
+    kind = product_type(weights[0])
+    wide = inputs.device.type == "cpu" and not has_narrow_lstm()
+    if wide:
+        inputs, *first = (part.to(weights[0].dtype) for part in (inputs, *first))
+    with torch.autocast("cpu", enabled=False) if wide else nullcontext():
+        # the function that nn.LSTM calls: a module takes no weights as arguments
+        outputs, hidden, cell = torch.lstm(inputs, first, weights, True, 1, 0.0, lstm.training, False, True)
+    if wide:
+        outputs, hidden = outputs.to(kind), hidden.to(kind)
+    return outputs, (_carried(hidden[0]), _carried(cell[0]))
+
+
+def has_narrow_lstm() -> bool:
+    """Return whether PyTorch's LSTM computes in bfloat16 on this CPU: without AVX-512 it raises an error."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def product_type(weight: Tensor) -> torch.dtype:

@@ -99,12 +99,7 @@ def test_what_follows_goes_on_from_the_last_state(
     assert not any(state.requires_grad for state in (*carried, *last))
 
 
-NARROW_LSTM = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="PyTorch's LSTM has no bfloat16 on this CPU"
-)
-
-
-@pytest.mark.parametrize("enabled", [True, pytest.param(False, marks=NARROW_LSTM)])
+@pytest.mark.parametrize("enabled", [True, False])
 def test_a_state_is_float32_whatever_the_type_of_the_products(monkeypatch: pytest.MonkeyPatch, enabled: bool) -> None:
     monkeypatch.setattr(cpu_lstm, "ENABLED", enabled)
     lstm = Lstm(SIZE, WIDTH)
