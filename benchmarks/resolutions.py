@@ -16,6 +16,7 @@ import argparse
 import json
 import statistics
 import time
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ class Curve:
     vocabulary: str
     size: str
     """``width`` or ``parameters``."""
+    budget: tuple[float, int, int]
+    """Seconds of a run, units of models of equal width, and parameters of those of equal parameters."""
     hidden: int
     parameters: int
     rate: float
@@ -60,8 +63,16 @@ class Curve:
         return self.data, self.size, self.vocabulary
 
     def at(self, measure: str, spent: float) -> float:
-        """Return the bits per byte after so much of a measure: between two evaluations, on a logarithmic axis."""
-        return float(np.interp(np.log(spent), np.log(getattr(self, measure)), self.bits))
+        """Return the bits per byte after so much of a measure: between two evaluations, on a logarithmic axis.
+
+        They are NaN before the first evaluation.
+        """
+        return float(np.interp(np.log(spent), np.log(getattr(self, measure)), self.bits, left=np.nan))
+
+
+def curve_of(values: dict[str, Any]) -> Curve:
+    """Return the curve that a line of JSON has."""
+    return Curve(**values | {"budget": tuple(values["budget"])})
 
 
 def config_of(data: str, path: str | None, vocabulary: str, hidden: int, rate: float, seed: int) -> RunConfig[Any]:
@@ -78,8 +89,10 @@ def width_for(parameters: int, config: RunConfig[Any]) -> int:
     from raytrain.models import num_parameters
 
     widths = range(8, 4096, 8)
-    sizes = (num_parameters(override(config, {"model.hidden": width})) for width in widths)
-    return max((width for width, size in zip(widths, sizes, strict=False) if size <= parameters), default=8)
+    fitting = bisect_right(
+        widths, parameters, key=lambda width: num_parameters(override(config, {"model.hidden": width}))
+    )
+    return widths[max(0, fitting - 1)]
 
 
 def operations_of(config: RunConfig[Any]) -> int:
@@ -89,15 +102,17 @@ def operations_of(config: RunConfig[Any]) -> int:
     return 6 * (4 * hidden * (inputs + hidden) + hidden * (NUM_OUTPUTS + longer))
 
 
-def train(config: RunConfig[Any], corpus: Any, size: str, seconds: float) -> Curve:
-    """Train for so many seconds of processor time."""
+def train(config: RunConfig[Any], corpus: Any, size: str, budget: tuple[float, int, int]) -> Curve:
+    """Train for as many seconds of processor time as the budget has."""
     from raytrain.models import num_parameters
     from raytrain.training.trainer import Trainer, World
 
+    Trainer(config, corpus, World()).train_step(0)  # what is loaded and compiled once is not timed
     trainer = Trainer(config, corpus, World())
+    trainer.optimizer.zero_grad()
     each, step = operations_of(config), 0
     spent, done = dict.fromkeys(MEASURES, 0.0), {measure: [] for measure in (*MEASURES, "bits")}
-    for goal in (seconds * 1.5 ** (point - POINTS + 1) for point in range(POINTS)):
+    for goal in (budget[0] * 1.5 ** (point - POINTS + 1) for point in range(POINTS)):
         while spent["seconds"] < goal:
             began = time.process_time()
             batch, *_ = trainer.train_step(step)
@@ -108,17 +123,18 @@ def train(config: RunConfig[Any], corpus: Any, size: str, seconds: float) -> Cur
         for measure, value in (spent | {"bits": trainer.evaluate()["bits_per_byte"]}).items():
             done[measure].append(value)
     model, rate = config.model, config.optimizer.learning_rate
-    about = config.data, config.vocabulary, size, model.hidden, num_parameters(config), rate, config.seed
+    about = config.data, config.vocabulary, size, budget, model.hidden, num_parameters(config), rate, config.seed
     return Curve(*about, **done)
 
 
 def chosen(curves: Iterable[Curve]) -> dict[tuple[str, str, str], list[Curve]]:
-    """Return the curves with the best rate of each cell, by the last value with the first seed."""
+    """Return the curves with the best rate of each cell, by the last value with the lowest seed."""
     cells: dict[tuple[str, str, str], list[Curve]] = {}
     for curve in curves:
         cells.setdefault(curve.cell, []).append(curve)
     for cell, found in cells.items():
-        best = min((curve for curve in found if curve.seed == 0), key=lambda curve: curve.bits[-1])
+        first = min(curve.seed for curve in found)
+        best = min((curve for curve in found if curve.seed == first), key=lambda curve: curve.bits[-1])
         cells[cell] = [curve for curve in found if curve.rate == best.rate]
     return cells
 
@@ -146,6 +162,8 @@ def draw(curves: Sequence[Curve], folder: Path) -> None:
 
     cells = {cell: found for cell, found in chosen(curves).items() if cell[1] == "width"}
     texts = sorted({data for data, _, _ in cells})
+    if not texts:
+        return
     looks = dict(zip(VOCABULARIES, (style.INK, style.SKY, style.GREEN, style.BLUE, style.VERMILION), strict=True))
     figure = style.new_figure(3.2 * len(texts) + 1.4, 3.4)
     for axes, data in zip(figure.subplots(1, len(texts), squeeze=False)[0], texts, strict=True):
@@ -177,9 +195,15 @@ def main() -> None:
     parser.add_argument("--table", type=Path, nargs="+", help="print the table of such files, and train nothing")
     parser.add_argument("--picture", type=Path, help="folder for a picture of them")
     options = parser.parse_args()
-    files = options.table or [options.output]
-    curves = [Curve(**json.loads(line)) for file in files if file.exists() for line in file.read_text().splitlines()]
+    if not options.table and None in (options.data, options.output):
+        parser.error("give --data and --output, or --table")
+    files = options.table or [options.output] * options.output.exists()
+    curves = [curve_of(json.loads(line)) for file in files for line in file.read_text().splitlines()]
     if not options.table:
+        if others := {curve.budget for curve in curves} - {(options.seconds, options.hidden, options.parameters)}:
+            parser.error(
+                f"{options.output} has runs of {others.pop()} seconds, units and parameters: give another file"
+            )
         compare(options, curves)
     print(table(curves))
     if options.picture is not None:
@@ -201,13 +225,13 @@ def compare(options: argparse.Namespace, curves: list[Curve]) -> None:
             if seed != options.seeds[0]:
                 rates = (chosen(curves)[options.data, size, vocabulary][0].rate,)
             for rate in rates:
-                wanted = (size, vocabulary), rate, seed
-                if any((curve.cell[1:], curve.rate, curve.seed) == wanted for curve in curves):
+                wanted = (options.data, size, vocabulary), rate, seed
+                if any((curve.cell, curve.rate, curve.seed) == wanted for curve in curves):
                     continue
                 config = config_of(options.data, options.data_path, vocabulary, options.hidden, rate, seed)
                 if size == "parameters":
                     config = override(config, {"model.hidden": width_for(options.parameters, config)})
-                curves.append(train(config, corpus, size, options.seconds))
+                curves.append(train(config, corpus, size, (options.seconds, options.hidden, options.parameters)))
                 with options.output.open("a") as out:
                     print(json.dumps(asdict(curves[-1])), file=out)
                 print(f"{size} {vocabulary} rate {rate:g} seed {seed}: {curves[-1].bits[-1]:.4f}", flush=True)

@@ -187,8 +187,10 @@ class Check:
 
     def contenders(self, model: str, size: int) -> Iterator[tuple[str, Callable[[], object]]]:
         """Yield steps of plain PyTorch and of raytrain on the same batch, one after the other."""
-        narrow = self.device.type != "cpu" or has_narrow_lstm()
-        for name, enabled in [("plain float32", False), *[("plain autocast", True)] * narrow]:
+        ways = [("plain float32", False)]
+        if self.device.type != "cpu" or has_narrow_lstm():
+            ways.append(("plain autocast", True))
+        for name, enabled in ways:
             config = self.timed(model, size, "float32")
             plain = PlainTrainer(config, self.device)
             tokens = self.trainer(config).train_batches.batch(0).tokens

@@ -94,8 +94,8 @@ class RunConfig(Generic[ModelT]):
     capability 7.0 on, else float32. tf32 is float32 with products of fewer digits, on GPUs. Weights, sums and losses
     are float32."""
     gradients: Literal["float32", "bfloat16"] = "float32"
-    """Type in which several workers send each other their gradients. bfloat16 halves what a step sends, and keeps 8
-    bits of each number."""
+    """Type in which several workers send each other their gradients. bfloat16 halves what a step sends, and
+    keeps 8 significant bits of each number. One worker sends none."""
     graphs: Literal["auto", "off"] = "auto"
     """Whether training steps of one worker on a GPU are recorded as CUDA graphs and repeated, which saves the time in
     which the host asks for each operation; the results are the same, as long as all that changes from step to step in a

@@ -369,7 +369,7 @@ def draw_posterior(mean: Tensor, log_variance: Tensor, noise: Noise) -> Tensor:
 
 
 def initialise_uniform(module: nn.Module, bound: float = 0.1) -> None:
-    """Draw all weights and biases from uniform(-bound, bound), as the paper's code does.
+    """Draw all weights and biases from uniform(-bound, bound), as the paper's code does; see ``Lstm.raise_symbols``.
 
     Normalisation keeps its initial identity, and posteriors have bounds of their own.
     """

@@ -137,7 +137,7 @@ def continue_lstm(
 
 def has_narrow_lstm() -> bool:
     """Return whether PyTorch's LSTM computes in bfloat16 on this CPU: without AVX-512 it raises an error."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return not torch.backends.mkldnn.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def product_type(weight: Tensor) -> torch.dtype:

@@ -25,8 +25,8 @@ def affine(inputs: Tensor, weight: Tensor, added: Tensor) -> Tensor:
     return product.add_(added)
 
 
-def linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return ``F.linear`` of ``inputs`` [..., m] on the CPU, ``weight`` [n, m] and ``bias`` [n]."""
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return ``F.linear`` of ``inputs`` [..., m] on the CPU, ``weight`` [n, m] and ``bias`` [n] or None."""
     # of more dimensions, PyTorch makes one small product a sample where they are not contiguous and need no gradient
     rows = inputs.reshape(-1, inputs.shape[-1])
     if _by_onednn(rows) and not torch.is_autocast_enabled("cpu"):
@@ -37,10 +37,10 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """``F.linear`` of a matrix whose way there is oneDNN's; on the way back PyTorch's library is the faster one."""
+    """``F.linear`` of a matrix: forward by oneDNN, backward by PyTorch's library, which is faster there."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(rows, weight)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
         return product
@@ -49,8 +49,9 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight = ctx.saved_tensors
-        of_rows = gradient @ weight if ctx.needs_input_grad[0] else None
-        return of_rows, gradient.t() @ rows, gradient.sum(0)
+        wanted = ctx.needs_input_grad
+        of_rows = gradient @ weight if wanted[0] else None
+        return of_rows, gradient.t() @ rows if wanted[1] else None, gradient.sum(0) if wanted[2] else None
 
 
 def _by_onednn(left: Tensor) -> bool:

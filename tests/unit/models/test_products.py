@@ -31,9 +31,12 @@ def test_a_linear_layer_is_that_of_pytorch(dtype: torch.dtype, apart: bool) -> N
 
 def test_a_linear_layer_of_constant_features_has_gradients_of_its_weights_alone() -> None:
     features = torch.randn(4, 3)
-    weight, bias = torch.randn(2, 3, requires_grad=True), torch.zeros(2, requires_grad=True)
-    products.linear(features, weight, bias).sum().backward()
+    weight, bias = torch.randn(2, 3, requires_grad=True), torch.zeros(2)
+    for summand in (bias, None):
+        weight.grad = None
+        products.linear(features, weight, summand).sum().backward()
     assert features.grad is None
+    assert bias.grad is None
     assert_close(weight.grad, features.sum(0).expand(2, 3))
 
 
