@@ -107,9 +107,7 @@ def train(config: RunConfig[Any], corpus: Any, size: str, budget: tuple[float, i
     from raytrain.models import num_parameters
     from raytrain.training.trainer import Trainer, World
 
-    Trainer(config, corpus, World()).train_step(0)  # what is loaded and compiled once is not timed
     trainer = Trainer(config, corpus, World())
-    trainer.optimizer.zero_grad()
     each, step = operations_of(config), 0
     spent, done = dict.fromkeys(MEASURES, 0.0), {measure: [] for measure in (*MEASURES, "bits")}
     for goal in (budget[0] * 1.5 ** (point - POINTS + 1) for point in range(POINTS)):
@@ -215,9 +213,15 @@ def compare(options: argparse.Namespace, curves: list[Curve]) -> None:
     import torch
 
     from raytrain.data.prepare import prepare
+    from raytrain.training.trainer import Trainer, World
 
     torch.set_num_threads(1)
-    corpus = prepare(options.data, path=options.data_path)
+    corpus, budget = (
+        prepare(options.data, path=options.data_path),
+        (options.seconds, options.hidden, options.parameters),
+    )
+    first = config_of(options.data, options.data_path, "byte", options.hidden, RATES[0], 0)
+    Trainer(first, corpus, World()).train_step(0)  # what is loaded and compiled once is not timed
     cells = [(size, vocabulary) for size in options.sizes for vocabulary in options.vocabularies]
     for seed in options.seeds:  # so that an interrupted comparison has all vocabularies with a seed
         for size, vocabulary in cells:
@@ -231,7 +235,7 @@ def compare(options: argparse.Namespace, curves: list[Curve]) -> None:
                 config = config_of(options.data, options.data_path, vocabulary, options.hidden, rate, seed)
                 if size == "parameters":
                     config = override(config, {"model.hidden": width_for(options.parameters, config)})
-                curves.append(train(config, corpus, size, (options.seconds, options.hidden, options.parameters)))
+                curves.append(train(config, corpus, size, budget))
                 with options.output.open("a") as out:
                     print(json.dumps(asdict(curves[-1])), file=out)
                 print(f"{size} {vocabulary} rate {rate:g} seed {seed}: {curves[-1].bits[-1]:.4f}", flush=True)

@@ -15,9 +15,7 @@ def leftovers() -> list[str]:
 
     address = ray.get_runtime_context().gcs_address  # there may be other instances on the machine
     actors = list_actors(address, filters=[("state", "!=", "DEAD")], limit=1000)
-    # those of Ray itself stay, one for a cluster: Train's coordinator, and what Ray Data counts in
-    own = ("AutoscalingCoordinator", "_StatsActor")
-    left = [f"actor {actor.class_name}" for actor in actors if not any(name in actor.class_name for name in own)]
+    left = [f"actor {actor.class_name}" for actor in actors if "AutoscalingCoordinator" not in actor.class_name]
     groups = list_placement_groups(address, filters=[("state", "!=", "REMOVED")], limit=1000)
     left += [f"placement group {group.placement_group_id} {group.state}" for group in groups]
     demands = get_cluster_status(address).resource_demands

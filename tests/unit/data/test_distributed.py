@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pyarrow
 import pytest
+import ray
 
 from raytrain.data import __main__ as command
 from raytrain.data import distributed
@@ -38,6 +39,8 @@ ROOT = Path(__file__).parents[3]
 def ray_of_two(ray_cpu: str) -> Iterator[None]:
     with joined(ray_cpu):
         yield
+        with contextlib.suppress(ValueError):  # Ray Data's own, which outlives its jobs: other tests look for leftovers
+            ray.kill(ray.get_actor("datasets_stats_actor", namespace="_dataset_stats_actor"))
 
 
 def posts(path: Path, seed: int) -> None:

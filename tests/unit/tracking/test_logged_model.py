@@ -202,7 +202,7 @@ def test_another_process_loads_it_and_gets_text(tmp_path: Path, run: Run, checkp
     assert answer["too_long"].startswith("INVALID_PARAMETER_VALUE: the text 'yyy")
     assert answer["no_task"].endswith("task is 'sing': must be one of sample, reconstruct, score")
     assert "temperature is -1.0" in answer["too_cold"]
-    assert answer["seconds"] < 20
+    assert answer["seconds"] < 5
     assert answer["modules"] == []
     names = [item["name"] for item in json.loads(answer["signature"]["params"])]
     assert names == ["task", "num_texts", "temperature", "top_p", "max_length", "seed"]
