@@ -1,10 +1,11 @@
-"""Report of the paper: its figures from the trials of searches in MLflow, and two tables of samples."""
+"""Report of the paper: its figures from the trials of searches in MLflow, a table of their values, and samples."""
 
 from __future__ import annotations
 
 import math
+import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,6 +106,7 @@ def read_record(child: Child, curve: bool = False) -> Record | None:
         model=given["model.name"],
         length=int(given["length"]),
         **figures,
+        used=child.metrics.get("valid/used", math.nan),
         alpha=float(given["objective.alpha"]),
         annealing=given["objective.annealing"],
         input_dropout=float(given["objective.input_dropout"]),
@@ -116,6 +118,48 @@ def read_record(child: Child, curve: bool = False) -> Record | None:
         curve=history(child.run, "train/reconstruction") if curve else [],
         run_id=child.run.run_id,
     )
+
+
+def record_table(records: Sequence[Record]) -> str:
+    """Markdown: the figures of each configuration, as the mean over its seeds with the lowest and the highest.
+
+    Of a configuration the fields are told in which the records differ.
+    """
+    fields = {
+        "model": lambda record: record.model,
+        "length": lambda record: f"{record.length}",
+        "alpha": lambda record: f"{record.alpha:g}",
+        "annealing": lambda record: record.annealing,
+        "input dropout": lambda record: f"{record.input_dropout:g}",
+        "receptive field": lambda record: f"{record.receptive_field or 'all'}",
+    }
+    told = [name for name, value in fields.items() if len({value(record) for record in records}) > 1]
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(tuple(fields[name](record) for name in told), []).append(record)
+    columns: list[tuple[str, int, Callable[[Record], float]]] = [
+        ("bits per byte", 3, lambda record: record.bits_per_byte),
+        ("reconstruction, nats", 1, lambda record: record.reconstruction),
+        ("KL, nats", 2, lambda record: record.kl),
+        ("used, nats", 2, lambda record: record.used),
+    ]
+    rows = [
+        [
+            *group,
+            f"{len(found)}",
+            *(mean_and_range([value(record) for record in found], digits) for _, digits, value in columns),
+        ]
+        for group, found in groups.items()
+    ]
+    return table([*told, "seeds", *(name for name, _, _ in columns)], rows)
+
+
+def mean_and_range(values: Sequence[float], digits: int) -> str:
+    """The mean and, of several values, the lowest and the highest; empty if one of them is not known."""
+    if not all(map(math.isfinite, values)):
+        return ""
+    mean, *limits = (f"{value:.{digits}f}" for value in (statistics.fmean(values), min(values), max(values)))
+    return f"{mean} ({' to '.join(limits)})" if len(values) > 1 else mean
 
 
 def sample_tables(records: Sequence[Record], texts: dict[str, list[str]]) -> str:
@@ -170,7 +214,7 @@ def read_samples(run: Run) -> list[str]:
 
 
 def write_paper_figure(figure: str, collected: Collected, folder: Path) -> list[Path]:
-    """Draw ``figure`` into ``folder``, with the tables of samples; log all to the first search under ``report/``.
+    """Draw ``figure`` into ``folder``, with tables of its values and of samples; log all to the first search.
 
     Returns the files.
 
@@ -180,11 +224,13 @@ def write_paper_figure(figure: str, collected: Collected, folder: Path) -> list[
     records = collected.records
     folder.mkdir(parents=True, exist_ok=True)
     paths = save(DRAWN[figure](records), folder, figure)
+    pages = {"table": record_table(records)}
     if any(has_latent(record.model) for record in records):
-        samples = folder / f"{figure}_samples.md"
-        with output_file(samples) as file:
-            file.write_text(sample_tables(records, outer_samples(records, collected.runs)), encoding="utf-8")
-        paths.append(samples)
+        pages["samples"] = sample_tables(records, outer_samples(records, collected.runs))
+    for name, text in pages.items():
+        paths.append(folder / f"{figure}_{name}.md")
+        with output_file(paths[-1]) as file:
+            file.write_text(text, encoding="utf-8")
     for path in paths:
         collected.searches[0].run.log_file(path, "report")
     return paths

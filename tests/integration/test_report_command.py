@@ -22,7 +22,8 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from raytrain import report
-from raytrain.analysis.paper_report import collect, find_searches
+from raytrain.analysis.figures.records import Record
+from raytrain.analysis.paper_report import collect, find_searches, record_table
 from raytrain.analysis.run_report import interpolation_table, portray, properties
 from raytrain.analysis.search_report import CONFIRMATION, LADDER, write_search_report
 from raytrain.config.schema import RunConfig, flatten, override, to_dict
@@ -305,7 +306,7 @@ def test_a_figure_of_the_paper_is_drawn_from_the_newest_search_of_its_space(
     output = command("paper_fig4", "--experiment", "raytrain")
     assert "drawn from new\n" in output
     files = {path.name for path in Path("report").iterdir()}
-    assert files == {"paper_fig4.png", "paper_fig4.svg", "paper_fig4_samples.md"}
+    assert files == {"paper_fig4.png", "paper_fig4.svg", "paper_fig4_samples.md", "paper_fig4_table.md"}
     assert artifacts(newest, "report") == files
     samples = Path("report/paper_fig4_samples.md").read_text()
     zero, above = samples.split("### ")[1:]
@@ -316,6 +317,9 @@ def test_a_figure_of_the_paper_is_drawn_from_the_newest_search_of_its_space(
     assert "KL 5.00 nats" in above
     assert zero.count("| `sample") == above.count("| `sample") == 10
     assert "of new-2`" in zero
+    values = Path("report/paper_fig4_table.md").read_text().splitlines()
+    assert values[0] == "| model | length | seeds | bits per byte | reconstruction, nats | KL, nats | used, nats |"
+    assert "| hybrid | 48 | 1 | 2.000 | 61.5 | 5.00 | |" in [line.replace("  ", " ") for line in values]
 
 
 def test_older_searches_add_only_the_models_that_are_missing(experiment: Experiment) -> None:
@@ -336,6 +340,18 @@ def test_older_searches_add_only_the_models_that_are_missing(experiment: Experim
     assert [one.model for one in collected.records] == ["hybrid", "byte_lstm"]
     named = find_searches(experiment.uri, "raytrain", "paper_fig4", ["older", "newest"])
     assert len(collect(named, "paper_fig4", everything=True).records) == 2
+
+
+def test_the_table_of_a_figure_has_the_mean_and_the_range_over_seeds() -> None:
+    told = {"model": "hybrid", "length": 60, "alpha": 0.2, "reconstruction": 80.0, "kl": 4.0}
+    records = [Record(**told, bits_per_byte=bits, used=2.5, seed=seed) for seed, bits in enumerate((2.0, 2.2, 2.1))]
+    other = Record(**told | {"alpha": 0.5}, bits_per_byte=1.9, receptive_field=4)
+    head, _, *rows = record_table([*records, other]).splitlines()
+    assert head.startswith("| alpha | receptive field | seeds | bits per byte |")
+    assert rows == [
+        "| 0.2 | all | 3 | 2.100 (2.000 to 2.200) | 80.0 (80.0 to 80.0) | 4.00 (4.00 to 4.00) | 2.50 (2.50 to 2.50) |",
+        "| 0.5 | 4 | 1 | 1.900 | 80.0 | 4.00 |  |",
+    ]
 
 
 def test_a_trial_that_confirms_is_in_no_figure_of_the_paper(experiment: Experiment) -> None:

@@ -208,6 +208,8 @@ class Record:
     reconstruction: float
     """Nats per sample, as ``kl``."""
     kl: float
+    used: float = math.nan
+    """Nats per sample that are lost when samples exchange their codes; NaN where that was not measured."""
     alpha: float = 0.0
     annealing: str = "linear"
     input_dropout: float = 0.0
