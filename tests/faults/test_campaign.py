@@ -295,6 +295,7 @@ def a_lab() -> None:
     lab.needed()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("a_lab")
 def test_a_short_campaign(tmp_path: Path) -> None:
     log, kinds = tmp_path / "log.jsonl", ["worker", "S3 drops"]

@@ -96,6 +96,7 @@ def test_a_search_whose_experiment_was_deleted_says_so_and_goes_on_when_it_is_re
     assert [trial.status for trial in trials] == ["finished"] * 3
 
 
+@pytest.mark.long
 def test_a_search_goes_on_while_its_tracking_database_is_locked(here: Machine) -> None:
     """As by a backup of it."""
     process = begin_search(here, 600)

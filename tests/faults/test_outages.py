@@ -86,7 +86,8 @@ def test_a_run_outlives_an_outage_of_its_storage(
     assert sorted(point.step for point in history) == list(range(10, steps + 1, 10))
 
 
-@pytest.mark.parametrize("step", [pytest.param("log_model", marks=pytest.mark.long), "register_and_compete"])
+@pytest.mark.long
+@pytest.mark.parametrize("step", ["log_model", "register_and_compete"])
 def test_a_champion_is_there_and_loads_when_the_storage_goes_for_good_during_a_promotion(
     machines: Callable[..., Machine], s3: S3Server, tmp_path: Path, step: str
 ) -> None:

@@ -123,6 +123,7 @@ def test_a_search_without_a_winner_says_so_and_registers_nothing(ray_cpu: str, h
     assert "min_used was 1000.0, is 1.0" in changed
 
 
+@pytest.mark.long
 def test_the_winner_of_a_search_is_ablated(ray_cpu: str, home: Path) -> None:
     run(
         ray_cpu, home, "raytrain.tune", "hybrid", *TINY, "--data", "text.txt", "--space", "space.py", "--name", "s",
