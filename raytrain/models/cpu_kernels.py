@@ -6,10 +6,11 @@ from importlib.util import find_spec
 from typing import Any
 
 if find_spec("numba"):
-    from raytrain.models import cpu_lstm, cross_entropy, noise_kernels
+    from raytrain.models import batch_norm_kernels, cpu_lstm, cross_entropy, noise_kernels
 
     lstm: Any = cpu_lstm
     loss: Any = cross_entropy
     noise: Any = noise_kernels
+    norm: Any = batch_norm_kernels
 else:
-    lstm = loss = noise = None
+    lstm = loss = noise = norm = None

@@ -99,7 +99,7 @@ class Recurrence(torch.autograd.Function):
         )
         of_input = buffers.empty(4 * width, ctx.num_inputs, dtype=wide).zero_()
         of_input[:, :num_dense] = of_weight[:, learnt:-width]
-        of_input[:, num_dense + used] = of_weight[:, : len(used)].to(wide)
+        of_input.index_copy_(1, num_dense + used, of_weight[:, : len(used)].to(wide))
         of_hidden = buffers.empty(4 * width, width, dtype=wide).copy_(of_weight[:, -width:])
         of_bias = of_weight[:, learnt - 1].to(wide)
         of_state = (of_reads[0, num_dense:].t().to(wide), of_cell.t()) if ctx.has_state else (None, None)
@@ -149,7 +149,8 @@ def _reads(dtype: torch.dtype, symbols: Tensor | None, dense: Tensor | None, wid
     reads[:, dense_rows - 1] = 1
     if symbols is not None and row is not None:
         # PAD is all zeros, as in OneHot
-        reads[:-1].scatter_(1, row[:, None], (symbols.t() != PAD)[:, None].to(dtype))
+        places = (torch.arange(length)[:, None] * reads.shape[1] + row) * batch + torch.arange(batch)
+        reads.view(-1)[places] = (symbols.t() != PAD).to(dtype)
     if dense is not None:
         reads[:-1, dense_rows:-width] = dense.permute(1, 2, 0)
     return reads, used
@@ -163,7 +164,7 @@ def _joined(
     width = hidden.shape[1]
     weight = _matrix(len(hidden), dense_rows + num_dense + width, dtype)
     weight[:, :dense_rows] = 0
-    weight[:, : len(used)] = inputs[:, num_dense + used]
+    weight[:, : len(used)] = inputs.index_select(1, num_dense + used)
     weight[:, dense_rows - 1] = biases[0] + biases[1]
     weight[:, dense_rows:-width] = inputs[:, :num_dense]
     weight[:, -width:] = hidden

@@ -1,4 +1,4 @@
-"""Batch normalisation of sample groups with ReLU, mask and cast on GPUs: one launch each way instead of forty."""
+"""Batch normalisation of sample groups with ReLU, mask and cast: one kernel each way instead of forty operations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,21 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from raytrain.models import gpu_kernels
+from raytrain.models import cpu_kernels, gpu_kernels
+
+
+def kernels_for(device: torch.device) -> Any:
+    """Return the module with the kernels of a device; None where there are none."""
+    if device.type == "cpu":
+        return cpu_kernels.norm
+    return gpu_kernels.norm if gpu_kernels.available(device) else None
+
+
+def laid_out(features: Tensor, kernels: Any) -> Tensor:
+    """Return ``features`` [batch, channels, length] as ``kernels`` need them in memory: for CPUs with channels last."""
+    if kernels is cpu_kernels.norm:
+        return features.transpose(1, 2).contiguous().transpose(1, 2)
+    return features.contiguous()
 
 
 class FusedNorm(torch.autograd.Function):
@@ -29,12 +43,13 @@ class FusedNorm(torch.autograd.Function):
         cover: bool,
     ) -> tuple[Tensor, Tensor]:
         """Return the activations [batch, channels, length], and the groups' statistics [2, groups, channels]."""
-        features = features.contiguous()
+        kernels = kernels_for(features.device)
+        features = laid_out(features, kernels)
         output = torch.empty_like(features)
         statistics = weight.new_empty(2, len(features) // group_size, len(weight))
-        gpu_kernels.norm.forward(features, mask, weight, bias, output, statistics, epsilon, cover)
+        kernels.forward(features, mask, weight, bias, output, statistics, epsilon, cover)
         ctx.save_for_backward(features, mask, weight, bias, statistics)
-        ctx.epsilon, ctx.cover = epsilon, cover
+        ctx.kernels, ctx.epsilon, ctx.cover = kernels, epsilon, cover
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)  # no zeros for the statistics
         return output, statistics
@@ -45,8 +60,8 @@ class FusedNorm(torch.autograd.Function):
         """Return the gradients of features, weight and bias."""
         features, mask, weight, bias, statistics = ctx.saved_tensors
         of_features, of_parameters = torch.empty_like(features), torch.empty_like(statistics)
-        gpu_kernels.norm.backward(
-            gradient.contiguous(),
+        ctx.kernels.backward(
+            laid_out(gradient, ctx.kernels),
             features,
             mask,
             weight,

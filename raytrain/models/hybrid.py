@@ -15,6 +15,7 @@ from raytrain.config.schema import RunConfig
 from raytrain.config.vocabularies import longer_pieces
 from raytrain.data.vocabulary import NUM_OUTPUTS, PAD, SIZE
 from raytrain.models.bytenet import ByteNet, ByteNetState
+from raytrain.models.convolutions import Doubling, Halving
 from raytrain.models.decoding import LstmState, LstmStep
 from raytrain.models.layers import (
     GroupBatchNorm,
@@ -89,20 +90,14 @@ class Hybrid(nn.Module):
         self.embedding = piece_vectors(longer, config.feature_maps[0])
         self.symbol_width = config.feature_maps[0] if longer else SIZE
         widths = (self.symbol_width, *config.feature_maps)
-        self.convolutions = nn.ModuleList(
-            nn.Conv1d(before, after, kernel_size=3, stride=2, padding=1) for before, after in pairwise(widths)
-        )
+        self.convolutions = nn.ModuleList(Halving(before, after) for before, after in pairwise(widths))
         self.encoder_norms = nn.ModuleList(GroupBatchNorm(width, group_size) for width in config.feature_maps)
         self.posterior = Posterior(
             self.code_maps * self.code_length, config.latent, config.mean_norm, config.fixed_variance
         )
         self.expand = nn.Linear(config.latent, self.code_maps * self.code_length)
         widths = (self.code_maps, *config.decoder_maps)
-        self.deconvolutions = nn.ModuleList(
-            # kernel 3 with output padding 1 doubles the length exactly
-            nn.ConvTranspose1d(before, after, kernel_size=3, stride=2, padding=1, output_padding=1)
-            for before, after in pairwise(widths)
-        )
+        self.deconvolutions = nn.ModuleList(Doubling(before, after) for before, after in pairwise(widths))
         self.decoder_norms = nn.ModuleList(GroupBatchNorm(width, group_size) for width in config.decoder_maps)
         self.auxiliary = SymbolHead(config.decoder_maps[-1], longer)
         self.feature_scale = config.decoder_maps[-1] ** -0.5
@@ -180,13 +175,21 @@ class Hybrid(nn.Module):
     def encode(self, tokens: Tensor, masks: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of q(z | x), [batch, latent] each."""
         masks = self._masks(tokens) if masks is None else masks
-        features = self._vectors(self._pad(tokens)).transpose(1, 2)
-        if self.embedding is not None:
-            features = features * masks[0]  # PAD carries no information
-        for convolution, norm, mask in zip(self.convolutions, self.encoder_norms, masks[1:], strict=True):
+        features = self._first(self._pad(tokens), masks[0])
+        for number, (norm, mask) in enumerate(zip(self.encoder_norms, masks[1:], strict=True)):
             assert isinstance(norm, GroupBatchNorm)
-            features = norm.activate(convolution(features), mask, cover=True)
+            convolved = self.convolutions[number](features) if number else features
+            features = norm.activate(convolved, mask, cover=True)
         return self.posterior(features.flatten(1))
+
+    def _first(self, symbols: Tensor, mask: Tensor) -> Tensor:
+        """Return the outputs of the first convolution for ``symbols`` [batch, padded_length]."""
+        first = self.convolutions[0]
+        assert isinstance(first, Halving)
+        if self.embedding is None:
+            return first.of_symbols(symbols, self.one_hot)
+        vectors: Tensor = first(self.embedding(symbols).transpose(1, 2) * mask)  # PAD carries no information
+        return vectors
 
     def deconvolve(self, z: Tensor, masks: list[Tensor] | None = None) -> Tensor:
         """Return features [batch, padded_length, maps] of z [batch, latent]; masks are for batch statistics only.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raytrain.data.vocabulary import DROP, NUM_OUTPUTS, PAD, SIZE, STOP, UNPREDICTED
-from raytrain.models import cpu_kernels, fused_norm, gpu_kernels, products
+from raytrain.models import cpu_kernels, fused_norm, products
 from raytrain.models.gpu_lstm import filled
 from raytrain.models.noise import Noise
 
@@ -121,7 +121,7 @@ class GroupBatchNorm(nn.Module):
 
     def activate(self, features: Tensor, mask: Tensor, *, cover: bool) -> Tensor:
         """Normalise, apply ReLU and, to ``cover``, the mask; the result has the type of ``features``."""
-        if self.training and gpu_kernels.available(features.device):
+        if self.training and fused_norm.kernels_for(features.device) is not None:
             settings = self.group_size, self.epsilon, cover
             activations, statistics = fused_norm.FusedNorm.apply(features, mask, self.weight, self.bias, *settings)
             self.batch_statistics = statistics.detach()

@@ -1,6 +1,6 @@
 """Kernels for GPUs, by Triton's interpreter and compiled for GPUs that are not here; skipped without Triton.
 
-TRITON_INTERPRET=1 pytest -n 0 tests/unit/models/test_triton.py
+TRITON_INTERPRET=1 pytest -n 0 tests/unit/models/test_triton.py tests/unit/models/test_fused_norm.py
 pytest -n 0 tests/unit/models/test_triton.py
 """
 
@@ -10,10 +10,8 @@ import os
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from raytrain.models import gpu_kernels
-from raytrain.models.layers import GroupBatchNorm
 from raytrain.models.noise import hashes_by_tensors, signed
 
 pytest.importorskip("triton")
@@ -22,49 +20,6 @@ pytest.importorskip("triton")
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels take tensors of the CPU. Triton reads it when it is imported."""
 interpreted = pytest.mark.skipif(not INTERPRETER, reason="needs TRITON_INTERPRET=1")
-
-
-def activated(layer: GroupBatchNorm, features: Tensor, mask: Tensor, cover: bool) -> list[Tensor]:
-    """Activations, statistics, and the gradients of features, weight and bias."""
-    gradient = torch.randn(features.shape, generator=torch.Generator().manual_seed(1)).to(features.dtype)
-    activations, statistics = layer.activate(features, mask, cover=cover), layer.batch_statistics
-    assert statistics is not None
-    learnt = [features, layer.weight, layer.bias]
-    return [activations, statistics, *torch.autograd.grad(activations, learnt, gradient)]
-
-
-@interpreted
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("cover", [False, True])
-def test_a_fused_normalisation_is_the_plain_one(
-    monkeypatch: pytest.MonkeyPatch, kind: torch.dtype, cover: bool
-) -> None:
-    """Two groups of four samples of several lengths; a group's channel takes more than one block."""
-    torch.manual_seed(0)
-    layer = GroupBatchNorm(3, 4)
-    nn.init.normal_(layer.weight)
-    nn.init.normal_(layer.bias)
-    features = (2 * torch.randn(8, 3, 300) + 1).to(kind).requires_grad_()
-    lengths = torch.randint(20, 600, (8, 1, 1))
-    mask = (torch.arange(600) < lengths).float()[..., ::2]  # strided, as a model's masks are
-    plain = activated(layer, features, mask, cover)
-    monkeypatch.setattr(gpu_kernels, "available", lambda _: True)
-    fused = activated(layer, features, mask, cover)
-    names = "activations", "statistics", "features", "weight", "bias"
-    for name, found, expected in zip(names, fused, plain, strict=True):
-        assert found.dtype == expected.dtype
-        limits = {"rtol": 0.01, "atol": 1e-3} if found.dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-4}
-        torch.testing.assert_close(found, expected, **limits, msg=lambda text, name=name: f"{name}: {text}")
-
-
-@interpreted
-def test_a_nan_is_not_cut_off_by_relu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_kernels, "available", lambda _: True)
-    features = torch.randn(4, 2, 10)
-    features[1, 0, 3] = torch.nan
-    activations = GroupBatchNorm(2, 4).activate(features, torch.ones(4, 1, 10), cover=True)
-    assert activations[:, 0].isnan().all()
-    assert not activations[:, 1].isnan().any()
 
 
 @interpreted

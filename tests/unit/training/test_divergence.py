@@ -47,6 +47,7 @@ def _gradients_alone(trainer: Trainer, terms: Terms) -> Terms:
 def _statistics_alone(trainer: Trainer, terms: Terms) -> Terms:
     for layer in trainer.raw.modules():
         if isinstance(layer, GroupBatchNorm) and layer.batch_statistics is not None:
+            layer.batch_statistics = layer.batch_statistics.clone()  # of which a kernel may have kept the first
             layer.batch_statistics[1, 0] = math.inf
     return terms
 
