@@ -2,8 +2,7 @@
 
 It computes what ``GroupBatchNorm.activate`` does in training, in one call each way instead of forty: where a network is
 small, most of their time is that of calls. Tensors have the shape [batch, channels, length] and lie in memory as
-[batch, length, channels]. Features are float32, float64 or bfloat16; all else is float32, or float64 beside float64.
-Threads share the groups.
+[batch, length, channels]. Features are float32 or bfloat16, all else is float32. Threads share the groups.
 """
 
 from __future__ import annotations
@@ -76,16 +75,19 @@ def _forward(
     positions, channels = np.uint64(features.shape[1]), np.uint64(len(weight))
     size, like = np.uint64(len(features) // statistics.shape[1]), features.dtype.type(0)
     zero, one = weight.dtype.type(0), weight.dtype.type(1)
-    scale, shift = np.empty_like(weight), np.empty_like(weight)
+    scale, part = np.empty_like(weight), np.empty_like(weight)
     mean, variance = np.empty_like(weight), np.empty_like(weight)
     for group in range(np.uint64(first), np.uint64(end)):
         begin, stop, total = group * size, (group + np.uint64(1)) * size, zero
         mean[:], variance[:] = zero, zero
         for s in range(begin, stop):
+            part[:] = zero  # so that a sum of thousands keeps its last digits
             for t in range(positions):
                 total += mask[s, t]
                 for c in range(channels):
-                    mean[c] += wide(features[s, t, c]) * mask[s, t]
+                    part[c] += wide(features[s, t, c]) * mask[s, t]
+            for c in range(channels):
+                mean[c] += part[c]
         for c in range(channels):
             mean[c] /= total
         for s in range(begin, stop):
@@ -96,13 +98,12 @@ def _forward(
         for c in range(channels):
             variance[c] /= total
             scale[c] = weight[c] / np.sqrt(variance[c] + weight.dtype.type(epsilon))
-            shift[c] = bias[c] - mean[c] * scale[c]
             statistics[0, group, c], statistics[1, group, c] = mean[c], variance[c]
         for s in range(begin, stop):
             for t in range(positions):
                 kept = mask[s, t] if cover else one
                 for c in range(channels):
-                    value = wide(features[s, t, c]) * scale[c] + shift[c]
+                    value = (wide(features[s, t, c]) - mean[c]) * scale[c] + bias[c]
                     output[s, t, c] = narrow((zero if value < zero else value) * kept, like)
 
 
@@ -124,7 +125,7 @@ def _backward(
     positions, channels = np.uint64(features.shape[1]), np.uint64(len(weight))
     size, like = np.uint64(len(features) // statistics.shape[1]), features.dtype.type(0)
     zero, one = weight.dtype.type(0), weight.dtype.type(1)
-    scale, shift, mean = np.empty_like(weight), np.empty_like(weight), np.empty_like(weight)
+    scale, mean = np.empty_like(weight), np.empty_like(weight)
     of_weight, of_bias, passed = np.empty_like(weight), np.empty_like(weight), np.empty_like(weight)
     constant, slope = np.empty_like(weight), np.empty_like(weight)
     for group in range(np.uint64(first), np.uint64(end)):
@@ -133,33 +134,32 @@ def _backward(
         for c in range(channels):
             mean[c] = statistics[0, group, c]
             scale[c] = weight[c] / np.sqrt(statistics[1, group, c] + weight.dtype.type(epsilon))
-            shift[c] = bias[c] - mean[c] * scale[c]
         for s in range(begin, stop):
             for t in range(positions):
                 total += mask[s, t]
                 kept = mask[s, t] if cover else one
                 # three loops: with more arrays than these, a loop uses no vectors
                 for c in range(channels):
-                    value = wide(features[s, t, c]) * scale[c] + shift[c]
+                    value = (wide(features[s, t, c]) - mean[c]) * scale[c] + bias[c]
                     passed[c] = zero if value <= zero else wide(gradient[s, t, c]) * kept
                 for c in range(channels):
                     of_bias[c] += passed[c]
                 for c in range(channels):
                     of_weight[c] += passed[c] * (wide(features[s, t, c]) - mean[c])
-        # through the statistics, a position of the mask gets constant + slope x feature
+        # through the statistics, a position of the mask gets constant + slope x centred feature
         for c in range(channels):
             precision = one / (statistics[1, group, c] + weight.dtype.type(epsilon))
             slope[c] = scale[c] * precision * of_weight[c] / total
-            constant[c] = scale[c] * of_bias[c] / total - slope[c] * mean[c]
+            constant[c] = scale[c] * of_bias[c] / total
             of_parameters[0, group, c], of_parameters[1, group, c] = of_weight[c] * np.sqrt(precision), of_bias[c]
         for s in range(begin, stop):
             for t in range(positions):
                 kept = mask[s, t] if cover else one
                 for c in range(channels):
-                    value = wide(features[s, t, c]) * scale[c] + shift[c]
+                    value = (wide(features[s, t, c]) - mean[c]) * scale[c] + bias[c]
                     passed[c] = zero if value <= zero else wide(gradient[s, t, c]) * kept
                 for c in range(channels):
-                    through = (constant[c] + slope[c] * wide(features[s, t, c])) * mask[s, t]
+                    through = (constant[c] + slope[c] * (wide(features[s, t, c]) - mean[c])) * mask[s, t]
                     of_features[s, t, c] = narrow(scale[c] * passed[c] - through, like)
 
 

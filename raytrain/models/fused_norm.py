@@ -42,7 +42,14 @@ class FusedNorm(torch.autograd.Function):
         epsilon: float,
         cover: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Return the activations [batch, channels, length], and the groups' statistics [2, groups, channels]."""
+        """Return the activations [batch, channels, length], and the groups' statistics [2, groups, channels].
+
+        Raises:
+            ValueError: the batch is not of whole groups.
+        """
+        if len(features) % group_size:
+            raise ValueError(f"a batch of {len(features)} samples has no groups of {group_size}")
+        mask = mask.expand(len(features), 1, features.shape[2])
         kernels = kernels_for(features.device)
         features = laid_out(features, kernels)
         output = torch.empty_like(features)
