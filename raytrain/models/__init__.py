@@ -57,13 +57,14 @@ class ModelSize:
 
     parameters: int
     rows: int
-    """Rows of all its matrices together: the outputs that one position of the text may have in memory."""
+    """Total rows of all its matrices: the number of outputs that one position of the text may keep in memory."""
 
 
 def model_size(config: RunConfig[Any]) -> ModelSize:
-    """Return the size of the model of ``config``, which is built for that once in this process.
+    """Return the size of the model of ``config``.
 
-    A search asks it of the same points of its space several times before it starts.
+    The model is built once per process and its size cached: before a search starts, it asks for the same points of its
+    space several times.
 
     Raises:
         UserError: see ``build``.
@@ -73,7 +74,7 @@ def model_size(config: RunConfig[Any]) -> ModelSize:
 
 @dataclass(frozen=True)
 class _Building:
-    """A model to be built, told from others by its implementation and its config, as text: it may be unhashable."""
+    """A model to build, as a cache key: its implementation and its config as text, since a config may be unhashable."""
 
     implementation: Any
     text: str
@@ -95,7 +96,7 @@ def num_parameters(config: RunConfig[Any]) -> int:
 
 
 def encoder_tensors(model: Model) -> dict[str, Tensor]:
-    """Return the parameters and statistics that compute q(z | x), by their names in ``model``; none without a code."""
+    """Return the parameters and statistics that compute q(z | x), by their names in ``model``; empty without a code."""
     parts: tuple[str, ...] = getattr(model, "encoder_parts", ())
     return {name: tensor for name, tensor in model.state_dict().items() if name.partition(".")[0] in parts}
 
@@ -114,7 +115,7 @@ def _implementation(config: RunConfig[Any]) -> Any:
     Raises:
         UserError: it cannot be imported.
     """
-    with torch.device("cpu"):  # the module may make constants: not on the device that the caller builds on
+    with torch.device("cpu"):  # the module may create constants, which must not be on the caller's device
         name = config.model_name
         implementation = find_model(name).implementation
         module, _, attribute = implementation.partition(":")

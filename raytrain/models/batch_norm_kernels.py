@@ -1,8 +1,9 @@
 """Batch normalisation of sample groups with ReLU and mask on CPUs, compiled by Numba.
 
-It computes what ``GroupBatchNorm.activate`` does in training, in one call each way instead of forty: where a network is
-small, most of their time is that of calls. Tensors have the shape [batch, channels, length] and lie in memory as
-[batch, length, channels]. Features are float32 or bfloat16, all else is float32. Threads share the groups.
+It computes the same as ``GroupBatchNorm.activate`` in training, in one call for each pass instead of forty. In a small
+network, most of the time of forty calls is overhead. Tensors have the shape [batch, channels, length] and are stored as
+[batch, length, channels]. Features are float32 or bfloat16, everything else is float32. The groups are split over
+threads.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def forward(
 ) -> None:
     """Write the activations [batch, channels, length], and the groups' statistics [2, groups, channels].
 
-    ``mask`` [batch, 1, length] is of 0 and 1.
+    ``mask`` [batch, 1, length] holds 0s and 1s.
     """
     arrays = _last(features), _positions(mask), array(weight), array(bias), _last(output), array(statistics)
     run(_forward, _forward_in_blocks, statistics.shape[1], features.numel(), *arrays, epsilon, cover)
@@ -44,7 +45,7 @@ def backward(
     epsilon: float,
     cover: bool,
 ) -> None:
-    """Write the gradients of the features, and of weight and bias by group [2, groups, channels]."""
+    """Write the gradients of the features, and those of weight and bias for each group [2, groups, channels]."""
     arrays = _last(gradient), _last(features), _positions(mask), array(weight), array(bias), array(statistics)
     written = _last(of_features), array(of_parameters)
     run(_backward, _backward_in_blocks, statistics.shape[1], features.numel(), *arrays, *written, epsilon, cover)
@@ -71,7 +72,7 @@ def _forward(
     first: int,
     end: int,
 ) -> None:
-    # unsigned numbers: of others, Numba asks at each access whether they count from the end
+    # unsigned indices: with signed ones, Numba checks at each access whether they count from the end
     positions, channels = np.uint64(features.shape[1]), np.uint64(len(weight))
     size, like = np.uint64(len(features) // statistics.shape[1]), features.dtype.type(0)
     zero, one = weight.dtype.type(0), weight.dtype.type(1)
@@ -81,7 +82,7 @@ def _forward(
         begin, stop, total = group * size, (group + np.uint64(1)) * size, zero
         mean[:], variance[:] = zero, zero
         for s in range(begin, stop):
-            part[:] = zero  # so that a sum of thousands keeps its last digits
+            part[:] = zero  # partial sums, so that a sum of thousands of terms keeps its last digits
             for t in range(positions):
                 total += mask[s, t]
                 for c in range(channels):
@@ -138,7 +139,7 @@ def _backward(
             for t in range(positions):
                 total += mask[s, t]
                 kept = mask[s, t] if cover else one
-                # three loops: with more arrays than these, a loop uses no vectors
+                # three loops: a loop over more arrays than these is not vectorised
                 for c in range(channels):
                     value = (wide(features[s, t, c]) - mean[c]) * scale[c] + bias[c]
                     passed[c] = zero if value <= zero else wide(gradient[s, t, c]) * kept
@@ -146,7 +147,7 @@ def _backward(
                     of_bias[c] += passed[c]
                 for c in range(channels):
                     of_weight[c] += passed[c] * (wide(features[s, t, c]) - mean[c])
-        # through the statistics, a position of the mask gets constant + slope x centred feature
+        # gradient through the statistics, to be subtracted: constant + slope x centred feature where the mask is 1
         for c in range(channels):
             precision = one / (statistics[1, group, c] + weight.dtype.type(epsilon))
             slope[c] = scale[c] * precision * of_weight[c] / total

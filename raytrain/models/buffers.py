@@ -1,4 +1,4 @@
-"""Pool of CPU memory for tensors. The first touch of a page costs as much as 4,000 products, so memory is reused."""
+"""Pool of CPU memory for tensors. The first touch of a page costs as much as 4,000 multiplications, so it is reused."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _free: list[np.ndarray] = []
 
 
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Return an uninitialised tensor on the CPU, in the memory of a dead tensor if there is any.
+    """Return an uninitialised tensor on the CPU, in the memory of a dead tensor if there is one.
 
-    The memory returns to the pool when the last view of the tensor is gone, whoever held it. The pool keeps as much as
-    was ever in use at the same time.
+    The memory returns to the pool when the last view of the tensor is gone, whoever held it. The pool keeps as much
+    memory as was ever in use at the same time.
     """
     size = math.prod(shape) * dtype.itemsize
     block = _take(size + _ALIGNMENT)

@@ -30,7 +30,7 @@ from raytrain.models.noise import Noise
 
 
 class ByteLstm(nn.Module):
-    """Stack of one-layer LSTMs with dropout of their outputs, then a linear classifier over the next byte.
+    """Stack of one-layer LSTMs with dropout on their outputs, then a linear classifier over the next byte.
 
     Dropout is drawn from the step's noise. The fused dropout of a deep ``nn.LSTM`` would depend on the rank, and
     re-seeding it at every step is slow on GPUs.
@@ -52,10 +52,10 @@ class ByteLstm(nn.Module):
 
         Args:
             length: symbols of the longest sample, STOP included.
-            inputs: symbols that are read as one-hot vectors.
-            outputs: symbols that are predicted, if not those of text.
+            inputs: number of symbols that are read as one-hot vectors.
+            outputs: number of symbols to predict, if they are not those of text.
             documents: true if texts end with STOP; false for windows.
-            longer: pieces of more than one byte in the vocabulary.
+            longer: number of pieces longer than one byte in the vocabulary.
         """
         super().__init__()
         self.length = length
@@ -75,7 +75,7 @@ class ByteLstm(nn.Module):
         self.output = SymbolHead(config.hidden, longer) if outputs is None else nn.Linear(config.hidden, outputs)
         initialise_uniform(self)
         if config.layer_norm:
-            return  # as in the code whose normalisation it is
+            return  # as in the code that this normalisation follows
         if config.layers == 1 and not longer:
             self._lstms()[0].raise_symbols(0)
             return
@@ -98,9 +98,9 @@ class ByteLstm(nn.Module):
         previous: Tensor | None = None,
         state: StreamState | None = None,
     ) -> Terms:
-        """Return the terms for ``tokens`` [batch, length], PAD after each STOP: a reconstruction and nothing else.
+        """Return the terms for ``tokens`` [batch, length], PAD after each STOP: only a reconstruction.
 
-        The chunks of a stream come after the symbols ``previous`` [batch] and ``state``.
+        The chunks of a stream follow the symbols ``previous`` [batch] and ``state``.
         """
         logits, last = self._decode(drop_input(shift_right(tokens, previous), noise, input_dropout), noise, state)
         terms = Terms.without_code(negative_log_likelihood(logits, tokens).sum(1))
@@ -108,25 +108,25 @@ class ByteLstm(nn.Module):
         return terms
 
     def predict(self, tokens: Tensor, z: Tensor) -> Tensor:
-        """Return logits [batch, length, NUM_OUTPUTS] of each of ``tokens`` [batch, length] given those before it.
+        """Return logits [batch, length, NUM_OUTPUTS] for each of ``tokens`` [batch, length], given those before it.
 
         The model is in evaluation mode; ``z`` [batch, 0] is not read.
         """
         return self._decode(shift_right(tokens), None, None)[0]
 
     def read(self, tokens: Tensor, previous: Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
-        """Return logits [lanes, length, NUM_OUTPUTS] of each of the chunks' symbols given all before, and the state."""
+        """Return logits [lanes, length, NUM_OUTPUTS] for each symbol of the chunks given all before, and the state."""
         return self._decode(shift_right(tokens, previous), None, state)
 
     def stream_state(self, lanes: int) -> StreamState:
-        """Return the state of so many lanes at their beginning: zeros."""
+        """Return the initial state of ``lanes`` lanes: zeros."""
         zeros = self.output.weight.new_zeros(lanes, self.output.in_features)
         return {f"{part}.{layer}": zeros.clone() for layer in range(len(self.layers)) for part in ("hidden", "cell")}
 
     def _decode(self, inputs: Tensor, noise: Noise | None, state: StreamState | None) -> tuple[Tensor, StreamState]:
         """Return logits [batch, length, NUM_OUTPUTS] after ``inputs`` [batch, length], and the last state.
 
-        There is no dropout without noise, and the first state is zeros without ``state``.
+        Without ``noise`` there is no dropout. Without ``state`` the initial state is zeros.
         """
         features: Tensor | None = None if self.embedding is None else self.embedding(inputs)
         last: StreamState = {}
@@ -153,6 +153,6 @@ class ByteLstm(nn.Module):
 
     @torch.no_grad()
     def advance(self, previous: Tensor, state: LstmState) -> tuple[Tensor, LstmState]:
-        """Return logits [batch, NUM_OUTPUTS] of the byte after ``previous`` [batch], and the state after it."""
+        """Return logits [batch, NUM_OUTPUTS] for the byte after ``previous`` [batch], and the state after it."""
         output, state = state.advance(*read_symbols(self.embedding, previous))
         return self.output(output), state

@@ -15,9 +15,9 @@ class ByteNet(nn.Module):
     """Decoder with a fixed receptive field: highway blocks of causal convolutions.
 
     As in the authors' code, a convolution of width 1 with gated tanh units comes first. In each block that follows, a
-    convolution gives a carry gate, an input gate and a candidate. Batch normalisation follows each convolution. Their
-    convolutions have width 3 with the tap on the future masked, which is width 2: every block adds one character. The
-    paper's 1, 2, 3, 5, 7, 10 layers see 2, 3, 4, 6, 8, 11 characters.
+    convolution gives a carry gate, an input gate and a candidate. Batch normalisation follows each convolution. The
+    authors' convolutions have width 3 with the future tap masked. That equals width 2: every block adds one character.
+    The paper's 1, 2, 3, 5, 7, 10 layers see 2, 3, 4, 6, 8, 11 characters.
     """
 
     def __init__(self, inputs: int, hidden: int, layers: int, group_size: int) -> None:
@@ -45,7 +45,7 @@ class ByteNet(nn.Module):
     def begin(self, num: int, symbols: int, vectors: Tensor | None = None) -> ByteNetState:
         """Return the state of ``num`` texts before the first symbol.
 
-        The last ``symbols`` inputs are one-hot or, if given, one of ``vectors`` [all symbols, symbols].
+        The last ``symbols`` inputs are a one-hot vector or, if given, a row of ``vectors`` [all symbols, symbols].
         """
         weight, bias = _folded(self.resize, self.resize_norm)
         dense = weight.shape[1] - symbols
@@ -62,7 +62,7 @@ class ByteNet(nn.Module):
 
 @dataclass(frozen=True)
 class ByteNetState:
-    """State of generation: the weights, with the normalisation folded in, and the last input of every block."""
+    """State of generation: the weights with the normalisation folded in, and the last input of every block."""
 
     weight: Tensor
     table: Tensor
@@ -70,7 +70,7 @@ class ByteNetState:
     blocks: list[tuple[Tensor, Tensor]]
     """Weight [2 hidden, 3 hidden] and bias of each block."""
     last: list[Tensor]
-    """[batch, hidden] of each block."""
+    """Last input [batch, hidden] of each block."""
 
     def advance(self, symbol: Tensor, dense: Tensor) -> tuple[Tensor, ByteNetState]:
         """Return the output [batch, hidden] after ``symbol`` [batch] and ``dense`` [batch, inputs], and the state."""
@@ -99,9 +99,9 @@ def _highway(values: Tensor, features: Tensor) -> Tensor:
 
 
 def _folded(convolution: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Fold the normalisation (by running statistics) into a convolution.
+    """Fold the normalisation, with its running statistics, into a convolution.
 
-    Returns one matrix [outputs, taps x inputs] and the bias.
+    Return one matrix [outputs, taps x inputs] and the bias.
     """
     assert isinstance(convolution, nn.Conv1d)
     assert isinstance(norm, GroupBatchNorm)

@@ -1,9 +1,10 @@
-"""How the kernels for CPUs are compiled by Numba and run on threads, and the arithmetic that they share.
+"""Compilation of the CPU kernels by Numba, their threads, and the arithmetic that they share.
 
-Floats are float32, float64, or bfloat16 as uint16, which holds the upper half of a float32: NumPy has no such type.
+Floats are float32, float64, or bfloat16. NumPy has no bfloat16, so it is a uint16 that holds the upper half of a
+float32.
 
-Numba keeps machine code beside the file of the kernel, and does not see changes of this one: after those, touch the
-files of the kernels.
+Numba caches machine code beside the kernel's file and does not notice changes to this file. After changing it, touch
+the kernels' files.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _P0, _P1, _P2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
 _P3, _P4, _P5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
 _TO_WHOLE = np.float32(1.5 * 2**23)
-"""Added to a float32 of at most 2^22 it leaves the nearest whole number, in the lower bits of the sum."""
+"""Adding this to a float32 of at most 2^22 leaves the nearest integer in the low bits of the sum."""
 
 
 _LEAST = 1 << 14
-"""Fewest elements for a thread: half of them take as long as to wake it."""
-# every Numba has this one; it ends the process if two threads use it at once
+"""Minimum number of elements per thread: computing half of them takes as long as waking the thread."""
+# every Numba build has this layer; it aborts the process if two threads use it at once
 numba.config.THREADING_LAYER = "workqueue"
 _one_at_a_time = threading.Lock()
 
 
 def compiled(function: Callable[..., None], parallel: bool = False, any_order: bool = False) -> Callable[..., None]:
-    """Compile a kernel at its first call for each type, and keep the machine code on disk if there is a place for it.
+    """Compile a kernel on its first call for each type, and cache the machine code on disk if there is a place for it.
 
-    Products and sums may be fused, and sums that are in ``any_order`` use vectors. Nothing else may change: NaN and
-    infinity pass through as in PyTorch.
+    Multiplications and additions may be fused. With ``any_order``, sums may be reordered, so that they are vectorised.
+    Nothing else may change: NaN and infinity pass through as in PyTorch.
     """
     fast = {"contract", "reassoc"} if any_order else {"contract"}
     options = {"fastmath": fast, "error_model": "numpy", "nogil": True, "parallel": parallel}
@@ -66,13 +67,13 @@ def compiled_in_any_order(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def implement(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator for what maps the types of the arguments of ``function`` to its body."""
+    """Return a decorator for a function that maps the argument types of ``function`` to its implementation."""
     decorator: Callable[[Callable[..., Any]], Any] = overload(function, strict=False)
     return decorator
 
 
 def exp(x: Any) -> Any:
-    """Return exp(x), to 2 units in the last place in float32."""
+    """Return exp(x); in float32 it is accurate to 2 units in the last place."""
 
 
 def wide(x: Any) -> Any:
@@ -80,7 +81,7 @@ def wide(x: Any) -> Any:
 
 
 def narrow(x: Any, like: Any) -> Any:
-    """Return ``x`` in the type of ``like``, which may be that of the bits of a bfloat16."""
+    """Return ``x`` in the type of ``like``; as the bits of a bfloat16 if that is uint16."""
 
 
 @implement(exp)
@@ -89,7 +90,7 @@ def _exp_of(x: types.Type) -> Callable[..., Any]:
         return lambda x: math.exp(x)
 
     def single(x: Any) -> Any:
-        # a NaN is neither above nor below
+        # a NaN passes through: comparisons with it are false
         x = _LARGEST if x > _LARGEST else x
         x = -_LARGEST if x < -_LARGEST else x
         shifted = np.float32(x * _LOG2_E + _TO_WHOLE)
@@ -117,7 +118,7 @@ def _narrow_of(x: types.Type, like: types.Type) -> Callable[..., Any]:
         return lambda x, like: x
 
     def upper_half(x: Any, like: Any) -> Any:
-        # to the nearest, ties to even; a NaN stays one
+        # round to nearest, ties to even; a NaN stays a NaN
         bits = np.float32(x).view(np.uint32)
         odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
         rounded = np.uint32(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
@@ -127,13 +128,13 @@ def _narrow_of(x: types.Type, like: types.Type) -> Callable[..., Any]:
 
 
 def run(kernel: Callable[..., None], in_blocks: Callable[..., None], length: int, elements: int, *arrays: Any) -> None:
-    """Run a kernel on as many threads as PyTorch uses, but where there is little to do on one.
+    """Run a kernel on as many threads as PyTorch uses, or on fewer if there is little to do.
 
     Args:
-        kernel: takes ``arrays``, and the first and the end of the range that it is to compute.
-        in_blocks: takes ``arrays`` and the number of parts that it is to compute at once.
+        kernel: takes ``arrays``, and the start and end of the range to compute.
+        in_blocks: takes ``arrays`` and the number of blocks to compute in parallel.
         length: end of the whole range.
-        elements: number of elements to be computed.
+        elements: number of elements to compute.
     """
     blocks = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, elements // _LEAST)
     if blocks < 2:
@@ -145,7 +146,7 @@ def run(kernel: Callable[..., None], in_blocks: Callable[..., None], length: int
 
 
 def array(tensor: Tensor) -> Array:
-    """Return the memory of a tensor as an array; bfloat16 as its bits."""
+    """Return an array that shares the memory of a tensor; bfloat16 as its bits."""
     tensor = tensor.detach()
     values: Array = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return values

@@ -1,7 +1,8 @@
 """Convolutions that halve and double the length of their inputs.
 
-On CPUs they are one matrix product each, and of one-hot vectors a look-up: PyTorch's own spend most of their time on
-preparations where a network is small. Memory is [batch, length, channels] there, behind views of the usual shape.
+On CPUs each is one matrix product or, for one-hot vectors, a look-up: in a small network, PyTorch's own convolutions
+spend most of their time on set-up. There the memory layout is [batch, length, channels], behind views of the usual
+shape.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Halving(nn.Conv1d):
         return products.linear(read, weight, self.bias).transpose(1, 2)
 
     def of_symbols(self, symbols: Tensor, one_hot: Callable[[Tensor], Tensor]) -> Tensor:
-        """Convolve the one-hot vectors of ``symbols`` [batch, length], which ``one_hot`` gives; PAD is all zeros."""
+        """Convolve the vectors ``one_hot(symbols)`` of ``symbols`` [batch, length]; PAD is all zeros."""
         if symbols.device.type != "cpu":
             return super().forward(one_hot(symbols).transpose(1, 2))
         read = F.pad(symbols, (1, 0), value=PAD).unfold(1, TAPS, 2)
@@ -42,7 +43,7 @@ class Halving(nn.Conv1d):
         table = self.weight.permute(2, 1, 0).flatten(0, 1)
         assert self.bias is not None
         summed = F.embedding_bag(rows.flatten(0, 1), table, mode="sum", padding_idx=PAD) + self.bias
-        if torch.is_autocast_enabled("cpu"):  # as the other convolutions
+        if torch.is_autocast_enabled("cpu"):  # like the other convolutions
             summed = summed.to(torch.get_autocast_dtype("cpu"))
         return summed.unflatten(0, rows.shape[:2]).transpose(1, 2)
 
@@ -59,16 +60,16 @@ class Doubling(nn.ConvTranspose1d):
             return super().forward(features, output_size)
         assert self.bias is not None
         weight = self.weight.permute(2, 1, 0).flatten(0, 1)
-        # every output has a part from one of the last two taps
+        # exactly one of the last two taps contributes to each output, and adds the bias
         bias = F.pad(self.bias.repeat(TAPS - 1), (len(self.bias), 0))
         written = products.linear(features.transpose(1, 2), weight, bias)
         return _Adjoint.apply(written, overlap, windows).transpose(1, 2)
 
 
 def windows(features: Tensor) -> Tensor:
-    """Return what a ``Halving`` reads for each output, [batch, length / 2, 3 width], of [batch, length, width].
+    """Gather what each output of a ``Halving`` reads: [batch, length, width] -> [batch, length / 2, 3 width].
 
-    Output t reads the positions 2t - 1, 2t and 2t + 1; there are zeros before the first one.
+    Output t reads the positions 2t - 1, 2t and 2t + 1; zeros precede the first position.
     """
     batch, length, width = features.shape
     read = features.new_empty(batch, length // 2, TAPS, width)
@@ -79,7 +80,7 @@ def windows(features: Tensor) -> Tensor:
 
 
 def overlap(written: Tensor) -> Tensor:
-    """Add up what overlaps, as the adjoint of ``windows``: [batch, length / 2, 3 width] -> [batch, length, width]."""
+    """Sum overlapping windows, the adjoint of ``windows``: [batch, length / 2, 3 width] -> [batch, length, width]."""
     taps = written.unflatten(2, (TAPS, -1))
     summed = taps[:, :, 1:].clone(memory_format=torch.contiguous_format)
     summed[:, :-1, 1] += taps[:, 1:, 0]
@@ -87,7 +88,7 @@ def overlap(written: Tensor) -> Tensor:
 
 
 class _Adjoint(torch.autograd.Function):
-    """A linear map whose gradient is another one, its adjoint."""
+    """A linear map whose gradient is computed by its adjoint."""
 
     @staticmethod
     def forward(

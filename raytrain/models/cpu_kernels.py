@@ -1,4 +1,4 @@
-"""The kernels that Numba compiles for CPUs, where it is installed: without it they are PyTorch's operations."""
+"""CPU kernels compiled by Numba; all None where it is not installed, and PyTorch's operations are used instead."""
 
 from __future__ import annotations
 

@@ -23,20 +23,20 @@ ENABLED = os.environ.get("RAYTRAIN_CPU_LSTM", "on") != "off"
 # ----------------------------------------------------------------------------------------- the recurrence
 
 _UNIT = 16
-"""Rows for symbols are a multiple of this: the library prepares itself once for each shape of a product."""
+"""The number of rows for symbols is a multiple of this: the library sets itself up once for each product shape."""
 
 
 class Recurrence(torch.autograd.Function):
-    """One-layer LSTM with one matrix product a step in each direction, and one for the gradients of all weights.
+    """One-layer LSTM with one matrix product a step in each pass, and one for the gradients of all weights.
 
     The inputs of a step are one matrix [rows, batch]: one-hot vectors, with a row for each symbol that occurs in the
     batch; a row of ones for the biases; the dense features; the hidden state, which is the output of the step before.
-    The batch is the last axis. So the weights are the left operand as they lie in memory, and the library rearranges
-    the small operand instead: 1.5 times as fast.
+    The batch is the last axis. So the weights are the left operand in their own memory layout, and the library
+    rearranges the small operand instead: 1.5 times as fast.
 
-    The equations and the order of the gates are those of ``nn.LSTM``: input, forget, cell, output. With the parameters
-    of a layer normalisation, it acts on the pre-activations of all gates together. Whatever the type of the products,
-    normalisation, gates, cells and their gradients are float32.
+    The equations and the order of the gates are those of ``nn.LSTM``: input, forget, cell, output. If the parameters of
+    a layer normalisation are given, it acts on the pre-activations of all gates together. Whatever the type of the
+    products, normalisation, gates, cells and their gradients are at least float32.
     """
 
     @staticmethod
@@ -54,8 +54,8 @@ class Recurrence(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the outputs [batch, length, hidden] in ``dtype``, the type of the products, and the last state.
 
-        ``scale`` and ``shift`` [4 hidden] are those of the layer normalisation, None for none; ``epsilon`` is added to
-        the variance.
+        ``scale`` and ``shift`` [4 hidden] belong to the layer normalisation; None for none. ``epsilon`` is added to the
+        variance.
         """
         width = parameters[1].shape[1]
         num_dense = 0 if dense is None else dense.shape[2]
@@ -77,7 +77,7 @@ class Recurrence(torch.autograd.Function):
         ctx.save_for_backward(used, weight, reads, gates, cells, *(norm.tensors() if norm else ()))
         ctx.epsilon = epsilon
         ctx.num_dense, ctx.num_inputs, ctx.has_state = num_dense, parameters[0].shape[1], hidden is not None
-        # copies, so that whoever carries the state on does not keep all of the steps in memory
+        # copies, so that carrying the state on does not keep all steps in memory
         last = outputs[-1].t().to(wide, copy=True), cells[-1].t().clone()
         ctx.mark_non_differentiable(*last)
         return outputs[1:].permute(2, 0, 1), *last
@@ -90,7 +90,7 @@ class Recurrence(torch.autograd.Function):
         norm = Norm(ctx.epsilon, *normalised) if normalised else None
         length, _, width, batch = gates.shape
         rows, num_dense, wide = reads.shape[1], ctx.num_dense, gates.dtype
-        learnt = rows - num_dense - width  # the first row that takes a gradient
+        learnt = rows - num_dense - width  # the first row that receives a gradient
         of_reads = buffers.empty(length, num_dense + width, batch, dtype=reads.dtype)
         of_gates = buffers.empty(length, 4 * width, batch, dtype=reads.dtype)
         of_cell, *of_norm = _go_back(gradient, weight[:, learnt:], gates, cells, of_gates, of_reads, norm)
@@ -109,13 +109,13 @@ class Recurrence(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Norm:
-    """Layer normalisation of the pre-activations of all steps, and what its way back needs."""
+    """Layer normalisation of the pre-activations of all steps, and what its backward pass needs."""
 
     epsilon: float
     """Added to the variance."""
     scale: Tensor
     shift: Tensor
-    """[4 hidden] both."""
+    """[4 hidden], as ``scale``."""
     products: Tensor
     """[length, 4 hidden, batch]: the pre-activations before the normalisation."""
     statistics: Tensor
@@ -123,19 +123,19 @@ class Norm:
 
     @classmethod
     def empty(cls, scale: Tensor, shift: Tensor, epsilon: float, length: int, batch: int, dtype: torch.dtype) -> Norm:
-        """Return a normalisation whose pre-activations and statistics are to be filled in."""
+        """Return a normalisation whose pre-activations and statistics are still to be filled in."""
         products = buffers.empty(length, len(scale), batch, dtype=dtype)
         wide = torch.promote_types(dtype, torch.float32)
         statistics = torch.empty(length, 2, batch, dtype=wide)
         return cls(epsilon, scale.to(wide), shift.to(wide), products, statistics)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return all tensors in their order."""
+        """Return all tensors, in the order of the fields."""
         return self.scale, self.shift, self.products, self.statistics
 
 
 def _reads(dtype: torch.dtype, symbols: Tensor | None, dense: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
-    """Return each step's inputs [length + 1, rows, batch], hidden states still to come, and the symbols with rows."""
+    """Return each step's inputs [length + 1, rows, batch], hidden states left empty, and the symbols that have rows."""
     like = dense if symbols is None else symbols
     assert like is not None
     batch, length = like.shape[:2]
@@ -174,8 +174,8 @@ def _joined(
 def _go_forward(weight: Tensor, reads: Tensor, gates: Tensor, cells: Tensor, norm: Norm | None) -> None:
     """Run all steps. Fill in the hidden states, which are the last rows of ``reads``, and the other arguments.
 
-    These are ``gates`` [length, 4, hidden, batch] and ``cells`` [length + 1, hidden, batch]. ``reads`` and ``cells``
-    hold the first state already.
+    These are ``gates`` [length, 4, hidden, batch], ``cells`` [length + 1, hidden, batch], and the pre-activations and
+    statistics of ``norm``. ``reads`` and ``cells`` already hold the initial state.
     """
     width, batch = cells.shape[1:]
     # the pre-activations of a step, normalised or not
@@ -204,8 +204,9 @@ def _go_back(
 ) -> tuple[Tensor, ...]:
     """Run all steps backwards. Fill in ``of_gates`` [length, 4 hidden, batch] and ``of_reads`` [length, rows, batch].
 
-    ``gradient`` [batch, length, hidden] is that of the outputs; ``weight`` [4 hidden, rows] has the rows that take a
-    gradient. Return the gradient of the first cell state [hidden, batch], and those of scale and shift [4 hidden].
+    ``gradient`` [batch, length, hidden] is that of the outputs; ``weight`` [4 hidden, rows] covers only the rows that
+    receive a gradient. Return the gradient of the initial cell state [hidden, batch], and those of scale and shift
+    [4 hidden].
     """
     length, _, width, batch = gates.shape
     back = _matrix(weight.shape[1], 4 * width, weight.dtype).copy_(weight.t())
@@ -238,11 +239,11 @@ def _flat(steps: Tensor) -> Any:
 def _matrix(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     """Return an uninitialised matrix [rows, columns], as the left operand of ``multiply``."""
     if dtype == torch.float32:
-        return buffers.empty(rows, columns, dtype=dtype)  # any other would be copied at every product
-    # rows begin at cache lines, but not all of them in the same few sets of a cache
+        return buffers.empty(rows, columns, dtype=dtype)  # any other layout would be copied at every product
+    # rows begin at cache lines, but not all of them map to the same few cache sets
     stride = -(-columns // 32) * 32
     whole = buffers.empty(rows, stride + 32 * (stride % 256 == 0), dtype=dtype)
-    # oneDNN's AMX kernels multiply what lies between the rows by zero: a NaN there would reach the product
+    # oneDNN's AMX kernels multiply the gaps between rows by zero: a NaN there would reach the product
     whole[:, columns:] = 0
     return whole[:, :columns]
 

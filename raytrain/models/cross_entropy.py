@@ -1,6 +1,6 @@
-"""Cross-entropy on CPUs, each way in one pass over the logits, compiled by Numba.
+"""Cross-entropy on CPUs, forward and backward in one pass each over the logits, compiled by Numba.
 
-PyTorch makes seven passes: it widens the logits to float32, and keeps all log-probabilities for the way back.
+PyTorch makes seven passes: it widens the logits to float32, and keeps all log-probabilities for the backward pass.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CrossEntropy(torch.autograd.Function):
         """Return the nats [rows] of ``targets`` [rows] under ``logits`` [rows, symbols]; 0 where they are ``ignored``.
 
         Raises:
-            IndexError: a target is none of the symbols.
+            IndexError: a target is not one of the symbols.
         """
         logits, targets = logits.contiguous(), targets.contiguous()
         rows, symbols = logits.shape
@@ -65,11 +65,11 @@ class CrossEntropy(torch.autograd.Function):
 
 
 def _ordered(x: Any) -> Any:
-    """Return an integer that is the larger, the larger ``x`` is; the largest of all for NaN."""
+    """Return an integer that sorts as ``x`` does; NaN sorts last."""
 
 
 def _number(ordered: Any) -> Any:
-    """Return the float that ``_ordered`` has made an integer of."""
+    """Return the float that ``_ordered`` maps to this integer."""
 
 
 @implement(_ordered)
@@ -91,7 +91,7 @@ def _number_of(ordered: types.Type) -> Callable[..., Any]:
 
 
 def _flipped(bits: Any) -> Any:
-    """Return the bits of a float with those of the magnitude inverted if it is negative."""
+    """Return the bits of a float, with the bits of its magnitude inverted if it is negative."""
 
 
 @implement(_flipped)
@@ -105,7 +105,7 @@ def _flipped_of(bits: types.Type) -> Callable[..., Any]:
 def _forward(logits: Array, targets: Array, ignored: int, nats: Array, normaliser: Array, first: int, end: int) -> None:
     zero, symbols = nats.dtype.type(0), np.uint64(logits.shape[1])
     for row in range(np.uint64(first), np.uint64(end)):
-        # of floats, a maximum would use no vectors, because of NaN
+        # a maximum of floats would not be vectorised, because of NaN
         highest = _ordered(logits[row, 0])
         for symbol in range(symbols):
             highest = max(highest, _ordered(logits[row, symbol]))

@@ -1,4 +1,4 @@
-"""Incremental decoding: LSTMs run one symbol at a time, with weights arranged for that. Without gradients."""
+"""Incremental decoding without gradients: LSTMs run one symbol at a time, with weights arranged for that."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from raytrain.models.products import affine
 
 
 class LstmStep:
-    """Step of an ``Lstm``. Its last inputs are one-hot: their product is looked up, not computed."""
+    """Step of an ``Lstm``. Its last inputs are a one-hot vector, whose product is looked up, not computed."""
 
     def __init__(self, lstm: Lstm, symbols: int) -> None:
-        """Arrange the weights of ``lstm``, whose last ``symbols`` inputs (maybe 0) are the one-hot vector."""
+        """Arrange the weights of ``lstm``, whose last ``symbols`` inputs (possibly 0) are the one-hot vector."""
         dense = lstm.input_size - symbols
         inputs, recurrent, *biases = (parameter.detach() for parameter in lstm.all_weights[0])
         bias = biases[0] + biases[1]
@@ -30,7 +30,7 @@ class LstmStep:
         if self.norm is not None:
             gates = self.norm(gates)
         width = hidden.shape[1]
-        # slices of one tensor, in place: the work between the products is bound by memory
+        # slices of one tensor, in place: the work between the products is memory-bound
         keep = gates[:, : 2 * width].sigmoid_()
         update, output = gates[:, 2 * width : 3 * width].tanh_(), gates[:, 3 * width :].sigmoid_()
         cell = (keep[:, width:] * cell).addcmul_(keep[:, :width], update)
@@ -47,7 +47,7 @@ class LstmState:
     def advance(self, symbol: Tensor | None, dense: Tensor | None = None) -> tuple[Tensor, LstmState]:
         """Return the last layer's output [batch, hidden], and the state after it.
 
-        The first layer reads ``dense`` [batch, inputs] and ``symbol`` [batch], or one of them; every other one reads
+        The first layer reads ``dense`` [batch, inputs] and ``symbol`` [batch], or one of them; every other layer reads
         the output of the layer below.
         """
         states: list[list[Tensor]] = []

@@ -1,4 +1,4 @@
-"""Batch normalisation of sample groups with ReLU, mask and cast: one kernel each way instead of forty operations."""
+"""Batch normalisation of sample groups with ReLU, mask and cast: one kernel per pass instead of forty operations."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from raytrain.models import cpu_kernels, gpu_kernels
 
 
 def kernels_for(device: torch.device) -> Any:
-    """Return the module with the kernels of a device; None where there are none."""
+    """Return the module with the kernels for a device; None if there are none."""
     if device.type == "cpu":
         return cpu_kernels.norm
     return gpu_kernels.norm if gpu_kernels.available(device) else None
 
 
 def laid_out(features: Tensor, kernels: Any) -> Tensor:
-    """Return ``features`` [batch, channels, length] as ``kernels`` need them in memory: for CPUs with channels last."""
+    """Return ``features`` [batch, channels, length] in the layout that ``kernels`` need: channels last on CPUs."""
     if kernels is cpu_kernels.norm:
         return features.transpose(1, 2).contiguous().transpose(1, 2)
     return features.contiguous()
@@ -28,7 +28,7 @@ def laid_out(features: Tensor, kernels: Any) -> Tensor:
 class FusedNorm(torch.autograd.Function):
     """Normalisation by the statistics of each group, ReLU and mask, in the type of the features.
 
-    It computes what ``GroupBatchNorm.activate`` does in training, with sums in another order.
+    It computes the same as ``GroupBatchNorm.activate`` in training, with sums in another order.
     """
 
     @staticmethod
@@ -45,7 +45,7 @@ class FusedNorm(torch.autograd.Function):
         """Return the activations [batch, channels, length], and the groups' statistics [2, groups, channels].
 
         Raises:
-            ValueError: the batch is not of whole groups.
+            ValueError: the batch does not consist of whole groups.
         """
         if len(features) % group_size:
             raise ValueError(f"a batch of {len(features)} samples has no groups of {group_size}")

@@ -1,4 +1,4 @@
-"""The kernels that Triton compiles for GPUs, where it can."""
+"""GPU kernels compiled by Triton, where it works."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-# PyTorch has Triton in its builds for GPUs
+# PyTorch's GPU builds include Triton
 if find_spec("triton"):
     from raytrain.models import noise_triton, norm_triton
 
@@ -24,7 +24,7 @@ else:
 def available(device: torch.device) -> bool:
     """Return whether the kernels run on ``device``: the first call tries one.
 
-    Triton needs a C compiler and the headers of Python, which not every machine has.
+    Triton needs a C compiler and Python's headers, which not every machine has.
     """
     if norm is None or device.type != "cuda":
         return False

@@ -1,8 +1,8 @@
-"""LSTMs on GPUs: cuDNN's, in the type that was asked for, with sizes that its kernels take well.
+"""LSTMs on GPUs by cuDNN, in the requested type, with sizes that suit its kernels.
 
-PyTorch's autocast runs every LSTM in float16, also where it was asked for bfloat16; here weights and inputs are cast
-first. Matrix products on GPUs want sides that are multiples of 8 at least and of 128 at best: widths are filled up with
-zeros, which change nothing, since a unit without weights stays 0.
+PyTorch's autocast runs every LSTM in float16, even if bfloat16 was requested; here weights and inputs are cast first.
+Matrix products on GPUs want dimensions that are multiples of 8, better of 128. So widths are padded with zeros, which
+change nothing: a unit without weights stays 0.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 UNITS = 128, 64, 8
-"""Multiples that a width is filled up to: the first that adds at most an eighth, or the last."""
+"""Multiples that a width is padded to: the first that adds at most an eighth, or the last."""
 
 
 def filled(width: int) -> int:
-    """Return the width of ``width`` features and the zeros that follow them."""
+    """Return ``width`` rounded up to the size that features are padded to."""
     for unit in UNITS:
         whole = -(-width // unit) * unit
         if whole <= 1.125 * width:
@@ -29,7 +29,7 @@ def filled(width: int) -> int:
 
 
 class PackedWeights(torch.autograd.Function):
-    """The weights of an LSTM in another type, filled up, in one block of memory as cuDNN wants them."""
+    """The weights of an LSTM in another type, padded with zeros, in one block of memory as cuDNN wants them."""
 
     @staticmethod
     def forward(ctx: Any, kind: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -56,7 +56,7 @@ class PackedWeights(torch.autograd.Function):
         found = []
         for gradient, shape in zip(gradients, ctx.shapes, strict=True):
             by_gate = gradient.view(4, len(gradient) // 4, -1)
-            # of a bias the last dimension is 1
+            # for a bias, the last dimension is 1
             found.append(by_gate[:, : shape[0] // 4, : shape[1:].numel()].to(ctx.kind).reshape(shape))
         return None, *found
 
@@ -78,7 +78,7 @@ def run(
         symbols: [batch, length], or None if the LSTM reads no symbols.
         dense: [batch, length, features], or None if it reads nothing else.
         state: hidden and cell state [batch, hidden] before the first step; None for zeros.
-        weights: of inputs and of the hidden state, and both biases.
+        weights: those of the inputs and of the hidden state, and both biases.
         training: whether a backward pass may follow.
     """
     hidden, inputs = weights[1].shape[1], weights[0].shape[1]
@@ -90,20 +90,20 @@ def run(
     ]
     with no_autocast(joined.device):
         packed = PackedWeights.apply(kind, *weights)
-        # the function that nn.LSTM calls: a module takes no weights as arguments
+        # the function that nn.LSTM calls: the module would not take weights as arguments
         outputs, *last = torch.lstm(joined, first, packed, True, 1, 0.0, training, False, True)
     return outputs[..., :hidden], last[0][0, :, :hidden], last[1][0, :, :hidden]
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which PyTorch casts nothing by itself."""
+    """Return a context in which autocast is off."""
     return torch.autocast(device.type, enabled=False)
 
 
 def joined_inputs(
     kind: torch.dtype, identity: Tensor, symbols: Tensor | None, dense: Tensor | None, width: int
 ) -> Tensor:
-    """Return what an LSTM reads, [batch, length, width]: features, symbols, and zeros."""
+    """Return the inputs of an LSTM, [batch, length, width]: features, symbols, and zeros as padding."""
     parts = [] if dense is None else [dense.to(kind)]
     missing = width - (0 if dense is None else dense.shape[2])
     if symbols is not None:  # the zeros are a part of each symbol's vector

@@ -68,10 +68,10 @@ class Hybrid(nn.Module):
             length: symbols of the longest sample, STOP included.
             group_size: samples that share batch statistics.
             documents: true if texts end with STOP; false for windows.
-            longer: pieces of more than one byte in the vocabulary.
+            longer: number of pieces longer than one byte in the vocabulary.
 
         Raises:
-            ValueError: ``model.feature_maps`` has more convolutions than ``length`` can be halved.
+            ValueError: ``model.feature_maps`` gives more convolutions than ``length`` can be halved times.
         """
         super().__init__()
         depth = len(config.feature_maps)
@@ -109,7 +109,7 @@ class Hybrid(nn.Module):
             ByteNet(width, config.hidden, config.decoder_layers, group_size) if config.decoder == "bytenet" else None
         )
         self.skip = config.skip
-        # with the skip, the auxiliary head adds the frequencies
+        # with the skip, the auxiliary head provides the frequencies
         outputs = NUM_OUTPUTS + longer
         self.output = Head(config.hidden, outputs) if config.skip else SymbolHead(config.hidden, longer)
         initialise_uniform(self)
@@ -141,7 +141,7 @@ class Hybrid(nn.Module):
         )
 
     def predict(self, tokens: Tensor, z: Tensor) -> Tensor:
-        """Return logits [batch, length, NUM_OUTPUTS] of each of ``tokens`` [batch, length] given z and those before it.
+        """Return logits [batch, length, NUM_OUTPUTS] for ``tokens`` [batch, length], each given z and those before it.
 
         The model is in evaluation mode: batch statistics would need the length of the whole sample.
         """
@@ -150,9 +150,9 @@ class Hybrid(nn.Module):
         return self._logits(hidden, self.auxiliary(features) if self.skip else None)
 
     def _decode(self, inputs: Tensor, features: Tensor, mask: Tensor, noise: Noise | None = None) -> Tensor:
-        """Return the outputs [batch, length, hidden] of the network on top, of ``inputs`` [batch, length] and features.
+        """Return the outputs [batch, length, hidden] of the network on top, for ``inputs`` [batch, length].
 
-        The features are the deconvolved ones.
+        ``features`` are the deconvolved ones.
         """
         scaled = features * self.feature_scale
         if self.bytenet is not None:
@@ -163,12 +163,12 @@ class Hybrid(nn.Module):
         return run_lstm(self.lstm, self.one_hot, *read_symbols(self.embedding, inputs, scaled), noise=noise)
 
     def _vectors(self, symbols: Tensor) -> Tensor:
-        """Return vectors [batch, length, symbol_width] of ``symbols``: one-hot, or learnt ones of pieces."""
+        """Return vectors [batch, length, symbol_width] of ``symbols``: one-hot, or learnt ones for pieces."""
         vectors: Tensor = self.one_hot(symbols) if self.embedding is None else self.embedding(symbols)
         return vectors
 
     def _logits(self, hidden: Tensor, auxiliary: Tensor | None) -> Tensor:
-        """Return the logits for outputs of the network on top; with the skip, the auxiliary head's are added."""
+        """Return the logits for outputs of the network on top; with the skip, add those of the auxiliary head."""
         logits: Tensor = self.output(hidden)
         return logits + auxiliary if self.skip and auxiliary is not None else logits
 
@@ -218,12 +218,12 @@ class Hybrid(nn.Module):
 
     @torch.no_grad()
     def advance(self, previous: Tensor, state: HybridState) -> tuple[Tensor, HybridState]:
-        """Return logits [batch, NUM_OUTPUTS] of the byte after ``previous`` [batch], and the state after it."""
+        """Return logits [batch, NUM_OUTPUTS] for the byte after ``previous`` [batch], and the state after it."""
         features = state.features[:, state.position]
         scaled = features * self.feature_scale
         output: Tensor
         top: LstmState | ByteNetState
-        if isinstance(state.top, ByteNetState):  # whose table has the learnt vectors
+        if isinstance(state.top, ByteNetState):  # its table already holds the learnt vectors
             output, top = state.top.advance(previous, scaled)
         else:
             output, top = state.top.advance(*read_symbols(self.embedding, previous, scaled))
@@ -236,6 +236,6 @@ class Hybrid(nn.Module):
         return F.pad(tokens, (0, self.padded_length - tokens.shape[1]), value=PAD)
 
     def _masks(self, tokens: Tensor) -> list[Tensor]:
-        """Return masks [batch, 1, padded_length / 2^level] of levels 0 to depth: 1 where a position covers the text."""
+        """Return masks [batch, 1, padded_length / 2^level] for levels 0 to depth: 1 where a position covers text."""
         mask = (self._pad(tokens) != PAD).float()[:, None]
         return [mask[..., :: 2**level] for level in range(len(self.convolutions) + 1)]

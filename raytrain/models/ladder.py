@@ -32,7 +32,7 @@ class Ladder:
     """Bits per byte of the n-grams of each order on a set of samples: the negative log-likelihood, STOP counted."""
 
     bits: tuple[float, ...]
-    """[orders]: of contexts of 0, 1, ... symbols, each interpolated with all shorter ones."""
+    """[orders]: bits per byte with contexts of 0, 1, ... symbols, each interpolated with all shorter ones."""
     counted: int
     """Bytes of the training text that the n-grams are fitted on."""
     available: int
@@ -40,17 +40,17 @@ class Ladder:
     entropy: float | None = None
     """Bits per byte of whole documents below which no model can get; ``None`` where the text has no known source."""
     vocabulary: str = "byte"
-    """What the n-grams are of: bytes, or the pieces of the vocabulary with this name."""
+    """Name of the vocabulary whose bytes or pieces are the symbols of the n-grams."""
     pieces: Ladder | None = None
-    """The ladder of the pieces that a model reads in, on the same samples, or on about the same text where they are a
-    part of a stream; ``None`` if it reads bytes."""
+    """The ladder of the pieces that a model reads; ``None`` if it reads bytes. It is measured on the same samples or,
+    if they are part of a stream, on about the same text."""
 
     @classmethod
     def from_json(cls, values: Any) -> Self:
-        """Return the ladder that ``asdict`` made ``values`` of.
+        """Return the ladder that ``asdict`` turned into ``values``.
 
         Raises:
-            ValueError: they are none.
+            ValueError: they are not a ladder.
         """
         ladder = validate_object(cls, values)
         if ladder.pieces is not None:
@@ -68,12 +68,12 @@ class Ladder:
 
     @property
     def baseline(self) -> float:
-        """Bits per byte of the n-gram that trials must beat, of bytes."""
+        """Bits per byte of the byte n-gram that trials must beat."""
         return self.bits[BASELINE_ORDER]
 
     @property
     def lowest(self) -> Ladder:
-        """The ladder of bytes or of pieces, whichever has the best n-gram of both."""
+        """The ladder of bytes or of pieces, whichever has the n-gram with the fewest bits."""
         return min((self, self.pieces or self), key=lambda ladder: ladder.bits[ladder.best])
 
     @property
@@ -97,15 +97,15 @@ class Ladder:
         return f"{self.vocabulary} {self._gram(self.best)}"
 
     def comparison(self, bits: float) -> str:
-        """Return the line that holds a model's ``bits`` per byte on the samples against the best n-grams'."""
+        """Return a line that compares a model's ``bits`` per byte on the samples with those of the best n-grams."""
         pieces = None if self.pieces is None else self.pieces.best_gram
         figures = filter(None, (f"model {_shown(bits)}, {self.best_gram}", pieces, self._entropy()))
         return "; n-grams ".join(filter(None, (f"{', '.join(figures)} bits per byte", self.fit)))
 
     def warning(self, bits: float, whose: str = "the") -> str | None:
-        """Return the sentence that warns of a model above the best n-gram; ``None`` for one below it.
+        """Return a warning about a model above the best n-gram; ``None`` for one below it.
 
-        ``whose`` stands before "model".
+        ``whose`` comes before the word "model".
         """
         lowest = self.lowest
         if bits < lowest.bits[lowest.best]:
@@ -125,27 +125,27 @@ def _shown(bits: float) -> str:
 
 
 def validation_ladder(corpus: Corpus, config: RunConfig[Any], *, quick: bool = False) -> Ladder:
-    """Return the ladder on the validation samples of a run's evaluations; ``quick`` is that of ``reference_ladder``."""
+    """Return the ladder on the validation samples of a run's evaluations; for ``quick`` see ``reference_ladder``."""
     samples = EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples)
     return reference_ladder(corpus, samples, quick)
 
 
 def reference_ladder(corpus: Corpus, samples: EvaluationBatches, quick: bool = False) -> Ladder:
-    """Return the ladder of ``corpus`` on ``samples``: from its file or, at the first call, measured.
+    """Return the ladder of ``corpus`` on ``samples``: from its file or, on the first call, measured.
 
-    It is of bytes. Of samples in longer pieces it holds that of the pieces too.
+    It is the ladder of bytes. For samples in longer pieces it also holds the ladder of the pieces.
 
-    ``quick`` is for the start of a run, which must not wait: of a text beyond ``QUICK`` it measures no more than the
-    orders up to the baseline's, and no pieces. The whole ladder is then measured when its trials have ended and their
+    ``quick`` is for the start of a run, which must not wait. On a text larger than ``QUICK`` it measures only the
+    orders up to the baseline's, and no pieces. The whole ladder is then measured once the trials have ended and their
     cores are idle.
 
     Raises:
-        UserError: the corpus was altered since it was opened.
+        UserError: the corpus has changed since it was opened.
     """
     quick = quick and len(corpus.split("train").stream) > QUICK
     in_bytes, pieces = samples, None
     if not samples.samples.vocabulary.is_bytes:
-        most = None if samples.is_whole else samples.num_samples  # a stream may have another number of chunks of bytes
+        most = None if samples.is_whole else samples.num_samples  # a stream may have another number of chunks in bytes
         in_bytes = EvaluationBatches(samples.samples.split, samples.config, most, byte_vocabulary())
         pieces = None if quick else _ladder(corpus, samples, MAX_ORDER)
     ladder = _ladder(corpus, in_bytes, BASELINE_ORDER if quick else MAX_ORDER)
@@ -153,7 +153,7 @@ def reference_ladder(corpus: Corpus, samples: EvaluationBatches, quick: bool = F
 
 
 def _ladder(corpus: Corpus, samples: EvaluationBatches, max_order: int) -> Ladder:
-    """Return the ladder of the symbols in which ``samples`` are read, with at least the orders to ``max_order``."""
+    """Return the ladder of the symbols in which ``samples`` are read, with at least the orders up to ``max_order``."""
     train, chosen, vocabulary = corpus.split("train"), samples.samples, samples.samples.vocabulary
     key = f"{chosen.split.name}/{samples.config.sampling}/{samples.config.length}/{samples.num_samples}"
     if not vocabulary.is_bytes:
@@ -180,13 +180,13 @@ def _read(corpus: Corpus) -> dict[str, Ladder]:
 
 
 def _write(corpus: Corpus, key: str, ladder: Ladder) -> None:
-    """Add a ladder to the corpus's file, where that can be written.
+    """Add a ladder to the corpus's file, if that is writable.
 
-    The file is replaced as a whole. Of two processes that write in the same moment, one loses its ladder and will
-    measure it again.
+    The file is replaced as a whole. If two processes write at the same moment, one loses its ladder and will measure it
+    again.
     """
     if not (corpus.path / "corpus.json").is_file():
-        return  # the folder was removed, and must not be made again
+        return  # the folder was removed, and must not be recreated
     ladders = _read(corpus) | {key: ladder}
     values = {"method": METHOD, "corpus": corpus.digest, "ladders": {name: asdict(ladders[name]) for name in ladders}}
     with contextlib.suppress(OSError), complete_file(corpus.path / FILE) as partial:

@@ -17,7 +17,7 @@ from raytrain.models.gpu_lstm import filled
 from raytrain.models.noise import Noise
 
 StreamState = dict[str, Tensor]
-"""What a model carries from one chunk of a stream to the next: name -> [lanes, ...], float32 and without gradients."""
+"""State that a model carries from one chunk of a stream to the next: name -> [lanes, ...], float32, no gradients."""
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Terms:
     reconstruction: Tensor
     """[batch]: -log p(x | z), summed over the sample's bytes and its STOP."""
     kl: Tensor
-    """[batch, latent]: KL(q(z | x) || p(z)) by dimension; no dimensions without a latent code."""
+    """[batch, latent]: KL(q(z | x) || p(z)) by dimension; [batch, 0] without a latent code."""
     auxiliary: Tensor
     """[batch]: reconstruction loss of the auxiliary head; zeros for models without one."""
     mean: Tensor
@@ -39,7 +39,7 @@ class Terms:
     swapped: Tensor | None = None
     """[batch]: the reconstruction with another sample's code; only in evaluation, by ``likelihood.swapped_loss``."""
     state: StreamState | None = None
-    """The state after a chunk of a stream, for the next one; only where one was given."""
+    """The state after a chunk of a stream, for the next chunk; only if a state was given."""
 
     @classmethod
     def without_code(cls, reconstruction: Tensor) -> Terms:
@@ -70,13 +70,14 @@ class OneHot(nn.Module):
 
 
 MOMENTUM = 0.1
-"""Share of a step's statistics in the running ones."""
+"""Weight of a step's statistics in the running statistics."""
 
 
 def piece_vectors(longer: int, width: int) -> nn.Embedding | None:
-    """Return learnt vectors of all symbols, for a vocabulary with ``longer`` pieces; of bytes there are none.
+    """Return learnt vectors for all symbols of a vocabulary with ``longer`` pieces; ``None`` for bytes alone.
 
-    One-hot vectors of thousands of pieces would make most of a network's weights, each of them seldom trained.
+    With one-hot vectors of thousands of pieces, most of a network's weights would belong to pieces and be seldom
+    trained.
     """
     return nn.Embedding(SIZE + longer, width) if longer else None
 
@@ -84,9 +85,9 @@ def piece_vectors(longer: int, width: int) -> nn.Embedding | None:
 class GroupBatchNorm(nn.Module):
     """Batch normalisation over [batch, channels, length] with statistics of groups of samples.
 
-    In training, statistics are those of each group of ``group_size`` samples, without positions outside the mask. So
-    they do not depend on how workers share a batch. In evaluation the running statistics are used;
-    ``synchronise_statistics`` updates them once a step, alike on all ranks.
+    In training, statistics are taken over each group of ``group_size`` samples, without positions outside the mask. So
+    they do not depend on how a batch is split over workers. In evaluation the running statistics are used;
+    ``synchronise_statistics`` updates them once a step, identically on all ranks.
     """
 
     running_mean: Tensor
@@ -101,10 +102,10 @@ class GroupBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.batch_statistics: Tensor | None = None
-        """[2, groups, channels]: those of this rank's groups, until ``synchronise_statistics`` takes them."""
+        """[2, groups, channels]: statistics of this rank's groups, until ``synchronise_statistics`` takes them."""
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Normalise ``features`` [batch, channels, length] in float32; ``mask`` [batch, 1, length] is of 0 and 1."""
+        """Normalise ``features`` [batch, channels, length] in float32; ``mask`` [batch, 1, length] holds 0s and 1s."""
         features = features.float()
         if not self.training:
             scale, shift = self.running_scale_and_shift()
@@ -120,7 +121,7 @@ class GroupBatchNorm(nn.Module):
         return (normalised * self.weight[:, None] + self.bias[:, None]).flatten(0, 1)
 
     def activate(self, features: Tensor, mask: Tensor, *, cover: bool) -> Tensor:
-        """Normalise, apply ReLU and, to ``cover``, the mask; the result has the type of ``features``."""
+        """Normalise, apply ReLU and, if ``cover``, the mask; the result has the type of ``features``."""
         if self.training and fused_norm.kernels_for(features.device) is not None:
             settings = self.group_size, self.epsilon, cover
             activations, statistics = fused_norm.FusedNorm.apply(features, mask, self.weight, self.bias, *settings)
@@ -130,7 +131,7 @@ class GroupBatchNorm(nn.Module):
         return (activations * mask if cover else activations).to(features.dtype)
 
     def running_scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Return the factor and the summand of each channel in evaluation, [channels] each."""
+        """Return the scale and the shift of each channel in evaluation, [channels] each."""
         scale = self.weight * torch.rsqrt(self.running_var + self.epsilon)
         return scale, self.bias - self.running_mean * scale
 
@@ -138,19 +139,19 @@ class GroupBatchNorm(nn.Module):
 def synchronise_statistics(model: nn.Module, num_groups: int, good: Tensor) -> Tensor:
     """Move the running statistics of every ``GroupBatchNorm`` and ``CodeNorm`` towards those of the whole batch.
 
-    Call it once after each training forward; ``num_groups`` counts the groups of all ranks. One small all-reduce keeps
-    the statistics identical on all ranks at every step. So evaluation needs no reduction, and a checkpoint at any step
-    is the same whichever rank writes it.
+    Call it once after each forward pass in training; ``num_groups`` counts the groups of all ranks. One small
+    all-reduce keeps the statistics identical on all ranks at every step. So evaluation needs no reduction, and a
+    checkpoint at any step is the same whichever rank writes it.
 
-    ``good`` is a bool without dimensions, the same on all ranks. If it is false or a statistic is not finite, nothing
-    moves and the result is false; otherwise it is true.
+    ``good`` is a scalar bool, the same on all ranks. If it is false or a statistic is not finite, no statistic moves
+    and the result is false; otherwise the result is true.
     """
     groups = [layer for layer in model.modules() if isinstance(layer, GroupBatchNorm)]
     codes = [layer for layer in model.modules() if isinstance(layer, CodeNorm)]
     layers: list[GroupBatchNorm | CodeNorm] = [*groups, *codes]
     if not layers:
         return good
-    # a CodeNorm has those of the whole batch already
+    # a CodeNorm already has the statistics of the whole batch
     parts = [layer.batch_statistics for layer in codes if layer.batch_statistics is not None]
     if groups:
         each = torch.cat([layer.batch_statistics for layer in groups if layer.batch_statistics is not None], dim=2)
@@ -172,9 +173,9 @@ def synchronise_statistics(model: nn.Module, num_groups: int, good: Tensor) -> T
 def read_symbols(
     vectors: nn.Embedding | None, symbols: Tensor, dense: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return what an LSTM reads of ``symbols`` [...] and ``dense`` [..., features].
+    """Return symbols and dense features that an LSTM reads, from ``symbols`` [...] and ``dense`` [..., features].
 
-    With learnt ``vectors`` of symbols all of it is dense.
+    With learnt ``vectors`` of symbols, everything it reads is dense, and the symbols are ``None``.
     """
     if vectors is None:
         return symbols, dense
@@ -185,7 +186,7 @@ def read_symbols(
 def shift_right(tokens: Tensor, previous: Tensor | None = None) -> Tensor:
     """Return a decoder's inputs: ``previous`` [batch], then ``tokens`` [batch, length] without the last.
 
-    Without ``previous`` START comes first, which is STOP.
+    Without ``previous``, START comes first; it is the same symbol as STOP.
     """
     if previous is None:
         return F.pad(tokens[:, :-1], (1, 0), value=STOP)
@@ -201,7 +202,7 @@ def drop_input(inputs: Tensor, noise: Noise, probability: float) -> Tensor:
 
 
 def drop_features(features: Tensor, noise: Noise, probability: float) -> Tensor:
-    """Set each of ``features`` [batch, length, width] to 0 with ``probability``; scale the others, to keep the mean."""
+    """Set each of ``features`` [batch, length, width] to 0 with ``probability``; scale the others to keep the mean."""
     keep = noise.keep(1 - probability, *features.shape[1:])
     return features * keep.to(features.dtype) / (1 - probability)
 
@@ -209,7 +210,7 @@ def drop_features(features: Tensor, noise: Noise, probability: float) -> Tensor:
 def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the nats [batch, length] of ``targets`` under ``logits`` [batch, length, outputs]; 0 at PAD."""
     scored, ignored = targets, PAD
-    if logits.shape[-1] > NUM_OUTPUTS:  # of pieces: the number of PAD is that of an output
+    if logits.shape[-1] > NUM_OUTPUTS:  # with pieces, PAD's number is also that of an output
         scored, ignored = torch.where(targets == PAD, -1, outputs_of(targets)), -1
     rows, symbols = logits.flatten(0, 1), scored.flatten()
     if cpu_kernels.loss is not None and logits.device.type == "cpu":
@@ -220,7 +221,7 @@ def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def outputs_of(symbols: Tensor) -> Tensor:
-    """Return the outputs that stand for ``symbols``: bytes and STOP themselves, longer pieces right behind STOP."""
+    """Return the outputs that stand for ``symbols``: bytes and STOP keep their numbers, longer pieces follow STOP."""
     return torch.where(symbols >= SIZE, symbols - UNPREDICTED, symbols)
 
 
@@ -235,7 +236,7 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 class Head(nn.Linear):
-    """Classifier over symbols. In training on GPUs its outputs are filled up to a size that products take well."""
+    """Classifier over symbols. In training on GPUs its outputs are padded to a size that suits matrix products."""
 
     def forward(self, features: Tensor) -> Tensor:
         if features.device.type == "cpu":
@@ -250,26 +251,26 @@ class Head(nn.Linear):
 class SymbolHead(Head):
     """Classifier over the next symbol, whose bias starts at the log frequencies of the training text.
 
-    With a bias near 0, the first hundreds of steps teach the network below to say the frequencies by the weights that
-    it needs for the context, and the next hundreds to unlearn it.
+    With a bias near 0, the network below spends hundreds of steps learning the frequencies in weights that it needs for
+    the context, and hundreds more unlearning them there.
     """
 
     def __init__(self, inputs: int, longer: int = 0) -> None:
-        """``longer``: pieces of more than one byte that can be predicted too."""
+        """``longer``: number of pieces longer than one byte that can be predicted too."""
         super().__init__(inputs, NUM_OUTPUTS + longer)
 
 
 class Posterior(nn.Module):
     """Head for q(z | x) = N(mean, diag(exp(log variance))) on features [batch, inputs], in float32.
 
-    Features are divided by the root of their number. One step of Adam changes each weight by the learning rate, so it
-    would otherwise move a sum over thousands of features thousands of times as far as one of them.
+    Features are divided by the square root of their number. One step of Adam changes each weight by the learning rate,
+    so it would otherwise move a sum over thousands of features thousands of times as far as one of them.
 
     The log variance is bounded softly: while the KL weight is near 0, nothing else holds it. With a fixed variance it
     is the constant ln(1 - gamma^2), gamma being ``mean_norm``, so that the aggregate posterior has the variance 1 of
     the prior (bounded information rate: Braithwaite and Kleijn 2018). With b the bias of the normalised mean, the KL of
-    a dimension is then -ln(1 - gamma^2) / 2 + b^2 / 2 nats on average over a training batch, however it is weighed. For
-    b = 0 that is the capacity of a Gaussian channel: the mutual information can come near it, and not above.
+    a dimension is then -ln(1 - gamma^2) / 2 + b^2 / 2 nats on average over a training batch, whatever the KL weight.
+    For b = 0 that is the capacity of a Gaussian channel: the mutual information can approach but not exceed it.
     """
 
     LOG_VARIANCE_BOUND = 10.0
@@ -283,7 +284,7 @@ class Posterior(nn.Module):
             inputs: number of features.
             latent: dimensions of the code.
             mean_norm: see ``CodeNorm``; 0 does not normalise.
-            fixed_variance: the variance is 1 - ``mean_norm``^2 and not learnt.
+            fixed_variance: whether the variance is fixed at 1 - ``mean_norm``^2 instead of learnt.
         """
         super().__init__()
         self.linear = nn.Linear(inputs, latent if fixed_variance else 2 * latent)
@@ -292,7 +293,7 @@ class Posterior(nn.Module):
         self.fixed_log_variance = math.log1p(-(mean_norm**2)) if fixed_variance else None
 
     def initialise(self) -> None:
-        """Draw the weights; the prior's mean and variance are where the posterior starts."""
+        """Draw the weights so that the posterior starts near the prior's mean and variance."""
         nn.init.uniform_(self.linear.weight, -self.INITIAL_BOUND, self.INITIAL_BOUND)
         nn.init.zeros_(self.linear.bias)
 
@@ -310,8 +311,8 @@ class CodeNorm(nn.Module):
     """Batch normalisation of posterior means [batch, latent] to a fixed standard deviation gamma (Zhu et al. 2020).
 
     The KL of a dimension is then at least gamma^2 / 2 nats on average, whatever the decoder does. In training, the
-    statistics are those of the batch of all workers. In evaluation they are the running ones, of the unbiased variance.
-    The mean has a bias that is learnt; gamma is not.
+    statistics are those of the batch of all workers. In evaluation the running statistics are used, with the unbiased
+    variance. The mean has a learnt bias; gamma is fixed.
     """
 
     running_mean: Tensor

@@ -19,9 +19,9 @@ from raytrain.models.layers import gaussian_kl, negative_log_likelihood
 from raytrain.models.noise import EVALUATION_SEED, Noise
 
 SYMBOLS_AT_ONCE = 1 << 15
-"""Symbols, over samples and draws, that are predicted at once. It bounds the memory of many draws."""
+"""Symbols, over samples and draws, that are predicted at once. This bounds the memory of many draws."""
 MIXTURE_SAMPLES = 8192
-"""Most samples whose posteriors make up the aggregate posterior. Its cost grows with the square of their number."""
+"""Maximum number of samples in the aggregate posterior. Its cost grows with the square of their number."""
 ROWS_AT_ONCE = 512
 """Number of codes whose density under the whole mixture is computed at once."""
 
@@ -31,7 +31,7 @@ ROWS_AT_ONCE = 512
 
 @torch.no_grad()
 def estimate_likelihood(model: Model, batches: Iterable[Batch], group_size: int, num_draws: int) -> Tensor:
-    """Return [2] in float64, on the model's device: importance-weighted negative log-likelihood in nats, and samples.
+    """Return [2] in float64, on the model's device: importance-weighted negative log-likelihood in nats, sample count.
 
     Both are sums, which add up over workers. ``model`` is in evaluation mode and has a latent code. For this estimate
     together with all other measures, see ``analysis.evaluation.evaluate``.
@@ -69,8 +69,8 @@ def log_likelihood(model: Model, tokens: Tensor, z: Tensor) -> Tensor:
 def swapped_loss(model: Model, tokens: Tensor, z: Tensor, group_size: int) -> Tensor:
     """Return the reconstruction [batch], in nats, of ``tokens`` at the code of another sample of the same group.
 
-    What it is above the reconstruction at the samples' own codes ``z`` [batch, latent] is how much of the code the
-    decoder uses. The KL does not say that: a normalised posterior has one, read or not.
+    Its excess over the reconstruction at the samples' own codes ``z`` [batch, latent] is how much of the code the
+    decoder uses. The KL does not tell: with a normalised posterior it is positive whether or not the code is read.
     """
     swapped = torch.cat([codes.roll(1, 0) for codes in z.split(group_size)])
     return negative_log_likelihood(model.predict(tokens, swapped), tokens).sum(1)
@@ -115,18 +115,19 @@ def aggregate_posterior(mean: Tensor, log_variance: Tensor, z: Tensor) -> dict[s
 
     I_q = mean KL(q(z | x) || p(z)) - KL(q(z) || p(z)) (Hoffman & Johnson 2016). Here q(z) is the mixture of the
     posteriors of these samples. The expectation of log q(z) is taken over one draw of each, as in He et al. 2019; the
-    rest is in closed form. N samples cannot show more than about ln N of information: near that, the marginal KL is
-    only an upper bound.
+    rest is in closed form. N samples cannot show more than about ln N nats of information: near that, the marginal KL
+    is only an upper bound.
 
     Args:
-        mean, log_variance, z: of q(z | x) and drawn from it, [samples, latent] each.
+        mean, log_variance: of q(z | x), [samples, latent] each.
+        z: a draw from each q(z | x), [samples, latent].
     """
     mean, log_variance, z = mean.double(), log_variance.double(), z.double()
     precision = (-log_variance).exp()
     constant = (mean.square() * precision + log_variance).sum(1) + mean.shape[1] * math.log(2 * math.pi)
     log_q = 0.0
     for rows in z.split(ROWS_AT_ONCE):
-        # the squares multiplied out: two matrix products instead of [rows, samples, latent] differences
+        # the squares are expanded: two matrix products instead of [rows, samples, latent] differences
         exponents = rows.square() @ precision.T - 2 * rows @ (mean * precision).T + constant
         log_q += float(((-0.5 * exponents).logsumexp(1) - math.log(len(mean))).sum())
     negative_entropy = -0.5 * float((1 + math.log(2 * math.pi) + log_variance).sum(1).mean())

@@ -1,4 +1,4 @@
-"""LSTMs over symbols and dense features: on CPUs by an implementation of our own, on GPUs by cuDNN's."""
+"""LSTMs over symbols and dense features: our own implementation on CPUs, cuDNN's on GPUs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raytrain.models.layers import OneHot
 from raytrain.models.noise import Noise
 
 EPSILON = 1e-4
-"""Added to the variance by layer normalisation, as by the code of Semeniuta et al. 2017."""
+"""Added to the variance by layer normalisation, as in the code of Semeniuta et al. 2017."""
 State = tuple[Tensor, Tensor]
 """Hidden and cell state before the first or after the last step, [batch, hidden] each."""
 
@@ -24,9 +24,9 @@ class Lstm(nn.LSTM):
     With ``weight_dropout`` a training step drops entries of the hidden-to-hidden matrix with this probability, the same
     ones for all samples and at all positions (DropConnect, as in Merity, Keskar and Socher 2018, section 2).
 
-    With ``layer_norm`` the pre-activations of all gates, biases included, are normalised together and then have a scale
-    and a shift of their own, as in the code of Semeniuta et al. 2017. PyTorch has no such LSTM: on GPUs it is a loop
-    over the steps.
+    With ``layer_norm`` the pre-activations of all gates, biases included, are normalised together, and each is then
+    scaled and shifted, as in the code of Semeniuta et al. 2017. PyTorch has no such LSTM: on GPUs it is a loop over the
+    steps.
     """
 
     def __init__(self, inputs: int, hidden: int, weight_dropout: float = 0.0, layer_norm: bool = False) -> None:
@@ -36,12 +36,12 @@ class Lstm(nn.LSTM):
 
     @torch.no_grad()
     def open_gates(self, dense: int) -> None:
-        """Draw the weights anew so that the output follows the newest input, as layers of a deep stack must at first.
+        """Redraw the weights so that the output follows the newest input, as layers of a deep stack must at first.
 
         Input and output gates are open, the forget gate is nearly closed, and the recurrent weights are small. The
-        weights of the ``dense`` features, which come first, are scaled by their number. Where all weights are from
-        uniform(-0.1, 0.1), the fourth of four layers owes a tenth of its variation to the newest byte, here more than
-        half: docs/develop/log.md, 2026-11-29.
+        weights of the ``dense`` features, which come first, are scaled by their number. If all weights are drawn from
+        uniform(-0.1, 0.1), a tenth of the variation of the fourth of four layers is due to the newest byte. Here more
+        than half is: docs/develop/log.md, 2026-11-29.
         """
         inputs, recurrent, bias, second_bias = self.all_weights[0]
         nn.init.uniform_(inputs, -0.5, 0.5)
@@ -57,14 +57,14 @@ class Lstm(nn.LSTM):
     def raise_symbols(self, dense: int) -> None:
         """Draw the weights of one-hot symbols, which follow ``dense`` features, from uniform(-1, 1).
 
-        A gate reads one of them a step. Where they are from uniform(-0.1, 0.1), the outputs hardly differ from text to
-        text (by a standard deviation of 0.02, then 0.15), and training begins by growing them: docs/develop/log.md,
-        2026-11-30.
+        A gate reads one of them a step. If they are drawn from uniform(-0.1, 0.1), the outputs hardly differ from text
+        to text (by a standard deviation of 0.02, here 0.15), and training begins by growing the weights:
+        docs/develop/log.md, 2026-11-30.
         """
         nn.init.uniform_(self.all_weights[0][0][:, dense:], -1.0, 1.0)
 
     def weights(self, noise: Noise | None) -> list[Tensor]:
-        """Return the weights of a pass: of inputs and hidden state, and both biases.
+        """Return the weights of a pass: those of inputs and hidden state, and both biases.
 
         In training with ``noise``, the hidden-to-hidden matrix has entries dropped and the others scaled, so that each
         entry keeps its mean. Gradients reach the parameter itself.
@@ -128,7 +128,7 @@ def continue_lstm(
     if wide:
         inputs, *first = (part.to(weights[0].dtype) for part in (inputs, *first))
     with torch.autocast("cpu", enabled=False) if wide else nullcontext():
-        # the function that nn.LSTM calls: a module takes no weights as arguments
+        # the function that nn.LSTM calls: the module would not take weights as arguments
         outputs, hidden, cell = torch.lstm(inputs, first, weights, True, 1, 0.0, lstm.training, False, True)
     if wide:
         outputs, hidden = outputs.to(kind), hidden.to(kind)
@@ -155,7 +155,7 @@ def _carried(state: Tensor) -> Tensor:
 def _normalised(
     inputs: Tensor, state: State | None, norm: nn.LayerNorm, weight: Tensor, recurrent: Tensor, *biases: Tensor
 ) -> tuple[Tensor, State]:
-    """Return what ``continue_lstm`` does, of an LSTM with layer normalisation, step by step."""
+    """Run an LSTM with layer normalisation step by step; return what ``continue_lstm`` returns."""
     products = F.linear(inputs, weight, biases[0] + biases[1]).unbind(1)
     wide = torch.promote_types(products[0].dtype, torch.float32)
     zeros = products[0].new_zeros(len(inputs), recurrent.shape[1])
@@ -171,7 +171,7 @@ def _normalised(
 
 
 def _joined(one_hot: OneHot, symbols: Tensor | None, dense: Tensor | None) -> Tensor:
-    """Return what an LSTM reads, [batch, length, features and symbols]."""
+    """Return the inputs of an LSTM, [batch, length, features and symbols]."""
     inputs = [] if dense is None else [dense]
     if symbols is not None:
         vectors = one_hot(symbols)

@@ -1,8 +1,8 @@
-"""Gates of an LSTM's step on CPUs, each way in one pass over memory, compiled by Numba.
+"""Gates of an LSTM step on CPUs, forward and backward in one pass each over memory, compiled by Numba.
 
-PyTorch would make ten passes of them, each over matrices that do not fit the fastest cache. Arrays are flat over
-[hidden, batch]. Those of products and outputs are float32, float64 or the bits of bfloat16. All others are float32, or
-float64 beside float64.
+PyTorch would make ten passes, each over matrices that do not fit in the fastest cache. Arrays are flattened over
+[hidden, batch]. Products and outputs are float32, float64 or the bits of bfloat16. All other arrays are float32, or
+float64 alongside float64.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from raytrain.models.compiled import Array, compiled, compiled_for_threads, exp,
 def _forward(product: Array, gates: Array, cell: Array, next_cell: Array, output: Array, first: int, end: int) -> None:
     one, like = cell.dtype.type(1), output.dtype.type(0)
     two = one + one
-    # unsigned: Numba would look at each index for a negative one, and the loop could not use vectors
+    # unsigned: Numba would check whether each signed index is negative, and could not vectorise the loop
     for i in range(np.uint64(first), np.uint64(end)):
         update = one / (one + exp(-wide(product[0, i])))
         keep = one / (one + exp(-wide(product[1, i])))
@@ -87,7 +87,7 @@ def forward(product: Array, gates: Array, cell: Array, next_cell: Array, output:
         product: [4, hidden x batch], the pre-activations.
         gates: [4, hidden x batch], where the gates are written.
         cell: [hidden x batch], the cells before the step.
-        next_cell, output: [hidden x batch], where those after it, and the hidden state, are written.
+        next_cell, output: [hidden x batch], where the cells after the step and the hidden state are written.
     """
     run(_forward, _forward_in_blocks, len(cell), len(cell), product, gates, cell, next_cell, output)
 
@@ -98,9 +98,10 @@ def backward(
     """Compute the gradients of a step.
 
     Args:
-        of_output, of_hidden: [hidden x batch], gradients of the output as such and as what the next step reads.
+        of_output, of_hidden: [hidden x batch], gradients of the output itself and of the output as read by the next
+            step.
         gates, cell, next_cell: as ``forward`` left them.
-        of_cell: [hidden x batch], gradient of the cells after the step; overwritten by that of those before it.
+        of_cell: [hidden x batch], gradient of the cells after the step; overwritten by that of the cells before.
         of_gates: [4, hidden x batch], where the gradients of the pre-activations are written.
     """
     arrays = of_output, of_hidden, gates, cell, next_cell, of_cell, of_gates

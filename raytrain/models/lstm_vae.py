@@ -33,7 +33,7 @@ from raytrain.models.noise import Noise
 
 @dataclass(frozen=True)
 class LstmVaeState:
-    """State of the decoder: the code that it reads at every byte [batch, latent], if it does, and that of its LSTM."""
+    """State of the decoder: the code [batch, latent], if it reads that at every byte, and the state of its LSTM."""
 
     code: Tensor | None
     decoder: LstmState
@@ -44,12 +44,12 @@ class LstmVaeState:
 
 
 class LstmVae(nn.Module):
-    """LSTM encoder, Gaussian latent code, and an LSTM decoder with z in its first state and, if asked, its inputs."""
+    """LSTM encoder, Gaussian latent code, and an LSTM decoder with z in its initial state and, if asked, its inputs."""
 
     encoder_parts = ("embedding", "encoder", "posterior")
 
     def __init__(self, config: LstmVaeConfig, length: int, documents: bool = True, longer: int = 0) -> None:
-        """Build the modules; ``longer`` is the number of pieces of more than one byte in the vocabulary."""
+        """Build the modules; ``longer`` is the number of pieces longer than one byte in the vocabulary."""
         super().__init__()
         self.latent = config.latent
         self.length = length
@@ -103,7 +103,7 @@ class LstmVae(nn.Module):
         return self.posterior(torch.where(covered[..., None], outputs, -1).amax(1))
 
     def predict(self, tokens: Tensor, z: Tensor) -> Tensor:
-        """Return logits [batch, length, NUM_OUTPUTS] of each of ``tokens`` [batch, length] given z and those before."""
+        """Return logits [batch, length, NUM_OUTPUTS] for ``tokens`` [batch, length], each given z and those before."""
         return self._decode(shift_right(tokens), z)
 
     def _decode(self, inputs: Tensor, z: Tensor, noise: Noise | None = None) -> Tensor:
@@ -115,7 +115,7 @@ class LstmVae(nn.Module):
         return logits
 
     def _first_state(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the decoder's first state, (h0, c0) = tanh(linear z), [batch, hidden] each."""
+        """Return the decoder's initial state, (h0, c0) = tanh(linear z), [batch, hidden] each."""
         hidden, cell = torch.tanh(self.first_state(z)).chunk(2, dim=-1)
         return hidden, cell
 
@@ -128,6 +128,6 @@ class LstmVae(nn.Module):
 
     @torch.no_grad()
     def advance(self, previous: Tensor, state: LstmVaeState) -> tuple[Tensor, LstmVaeState]:
-        """Return logits [batch, NUM_OUTPUTS] of the byte after ``previous`` [batch], and the state after it."""
+        """Return logits [batch, NUM_OUTPUTS] for the byte after ``previous`` [batch], and the state after it."""
         output, decoder = state.decoder.advance(*read_symbols(self.embedding, previous, state.code))
         return self.output(output), LstmVaeState(state.code, decoder)

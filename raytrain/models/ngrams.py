@@ -24,21 +24,21 @@ from raytrain.models.noise import GOLDEN, MULTIPLIERS, SHIFTS, WORD
 MAX_ORDER = 7
 """Longest context, in symbols."""
 COUNTED = 64_000_000
-"""Bytes of the training text that are counted at most."""
+"""Maximum number of bytes of the training text that are counted."""
 STRETCHES = 64
-"""Stretches of a longer text that are counted, at even distances."""
+"""Number of evenly spaced stretches of a longer text that are counted."""
 SORTED = 1 << 23
-"""N-grams that are sorted at once, about."""
+"""Approximate number of n-grams that are sorted at once."""
 BLOCK = 1 << 20
 """Contexts that are hashed at once, and bytes of documents that are cut into pieces at once."""
 Symbols = NDArray[np.unsignedinteger[Any]]
 Keys = NDArray[np.uint64]
-"""Numbers that sort by context, then symbol: of bytes 55 bits of the context's hash and 9 of the symbol."""
+"""Numbers that sort by context, then symbol: for bytes, 55 bits of the context's hash and 9 of the symbol."""
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Symbols of texts, one text behind the other, each symbol with its context of the present order."""
+    """Symbols of concatenated texts, each symbol with its context of the current order."""
 
     symbols: Symbols
     """[symbols]: bytes or pieces, and a STOP at the end of each document."""
@@ -47,23 +47,23 @@ class Sequences:
     contexts: NDArray[np.uint64]
     """[symbols]: hashes of the symbols that precede each."""
     low: np.uint64
-    """Bits of a key that hold the symbol: as many ones as the largest number of a symbol has digits."""
+    """Mask of the bits of a key that hold the symbol: as many ones as the largest symbol has binary digits."""
 
     @classmethod
     def of(cls, symbols: Symbols, starts: NDArray[np.int64], vocabulary: Vocabulary) -> Sequences:
         """Return the sequences of texts that begin at ``starts``, with empty contexts."""
         offsets = np.full(len(symbols), MAX_ORDER, dtype=np.uint8)
-        for offset in reversed(range(MAX_ORDER)):  # behind a text of fewer symbols the next one begins
+        for offset in reversed(range(MAX_ORDER)):  # after a text of fewer symbols the next one begins
             places = starts + offset
             offsets[places[places < len(symbols)]] = offset
         low = np.uint64((1 << (len(vocabulary.lengths) - 1).bit_length()) - 1)
         return cls(symbols, offsets, np.zeros(len(symbols), dtype=np.uint64), low)
 
     def lengthen(self, order: int) -> None:
-        """Turn the contexts of one symbol less into those of ``order`` symbols; before a text there is only START."""
+        """Lengthen the contexts by one, to ``order`` symbols; before a text there is only START."""
         before = np.roll(self.symbols, order)
         before[self.offsets < order] = STOP
-        for start in range(0, len(before), BLOCK):  # the words on the way take several times the memory
+        for start in range(0, len(before), BLOCK):  # the intermediate words take several times the memory
             block = slice(start, start + BLOCK)
             words = self.contexts[block] * np.uint64(GOLDEN) + before[block] + np.uint64(1)
             for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, 1), strict=True):
@@ -81,15 +81,15 @@ class Sequences:
 def measure_ngrams(
     train: Split, samples: EvaluationBatches, max_order: int = MAX_ORDER
 ) -> tuple[tuple[float, ...], int]:
-    """Count the n-grams of ``train`` and measure them on the evaluation's samples, which begin as a model's do.
+    """Count the n-grams of ``train`` and measure them on the evaluation's samples, which begin as for a model.
 
     They are n-grams of the symbols in which the samples are read: of bytes, or of a vocabulary's pieces.
 
     Whole documents begin with START and end with STOP; before START there is only START. A window has no known
-    beginning: the context of its first symbol is empty. So it is for a lane of a stream; its chunks follow each other
-    without another beginning, as the model's state is carried over them. Each order is interpolated with the shorter
-    one by absolute discounting (Ney, Essen and Kneser 1994): the discount is n1 / (n1 + 2 n2), of the numbers of
-    n-grams that occur once and twice.
+    beginning: the context of its first symbol is empty. The same holds for a lane of a stream. Its chunks follow each
+    other without a new beginning, as the model's state is carried over. Each order is interpolated with the shorter one
+    by absolute discounting (Ney, Essen and Kneser 1994): the discount is n1 / (n1 + 2 n2), where n1 and n2 are the
+    numbers of n-grams that occur once and twice.
 
     Returns:
         [max_order + 1] bits per byte of each order, STOP counted; and how many bytes of ``train`` were counted.
@@ -107,7 +107,7 @@ def measure_ngrams(
         if order:
             text.lengthen(order)
             asked.lengthen(order)
-        # what lies before a window, a lane or a stretch of them is not known
+        # the text before a window, a lane or a stretch of them is not known
         usable = text.offsets >= (0 if documents else order)
         known = np.flatnonzero(asked.offsets >= (0 if documents else order))
         tables = _tables(text, usable, order)
@@ -118,9 +118,9 @@ def measure_ngrams(
 
 
 def _training_text(train: Split, documents: bool, vocabulary: Vocabulary) -> Sequences:
-    """Return the text to count: the whole split or, of a large one, stretches of it.
+    """Return the text to count: the whole split or, if it is large, stretches of it.
 
-    Of whole documents, a stretch has those that begin in it; the last may be cut.
+    With whole documents, a stretch has those that begin in it; the last may be cut off.
     """
     texts: list[Symbols] = []
     starts, total = [], 0
@@ -149,7 +149,7 @@ def _training_text(train: Split, documents: bool, vocabulary: Vocabulary) -> Seq
 def _documents_in_pieces(
     text: Symbols, starts: NDArray[np.int64], vocabulary: Vocabulary
 ) -> tuple[Symbols, NDArray[np.int64]]:
-    """Return ``text``, whose documents begin at ``starts``, in pieces, and where its documents begin then."""
+    """Cut ``text``, whose documents begin at ``starts``, into pieces; return them and where its documents now begin."""
     edges = np.array([*starts, len(text)])
     batches = [*np.flatnonzero(np.diff(edges[:-1] // BLOCK, prepend=-1)), len(edges) - 1]
     cut: list[Symbols] = []
@@ -168,7 +168,7 @@ def _documents_in_pieces(
 def _tables(text: Sequences, usable: NDArray[np.bool_], order: int) -> Iterator[tuple[Keys, NDArray[np.int64]]]:
     """Yield the different n-grams that end at the ``usable`` symbols and how often each occurs.
 
-    Tables are of increasing keys, and all n-grams of one context are in one of them.
+    Keys increase from table to table, and all n-grams of one context are in the same table.
     """
     if order == 0:  # one context, which cannot be divided
         symbols, counts = np.unique(text.symbols, return_counts=True)
@@ -184,9 +184,9 @@ def _tables(text: Sequences, usable: NDArray[np.bool_], order: int) -> Iterator[
 def _interpolate(
     tables: Iterator[tuple[Keys, NDArray[np.int64]]], asked: Keys, shorter: NDArray[np.float64], low: np.uint64
 ) -> NDArray[np.float64]:
-    """Return the probability of each of ``asked`` by the ``tables`` of one order, given that of the shorter context.
+    """Return the probability of each of ``asked`` by the ``tables`` of one order.
 
-    ``low`` are the bits of a key that hold the symbol.
+    ``shorter`` holds the probabilities given the shorter context. ``low`` masks the bits of a key that hold the symbol.
     """
     count, total, different = (np.zeros(len(asked), dtype=np.int64) for _ in range(3))
     once = twice = 0

@@ -1,8 +1,8 @@
 """Noise as a function of (seed, step, sample, index).
 
-Every number is a hash of its place, computed by integer arithmetic on the model's device. So a sample's noise is the
-same bits on CPUs and GPUs and for any number of workers, a resumed run needs only the step number to draw it again, and
-no generator object holds a state.
+Every number is a hash of its position, computed by integer arithmetic on the model's device. So a sample's noise has
+the same bits on CPUs and GPUs and with any number of workers. A resumed run needs only the step number to draw it
+again, and no generator object holds a state.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ EVALUATION_SEED = 0x5EED
 LEVELS = 1 << 16
 """Levels of a normal table and of a probability: 16 bits of noise each."""
 GOLDEN = 0x9E3779B97F4A7C15
-"""Distance of two counters: 2^64 divided by the golden ratio, as in SplitMix64."""
+"""Increment of the counter: 2^64 divided by the golden ratio, as in SplitMix64."""
 MULTIPLIERS = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 """Factors of SplitMix64's finaliser (Steele, Lea and Flood 2014, with Stafford's variant 13)."""
 SHIFTS = 30, 27, 31
 WORD = 1 << 64
 WHOLE_STEP = -1
-"""Number of what all samples of a step share, in the place of a sample's number."""
+"""Takes the place of a sample's number in draws that all samples of a step share."""
 
 
 class Noise:
@@ -48,23 +48,23 @@ class Noise:
     ) -> None:
         """Make noise for ``groups`` of ``group_size`` samples; ``count`` samples if the last group is not full.
 
-        ``keys`` are those of the step's draws as a tensor [draws] of the device: a step that is recorded takes its
-        noise from them, whatever ``seed`` and ``step`` it was recorded with.
+        ``keys`` [draws] are the keys of the step's draws as a tensor on the device. A recorded step takes its noise
+        from them, whatever ``seed`` and ``step`` it was recorded with.
         """
         self._device = torch.device(device)
         self._keys: Iterator[int | Tensor] = draw_keys(seed, step) if keys is None else iter(keys.unbind())
         self.draws = 0
-        """How often numbers were drawn."""
+        """Number of draws so far."""
         members = torch.arange(group_size, device=self._device)
         first = torch.arange(groups.start, groups.stop, groups.step, device=self._device) * group_size
         self._samples = (first[:, None] + members).flatten()[:count]
-        """[samples]: their numbers in the batch of all workers."""
+        """[samples]: their numbers in the global batch."""
 
     def normal(self, *shape: int) -> Tensor:
         """Draw standard normal noise [samples, *shape].
 
-        A number is the sum of two entries of a table, chosen by 16 random bits each: an addition has the same bits on
-        every device, logarithms and cosines have not. No number is beyond 6.1.
+        A number is the sum of two entries of a table, chosen by 16 random bits each: an addition gives the same bits on
+        every device, logarithms and cosines do not. No number is larger than 6.1 in magnitude.
         """
         bits = self._draw(self._samples, 2 * math.prod(shape), torch.int16)
         first, second = normal_table(self._device)[bits.int() + LEVELS // 2].unflatten(1, (-1, 2)).unbind(2)
@@ -92,7 +92,7 @@ class Noise:
         return mask.unflatten(1, shape)
 
     def _draw(self, samples: Tensor, count: int, kind: torch.dtype) -> Tensor:
-        """Return [len(samples), count] integers of ``kind`` that no other draw, sample or index has a part in."""
+        """Return [len(samples), count] integers of ``kind`` that share no bits with other draws, samples or indices."""
         self.draws += 1
         return hashes(samples, next(self._keys), -(-count * kind.itemsize // 8)).view(kind)[:, :count]
 
@@ -104,9 +104,9 @@ def draw_keys(seed: int, step: int) -> Iterator[int]:
 
 
 def hashes(samples: Tensor, key: int | Tensor, num: int) -> Tensor:
-    """Return the hashes [samples, num] of ``samples`` [samples] and indices in the draw of ``key``, int64.
+    """Return the int64 hashes [samples, num] of ``samples`` [samples] and ``num`` indices, in the draw with ``key``.
 
-    A key is an int64, or a tensor without dimensions on the device of the samples.
+    A key is an int64, or a scalar tensor on the device of the samples.
     """
     if samples.device.type == "cpu" and cpu_kernels.noise is not None:
         words = buffers.empty(len(samples), num, dtype=torch.int64)
@@ -120,7 +120,7 @@ def hashes(samples: Tensor, key: int | Tensor, num: int) -> Tensor:
 
 
 def hashes_by_tensors(samples: Tensor, key: int | Tensor, num: int) -> Tensor:
-    """Return what ``hashes`` does, by operations on tensors of any device."""
+    """Return what ``hashes`` returns, computed by tensor operations on any device."""
     streams = scramble(samples * signed(GOLDEN) + key)
     return scramble(streams[:, None] + torch.arange(num, device=samples.device) * signed(GOLDEN))
 
@@ -136,7 +136,7 @@ def mix(word: int) -> int:
 def scramble(words: Tensor) -> Tensor:
     """Return ``mix`` of every element of an int64 tensor, in place."""
     for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, 1), strict=True):
-        # a shift of signed words copies the sign: the mask takes it away
+        # a right shift of signed words copies the sign: the mask clears the copies
         words ^= (words >> shift).bitwise_and_((1 << 64 - shift) - 1)
         if multiplier != 1:
             words *= signed(multiplier)

@@ -1,4 +1,4 @@
-"""Hashes of a draw of noise on CPUs in one pass over memory, compiled by Numba: the same bits as by tensors."""
+"""Hashes of a draw of noise on CPUs in one pass over memory, compiled by Numba: the same bits as with tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raytrain.models.compiled import Array, array, compiled, compiled_for_threads, implement, run
 
-# SplitMix64, as in raytrain.models.noise; of a constant Numba would make a signed integer
+# SplitMix64, as in raytrain.models.noise; Numba would make a plain constant a signed integer
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
@@ -24,7 +24,7 @@ def _mix(word: Any) -> Any:
 def fill(samples: Tensor, key: int, words: Tensor) -> None:
     """Write the hash of every sample and index to ``words`` [samples, indices], for ``samples`` [samples]; int64.
 
-    ``key`` is that of the draw, as an int64.
+    ``key`` is the key of the draw, as an int64.
     """
     bits, hashed = (array(tensor.view(torch.uint64)) for tensor in (samples, words))
     run(_fill, _fill_in_blocks, len(words), words.numel(), bits, np.int64(key).view(np.uint64), hashed)

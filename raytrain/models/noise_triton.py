@@ -1,4 +1,4 @@
-"""Hashes of a draw of noise on GPUs in one launch, compiled by Triton: the same bits as by tensors."""
+"""Hashes of a draw of noise on GPUs in one launch, compiled by Triton: the same bits as with tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BLOCK = 1024
 def fill(samples: Tensor, key: int | Tensor, words: Tensor) -> None:
     """Write the hash of every sample and index to ``words`` [samples, indices], for ``samples`` [samples]; int64.
 
-    ``key`` is that of the draw: an int64, or a tensor without dimensions that has it when the kernel runs.
+    ``key`` is the key of the draw: an int64, or a scalar tensor that holds it when the kernel runs.
     """
     num = words.shape[1]
     _fill[(len(samples), triton.cdiv(num, BLOCK))](samples, key, words, num, isinstance(key, Tensor), BLOCK)

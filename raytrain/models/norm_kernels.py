@@ -1,7 +1,7 @@
 """Layer normalisation of an LSTM's pre-activations on CPUs, compiled by Numba.
 
-Arrays are [rows, batch], and each column is normalised. Those of products are float32, float64 or the bits of bfloat16.
-All others are float32, or float64 beside float64. Threads share the columns.
+Arrays are [rows, batch], and each column is normalised. Products are float32, float64 or the bits of bfloat16. All
+other arrays are float32, or float64 alongside float64. The columns are split over threads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def forward(
 
     Args:
         scale, shift: [rows], learnt.
-        epsilon: is added to the variance.
+        epsilon: added to the variance.
         mean, factor: [batch], where the mean of each column and 1 / its standard deviation are written.
     """
     arrays = product, scale, shift, epsilon, mean, factor, normalised
@@ -95,7 +95,7 @@ def _backward(
     rows, like = np.uint64(len(product)), product.dtype.type(0)
     begin, stop, share = np.uint64(first), np.uint64(end), mean.dtype.type(1) / mean.dtype.type(len(product))
     of_mean, of_factor = np.zeros(len(mean), mean.dtype), np.zeros(len(mean), mean.dtype)
-    # one loop for each: with more arrays than these, a loop uses no vectors
+    # one loop for each: a loop over more arrays than these is not vectorised
     for row in range(rows):
         for column in range(begin, stop):
             of_shift[row, column] += of_normalised[row, column]

@@ -1,7 +1,7 @@
-"""Batch normalisation of sample groups with ReLU and mask on GPUs, one kernel each way, compiled by Triton.
+"""Batch normalisation of sample groups with ReLU and mask on GPUs, one kernel per pass, compiled by Triton.
 
-A program computes a channel of a group, which is a few thousand numbers: it reads them three times, the last two times
-from the cache.
+A program computes one channel of one group, which is a few thousand numbers. It reads them three times, the last two
+times from the cache.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def forward(
     """Write the activations of ``features`` to ``output``, both [batch, channels, length] and contiguous.
 
     Args:
-        mask: [batch, 1, length], float32; statistics are those of its ones, and with ``cover`` nothing else is left.
+        mask: [batch, 1, length], float32; statistics are taken where it is 1, and with ``cover`` the rest becomes 0.
         weight, bias: [channels], float32.
         statistics: [2, groups, channels], float32, where mean and variance are written.
-        epsilon: is added to the variance.
-        cover: multiply by the mask.
+        epsilon: added to the variance.
+        cover: whether to multiply the activations by the mask.
     """
     _forward[statistics.shape[1:]](
         features, mask, weight, bias, output, statistics, *_sizes(features, mask, statistics), epsilon, cover, BLOCK
@@ -62,7 +62,7 @@ def _sizes(features: Tensor, mask: Tensor, statistics: Tensor) -> tuple[int, ...
 
 @triton.jit
 def _place(start, group, channel, channels, length, size, BLOCK: tl.constexpr):
-    """Return sample, position and offset of a block of a group's channel, and which of them there are."""
+    """Return sample, position and offset for a block of a group's channel, and which of the elements exist."""
     index = start + tl.arange(0, BLOCK)
     sample = group.to(tl.int64) * size + index // length
     position = index % length
@@ -111,7 +111,7 @@ def _forward(
         sample, position, offset, inside = _place(start, group, channel, channels, length, size, BLOCK)
         centred = tl.load(features + offset, mask=inside, other=0.0).to(tl.float32) - mean
         value = centred * scale + shift
-        # a NaN is neither above nor below: it must stay one
+        # a NaN must stay a NaN: comparisons with it are false
         value = tl.where(value < 0, 0.0, value)
         if COVER:
             value *= tl.load(mask + sample * of_sample + position * of_position, mask=inside, other=0.0)
@@ -166,6 +166,6 @@ def _backward(
         gradient = tl.where(normalised * scale + shift <= 0, 0.0, gradient)
         if COVER:
             gradient *= part
-        # through the mean and the variance, in which each covered position has an equal share
+        # the gradient through mean and variance, in which each position of the mask has an equal share
         gradient -= part * (all_ + normalised * along) / count
         tl.store(of_features + offset, (gradient * scale * factor).to(of_features.dtype.element_ty), mask=inside)

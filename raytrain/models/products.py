@@ -1,4 +1,4 @@
-"""Matrix products on CPUs, by oneDNN where PyTorch would take a slower library."""
+"""Matrix products on CPUs, by oneDNN where PyTorch would use a slower library."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def affine(inputs: Tensor, weight: Tensor, added: Tensor) -> Tensor:
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return ``F.linear`` of ``inputs`` [..., m] on the CPU, ``weight`` [n, m] and ``bias`` [n] or None."""
-    # of more dimensions, PyTorch makes one small product a sample where they are not contiguous and need no gradient
+    # with more dimensions, PyTorch makes one small product per sample if they are not contiguous and need no gradient
     rows = inputs.reshape(-1, inputs.shape[-1])
     if _by_onednn(rows) and not torch.is_autocast_enabled("cpu"):
         products: Tensor = _Linear.apply(rows, weight, bias)
@@ -55,7 +55,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _by_onednn(left: Tensor) -> bool:
-    """Return whether oneDNN computes the product: on the CPU and in float32, as PyTorch lets it do in bfloat16 anyway.
+    """Return whether oneDNN computes the product: on the CPU in float32; in bfloat16 PyTorch uses it by itself.
 
     PyTorch's choice for float32, MKL, is slow on AMD's CPUs.
     """

@@ -42,7 +42,7 @@ class Sample:
     truncated: bool
     """True if the maximum length was reached before the model predicted STOP."""
     symbols: tuple[int, ...] = ()
-    """The bytes or pieces that the model wrote, without STOP. Other pieces may spell the same text, less likely."""
+    """The bytes or pieces that the model wrote, without STOP. Other pieces may spell the same text."""
 
     def __str__(self) -> str:
         """Return the text, readable: invalid UTF-8 sequences become spaces."""
@@ -66,8 +66,8 @@ def sample(
 
     Args:
         temperature: divides the logits; 0 takes the most likely byte each time.
-        top_p: bytes are drawn from the smallest set of most likely ones that has this probability, at ``temperature``.
-        max_length: in symbols, STOP included; at most (and by default) the length the model was trained for.
+        top_p: bytes are drawn from the smallest set of most likely ones with this probability, at ``temperature``.
+        max_length: in symbols, STOP included; at most (and by default) the length that the model was trained for.
         prefix: bytes that each text starts with.
 
     Raises:
@@ -163,8 +163,8 @@ def score(
     """Return log p(text | z) in nats, [len(texts)], for codes z [len(texts), latent].
 
     STOP is included unless ``truncated`` is true for the text, as in ``Sample.truncated``; for the default see
-    ``tokenise``. Of pieces it is the probability of one spelling of the text, a lower bound: that of the vocabulary, or
-    that in ``symbols``, as in ``Sample.symbols``.
+    ``tokenise``. With pieces, this is the probability of one spelling of the text, a lower bound. The spelling is the
+    vocabulary's or, if given, the one in ``symbols``, as in ``Sample.symbols``.
 
     Raises:
         RequestError: a text does not fit.
@@ -183,10 +183,10 @@ def tokenise(
 ) -> Tensor:
     """Return tokens [len(texts), longest] of texts as the model has learnt them, PAD after each.
 
-    The pieces are those of the vocabulary unless ``spelling`` has them.
+    The vocabulary cuts the texts into pieces unless ``spelling`` gives them.
 
-    STOP ends a text unless it is ``truncated``. By default a text that fills the model's length is, and so is every
-    text for a model of windows, which has never seen STOP.
+    STOP ends a text unless it is ``truncated``. By default a text is truncated if it fills the model's length, and so
+    is every text for a model of windows, which has never seen STOP.
 
     Raises:
         RequestError: there is no text, or one that is empty or longer than the model's length.
@@ -253,7 +253,7 @@ def _generate(
     """Return tokens [num, length], and their log-probabilities and the entropies [2, num, length].
 
     ``noise`` [num, length] is uniform in [0, 1). Ignore everything after a text's STOP, and after the piece with which
-    it has the model's length in bytes: a text that has ended leaves the batch at the next check.
+    it reaches the model's length in bytes: a text that has ended leaves the batch only at the next check.
     """
     lengths = None if model.vocabulary.is_bytes else torch.from_numpy(model.vocabulary.lengths).to(z.device)
     written = torch.zeros(len(z), dtype=torch.int64, device=z.device)
@@ -291,7 +291,7 @@ def _generate(
 
 
 def _choose(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Choose the next symbol [batch] by ``logits`` [batch, symbols] and ``uniform`` [batch] in [0, 1)."""
+    """Choose the next symbol [batch] from ``logits`` [batch, symbols] and ``uniform`` [batch] in [0, 1)."""
     if temperature == 0:
         return logits.argmax(-1)
     # float64: a symbol of probability 0 is never chosen, and float32 noise cannot reach past the last one
@@ -300,12 +300,12 @@ def _choose(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -
         weights = _nucleus(weights, top_p)
     cumulative = weights.cumsum(-1)
     threshold = uniform.double()[:, None] * cumulative[:, -1:]
-    # if the weights are NaN the search ends behind the last symbol
+    # if the weights are NaN the search ends past the last symbol
     return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=weights.shape[-1] - 1)
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """Set all ``probabilities`` [batch, symbols] to 0 but the fewest most likely ones that sum to ``top_p``."""
+    """Set all ``probabilities`` [batch, symbols] to 0 except the fewest most likely ones that sum to ``top_p``."""
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     likelier = ordered.cumsum(-1) - ordered
     kept = torch.zeros_like(probabilities, dtype=torch.bool).scatter(-1, order, likelier < top_p)
@@ -313,10 +313,10 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
 
 
 def _samples(model: Model, tokens: Tensor, statistics: Tensor) -> Iterator[Sample]:
-    """Yield the samples of what ``_generate`` returned."""
+    """Yield the samples from what ``_generate`` returned."""
     length, vocabulary = tokens.shape[1], model.vocabulary
     going = tokens != STOP
-    if not vocabulary.is_bytes:  # a text has ended with the piece by which it has the model's length in bytes
+    if not vocabulary.is_bytes:  # a text ends with the piece by which it reaches the model's length in bytes
         lengths = torch.from_numpy(vocabulary.lengths)[tokens]
         going &= lengths.cumsum(1) - lengths < model.length
     counts = going.long().cumprod(1).sum(1)

@@ -8,9 +8,9 @@ from raytrain.models.layers import StreamState
 
 
 def state_before(model: Model, batch: Batch, state: StreamState | None) -> StreamState | None:
-    """Return the state of the lanes before ``batch``, given that after the batch before; ``None`` without a stream.
+    """Return the state of the lanes before ``batch``, given that after the previous one; ``None`` without a stream.
 
-    Without a batch before, the lanes begin. Lanes that have ended leave the state: they are the last rows.
+    If ``state`` is ``None``, return the initial state. Lanes that have ended leave the state: they are the last rows.
     """
     if batch.previous is None:
         return None
