@@ -1,1 +1,1 @@
-"""Training of one run: the loop and its loss, workers and their groups, and what goes on when they fail."""
+"""Training of one run: the loop and its loss, workers and their groups, and how a run survives their failures."""

@@ -1,4 +1,4 @@
-"""Checks of a config against its corpus and its workers, before anything is started."""
+"""Checks of a config against its corpus and its workers, before anything starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raytrain.utils.errors import UserError
 
 
 def check_samples(config: RunConfig[Any], corpus: Corpus, workers: int) -> None:
-    """Make sure that training and evaluation have samples, and every worker a share of each batch.
+    """Check that training and evaluation have samples, and that every worker has a share of each batch.
 
     Raises:
         UserError: a model that cannot be built, a split shorter than one sample, or more workers than sample groups.

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Coordinator:
-    """A Ray actor beside the driver, which lives as long as its worker group. It imports nothing, to start at once."""
+    """A Ray actor beside the driver, which lives as long as its worker group. It imports nothing, so it starts fast."""
 
     def __init__(self) -> None:
         self._jobs: list[dict[str, Any] | None] = []
@@ -20,7 +20,7 @@ class Coordinator:
     # --------------------------------------------------------------------------------- the driver's side
 
     async def give(self, job: dict[str, Any] | None) -> int:
-        """Publish the next job, ``None`` if there is no more; return its number."""
+        """Publish the next job, ``None`` if there are no more; return its number."""
         async with self._changed:
             self._jobs.append(job)
             self._num_ended = 0
@@ -29,7 +29,7 @@ class Coordinator:
         return len(self._jobs) - 1
 
     async def event(self) -> dict[str, Any] | None:
-        """Return the next evaluation of the job, which waits for an answer; ``None`` once every worker has ended."""
+        """Return the job's next evaluation, which waits for an answer; ``None`` once every worker has ended the job."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._events)
             return self._events.popleft()
@@ -45,7 +45,7 @@ class Coordinator:
     async def begin(self) -> int:
         """Register a worker; return the number of its first job: the last one published.
 
-        If Ray Train restarts an elastic worker group in another size, that job has begun before.
+        If Ray Train restarts an elastic worker group with another size, that job has already begun.
         """
         async with self._changed:
             self._num_ended = 0
@@ -59,7 +59,7 @@ class Coordinator:
         return self._jobs[number]
 
     async def evaluated(self, number: int, rank: int, metrics: dict[str, Any]) -> bool:
-        """Hand in an evaluation, on every rank; return whether the job continues, the same to all."""
+        """Hand in an evaluation, on every rank; return whether the job continues, the same on all ranks."""
         key = number, int(metrics["step"])
         async with self._changed:
             if rank == 0:

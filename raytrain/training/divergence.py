@@ -1,4 +1,4 @@
-"""Divergence: a step with numbers that are not finite is skipped; a run that has little else is ended."""
+"""Divergence: a step whose numbers are not finite is skipped; a run with too many such steps in a row is ended."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 MOST_IN_ROW = 5
-"""Skipped steps in a row that end a run: a bad batch comes alone, a diverged run does not recover."""
+"""Skipped steps in a row that end a run: bad batches come singly, a diverged run does not recover."""
 _ADVICE = "try a lower --optimizer.learning-rate or --optimizer.clip 1"
 
 
@@ -29,12 +29,12 @@ class SkippedSteps:
 
     def __init__(self, device: torch.device) -> None:
         self.counters = torch.zeros(3, device=device)
-        """Skipped steps in all, skipped steps in a row up to now, and the longest row."""
+        """Skipped steps in total, skipped steps in a row up to now, and the longest such row."""
 
     def count(self, good: Tensor) -> Tensor:
-        """Count a step; return 1.0 if it is to be skipped, else 0.0, as a float32 scalar.
+        """Count a step; return 1.0 if it must be skipped, else 0.0, as a float32 scalar.
 
-        ``good`` is a scalar bool: whether all of the step's numbers are finite.
+        ``good`` is a scalar bool: whether all numbers of the step are finite.
         """
         skipped = good.logical_not().float()
         total, row, longest = self.counters.unbind()

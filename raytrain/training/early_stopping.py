@@ -1,4 +1,4 @@
-"""Early stopping against a baseline: a trial ends that half of its steps have not brought near a byte 3-gram."""
+"""Early stopping against a baseline: a trial ends if half of its steps have not brought it near a byte 3-gram."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FEWEST_STEPS = 200
 MARGIN = 1.1
 """A trial is stopped above this multiple of the baseline."""
 PATIENCE = 1 / 8
-"""Share of the steps that a trial has after its annealing for its code to become cheap."""
+"""Share of its steps that a trial gets after annealing for its code to become cheap."""
 
 
 class EarlyStoppedError(Exception):
@@ -27,18 +27,18 @@ def why_early_stopped(config: RunConfig[Any], step: int, metrics: dict[str, floa
     """Return why a trial with these validation metrics at ``step`` is stopped early; ``None`` if it continues.
 
     A trial is stopped if it is more than 10% above ``baseline``, the bits per byte of a 3-gram (order 2) on the same
-    samples, with half of its steps done (at least 200). At its last step there is nothing left to be saved.
+    samples, once half of its steps (at least 200) are done. At its last step there is nothing left to save.
 
     Why half and 10%: the slowest points of the shipped search spaces (lowest learning rate, smallest width, most
-    dropout, late annealing) are up to 7% above the baseline at half of 512 steps of the laptop's models, and go on
-    learning; without a margin, slow starters would be stopped. Earlier they are further above. But from half on a
-    trial gains little, 3 to 14%, since its learning rate has fallen to a third. What has learnt nothing is far above:
-    a 2-gram by 22% or more, the byte frequencies by 56% or more (Penn Treebank, tweets and the synthetic text:
-    docs/develop/log.md).
+    dropout, late annealing) are up to 7% above the baseline at half of 512 steps of the laptop's models, and still
+    learning. Without a margin, slow starters would be stopped; earlier in training they are further above. But from
+    half on a trial gains little, 3 to 14%, since its learning rate has fallen to a third. A model that has learnt
+    nothing is far above: a 2-gram by 22% or more, the byte frequencies by 56% or more (Penn Treebank, tweets and the
+    synthetic text: docs/develop/log.md).
 
-    During KL annealing, and for 1/8 of the steps after it (at least 200), only the reconstruction is compared: a code
-    that costs nothing yet may be as large as it likes, and takes a while to become cheap. After that the negative ELBO
-    is compared. A trial whose metrics are not finite has diverged: the loop itself ends it, however early.
+    During KL annealing, and for 1/8 of the steps after it (at least 200), only the reconstruction is compared. While
+    the code costs nothing it may be arbitrarily large, and it takes a while to become cheap. After that the negative
+    ELBO is compared. A trial whose metrics are not finite has diverged: the loop itself ends it, however early.
     """
     if not max(FEWEST_STEPS, JUDGED * config.steps) <= step < config.steps:
         return None

@@ -1,4 +1,4 @@
-"""Launching a run: its name is claimed, its MLflow run opened, its worker group started and followed to the end."""
+"""Launching a run: claim its name, open its MLflow run, start its worker group and follow it to the end."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from raytrain.training.worker_group import WorkerGroup
 from raytrain.utils.errors import UserError
 
 ENDED_S, INTERRUPTED_S = 30.0, 5.0
-"""How long the end of a run waits for MLflow, if the run has reached it or not."""
+"""Seconds that the end of a run waits for MLflow: after a run that is done, and after an interrupted one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class TrainedRun:
     outcome: dict[str, Any]
     """Contents of its ``outcome.json``: best step and metrics, precision, device, samples."""
     ladder: Ladder
-    """What n-grams reach on the samples of its evaluations."""
+    """The bits per byte that n-grams reach on the samples of its evaluations."""
     run: Run | None
     """Its MLflow run, if the tracking store still has it."""
     view: str
@@ -72,15 +72,15 @@ def train(
 ) -> TrainedRun:
     """Train one run on a group of Ray Train workers and return it; a known name with the same config is resumed.
 
-    The first config is for a cluster without GPUs, the second for one with GPUs; they are the same where the caller
-    has decided. ``best_of`` names the trial that the config is from.
+    The first config is for a cluster without GPUs, the second for one with GPUs. They are the same if the caller has
+    decided. ``best_of`` names the trial that the config is from.
 
     Raises:
-        UserError: a config, a number of workers or a cluster that cannot be used; or a run that failed, with its cause.
+        UserError: a config, a number of workers or a cluster cannot be used; or the run failed, with its cause.
     """
     fewest, most = parse_workers(options.workers)
     workers = most or fewest
-    # a run that is resumed has taken its encoder
+    # a resumed run has already loaded its encoder
     encoder = find_encoder(without_gpus, workspace.storage) if options.resume is None else None
     if encoder is not None and without_gpus == with_gpus:
         encoder.check(without_gpus)
@@ -144,7 +144,7 @@ def train_as_driver(
         print("this run has ended already; choose another --name to train again")
         run = experiment.find_run(claim.identity)
         if run is not None and run.is_running():
-            # the driver before died when the run had ended, and MLflow did not know of it
+            # the previous driver died after the run had ended and before MLflow knew of it
             outcome = record_end(Outbox(run.uri), run, outcome, lease.fence.guard(workspace.storage.child(name)))
     else:
         print(validation_ladder(workspace.corpus, config, quick=True), flush=True)
@@ -171,7 +171,7 @@ def train_as_driver(
 def open_run(
     experiment: Experiment, identity: str, name: str, config: RunConfig[Any], workspace: Workspace, tags: dict[str, str]
 ) -> Run:
-    """Return the MLflow run of a run, with its config and its corpus; one that there is runs again."""
+    """Return the MLflow run of a run, with its config and its corpus; an existing one runs again."""
     run = experiment.open_run(
         identity,
         name,
@@ -188,11 +188,11 @@ def follow(
 ) -> dict[str, Any]:
     """Start the worker group, print its progress, end the MLflow run with it; return the outcome.
 
-    What MLflow does not take of the end is kept for ``tracking send``.
+    Records of the end that MLflow does not accept are kept for ``tracking send``.
 
     Raises:
         UserError: the worker group died again and again.
-        LeaseLostError: another driver has taken the run over; its MLflow run is left to that one.
+        LeaseLostError: another driver has taken the run over, and its MLflow run is left to that driver.
     """
     workspace.share_vocabulary(config)
     progress = f"raytrain/progress/{name}"
@@ -213,7 +213,7 @@ def follow(
             group.dismiss()
     except BaseException as error:
         lease.confirm()
-        # not kept where MLflow is away: the run goes on when it is resumed, and its end is said then
+        # not kept if MLflow is unreachable: the run continues when it is resumed, and its end is reported then
         outbox.end(run.run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", repr(error))
         outbox.close(INTERRUPTED_S)
         if isinstance(error, WorkerGroupLostError):
@@ -224,7 +224,7 @@ def follow(
 
 
 def record_end(outbox: Outbox, run: Run, outcome: dict[str, Any], location: Storage) -> dict[str, Any]:
-    """Tell MLflow how a run has ended, and close the outbox; what it does not take is kept, and counted as unsent."""
+    """Tell MLflow how a run has ended, and close the outbox; keep and count the records that MLflow does not accept."""
     if outcome.get("samples"):
         outbox.log_samples(run.run_id, outcome["samples"])
     reason = outcome.get("error") or outcome.get("early_stopped")

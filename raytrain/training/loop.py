@@ -57,7 +57,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Part:
-    """Part of a run: up to a step, from the state that another run with the same steps before it has left."""
+    """Part of a run: up to a step, from the state left by another run with the same earlier steps."""
 
     end: int
     """Step after which it ends."""
@@ -65,7 +65,7 @@ class Part:
     """Checkpoints of that other run; ``None`` for a part that begins with the first step."""
 
     def before(self, config: RunConfig[Any], corpus: Corpus) -> checkpoints.Checkpoint | None:
-        """Return the newest checkpoint of the other run; ``None`` if it has none: all its steps are taken then."""
+        """Return the newest checkpoint of the other run; ``None`` if it has none: then all its steps are trained."""
         return None if self.origin is None else to_resume(self.origin, config, corpus)
 
 
@@ -82,15 +82,15 @@ def train(
     """Train until ``config.steps``, from the newest valid checkpoint under ``storage`` if there is one.
 
     The best checkpoint has the lowest negative ELBO or, if evaluations take ``draws`` of z, the lowest estimate of the
-    negative log-likelihood. ``encoder`` reads the tensors of ``config.encoder_from``; rank 0 calls it where there is no
-    checkpoint. ``part`` is the part of the run that is trained; all of it without one.
+    negative log-likelihood. ``encoder`` reads the tensors of ``config.encoder_from``; rank 0 calls it if there is no
+    checkpoint. ``part`` is the part of the run to train; without one, the whole run is trained.
 
     Raises:
         UserError: more workers than sample groups, a corpus shorter than one sample, checkpoints of another run, or a
             config with an encoder that the caller cannot read.
         DivergedError: on all workers: too many steps in a row were skipped because loss or gradients were not finite,
             or a validation metric or the state to be saved is not finite.
-        StorageError: the storage was away for longer than ``CheckpointWriter`` retries.
+        StorageError: the storage was unreachable for longer than ``CheckpointWriter`` retries.
         PreemptedError: a worker's machine is about to be taken away; the newest checkpoint has every step.
     """
     if config.encoder_from is not None and encoder is None:
@@ -108,7 +108,7 @@ def train(
         evaluations = stored.state["evaluations"]
         report.replay(stored.state["pending"])
     elif world.rank == 0 and part is not None and (stored := part.before(config, corpus)) is not None:
-        trainer.load(stored)  # its metrics are another run's, and so is its best checkpoint
+        trainer.load(stored)  # its metrics and its best checkpoint belong to another run
         step, evaluations = stored.step, stored.state["evaluations"]
     elif world.rank == 0 and encoder is not None:
         trainer.load_encoder(encoder())
@@ -134,7 +134,7 @@ def train(
             metrics: dict[str, float] = {}
             if logs:
                 values = trainer.batch_metrics(batch, terms) | {"gradient_norm": norm.item()}
-                # a skipped step's may not be finite, and MLflow would store an infinity as 1.8e308
+                # metrics of a skipped step may not be finite, and MLflow would store an infinity as 1.8e308
                 metrics |= {
                     f"train/{name}": value
                     for name, value in values.items()
@@ -194,7 +194,7 @@ def to_resume(storage: Storage, config: RunConfig[Any], corpus: Corpus) -> check
     """Return the newest valid checkpoint, if there is one.
 
     Raises:
-        UserError: it is of another model or corpus, or holds no state of a run.
+        UserError: it is from another model or corpus, or holds no state of a run.
         StorageError: the storage does not answer.
     """
     stored = retry_storage(lambda: checkpoints.latest(storage))
@@ -213,10 +213,10 @@ def to_resume(storage: Storage, config: RunConfig[Any], corpus: Corpus) -> check
 
 @contextmanager
 def saving(trainer: Trainer, storage: Storage, step: int) -> Iterator[CheckpointWriter | None]:
-    """Give the checkpoint writer on rank 0, ``None`` on others, for a run that continues from ``step``.
+    """Yield the checkpoint writer on rank 0, ``None`` on others, for a run that continues from ``step``.
 
-    If the run diverges inside, what was handed to the writer is saved first; the error then names, on all ranks, the
-    last good checkpoint.
+    If the run diverges inside the context, everything handed to the writer is saved first. The error then names the
+    last good checkpoint on all ranks.
     """
     with CheckpointWriter(storage) if trainer.world.rank == 0 else nullcontext() as writer:
         try:
@@ -240,7 +240,7 @@ def save(
     """Hand the state after ``step`` to the writer; called on every rank.
 
     Raises:
-        DivergedError: on all ranks: the state is not finite, and the writer refused it.
+        DivergedError: on all ranks: the state is not finite, so the writer refused it.
     """
     refusal = ""
     trainer.gather_lanes()
@@ -256,7 +256,7 @@ def save(
 
 
 class Throughput:
-    """Counter of text bytes per second over all workers, without evaluations."""
+    """Counter of text bytes per second over all workers, without the time of evaluations."""
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
@@ -276,7 +276,7 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Exclude the time that passes inside."""
+        """Exclude the time spent inside the context."""
         began = time.perf_counter()
         yield
         self.started += time.perf_counter() - began

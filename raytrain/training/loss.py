@@ -1,4 +1,4 @@
-"""Loss and negative ELBO: the objective that is minimised, and the totals of the bound that is reported."""
+"""Loss and negative ELBO: the objective that training minimises, and the totals of the bound that it reports."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def loss(
 ) -> Tensor:
     """Return J = reconstruction + weight * KL + alpha * auxiliary, in nats, summed over the local samples.
 
-    Free bits and the target KL act on the mean KL of each group of samples, never of the local batch, so that J does
-    not depend on how the batch is split over workers. The term of a ``multiplier`` is linear in the KL: the mean over
-    the workers of its gradient is the gradient for the mean KL of the whole batch.
+    Free bits and the target KL act on the mean KL of each group of samples, never of the local batch. So J does not
+    depend on how the batch is split over workers. The term of a ``multiplier`` is linear in the KL: averaged over the
+    workers, its gradient is the gradient for the mean KL of the whole batch.
     """
     objective = config.objective
     kl = terms.kl.unflatten(0, (-1, config.group_size)).mean(1)
@@ -62,9 +62,9 @@ class BoundTotals:
     def metrics(self) -> dict[str, float]:
         """Return reconstruction, KL, auxiliary loss and negative ELBO (``bound``) in nats per sample, and active units.
 
-        ``bits_per_byte`` is the negative ELBO too. Where codes were swapped (in evaluations of a latent code) ``used``
-        is the reconstruction that this costs.
-        The negative ELBO has KL weight 1 and no auxiliary loss, whatever the training used.
+        ``bits_per_byte`` is the negative ELBO in another unit. If codes were swapped (in evaluations of a latent code),
+        ``used`` is how much the swap adds to the reconstruction. The negative ELBO has KL weight 1 and no auxiliary
+        loss, whatever training used.
         """
         samples, text_bytes, reconstruction, kl, auxiliary, swapped = self.sums[:6].tolist()
         means, squares = self.sums[6:].view(2, self.latent) / samples

@@ -11,16 +11,16 @@ class Multiplier:
 
     The loss has the term |u| (rate - KL), with the mean KL over the batch of all workers. The model descends that loss
     and u ascends it, by RMSprop at the learning rate of the run, as in the authors' code. While the KL is below the
-    rate, |u| rises until KL is worth having; above the rate, |u| falls, and then stays near 0: the constraint costs
-    nothing there.
+    rate, |u| rises until the KL is worth having. Above the rate, |u| falls and then stays near 0: there the constraint
+    costs nothing.
 
     A rate that the model cannot reach lets |u| rise without bound, by about one learning rate a step. The logged
     ``train/multiplier`` then still rises at the end of the run while ``train/kl`` stays below the rate, and the term
     drowns the reconstruction.
 
-    The KL says what a code costs, not what it holds. Where the decoder ignores the code, |u| settles at the KL weight,
-    and the model reaches the rate by means that are the same for all samples: ``train/multiplier`` near 1, with
-    ``mutual_information`` and ``used`` near 0.
+    The KL measures the cost of a code, not its information. If the decoder ignores the code, |u| settles at the KL
+    weight, and the model reaches the rate with posterior means that are the same for all samples. This shows as
+    ``train/multiplier`` near 1, with ``mutual_information`` and ``used`` near 0.
 
     Both tensors live on the device and belong to the run's state. Nothing here waits for the device.
     """
@@ -38,13 +38,13 @@ class Multiplier:
         """Running mean of its squared gradient."""
 
     def term(self, kl: Tensor) -> Tensor:
-        """Return |u| (rate - KL), summed over the samples of ``kl`` [batch, latent]; u is a constant in it."""
+        """Return |u| (rate - KL), summed over the samples of ``kl`` [batch, latent]; u has no gradient in it."""
         return self.value.abs() * (len(kl) * self.rate - kl.sum())
 
     def ascend(self, kl: Tensor, learning_rate: float | Tensor, good: Tensor) -> None:
-        """Take a step of u, from the mean ``kl`` per sample over all workers; none where ``good`` is false.
+        """Update u from the mean ``kl`` per sample over all workers; leave it unchanged if ``good`` is false.
 
-        ``kl`` and the bool ``good`` have no dimensions and are the same on all workers.
+        ``kl`` and the bool ``good`` are scalars and the same on all workers.
         """
         slack = self.rate - kl
         gradient = torch.where(self.value < 0, -slack, slack)  # not by sign(), which would keep a u of 0 there

@@ -7,11 +7,11 @@ import torch
 from raytrain.utils.errors import UserError
 
 NARROW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Precision -> type of products, where it is not float32."""
+"""Precision -> type of matrix products, if it is not float32."""
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Resolve ``auto``: bfloat16 where the hardware multiplies such matrices, float16 on GPUs with that alone.
+    """Resolve ``auto``: bfloat16 if the hardware multiplies such matrices, float16 on GPUs that have only that.
 
     Raises:
         UserError: the device does not compute in ``precision``.
@@ -30,6 +30,6 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def set_up_products(precision: str) -> None:
-    """Set how this process computes float32 products on GPUs, and that equal steps have equal bits."""
+    """Set how this process computes float32 products on GPUs, and make equal steps give equal bits."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.deterministic = True

@@ -27,7 +27,7 @@ class Rounds:
     """
 
     def __init__(self, world: World, step: int) -> None:
-        """Begin after ``step``, the last step that was done; the first round comes after the next one."""
+        """Begin after ``step``, the last step that was done; the first round comes after the next step."""
         self._world = world
         self._span = 1
         self._next = step + 1

@@ -1,7 +1,7 @@
-"""Recorder of training steps as CUDA graphs: the host asks for one launch a step instead of hundreds.
+"""Recorder of training steps as CUDA graphs: the host makes one launch a step instead of hundreds.
 
-At small batches it takes the host longer to ask for the kernels of a step than a GPU to run them. A graph repeats the
-kernels of a recorded step with the same memory: what changes from step to step is copied there first.
+At small batches the host takes longer to launch the kernels of a step than a GPU takes to run them. A graph replays the
+kernels of a recorded step on the same memory: the inputs that change from step to step are copied there first.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Recording:
         self.repeated = 0
 
     def feed(self, batch: Batch, keys: list[int], values: list[float]) -> None:
-        """Copy the inputs of a step to the device; wait only if the device is ``STAGES`` steps behind."""
+        """Copy the inputs of a step to the device; wait only if the device lags ``STAGES`` steps behind."""
         stage = self.stages[self.repeated % STAGES]
         self.repeated += 1
         stage.copied.synchronize()
@@ -74,7 +74,7 @@ class Recording:
         stage.copied.record()
 
     def inputs(self, batch: Batch, noise: Callable[[Batch, Tensor], Noise]) -> StepInputs:
-        """Return the inputs that lie in the memory; of ``batch`` only shapes and groups are taken."""
+        """Return the inputs held in the memory; only the shapes and groups of ``batch`` are used."""
         keys, tokens, previous = self.words.split(
             [self.draws, batch.tokens.numel(), len(self.words) - self.draws - batch.tokens.numel()]
         )
@@ -88,7 +88,7 @@ class Recording:
 
 
 class StepRecorder:
-    """Runs training steps on a GPU: of each shape of batches the first two by their operations, others by a graph.
+    """Runs training steps on a GPU: for each batch shape, the first two steps eagerly, later ones by a graph.
 
     The results have the same bits either way, so it does not matter to a resumed run which steps were recorded.
     """
@@ -101,12 +101,12 @@ class StepRecorder:
         noise: Callable[[Batch, Tensor], Noise],
         optimizer: torch.optim.Optimizer,
     ) -> None:
-        """Record nothing yet.
+        """Set up without recording anything.
 
         Args:
-            compute: does a step on the device from inputs of it, and looks at no value.
+            compute: does a step on the device from its inputs, and reads no value back to the host.
             noise: returns the noise of a batch whose draws have these keys.
-            optimizer: the one that ``compute`` asks for a step.
+            optimizer: the optimiser that ``compute`` steps.
         """
         self.works = True
         """False once a step was seen to wait for the device: such a step cannot be recorded."""
@@ -120,7 +120,7 @@ class StepRecorder:
         """Take a step; return its terms, without gradient, and the norm of its gradients.
 
         Args:
-            plain: returns the inputs of the step outside of any memory of a recording.
+            plain: returns the inputs of the step outside the memory of any recording.
         """
         recording = self._recordings.get(batch.tokens.shape)
         if recording is None:
@@ -140,7 +140,7 @@ class StepRecorder:
         return recording.result
 
     def _apart(self, inputs: StepInputs) -> tuple[Terms, Tensor]:
-        """Take a step by its operations, on the stream on which steps are recorded."""
+        """Take a step eagerly, on the stream on which steps are recorded."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -149,7 +149,7 @@ class StepRecorder:
         return detached(terms), norm
 
     def _watched(self, inputs: StepInputs) -> tuple[Terms, Tensor]:
-        """Take a step by its operations; note if the host waits for the device in it."""
+        """Take a step eagerly; note whether the host waits for the device in it."""
         with noted_waits() as waits:
             result = self._apart(inputs)
         if waits:
@@ -171,15 +171,15 @@ class StepRecorder:
         ):
             terms, norm = self._compute(recording.inputs(batch, self._noise))
         for group in self._optimizer.param_groups:
-            group["capturable"] = False  # PyTorch warns of it outside of a recording
+            group["capturable"] = False  # PyTorch warns of it outside a recording
         recording.result = detached(terms), norm
 
 
 @contextmanager
 def noted_waits() -> Iterator[list[str]]:
-    """Note each time that the host waits for the GPU inside, as far as PyTorch knows, by file and line.
+    """Note by file and line each time that the host waits for the GPU inside the context, as far as PyTorch knows.
 
-    The list is filled when the block has ended.
+    The list is filled when the context ends.
     """
     places: list[str] = []
     with warnings.catch_warnings(record=True) as caught:

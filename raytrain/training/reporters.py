@@ -16,15 +16,15 @@ class Reporter(Protocol):
         """Take the metrics of one step; called on rank 0 only."""
 
     def pending(self) -> list[Any]:
-        """Return what was logged and has not arrived yet, as JSON; a checkpoint keeps it."""
+        """Return the records that were logged but have not arrived yet, as JSON; a checkpoint keeps them."""
 
     def replay(self, records: list[Any]) -> None:
-        """Take what a checkpoint kept; called on rank 0 only, after a resume and before the first ``log``."""
+        """Take the records from a checkpoint; called on rank 0 only, after a resume and before the first ``log``."""
 
     def resumed(self, evaluations: list[dict[str, float]]) -> None:
         """Take the evaluations that a checkpoint has, oldest first, each with its ``step``; called on every rank.
 
-        The last of them may not have been heard of: whoever was told of it has died, or this run has, before that.
+        The last of them may have been lost: its receiver died, or this run did before reporting it.
         """
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
@@ -50,7 +50,7 @@ class PrintReporter:
         """Do nothing: nothing is ever pending."""
 
     def resumed(self, evaluations: list[dict[str, float]]) -> None:
-        """Do nothing: the progress lines had them."""
+        """Do nothing: the progress lines have shown them."""
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """Do nothing: the progress line has the metrics."""

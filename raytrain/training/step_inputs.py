@@ -1,4 +1,4 @@
-"""Step inputs: what a training step computes with on its device, beside the state of the trainer."""
+"""Step inputs: everything that a training step reads on its device, apart from the state of the trainer."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from raytrain.models.noise import Noise
 
 @dataclass(frozen=True)
 class Schedule:
-    """What the schedules of a config say for a step: numbers, or tensors without dimensions of a recorded step."""
+    """Values of a config's schedules at a step: numbers, or scalar tensors in a recorded step."""
 
     learning_rate: float | Tensor
     kl_weight: float | Tensor
     alpha: float | Tensor
     average_share: float | Tensor
-    """Part of the way that an average of the weights takes to the weights."""
+    """Share of the distance to the weights by which their moving average moves."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class StepInputs:
     tokens: Tensor
     """[samples, length]: see ``Batch``."""
     previous: Tensor | None
-    """[samples], of a stream only: see ``Batch``."""
+    """[samples], only for a stream: see ``Batch``."""
     groups: range
     noise: Noise
     schedule: Schedule
@@ -48,6 +48,6 @@ def scheduled(config: RunConfig[Any], step: int) -> list[float]:
 
 
 def schedule_of(config: RunConfig[Any], step: int, device: torch.device) -> Schedule:
-    """Return the schedule for ``step``; on GPUs its numbers are those of float32, which recorded steps have."""
+    """Return the schedule for ``step``; on GPUs its numbers are rounded to float32, as in recorded steps."""
     values = scheduled(config, step)
     return Schedule(*(torch.tensor(values).tolist() if device.type == "cuda" else values))

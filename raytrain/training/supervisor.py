@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from raytrain.training.worker_group import WorkerGroup
 
 RETRIES = 3
-"""Worker groups that take over from one that died, in training or at its start, without a newer checkpoint."""
+"""Maximum number of restarts without a newer checkpoint after a worker group died, in training or at its start."""
 DEATHS = RayActorError, OutOfMemoryError
-"""Deaths of processes: the second where Ray ended one because its node's memory was nearly used up."""
+"""Deaths of processes: the second if Ray killed one because its node's memory was nearly used up."""
 PREEMPTIONS = 100
 """Preemptions (losses of a machine with notice) that a run survives."""
 _log = logging.getLogger(__name__)
@@ -39,8 +39,8 @@ def run_with_retries(job: Job, group: WorkerGroup, send: Callable[[dict[str, Any
     without limit, and does not distinguish permanent from transient errors.
 
     Raises:
-        ray.train.TrainingFailedError: an error that repeats, as it was raised.
-        WorkerGroupLostError: the run failed for good; the first of the causes since its newest checkpoint.
+        ray.train.TrainingFailedError: an error repeats; as it was raised.
+        WorkerGroupLostError: the run failed for good; with the first of the causes since its newest checkpoint.
     """
     checkpoints = open_storage(job.storage).child(CHECKPOINTS)
     newest = retry_storage(lambda: newest_step(checkpoints))
@@ -81,7 +81,7 @@ class WorkerGroupLostError(Exception):
 
 
 def _failures(error: Exception) -> list[BaseException]:
-    """Return what ended a worker group: errors of its workers or its controller, or the death of either."""
+    """Return the failures that ended a worker group: errors of its workers or controller, or the death of either."""
     of_workers = list(getattr(error, "worker_failures", {}).values())
     failures = of_workers or [getattr(error, "controller_failure", error)]
     # a death that Ray Train's controller saw first
@@ -89,7 +89,7 @@ def _failures(error: Exception) -> list[BaseException]:
 
 
 def _one_line_cause(error: BaseException) -> str:
-    """Return an error as one line: the last line of its process, or where and of what it died."""
+    """Return an error as one line: the last line of its traceback, or where and why its process died."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if "Traceback" in str(error):
         return lines[-1]
@@ -101,7 +101,7 @@ def _one_line_cause(error: BaseException) -> str:
 
 
 def was_preempted(error: Exception) -> bool:
-    """Return whether a worker group ended because a machine was about to be taken away, or was, after a notice."""
+    """Return whether a worker group ended because a machine was taken away after a notice, or was about to be."""
     if isinstance(error, DEATHS):
         return bool(getattr(error, "preempted", False))
     failures = getattr(error, "worker_failures", {}).values()

@@ -51,7 +51,7 @@ def torchrun_world() -> Iterator[World]:
 
 def main() -> None:
     """Train the run of a config file on a prepared corpus."""
-    # torchrun ends workers by SIGTERM: one that waits for the others in a collective operation could not unwind
+    # torchrun ends workers by SIGTERM: a worker that waits in a collective operation could not unwind
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parser = OneLineParser(prog="python -m raytrain.loop", description=__doc__)
     parser.add_argument("config", type=Path, help="config.json of a run")
@@ -69,7 +69,7 @@ def main() -> None:
             dist.barrier()
         check_samples(config, corpus, world.size)
         with ExitStack() as stack:
-            if world.rank == 0:  # which alone writes
+            if world.rank == 0:  # only rank 0 writes
                 what = f"--storage {arguments.storage}: the run"
                 lease = stack.enter_context(driving(storage, find_free(storage, what), what))
                 storage = lease.fence.guard(storage)

@@ -77,9 +77,9 @@ class Trainer:
         rank_groups(config, world.rank, world.size)  # refuses more workers than groups before anything is built
         self.config = config
         self.changes_made = 0
-        """Changes of the config that hold: none does at the first step."""
+        """Number of changes of the config that are in force: none at the first step."""
         self.current = in_force(config, 0)
-        """The config that holds at the step that is taken: ``config`` with the changes that are due."""
+        """The config in force at the current step: ``config`` with the changes that are due."""
         self.world = world
         self._corpus = corpus
         self.train_batches = TrainingBatches(corpus, config)
@@ -91,7 +91,7 @@ class Trainer:
         self.raw.vocabulary = vocabulary
         self.raw.to(world.device)
         self.model: Model = copy_for_average(self.raw) if config.optimizer.ema else self.raw
-        """The model that the run makes: the moving average of ``raw``'s weights or, without one, ``raw`` itself."""
+        """The model that the run produces: the moving average of ``raw``'s weights or, without one, ``raw`` itself."""
         self.network: nn.Module = self.raw
         if world.size > 1:
             self.network = DistributedDataParallel(
@@ -109,12 +109,12 @@ class Trainer:
         self.multiplier = Multiplier(rate, world.device) if rate > 0 and self.model.latent > 0 else None
         self.precision = resolve_precision(config.precision, world.device)
         self.loss_scale = config.batch_size if self.precision == "float16" else 1.0
-        """Factor of the loss in backward passes: of the mean over a batch, a sample's gradients are below what float16
-        can say, of the sum they are not."""
+        """Factor of the loss in backward passes. With the mean over a batch, a sample's gradients underflow in float16;
+        with the sum they do not."""
         if world.device.type == "cuda":
             set_up_products(self.precision)
         self.recorder: StepRecorder | None = None
-        """Repeats recorded steps on a GPU; ``None`` where each step is computed by its operations."""
+        """Replays recorded steps on a GPU; ``None`` if every step runs eagerly."""
         if records_steps(config, world):
             self.recorder = self.new_recorder()
 
@@ -129,12 +129,12 @@ class Trainer:
     def train_step(self, step: int) -> tuple[Batch, Terms, Tensor]:
         """Take one optimiser step; return the local batch, its terms and the gradient norm before clipping.
 
-        A step whose loss, gradients or batch statistics are not finite on any rank changes nothing but the counters in
-        ``skipped``, on all ranks alike. The decision stays on the device: the host does not wait for it. Terms and norm
-        of a recorded step are those of the newest step: the next one overwrites them.
+        If loss, gradients or batch statistics are not finite on any rank, the step changes only the counters in
+        ``skipped``, identically on all ranks. The decision stays on the device: the host does not wait for it. The next
+        step overwrites the terms and the norm of a recorded step.
 
         Raises:
-            UserError: the step does not fit the memory of the GPU.
+            UserError: the step does not fit in the memory of the GPU.
         """
         self.network.train()
         self.make_changes(step)
@@ -152,7 +152,7 @@ class Trainer:
         return batch, terms, norm
 
     def make_changes(self, step: int) -> None:
-        """Let the changes of the config hold that are due at ``step``, whichever step was taken before."""
+        """Apply the changes of the config that are due at ``step``, whichever step was taken before."""
         due = sum(change.step <= step for change in self.config.changes)
         if due == self.changes_made:
             return
@@ -163,11 +163,11 @@ class Trainer:
             self.recorder = self.new_recorder()  # recorded steps keep the values that they were recorded with
 
     def new_recorder(self) -> StepRecorder:
-        """Return a recorder of steps, which has recorded none."""
+        """Return a recorder that has not recorded any step."""
         return StepRecorder(self.current, self.world.device, self.compute_step, self.recorded_noise, self.optimizer)
 
     def step_inputs(self, batch: Batch, step: int) -> StepInputs:
-        """Return what a step computes with, for the first time on the device."""
+        """Return the inputs of a step, copied to the device."""
         device = self.world.device
         return StepInputs(
             tokens=batch.tokens.to(device, non_blocking=True),
@@ -187,7 +187,7 @@ class Trainer:
         return self.noise(batch, self.config.seed, 0, keys)
 
     def compute_step(self, inputs: StepInputs) -> tuple[Terms, Tensor]:
-        """Do what ``train_step`` does on the device: no value is looked at, and no input comes from elsewhere."""
+        """Do the device's part of ``train_step``: read no value back to the host, and take no other input."""
         schedule = inputs.schedule
         terms = self.forward_backward(inputs)
         clip = self.config.optimizer.clip or float("inf")
@@ -227,7 +227,7 @@ class Trainer:
         return terms
 
     def step_terms(self, inputs: StepInputs) -> Terms:
-        """Return the loss terms of a step; of a stream after the state of its lanes."""
+        """Return the loss terms of a step; for a stream, given the state of its lanes."""
         stream = {}
         if inputs.previous is not None:
             rows = group_rows(self.config, inputs.groups)
@@ -238,7 +238,7 @@ class Trainer:
 
     @torch.no_grad()
     def update_average(self, share: float | Tensor, skipped: Tensor) -> None:
-        """Move the average by ``share`` of the way to the raw weights; where ``skipped`` is 1.0 it stays as it is."""
+        """Move the average by ``share`` of the distance to the raw weights; leave it if ``skipped`` is 1.0."""
         weight = share * (1 - skipped)
         for average, parameter in zip(self.model.parameters(), self.raw.parameters(), strict=True):
             average.lerp_(parameter, weight)
@@ -251,7 +251,7 @@ class Trainer:
             old.copy_(torch.where(good, state, old))
 
     def rehearse(self) -> None:
-        """Run a forward and a backward pass and discard its results.
+        """Run a forward and a backward pass and discard the results.
 
         DDP rebuilds its buckets after the first backward pass. Doing that before any state is loaded makes the sums of
         a resumed run bit-identical to those of a run that was never stopped.
@@ -264,7 +264,7 @@ class Trainer:
                 layer.batch_statistics = None
 
     def evaluation_batches(self, corpus: Corpus, vocabulary: Vocabulary | None = None) -> EvaluationBatches:
-        """Return the validation samples; ``vocabulary``: that of a model, if not the config's in the corpus."""
+        """Return the validation samples; ``vocabulary`` is a model's, if it is not the one that the corpus gives."""
         groups = GPU_EVALUATION_GROUPS if self.world.device.type == "cuda" else EVALUATION_GROUPS
         valid, num_samples = corpus.split("valid"), self.config.evaluate_samples
         return EvaluationBatches(valid, self.config, num_samples, vocabulary, groups)
@@ -274,7 +274,7 @@ class Trainer:
         """Return the metrics of the negative ELBO on the validation samples (KL weight 1, no dropout, fixed noise).
 
         With ``draws`` of z, also return the importance-weighted estimate of the likelihood, in nats per sample and
-        bits per byte. The noise follows from the samples alone. Metrics that are registered with a function come last:
+        bits per byte. The noise depends only on the samples. Metrics that are registered with a function come last:
         see ``raytrain.metrics.Metric``.
         """
         self.model.eval()
@@ -303,7 +303,7 @@ class Trainer:
         return metrics | computed_metrics(self.model, metrics)
 
     def evaluated_terms(self, batch: Batch, state: StreamState | None) -> Terms:
-        """Return the terms of a validation batch; of a stream after ``state``."""
+        """Return the terms of a validation batch; for a stream, given ``state``."""
         device = self.world.device
         stream = {}
         if batch.previous is not None:
@@ -315,11 +315,11 @@ class Trainer:
 
     @torch.no_grad()
     def losses(self, draws: int = 0) -> dict[str, list[float]]:
-        """Return the loss of every validation sample, by a trainer that is alone: those whose mean ``evaluate`` gives.
+        """Return the loss of every validation sample, whose mean ``evaluate`` returns; for a single worker only.
 
         Returns:
             ``nats``: the negative ELBO or, with ``draws`` of z, the importance-weighted estimate of the negative
-            log-likelihood. ``bytes``: the bytes of text. Both in the order of the samples.
+            log-likelihood. ``bytes``: the bytes of text. Both are in the order of the samples.
         """
         self.model.eval()
         nats: list[float] = []
@@ -339,12 +339,12 @@ class Trainer:
         return {"nats": nats, "bytes": text_bytes}
 
     def information(self, mixture: Tensor) -> dict[str, float]:
-        """Return the mutual information of samples and codes.
+        """Return the mutual information between samples and codes.
 
         ``mixture`` [samples, 3 x latent] has mean, log variance and z of this rank's samples, and zeros elsewhere.
         """
         if self.world.size > 1:
-            dist.all_reduce(mixture)  # each row is one rank's: the sum rounds nothing
+            dist.all_reduce(mixture)  # each row belongs to one rank: the sum rounds nothing
         return {"mutual_information": aggregate_posterior(*mixture.chunk(3, dim=1))["mutual_information"]}
 
     def likelihood(self, metrics: dict[str, float], draws: int) -> dict[str, float]:
@@ -366,7 +366,7 @@ class Trainer:
         return self.reduce(totals).metrics()
 
     def mean_kl(self, terms: Terms) -> Tensor:
-        """Return the mean KL per sample of the step's batch over all ranks, without dimensions."""
+        """Return the mean KL per sample of the step's batch over all ranks, a scalar."""
         total = terms.kl.detach().sum()
         if self.world.size > 1:
             dist.all_reduce(total)
@@ -386,11 +386,11 @@ class Trainer:
     # ----------------------------------------------------------------------------------------- state
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Return everything that changes from step to step but the counters, by stem of a checkpoint's file and name.
+        """Return all state that changes from step to step except the counters, by checkpoint file stem and name.
 
-        ``model`` is what readers of a trained model take. ``optimizer`` is what only training needs: the moments and,
-        beside a moving average, the raw weights. ``stream`` is the state of a stream's lanes; those of other ranks are
-        what ``gather_lanes`` has brought here.
+        ``model`` holds the tensors that readers of a trained model need. ``optimizer`` holds those that only training
+        needs: the moments and the multiplier and, with a moving average, the raw weights. ``stream`` is the state of a
+        stream's lanes; other ranks' lanes are as ``gather_lanes`` last brought them.
         """
         training = {
             f"{key}.{name}": value
@@ -405,7 +405,7 @@ class Trainer:
         return {"model": self.model.state_dict(), "optimizer": training, **stream}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return contiguous copies of ``state`` on the CPU; a GPU is waited for once, not for each tensor."""
+        """Return contiguous copies of ``state`` on the CPU; wait for a GPU once, not for each tensor."""
         on_gpu = self.world.device.type == "cuda"
         copies = {
             stem: {
@@ -436,14 +436,14 @@ class Trainer:
                 tensor.copy_(found[stem][name])
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Read and write by ``vocabulary``, that of a checkpoint or of rank 0."""
+        """Read and write text with ``vocabulary``, that of a checkpoint or of rank 0."""
         if vocabulary.digest != self.train_batches.samples.vocabulary.digest:
             self.train_batches = TrainingBatches(self._corpus, self.config, vocabulary)
             self.valid_batches = self.evaluation_batches(self._corpus, vocabulary)
         self.raw.vocabulary = self.model.vocabulary = vocabulary
 
     def gather_lanes(self) -> None:
-        """Bring the state of every rank's lanes to all ranks; each takes part. Nothing to do without a stream."""
+        """Bring the state of every rank's lanes to all ranks; call it on each. Do nothing without a stream."""
         if self.world.size == 1:
             return
         for rank in range(self.world.size):
@@ -464,7 +464,7 @@ class Trainer:
             for tensor in group.values():
                 dist.broadcast(tensor, 0)
         if not self.model.vocabulary.is_bytes:
-            # each node learns its own where none came with the corpus, maybe by another version of the library
+            # each node learns its own if none came with the corpus, maybe with another version of the library
             self.use_vocabulary(Vocabulary.from_values(self.share_values(self.model.vocabulary.values())))
         return self.first(step)
 
@@ -486,7 +486,7 @@ class Trainer:
 
 
 def records_steps(config: RunConfig[Any], world: World) -> bool:
-    """Return whether steps are recorded as CUDA graphs: one worker's on a GPU, unless the config says otherwise."""
+    """Return whether steps are recorded as CUDA graphs: for one worker on a GPU, unless the config says otherwise."""
     return config.graphs == "auto" and world.device.type == "cuda" and world.size == 1
 
 
@@ -498,15 +498,15 @@ def copy_for_average(model: Model) -> Model:
     average = copy.deepcopy(model, {id(buffer): buffer for buffer in model.buffers()}).requires_grad_(False)
     for layer in average.modules():
         if isinstance(layer, nn.RNNBase):
-            layer.flatten_parameters()  # cuDNN wants the weights of a layer in one block, and they were copied singly
+            layer.flatten_parameters()  # cuDNN wants a layer's weights in one block, and they were copied singly
     return average
 
 
 def build_optimizer(model: nn.Module, config: RunConfig[Any]) -> torch.optim.AdamW:
     """Return fused AdamW with its moments allocated, so that a checkpoint can be loaded into them.
 
-    Weight decay acts on parameters of two or more dimensions: matrices and convolution kernels, neither biases nor the
-    scales of normalisation.
+    Weight decay acts on parameters of two or more dimensions: matrices and convolution kernels, but neither biases nor
+    the scales of normalisation.
     """
     settings = config.optimizer
     decaying = [parameter for parameter in model.parameters() if parameter.ndim > 1]

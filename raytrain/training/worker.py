@@ -63,13 +63,13 @@ PERMANENT_ERRORS = (
     UserError,
     ValueError,
 )
-"""Errors that repeat when the same is done again: they end a run at once."""
+"""Errors that would repeat on a retry: they end a run at once."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Everything that a worker needs to know of a run, in plain values that travel to any process."""
+    """Everything that a worker needs to know about a run, in plain values that any process can receive."""
 
     config: dict[str, Any]
     corpus: dict[str, str]
@@ -83,13 +83,13 @@ class Job:
     draws: int = 0
     """Draws of z for the likelihood estimate at each evaluation; 0 leaves it out."""
     baseline: float | None = None
-    """Bits per byte of the n-gram that early stopping compares with; ``None`` for a run that is no trial."""
+    """Bits per byte of the n-gram that early stopping compares with; ``None`` for a run that is not a trial."""
     fence: dict[str, Any] | None = None
-    """Address of the fence that every write is held against; ``None`` where nobody else writes there."""
+    """Address of the fence that every write is checked against; ``None`` if nobody else writes there."""
     reported: int = 0
     """Step of the last evaluation that the driver has recorded; later ones of the newest checkpoint are sent again."""
     losses: bool = False
-    """Whether its outcome has the loss of every validation sample."""
+    """Whether its outcome includes the loss of every validation sample."""
     end: int | None = None
     """Step after which the job ends; ``None`` for the last one of its config."""
     origin: str | None = None
@@ -99,7 +99,7 @@ class Job:
 
 
 def worker_loop(values: dict[str, Any]) -> None:
-    """Serve a worker group: join the other workers, then train one run after the other until there is none.
+    """Serve a worker group: join the other workers, then train one run after another until there are no more.
 
     ``values`` are {"coordinator": handle, "on_gpus": bool}. Ray Train calls this on each worker.
     """
@@ -125,7 +125,7 @@ def worker_loop(values: dict[str, Any]) -> None:
 def run_in_process(job: Job, worker_spec: WorkerSpec, send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Train the run in this process, which has the resources of one worker; return its outcome.
 
-    The loop and the MLflow run are the same as in a worker group; the group's other processes are saved.
+    The loop and the MLflow run are the same as in a worker group, without the group's other processes.
 
     Raises:
         ray.exceptions.RayActorError: this machine is about to be taken away.
@@ -141,9 +141,9 @@ def run_in_process(job: Job, worker_spec: WorkerSpec, send: Callable[[dict[str, 
 def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: int | None) -> None:
     """Run the training loop on one worker and record its outcome; evaluations go to ``send``.
 
-    ``node`` is the number of the machine whose system metrics this worker logs; ``None`` if another worker does.
+    ``node`` is the number of the machine whose system metrics this worker logs; ``None`` if another worker logs them.
     """
-    release_memory()  # left by the run before, and not free until that had returned
+    release_memory()  # left by the previous run, and not freed until that had returned
     torch.set_num_threads(max(1, int(job.cpus)))
     config = from_dict(job.config)
     storage = open_storage(job.storage)
@@ -194,7 +194,7 @@ def run(job: Job, world: World, send: Callable[[dict[str, Any]], None], node: in
 
 
 def final_samples(job: Job, num: int = 10) -> list[str]:
-    """Draw texts from the run's best checkpoint, for its outcome and, by its driver, its MLflow run."""
+    """Draw texts from the run's best checkpoint, for its outcome and for its MLflow run, where the driver puts them."""
     location = open_storage(job.storage).child(CHECKPOINTS)
     stored = retry_storage(lambda: checkpoint.best(location))
     if stored is None:
@@ -205,7 +205,7 @@ def final_samples(job: Job, num: int = 10) -> list[str]:
 def validation_losses(
     job: Job, config: RunConfig[Any], corpus: Corpus, device: torch.device
 ) -> dict[str, list[float]] | None:
-    """Return what ``Trainer.losses`` gives of the run's best checkpoint; ``None`` if the run has none."""
+    """Return ``Trainer.losses`` of the run's best checkpoint; ``None`` if the run has none."""
     stored = retry_storage(lambda: checkpoint.best(open_storage(job.storage).child(CHECKPOINTS)))
     if stored is None:
         return None
@@ -253,7 +253,7 @@ class RayReporter:
             self.system = SystemMetrics(self.system_writer, run.created_ms, node=f"node-{node}")
 
     def _tag(self, run: Run) -> None:
-        """Say where the run is computed now, if MLflow takes it at once: training does not wait for that."""
+        """Tag the run with where it is now computed, if MLflow accepts that at once: training does not wait."""
         try:
             with patience(0):
                 run.set_tags(host_tags())
@@ -301,7 +301,7 @@ class RayReporter:
         return self.own_node.is_draining()
 
     def close(self, storage: Storage | None) -> int:
-        """Send what waits; keep what cannot be sent under ``storage``. Return the number of such records.
+        """Send pending records; keep under ``storage`` those that cannot be sent. Return how many those are.
 
         ``storage`` is ``None`` if the newest checkpoint keeps them.
         """
@@ -325,10 +325,10 @@ def release_memory() -> None:
     """Return unused memory of this process to the system.
 
     glibc keeps freed memory in arenas, eight for every core, and each run's threads get other arenas than those of the
-    run before. In time the process would hold many times the memory of one run. On a GPU PyTorch keeps what it has
-    freed, which another process of the same GPU may need.
+    previous run. In time the process would hold many times the memory of one run. On a GPU PyTorch keeps freed memory,
+    which another process on the same GPU may need.
     """
-    gc.collect()  # a trainer and its recorder know each other
+    gc.collect()  # a trainer and its recorder reference each other
     buffers.clear()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -28,8 +28,8 @@ from raytrain.config.workers import WorkerSpec
 from raytrain.training.coordinator import Coordinator
 
 FIXED_START_S, ELASTIC_START_S = "3600", "30"
-"""An autoscaler may take minutes. But an elastic worker group asks for as many workers as Ray sees room for, and Ray
-sees a node for half a minute after its death: then the group must ask again."""
+"""Seconds to wait for workers. An autoscaler may take minutes. But an elastic worker group asks for as many workers as
+Ray sees room for, and Ray sees a node for half a minute after its death: then the group must ask again."""
 POLL_S = 0.5
 """Seconds between two checks of a waiting driver that its worker group still exists."""
 
@@ -37,7 +37,7 @@ POLL_S = 0.5
 class WorkerGroup:
     """Workers that are started by the first run that needs them, and keep their resources for the next.
 
-    A worker group is seven processes or more, most of which import torch and Ray: many times the work of a short trial.
+    A worker group is seven processes or more, most of which import torch and Ray: many times the cost of a short trial.
     A group that dies is started again by the next call of ``train``.
     """
 
@@ -62,7 +62,7 @@ class WorkerGroup:
         self._fit: Future[Any] | None = None
 
     def train(self, job: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> None:
-        """Let the workers do ``job``; their evaluations go to ``send``, which stops them by raising.
+        """Let the workers do ``job``; pass their evaluations to ``send``, which stops them by raising.
 
         Raises:
             ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.train.TrainingFailedError: the worker
@@ -76,7 +76,7 @@ class WorkerGroup:
                 send(event)
             except BaseException:
                 self._coordinator.answer.remote(number, int(event["step"]), False)
-                # the workers are free for another job once they have closed what they had open
+                # the workers are free for another job once they have closed everything they had open
                 with suppress(RayActorError, OutOfMemoryError, TrainingFailedError):
                     while self._wait(self._coordinator.event.remote()) is not None:
                         pass
@@ -107,7 +107,7 @@ class WorkerGroup:
         trainer = WithoutDatasets(
             self._worker_loop,
             train_loop_config={"coordinator": self._coordinator, "on_gpus": self.worker_spec.on_gpus},
-            # by itself Ray Train would choose by whether the workers reserve GPUs
+            # by default Ray Train would choose by whether the workers reserve GPUs
             torch_config=ProcessGroup("nccl" if self.worker_spec.on_gpus else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=(self.worker_spec.workers, self.worker_spec.most)
@@ -137,7 +137,7 @@ class WorkerGroup:
         self._fit = ended
 
     def _wait(self, answer: Any) -> Any:
-        """Return what the coordinator answers, as long as the worker group exists."""
+        """Return the coordinator's answer, as long as the worker group exists."""
         assert self._fit is not None
         while not ray.wait([answer], timeout=POLL_S)[0]:
             if self._fit.done():
@@ -158,7 +158,7 @@ class WithoutDatasets(TorchTrainer):
 
 
 class FailedStartCleanup(WorkerGroupCallback, ControllerCallback):
-    """Shuts down a worker group whose worker died in the last moment of its start; runs in Ray Train's controller.
+    """Shuts down a worker group whose worker died at the last moment of its start; runs in Ray Train's controller.
 
     The controller does not know of such a group: it ends without freeing its placement group, which then lives as long
     as the search's job and keeps its resources from all other trials.
@@ -184,7 +184,7 @@ class FailedStartCleanup(WorkerGroupCallback, ControllerCallback):
 class ProcessGroup(TorchConfig):
     """Ray Train's process group, with gloo on the network interface of the node's address.
 
-    By itself gloo takes the address of the host's own name, or the loopback interface if that cannot be used. Debian
+    By default gloo takes the address of the host's own name, or the loopback interface if that cannot be used. Debian
     resolves that name to 127.0.1.1, and then workers on two hosts never meet.
     """
 
