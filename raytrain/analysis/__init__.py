@@ -1,1 +1,1 @@
-"""What is measured and drawn of trained models and searches: evaluations, text metrics, tables, figures, reports."""
+"""Measurements and figures of trained models and searches: evaluations, text metrics, tables, figures, reports."""

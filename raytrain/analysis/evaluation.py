@@ -37,18 +37,18 @@ from raytrain.training.loss import BoundTotals
 
 @dataclass(frozen=True)
 class Task:
-    """An evaluation to be done, in plain values that travel to any worker."""
+    """An evaluation to do, in plain values that any worker can receive."""
 
     config: dict[str, Any]
     corpus: dict[str, str]
     """Address of the corpus for any node: see ``data.cache.address``."""
     split: str
     num_samples: int | None
-    """Most samples; ``None`` takes all of the split."""
+    """Maximum number of samples; ``None`` takes all of the split."""
     iw_samples: int
     """Draws of z for the importance-weighted estimate. A model without z ignores it."""
     vocabulary: dict[str, Any] | None = None
-    """Values of the model's vocabulary; ``None`` of bytes."""
+    """Values of the model's vocabulary; ``None`` for bytes."""
 
     def batches(self) -> EvaluationBatches:
         """Return the batches of samples, the same for every worker.
@@ -98,7 +98,7 @@ def evaluate(
 
 @dataclass
 class Totals:
-    """Sums over samples, in float64 on the CPU; ``+`` joins those of several workers."""
+    """Sums over samples, in float64 on the CPU; ``+`` combines those of several workers."""
 
     config: RunConfig[Any]
     iw_samples: int
@@ -112,9 +112,9 @@ class Totals:
     by_position: Tensor
     """[2, length]: nats of the reconstruction and number of predictions at each position."""
     by_length: Tensor
-    """[bins, 4]: samples, text bytes, reconstruction and KL; bin i holds lengths of [i, i + 1) x BUCKET_WIDTH bytes."""
+    """[bins, 4]: samples, text bytes, reconstruction and KL; bin i holds lengths in [i, i + 1) x BUCKET_WIDTH bytes."""
     mixture: Tensor
-    """[samples, 3 x latent]: mean, log variance and a draw of q(z | x), of samples that are evenly spaced among all."""
+    """[samples, 3 x latent]: mean, log variance and a draw of q(z | x), for samples evenly spaced among all."""
 
     @classmethod
     def empty(cls, latent: int, config: RunConfig[Any], iw_samples: int, lengths: Tensor) -> Totals:
@@ -160,7 +160,7 @@ class Totals:
     ) -> StreamState | None:
         """Add a batch; every ``mixture_stride``-th sample enters the aggregate posterior.
 
-        Return the state after the chunks of a stream, given that before them.
+        Return the state after the chunks of a stream, given ``state`` before them.
         """
         tokens = batch.tokens.to(device)
         if model.latent == 0:
@@ -213,11 +213,11 @@ class Totals:
 
         The metrics of a latent code (from ``importance_weighted`` on) exist only for a model that has one.
         ``by_position`` holds the reconstruction: bits per prediction at each position of a sample, and the number of
-        predictions. Bits x predictions sums to the total; the KL belongs to no position.
+        predictions. Bits x predictions adds up to the total; the KL belongs to no position.
         ``by_length`` holds the negative ELBO, in bits per byte of text.
 
         Args:
-            model: the model, for the registered metrics that have a function; without it they are left out.
+            model: needed for the registered metrics that have a function; without it they are left out.
         """
         bound = self.bound.metrics()
         samples, text_bytes = self.bound.sums[:2].tolist()
@@ -275,5 +275,5 @@ class Totals:
 
 
 def _longest(config: RunConfig[Any], lengths: Tensor) -> int:
-    """Return the most bytes of a sample, a STOP counted; chunks of a stream have so many *pieces* at most."""
+    """Return the most bytes that a sample may have, with a STOP; for a stream, ``config.length`` counts pieces."""
     return config.length * int(lengths.max()) if config.sampling == "stream" else config.length

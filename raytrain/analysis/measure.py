@@ -1,4 +1,4 @@
-"""Measuring a trained model: its likelihood on a split, the texts that it writes, and the record of both."""
+"""Measurement of a trained model: its likelihood on a split, the texts that it writes, and the record of both."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def evaluate_here(model: Model, task: Task, batches: EvaluationBatches) -> Total
 
 
 def evaluate_on_cluster(task: Task, tensors: dict[str, Any], options: EvaluateOptions) -> Totals:
-    """Measure in ``options.workers`` tasks on a Ray cluster; sums are taken in the order of their shares.
+    """Measure in ``options.workers`` tasks on a Ray cluster; add up their totals in the order of their shares.
 
     Raises:
         UserError: there is no such cluster, or a task fits on none of its nodes.
@@ -107,7 +107,7 @@ def evaluate_on_cluster(task: Task, tensors: dict[str, Any], options: EvaluateOp
 def measure_texts(
     options: EvaluateOptions, model: Model, corpus: Corpus, batches: EvaluationBatches
 ) -> dict[str, Any] | None:
-    """Measure texts that the model writes and, to hold them against, as many texts of the split."""
+    """Measure texts that the model writes and, for comparison, as many texts of the split."""
     if options.num_texts == 0:
         return None
     written = [item.text for item in sample(model, options.num_texts, seed=options.seed)]
@@ -133,8 +133,8 @@ def log_result(run: Run, result: dict[str, Any]) -> None:
 def metric_values(result: dict[str, Any], prefix: str) -> dict[str, float]:
     """Return the single numbers of a result by their MLflow names: ``test/bound``, ``samples/self_bleu``.
 
-    ``train`` and ``valid`` are the training loop's own names, of other samples: here they become
-    ``evaluation/valid/bound``. ``prefix`` precedes every name where the corpus is not the one of training.
+    ``train`` and ``valid`` are the training loop's own names, for other samples: here they become
+    ``evaluation/valid/bound``. ``prefix`` precedes every name if the corpus is not the one of training.
     """
     split = result["split"] if result["split"] == "test" else f"evaluation/{result['split']}"
     groups = {split: result["metrics"]}

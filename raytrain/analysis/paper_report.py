@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from raytrain.tracking.runs import Run
 
 TEXTS = 10
-"""Texts of each table."""
+"""Number of texts in each table."""
 WITH_CURVE = "paper_fig3"
 """The figure that shows the course of training, not its end."""
 
@@ -44,7 +44,7 @@ def find_searches(uri: str, experiment: str, figure: str, names: Sequence[str] =
     """Return the searches that a figure is drawn from: those called ``names``, or the newest of the figure's space.
 
     Raises:
-        UserError: no such experiment or search.
+        UserError: there is no such experiment or search.
     """
     if names:
         return [find_search(uri, experiment, name) for name in names]
@@ -70,10 +70,10 @@ class Collected:
 
 
 def collect(found: Sequence[Child], figure: str, *, everything: bool) -> Collected:
-    """The records of the trials of searches, newest first; trials that confirm another with a new seed are left out.
+    """Return the records of the searches' trials, newest search first; leave out trials that confirm another.
 
-    Without ``everything``, a search adds only models that none before it has, trained for as many steps:
-    the rest of it is an older version of what is there.
+    Without ``everything``, a search adds only models that no newer search has, trained for as many steps: its other
+    trials are older versions of those already there.
     """
     records: list[Record] = []
     runs: dict[str, Run] = {}
@@ -96,7 +96,7 @@ def collect(found: Sequence[Child], figure: str, *, everything: bool) -> Collect
 
 
 def read_record(child: Child, curve: bool = False) -> Record | None:
-    """The record of one trial at its last evaluation; None if it has none that is finite."""
+    """Return the record of one trial at its last evaluation; None if it has none or one that is not finite."""
     figures = {name: child.metrics.get(f"valid/{name}", math.nan) for name in ("bits_per_byte", "reconstruction", "kl")}
     if not all(map(math.isfinite, figures.values())):
         return None
@@ -110,7 +110,7 @@ def read_record(child: Child, curve: bool = False) -> Record | None:
         alpha=float(given["objective.alpha"]),
         annealing=given["objective.annealing"],
         input_dropout=float(given["objective.input_dropout"]),
-        # a block of causal convolutions sees one character more than the one below
+        # each block of causal convolutions sees one character more than the block below
         receptive_field=int(layers) + 1 if layers and given.get("model.decoder") == "bytenet" else None,
         step=history(child.run, "valid/bits_per_byte")[-1][0],
         steps=int(given["steps"]),
@@ -121,9 +121,9 @@ def read_record(child: Child, curve: bool = False) -> Record | None:
 
 
 def record_table(records: Sequence[Record]) -> str:
-    """Markdown: the figures of each configuration, as the mean over its seeds with the lowest and the highest.
+    """Return a Markdown table of each configuration's figures: their mean over its seeds, the lowest and the highest.
 
-    Of a configuration the fields are told in which the records differ.
+    A configuration is named by the fields in which the records differ.
     """
     fields = {
         "model": lambda record: record.model,
@@ -155,7 +155,7 @@ def record_table(records: Sequence[Record]) -> str:
 
 
 def mean_and_range(values: Sequence[float], digits: int) -> str:
-    """The mean and, of several values, the lowest and the highest; empty if one of them is not known."""
+    """Return the mean and, for several values, the lowest and the highest; empty if one of them is not finite."""
     if not all(map(math.isfinite, values)):
         return ""
     mean, *limits = (f"{value:.{digits}f}" for value in (statistics.fmean(values), min(values), max(values)))
@@ -163,10 +163,10 @@ def mean_and_range(values: Sequence[float], digits: int) -> str:
 
 
 def sample_tables(records: Sequence[Record], texts: dict[str, list[str]]) -> str:
-    """Markdown: what the model with the lowest KL writes, and what the one with the highest writes.
+    """Return Markdown tables of texts by the model with the lowest KL and by the one with the highest.
 
     Args:
-        texts: samples by run id; a record without any is passed over.
+        texts: samples by run id; a record without any is skipped.
     """
     usable = sorted(
         (record for record in records if has_latent(record.model) and texts.get(record.run_id)),
@@ -193,7 +193,7 @@ def sample_tables(records: Sequence[Record], texts: dict[str, list[str]]) -> str
 
 
 def outer_samples(records: Sequence[Record], runs: dict[str, Run]) -> dict[str, list[str]]:
-    """The texts, by run id, of the lowest and the highest KL of which there are any."""
+    """Return the texts, by run id, of the models with the lowest and the highest KL among those that have texts."""
     order = sorted((record for record in records if has_latent(record.model)), key=lambda record: record.kl)
     texts: dict[str, list[str]] = {}
     for direction in (order, order[::-1]):
@@ -201,22 +201,22 @@ def outer_samples(records: Sequence[Record], runs: dict[str, Run]) -> dict[str, 
             if record.run_id not in texts:
                 texts[record.run_id] = read_samples(runs[record.run_id])
             if texts[record.run_id]:
-                break  # one that was stopped early has kept none
+                break  # a trial that was stopped early has none
     return texts
 
 
 def read_samples(run: Run) -> list[str]:
-    """The texts that a trial has kept; none if it has kept none."""
+    """Return the texts that a trial has logged; none if it has logged none."""
     with tempfile.TemporaryDirectory() as scratch:
         file = download(run, SAMPLES, Path(scratch))
-        # texts may hold other line ends than the one that separates them
+        # texts may contain other line ends than the one that separates them
         return [text for text in file.read_text("utf-8").split("\n") if text] if file is not None else []
 
 
 def write_paper_figure(figure: str, collected: Collected, folder: Path) -> list[Path]:
     """Draw ``figure`` into ``folder``, with tables of its values and of samples; log all to the first search.
 
-    Returns the files.
+    Return the files.
 
     Raises:
         OSError, UserError: ``folder`` cannot be written.

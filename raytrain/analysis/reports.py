@@ -32,7 +32,7 @@ def report_run(
 ) -> tuple[list[Path], Run | None]:
     """Draw the run that a checkpoint belongs to; return the files and its MLflow run, where they are logged too.
 
-    ``data`` names another corpus than the one of training.
+    ``data`` names a corpus other than the one of training.
 
     Raises:
         UserError: there is no such checkpoint or corpus, or ``output`` cannot be written.
@@ -60,7 +60,7 @@ def report_paper(
 ) -> tuple[list[Path], list[str], Run]:
     """Draw a figure of the paper; return the files, the searches that it shows, and the MLflow run of the first.
 
-    ``searches`` names them; if empty, the newest search of the space that is called as the figure.
+    ``searches`` names them; if empty, take the newest search of the space that has the figure's name.
 
     Raises:
         UserError: there is no such search, none of its trials has been evaluated, or ``output`` cannot be written.
@@ -104,7 +104,7 @@ def default_folder(found: ResolvedModel, reference: str) -> Path:
 
 
 def writable_folder(folder: Path) -> Path:
-    """Return ``folder``, made if need be.
+    """Return ``folder``, created if necessary.
 
     Raises:
         UserError: it cannot be written.

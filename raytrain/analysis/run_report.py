@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from raytrain.tracking.runs import Run
 
 NUM_SAMPLES = 1024
-"""Most validation samples that the figures are made of."""
+"""Maximum number of validation samples in the figures."""
 PAIRS = 3
-"""Interpolations that are shown."""
+"""Number of interpolations shown."""
 STEPS = 7
-"""Texts of an interpolation, its ends included."""
+"""Number of texts in an interpolation, its ends included."""
 _MENTION = re.compile(rb"@\w+")
 
 
@@ -46,9 +46,9 @@ class Portrait:
     texts: list[bytes]
     """[samples], in the order of ``EvaluationBatches``."""
     bits: NDArray[np.float64]
-    """[positions that a sample reaches]: mean bits of the prediction there, STOP included."""
+    """[positions]: mean bits of the prediction at each position that a sample reaches, STOP included."""
     counts: NDArray[np.float64]
-    """[positions]: samples that reach each."""
+    """[positions]: number of samples that reach each."""
     kl: NDArray[np.float64]
     """[latent]: nats per sample."""
     active: NDArray[np.bool_]
@@ -94,10 +94,10 @@ def encode(model: Model, batches: EvaluationBatches) -> tuple[list[bytes], NDArr
 
 
 def properties(texts: Sequence[bytes]) -> dict[str, list[float] | list[bool]]:
-    """Return the properties of each text that a reader can see: its length, and if it has a mention.
+    """Return the properties of each text that a reader can see: its length, and whether it has a mention.
 
-    Only properties that differ over the texts are returned. Windows all have the same length: for them, the number of
-    words that they touch.
+    If all texts have the same length, as windows do, return their numbers of words instead. Return the mentions only if
+    some texts have one and others do not.
     """
     lengths = [float(len(text)) for text in texts]
     mentions = [_MENTION.search(text) is not None for text in texts]
@@ -112,9 +112,9 @@ def properties(texts: Sequence[bytes]) -> dict[str, list[float] | list[bool]]:
 
 
 def interpolation_table(model: Model, texts: Sequence[bytes], means: NDArray[np.float64]) -> str:
-    """Return a Markdown table of texts that are decoded greedily on the lines between the codes of pairs of ``texts``.
+    """Return a Markdown table of texts decoded greedily along the lines between the codes of pairs of ``texts``.
 
-    The first and the last row of a column are the texts themselves. The pairs are the same at every call.
+    The first and the last row of a column are the texts themselves. The pairs are the same in every call.
     """
     generator = np.random.default_rng(0)
     distinct = list(dict(zip(texts, range(len(texts)), strict=True)).values())
@@ -139,7 +139,7 @@ def interpolation_table(model: Model, texts: Sequence[bytes], means: NDArray[np.
 
 
 def read_histories(run: Run) -> dict[str, Curve]:
-    """Return the histories of the metrics in a run's figure of losses."""
+    """Return the histories of the metrics that a run's figure of losses shows."""
     names = ("reconstruction", "auxiliary", "bound", "bits_per_byte", "kl", "kl_weight")
     keys = [f"{split}/{name}" for split in ("train", "valid") for name in names]
     known = describe(run).metrics
@@ -155,7 +155,7 @@ def write_run_report(
 ) -> list[Path]:
     """Write the figures of a run to ``folder``, log them to ``run`` under ``figures/``, and return the files.
 
-    Without a run there is no history of metrics: the figure of losses is left out.
+    Without ``run`` there is no history of metrics, so the figure of losses is left out.
 
     Raises:
         UserError: the validation split has no sample of the model's length.

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 TRIALS = "trials.parquet"
 CONFIRMATION = "confirmation.json"
-"""Artifact of a search that has confirmed its winner: see ``search.confirmation``."""
+"""Artifact of a search that has confirmed its winner; see ``search.confirmation``."""
 LADDER = "raytrain.ladder"
 """Tag of a search that has ended: the reference ladder on the samples of its winner, as JSON."""
 CAPTIONS = {
@@ -72,7 +72,7 @@ def search_figures(
         ladder: the n-grams on the validation samples of the winner, if there is one.
         study: the search's own Optuna study, if at hand; otherwise one is made from ``rows``.
     """
-    # parts of a population's runs can be compared only where they end at the same step, and their KL weight changes
+    # parts of a population's runs can be compared only if they end at the same step, and their KL weight changes
     last = max((row.steps for row in rows), default=0)
     whole = [row for row in rows if row.member < 0 or row.steps == last]
     annealed = {} if len(whole) < len(rows) else {"annealing": figures.annealing_curves(rows, dict(objectives))}
@@ -89,7 +89,7 @@ def search_figures(
 
 
 def objective_of(parameters: Mapping[str, str]) -> ObjectiveConfig:
-    """Read the config of the loss from the flattened parameters of an MLflow run; missing fields have their default."""
+    """Read the config of the loss from the flattened parameters of an MLflow run; missing fields take their default."""
     values: dict[str, Any] = dataclasses.asdict(ObjectiveConfig())
     for name, default in values.items():
         if (text := parameters.get(f"objective.{name}")) is not None:
@@ -152,7 +152,7 @@ def read_confirmation(file: Path) -> dict[str, Any]:
     """Read a ``confirmation.json``.
 
     Raises:
-        UserError: it is none.
+        UserError: the file is not one.
     """
     try:
         values = validate_type(parse_json(file.read_bytes()), dict[str, Any], "it")
@@ -186,7 +186,7 @@ CONFIG = {
 
 
 def _confirmation(values: dict[str, Any] | None) -> list[str]:
-    """Return the section of a page on the confirmation of the winner; nothing where there is none."""
+    """Return the page's section on the confirmation of the winner; empty without a confirmation."""
     if values is None:
         return []
     head = ["trial", "in the search", "mean", "95% interval", "spread", "held", "seeds", "values"]
@@ -218,7 +218,7 @@ def report_page(
 ) -> str:
     """Return the HTML page: a summary, every image embedded, and the tables of trials as text.
 
-    ``confirmation`` is what ``read_confirmation`` gives; ``rows`` are those of the search's own trials.
+    ``confirmation`` is the result of ``read_confirmation``; ``rows`` are those of the search's own trials.
     """
     sections = []
     for name, file in images.items():
@@ -251,7 +251,7 @@ def report_page(
 
 
 def _summary(search: Child, rows: Sequence[TrialRow], confirmation: dict[str, Any] | None) -> list[str]:
-    """Return the summary: the search, the end of its trials and the best one, with what a user should know of it."""
+    """Return the summary: the search, how its trials ended, and the best one with what a user should know about it."""
     counts = ", ".join(f"{count} {status}" for status, count in Counter(row.status for row in rows).items())
     models = ", ".join(sorted({row.model for row in rows if row.model}))
     lines = [f"{models or 'no model'}; {len(rows)} trials" + (f" ({counts})" if counts else "")]
@@ -285,10 +285,10 @@ def _summary(search: Child, rows: Sequence[TrialRow], confirmation: dict[str, An
 
 
 def ladder_of(search: Child) -> Ladder | None:
-    """Return the reference ladder of a search that has ended with a winner; ``None`` of any other.
+    """Return the reference ladder of a search that has ended with a winner; ``None`` for any other.
 
     Raises:
-        UserError: its tag holds something else.
+        UserError: its tag does not hold a ladder.
     """
     if (text := search.tags.get(LADDER)) is None:
         return None

@@ -32,24 +32,24 @@ from raytrain.utils.output import console
 from raytrain.utils.text import table as markdown
 
 BEST_ROWS = 10
-"""Best trials that the live table shows below those that run."""
+"""Number of best trials that the live table shows below the running ones."""
 FEWEST_RUNNING, FRAME_ROWS = 4, 7
-"""Running trials that the live table shows on any terminal, and its lines that are no trials."""
+"""Running trials that the live table shows on any terminal, and its lines that are not trials."""
 SAY_EVERY_S = 60.0
-"""How often a search says how far it is where there is no terminal, beside the end of each trial."""
+"""Seconds between progress messages of a search without a terminal, besides the one at the end of each trial."""
 MAX_ROWS = 12
-"""Positions and latent dimensions that the terminal shows. The JSON has all of them."""
+"""Maximum number of positions and of latent dimensions that the terminal shows. The JSON has all of them."""
 IN_OTHER_TABLES = (*REQUIRED_METRICS, "active_units", "used", "mutual_information")
 """Metrics of an evaluation that have a table of their own."""
 GAP = "&nbsp;&nbsp;&nbsp;"
-"""MLflow's page leaves no space between the columns of a Markdown table."""
+"""Space between the columns of a Markdown table: MLflow's page leaves none."""
 
 
 # -------------------------------------------------------------------------------- trials of a search
 
 
 def trial_table(trials: Sequence[Trial], title: str, first: int = 0) -> Table:
-    """Return a table with a row for each trial: status, progress, metrics and the fields that the space has set.
+    """Return a table with a row for each trial: status, progress, metrics and the fields that the space sets.
 
     A line is drawn below the ``first`` trials.
     """
@@ -71,7 +71,7 @@ def trial_table(trials: Sequence[Trial], title: str, first: int = 0) -> Table:
 
 
 def _fields(trial: Trial, form: str, separator: str) -> str:
-    """Return the fields that the space has set, behind the origin of a warm start's config."""
+    """Return the fields that the space has set, after a warm start's origin or the trial that this one confirms."""
     origin = f"(from {trial.origin})  " if trial.origin else ""
     if trial.confirms is not None:
         origin = f"(confirms {trial.confirms:03}, seed {trial.config.seed})  "
@@ -98,7 +98,7 @@ def markdown_table(trials: Sequence[Trial]) -> str:
 
 
 def trial_counts(trials: Sequence[Trial], num_trials: int) -> str:
-    """Return how many of a search's trials have ended, and how many have which status, as text."""
+    """Return as text how many of a search's trials have ended, and how many have each status."""
     counts = ", ".join(f"{count} {status}" for status, count in Counter(trial.status for trial in trials).items())
     return f"{sum(trial.ended for trial in trials)} of {num_trials} trials ended ({counts or 'none begun'})"
 
@@ -128,7 +128,7 @@ class LiveTable:
             self.live.stop()
 
     def show(self, trial: Trial, outlook: Callable[[], str]) -> None:
-        """Show the new state of ``trial``, and what the search's ``outlook`` is by it."""
+        """Show the new state of ``trial``, and the resulting ``outlook`` of the search."""
         self.trials[trial.number], self.outlook = trial, outlook
         if self.console.is_terminal:
             return
@@ -140,7 +140,7 @@ class LiveTable:
             print(f"{trial_counts(list(self.trials.values()), self.num_samples)}; {text}", flush=True)
 
     def renderable(self) -> Table:
-        """Return the table of the trials that run and of the best of the others: what fits, however many there are."""
+        """Return the table of the running trials and of the best of the others: as many as fit on the terminal."""
         trials = list(self.trials.values())
         running = [trial for trial in trials if trial.status == "running"]
         room = max(FEWEST_RUNNING, self.console.height - BEST_ROWS - FRAME_ROWS)
@@ -169,7 +169,7 @@ def confirmation_summary(configs: Sequence[Repeated], search_objective: SearchOb
 
 
 def markdown_confirmation(configs: Sequence[Repeated], search_objective: SearchObjective) -> str:
-    """Return the same as a Markdown table, for a model card."""
+    """Return the table of ``confirmation_summary`` in Markdown, for a model card."""
     return markdown(list(CONFIRMED), [_confirmed(each, search_objective) for each in configs])
 
 
@@ -187,10 +187,10 @@ def _confirmed(each: Repeated, search_objective: SearchObjective) -> list[str]:
 def search_summary(
     trials: list[Trial], search_objective: SearchObjective, won: Trial | None, ladder: Ladder | None = None
 ) -> str:
-    """Return the table of the trials, best first, with the Pareto front where it was searched for, and remarks.
+    """Return the table of the trials, best first, with the Pareto front if the search was for one, and remarks.
 
-    ``won`` is the winner, ``None`` if no trial has won, and ``ladder`` that of its samples. Trials that confirm it are
-    left out.
+    ``won`` is the winner, ``None`` if no trial has won, and ``ladder`` is the ladder on its samples. Trials that
+    confirm it are left out.
     """
     trials = searched(trials)
     console = Console(record=True, width=160, file=StringIO())
@@ -208,8 +208,8 @@ def remarks(
 ) -> list[str]:
     """Return what a user should know before trusting the winner.
 
-    That is: infeasible trials, a collapsed posterior, and a model above the best n-gram of ``ladder``, that of the
-    samples of ``best``, the winner.
+    That is: infeasible trials, a collapsed posterior, and a model above the best n-gram of ``ladder``. ``best`` is the
+    winner, and ``ladder`` is measured on its samples.
     """
     lines = []
     below = [trial for trial in searched(trials) if trial.best and not search_objective.may_win(trial.best)]

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from raytrain.utils.text import readable
 
 MAX_ORDER = 4
-"""Words of the longest n-grams that are counted."""
+"""Length in words of the longest n-grams that are counted."""
 BLEU_EPSILON = 0.1
 """Matches that count where a sample shares no n-gram of some order with the others (method 1 of Chen & Cherry 2014)."""
 BLOCK_BYTES = 1 << 26
 """Bytes of the corpus that are indexed at once. The index takes five times as much memory."""
 SEARCHED_BYTES = 1 << 29
-"""Most bytes of the corpus that are searched: of a larger corpus, blocks that are evenly spaced over it."""
+"""Maximum number of bytes of the corpus that are searched: in a larger corpus, evenly spaced blocks of it."""
 QUERIES_AT_ONCE = 1 << 16
 STRIDE = 16
 """Bytes that are compared at once."""
@@ -71,7 +71,7 @@ def self_bleu(texts: Sequence[list[str]]) -> float:
     """Return the mean BLEU-4 of every text against all others (Zhu et al. 2018); 1 if all texts are the same.
 
     This is sentence BLEU with uniform weights and the closest reference length. Method 1 of Chen & Cherry (2014)
-    smooths precisions of 0. The highest counts are kept once for all texts, so the time grows with the length of the
+    smooths precisions of 0. The highest counts are stored once for all texts, so the time grows with the length of the
     texts and not with the square of their number.
     """
     orders = range(1, MAX_ORDER + 1)
@@ -121,7 +121,7 @@ class Copies:
     """The longest copies of texts from a corpus."""
 
     runs: list[bytes]
-    """The longest run of each text that also occurs in the corpus; the first of equals."""
+    """The longest run of each text that also occurs in the corpus; the first one if several are equally long."""
     searched_bytes: int
     """Bytes of the corpus that were searched: all of them, unless it is larger than the limit."""
 
@@ -135,9 +135,9 @@ def find_copies(
 ) -> Copies:
     """Find the longest run of bytes that each text has in common with ``corpus`` [bytes], uint8, maybe memory-mapped.
 
-    The corpus is indexed by blocks, each with a suffix array, in which all positions of all texts are looked up at
-    once. The time grows linearly with the corpus, and the memory with ``block_bytes`` alone. Of a corpus above
-    ``searched_bytes`` only evenly spaced blocks are searched.
+    The corpus is indexed in blocks. All positions of all texts are looked up at once in the suffix array of each block.
+    The time grows linearly with the corpus, and the memory with ``block_bytes`` alone. If the corpus is larger than
+    ``searched_bytes``, only evenly spaced blocks are searched.
     """
     lengths = np.array([len(text) for text in texts], dtype=np.int64)
     joined = np.frombuffer(b"".join(texts) + bytes(STRIDE), dtype=np.uint8)
@@ -151,7 +151,7 @@ def find_copies(
         number = max(1, searched_bytes // block_bytes)
         starts = np.linspace(0, len(corpus) - block_bytes, number).astype(np.int64)
     for start in starts.tolist():
-        # a copy in memory: the library refuses an array that cannot be written
+        # a copy in memory: the library refuses a read-only array
         index = _Index(np.array(corpus[start : start + block_bytes + overlap]))
         for locations in np.array_split(np.arange(len(room)), len(room) // QUERIES_AT_ONCE + 1):
             found = index.longest_matches(joined, locations, room[locations])
@@ -187,7 +187,7 @@ class _Index:
             positions = self.suffixes[middle].astype(np.int64)
             common = self._common(positions, joined, locations[open_], room[open_])
             longest[open_] = np.maximum(longest[open_], common)
-            # a suffix that ends while the two still agree sorts before; a text that ends there does not
+            # a suffix that ends while the two still agree sorts first; a text that ends there does not
             ends = positions + common == self.size
             smaller = self.text[positions + common] < joined[locations[open_] + common]
             before = (common < room[open_]) & (ends | smaller)
@@ -196,7 +196,7 @@ class _Index:
         return longest
 
     def _common(self, positions: Integers, joined: NDArray[np.uint8], locations: Integers, room: Integers) -> Integers:
-        """Return the number of bytes that each position of the block and each location have in common from there on."""
+        """Return how many bytes match from each position of the block and its location onwards."""
         limit = np.minimum(room, self.size - positions)
         common = np.zeros_like(positions)
         active = np.arange(len(positions))

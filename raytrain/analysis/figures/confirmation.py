@@ -1,4 +1,4 @@
-"""Figure of a search's confirmation: its best configs again with new seeds."""
+"""Figure of a search's confirmation: its best configs, trained again with new seeds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def confirmation(values: Mapping[str, Any]) -> Figure:
     """Draw each confirmed config's value in the search, its new seeds, and their mean with the 95% interval.
 
     Args:
-        values: what ``search_report.read_confirmation`` gives.
+        values: the result of ``search_report.read_confirmation``.
     """
     configs = [entry for entry in values["configs"] if any(value is not None for value in entry["values"])]
     if not configs:

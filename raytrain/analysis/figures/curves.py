@@ -34,9 +34,9 @@ from raytrain.models.ladder import BASELINE_ORDER, Ladder
 
 NO_CURVES = "The table of trials has no evaluations."
 NUM_BEST = 10
-"""Best trials that stand out."""
+"""Number of best trials that stand out."""
 MOST_OTHERS = 300
-"""Most of the other trials that are drawn: more would be one grey surface."""
+"""Maximum number of other trials that are drawn: more would be one grey surface."""
 LEVELS = ((1, PURPLE, (0, (1, 1.5))), (BASELINE_ORDER, GREEN, (0, (4, 2))))
 """Orders of the n-grams that are drawn beside the best one, with their looks: the 2-gram and the 3-gram."""
 
@@ -45,7 +45,7 @@ def learning_curves(rows: Sequence[TrialRow], ladder: Ladder | None = None) -> F
     """Draw the negative ELBO of all trials at each evaluation, the best ones in front, and what n-grams reach.
 
     Args:
-        ladder: the n-grams on the validation samples of the winner.
+        ladder: the n-grams' bits per byte on the validation samples of the winner.
     """
     drawn = [row for row in ranked(rows) if row.curves.get(METRIC)]
     if not drawn:
@@ -55,7 +55,7 @@ def learning_curves(rows: Sequence[TrialRow], ladder: Ladder | None = None) -> F
     handles = _draw(axes, drawn, METRIC)
     levels = [] if ladder is None else _levels(axes, ladder)
     values = [value for row in drawn for _, value in row.curves[METRIC]]
-    # the first evaluations, high above all that is compared later, do not set the scale
+    # the first evaluations, far above all later values of interest, do not set the scale
     low, high = min([*values, *_heights(levels)]), max([upper_limit(values), *_heights(levels)])
     room = 0.04 * (high - low or 1.0)
     axes.set_ylim(low - room, high + room)
@@ -91,13 +91,13 @@ def code_curves(rows: Sequence[TrialRow]) -> Figure:
 
 
 def _draw(axes: Axes, drawn: Sequence[TrialRow], key: str) -> list[Line2D]:
-    """Draw a metric of trials, best first, over the steps; return what a legend says of them."""
+    """Draw a metric of trials, best first, over the steps; return the lines for the legend."""
     best, others = drawn[:NUM_BEST], drawn[NUM_BEST:]
     taken = evenly(others, MOST_OTHERS)
     faint = [row.curves[key] for row in taken if row.curves.get(key)]
     alpha = 0.45 if len(taken) <= 50 else 0.22
     axes.add_collection(LineCollection(faint, colors=GREY, linewidths=0.8, alpha=alpha, zorder=1))
-    ends = [curve[-1] for curve in faint]  # of a trial that was evaluated once, they are all that can be seen
+    ends = [curve[-1] for curve in faint]  # for a trial that was evaluated once, only its end can be seen
     axes.scatter([step for step, _ in ends], [value for _, value in ends], s=4, color=GREY, alpha=alpha, zorder=1)
     lines: list[Line2D] = []
     for place, row in reversed(list(enumerate(best))):
@@ -120,7 +120,7 @@ def _draw(axes: Axes, drawn: Sequence[TrialRow], key: str) -> list[Line2D]:
 
 
 def _levels(axes: Axes, ladder: Ladder) -> list[Line2D]:
-    """Draw what n-grams reach, and the entropy where it is known, the highest first; return the lines."""
+    """Draw the values that n-grams reach, and the entropy if it is known, highest first; return the lines."""
     lowest = ladder.lowest
     levels: list[tuple[str, float, str, Any]] = [
         (f"byte {order + 1}-gram", ladder.bits[order], colour, line)

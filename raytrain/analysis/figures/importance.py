@@ -20,15 +20,15 @@ from raytrain.analysis.figures.records import TrialRow, evenly, is_logarithmic, 
 from raytrain.analysis.figures.style import BLUE, INK, SKY, dress, explain, message, new_figure, plain, short
 
 MIN_TRIALS = 8
-"""Fewest evaluated trials. With fewer, a share of the variance would be noise."""
+"""Minimum number of evaluated trials. With fewer, a share of the variance would be noise."""
 
 
 MOST_TRIALS = 300
-"""Most evaluated trials that it is computed from: its time grows with the square of their number."""
+"""Maximum number of evaluated trials it is computed from: its time grows with the square of their number."""
 SUBSETS, MOST_IN_SUBSET, TREES_OF_SUBSET = 20, 75, 16
-"""Random subsets of the trials that an interval is from, most trials of each, and trees of its forest."""
+"""Number of random subsets of the trials for an interval, maximum trials of each, and trees of its forest."""
 FEWEST_IN_SUBSET = 4
-"""Fewest trials of a subset that have a parameter. With fewer, the subset says nothing of it."""
+"""Fewest trials of a subset that have a parameter. With fewer, the subset says nothing about it."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Importance:
     name: str
     share: float
     num_trials: int
-    """Evaluated trials that have the parameter, of those that it was computed from."""
+    """Number of trials that have the parameter, among those that it was computed from."""
     conditional: bool
-    """True if some trials do not have it. Its share is then computed among those that do."""
+    """True if some trials do not have the parameter. Its share is then computed among those that do."""
     error: float = math.nan
     """Standard error of the share over other trials of the same search space; NaN where it is not known."""
 
@@ -54,13 +54,13 @@ class Importance:
 def importances(study: optuna.Study) -> list[Importance]:
     """Return the importance of every parameter for the first objective of a study, the largest first.
 
-    Empty if there are fewer than ``MIN_TRIALS`` evaluated trials, or if nothing varies. A parameter that only some
-    trials have is assessed among those, if they are enough. Of more than ``MOST_TRIALS`` as many are taken, evenly
-    spaced over the search.
+    The list is empty if there are fewer than ``MIN_TRIALS`` evaluated trials, or if nothing varies. A parameter that
+    only some trials have is assessed among those, if they are enough. If there are more than ``MOST_TRIALS``, that many
+    are taken, evenly spaced over the search.
 
-    The error is that of a jackknife: the deviation over random subsets of m of the n trials, times the root of
-    m / (n - m) (Shao and Wu 1989, delete-d jackknife). It is that of the trials and of the forest, which in a search
-    that has learnt where to look are not those of the whole space.
+    The error is that of a jackknife: the standard deviation over random subsets of m of the n trials, times the square
+    root of m / (n - m) (Shao and Wu 1989, delete-d jackknife). It covers the variation of the trials and of the forest.
+    A search that has learnt where to look does not sample the whole space, so the error is not that of the whole space.
     """
     # a warm start from outside the space has no parameters
     trials = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if trial.params]
@@ -82,7 +82,7 @@ def importances(study: optuna.Study) -> list[Importance]:
 def _shares(
     trials: Sequence[FrozenTrial], groups: Sequence[Sequence[str]], fewest: int, evaluator: FanovaImportanceEvaluator
 ) -> dict[str, float]:
-    """Return the share of each parameter, in the first group that has it, among the trials that have all of a group.
+    """Return the share of each parameter in the first group that has it, among trials that have the whole group.
 
     Groups that fewer than ``fewest`` trials have, or over whose trials nothing varies, are left out.
     """
@@ -92,19 +92,19 @@ def _shares(
     for group in groups:
         owners = [trial for trial in trials if all(name in trial.params for name in group)]
         if not group or len(owners) < fewest or len({trial.values[0] for trial in owners}) < 2:
-            continue  # without any variance there is nothing to share
+            continue  # without variance there is nothing to share
         try:
             shares = get_param_importances(
                 study, evaluator=evaluator, params=list(group), target=lambda trial: float(trial.values[0])
             )
-        except RuntimeError:  # no tree has found a split: of a few trials all may be at one point
+        except RuntimeError:  # no tree has found a split: a few trials may all be at one point
             continue
         found.update({name: float(share) for name, share in shares.items() if name not in found})
     return found
 
 
 def _errors(trials: Sequence[FrozenTrial], groups: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return the standard error of each parameter's share that enough subsets of the trials have."""
+    """Return the standard error of the share of each parameter that enough subsets of the trials have."""
     size = min(len(trials) // 2, MOST_IN_SUBSET)
     chance, found = random.Random(0), list[dict[str, float]]()
     for number in range(SUBSETS):

@@ -34,7 +34,7 @@ NOTHING = "No run of this figure has been evaluated."
 
 
 def fig3(records: Sequence[Record]) -> Figure:
-    """Draw the reconstruction of decoders without history over the steps: convolutional and LSTM, a line per length."""
+    """Draw the reconstruction of decoders without history over the steps: convolutional and LSTM, one line a length."""
     curves = [record for record in records if record.curve]
     if not curves:
         return message(NOTHING)
@@ -64,8 +64,8 @@ def fig3(records: Sequence[Record]) -> Figure:
 def fig4(records: Sequence[Record]) -> Figure:
     """Draw bits per character, KL, and KL over reconstruction against the length of the samples.
 
-    The plain LSTM language model stands beside the negative ELBO of the VAEs. An LSTM VAE that costs the same and has
-    no KL does not use its code. Where both cost more than later, they are trained too little.
+    The plain LSTM language model is drawn beside the negative ELBO of the VAEs. An LSTM VAE with the same cost and no
+    KL does not use its code. Where both cost more than at greater lengths, they are undertrained.
     """
     if not records:
         return message(NOTHING)
@@ -174,7 +174,7 @@ def _lines_by_model(axes: Axes, records: Sequence[Record], x: Value, y: Value) -
 
 
 def _order(model: str) -> tuple[int, str]:
-    """Sort key of a model: registered ones first, as they were registered."""
+    """Return the sort key of a model: registered models first, in the order of registration."""
     known = list(known_models())
     return (known.index(model) if model in known else len(known)), model
 
@@ -197,7 +197,7 @@ def _line(axes: Axes, records: Iterable[Record], x: Value, y: Value, look: tuple
 
 
 def _from_zero(axes: Axes) -> None:
-    """Let the y axis begin just under 0: whether a KL is 0 must be seen."""
+    """Start the y axis just below 0, so that a KL of 0 is visible."""
     high = axes.get_ylim()[1]
     axes.set_ylim(-0.03 * high, high)
 

@@ -18,15 +18,15 @@ from raytrain.analysis.figures.search import BITS, NOTHING
 from raytrain.analysis.figures.style import GREY, INK, SEQUENCE, message, new_figure, plain, short, upper_limit
 
 MOST_COLOURED, MOST_OTHERS = 50, 200
-"""Trials that are drawn in colour, the best of all, and in grey behind them: of more, none can be followed."""
+"""Maximum numbers of trials in colour, the best ones, and in grey behind them: among more, none can be followed."""
 SPREAD = 0.05
-"""Width over which lines through one value of a parameter are spread where there are trials in grey."""
+"""Width over which lines through one value of a parameter are spread if there are trials in grey."""
 
 
 def parallel_coordinates(rows: Sequence[TrialRow]) -> Figure:
     """Draw trials as lines through their parameters to their negative ELBO; better ones are darker, and in front.
 
-    Of many trials only the best have colours. The others are grey, or as many of them as can be told apart.
+    If there are many trials, only the best have colours. The others are grey, as many as can be told apart.
     """
     scored = ranked(rows)
     names = list(dict.fromkeys(name for row in scored for name in row.parameters))
@@ -102,11 +102,11 @@ class _Column:
         self.ticks = labels + ([(self.ABSENT, "not drawn")] if len(present) < len(values) else [])
 
     def spread(self) -> None:
-        """Draw lines that pass through one value beside each other, each by a place of its own."""
+        """Spread lines that pass through the same value, so that each has a position of its own."""
         seen = Counter[float]()
         width = SPREAD * (len(set(self.positions)) < len(self.positions) / 4)
         for index, position in enumerate(self.positions):
-            # the golden ratio fills an interval evenly, however many come
+            # multiples of the golden ratio fill an interval evenly, however many there are
             self.positions[index] += width * (seen[position] * 0.618034 % 1 - 0.5)
             seen[position] += 1
 

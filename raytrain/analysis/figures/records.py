@@ -15,12 +15,12 @@ T = TypeVar("T")
 Curve = list[tuple[int, float]]
 """(step, value), by step."""
 CURVE = "curve/"
-"""Beginning of the columns of a table of trials that hold the steps and the metrics of all evaluations."""
+"""Prefix of the columns in a table of trials that hold the steps and the metrics of all evaluations."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRow:
-    """A trial as ``trials.parquet`` has it."""
+    """A trial as stored in ``trials.parquet``."""
 
     number: int
     name: str = ""
@@ -37,11 +37,11 @@ class TrialRow:
     metrics: dict[str, float] = field(default_factory=dict)
     """The finite metrics of its best evaluation."""
     parameters: dict[str, Any] = field(default_factory=dict)
-    """Parameters that the search space has drawn, by its own names; without those that were not drawn."""
+    """Parameters that the search space has drawn, by the space's own names; without those that were not drawn."""
     fields: dict[str, Any] = field(default_factory=dict)
     """The fields of the config that the space has set."""
     curves: dict[str, Curve] = field(default_factory=dict)
-    """The finite values of each metric that its evaluations keep, by name."""
+    """The finite values of each metric over its evaluations, by name."""
     model: str = ""
     length: int = 0
     rank: int = 0
@@ -49,7 +49,7 @@ class TrialRow:
     origin: str = ""
     """Reference of its config, if it was a warm start."""
     member: int = -1
-    """Member of a population of which it is a part; -1 without one."""
+    """Member of a population that it belongs to; -1 without one."""
     confirms: str = ""
     """Name of the trial whose config it repeats with a new seed; empty for a trial of the search itself."""
 
@@ -86,7 +86,7 @@ class TrialRow:
 def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:
     """Return the trials that have a negative ELBO, best first by the search objective.
 
-    Where the table has no ranks: by bits per byte, since a search may vary the length of samples.
+    If the table has no ranks, sort by bits per byte, since a search may vary the length of samples.
     """
     return sorted((row for row in rows if row.scored), key=lambda row: (row.rank, row.bits_per_byte, row.number))
 
@@ -97,9 +97,10 @@ def evenly(items: Sequence[T], most: int) -> Sequence[T]:
 
 
 def is_logarithmic(values: Sequence[float]) -> bool:
-    """Return whether numbers that a search has drawn seem to be from a range on a logarithmic scale.
+    """Return whether numbers that a search has drawn seem to come from a logarithmic range.
 
-    They span a factor of eight or more, and their median is nearer to the middle of that scale than of a linear one.
+    They then span a factor of eight or more, and their median is nearer to the middle of a logarithmic scale than to
+    that of a linear one.
     """
     ordered = sorted(values)
     low, middle, high = ordered[0], ordered[len(ordered) // 2], ordered[-1]
@@ -113,7 +114,7 @@ def read_trials(file: Path) -> list[TrialRow]:
     """Read the rows of a ``trials.parquet``, by number.
 
     Raises:
-        UserError: the file is no Parquet table, or has no column ``number``.
+        UserError: the file is not a Parquet table, or has no column ``number``.
     """
     import pyarrow
     import pyarrow.parquet
@@ -159,7 +160,7 @@ def _metrics(entry: dict[str, Any]) -> dict[str, float]:
     """Return the registered metrics of a row that are finite.
 
     Raises:
-        TypeError: one of them is no number.
+        TypeError: one of them is not a number.
     """
     values = {name: value for name, value in known_metrics(entry).items() if value is not None}
     for name, value in values.items():
@@ -169,10 +170,10 @@ def _metrics(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def _curves(columns: dict[str, Any]) -> dict[str, Curve]:
-    """Return the curves of a row from its columns: a list of steps, and one of values at these steps for each metric.
+    """Return the curves of a row from its columns: a list of steps and, for each metric, a list of values at them.
 
     Raises:
-        TypeError, ValueError, OverflowError: they are something else.
+        TypeError, ValueError, OverflowError: the columns hold something else.
     """
     for name, values in columns.items():
         if type(values) is not list or any(type(value) not in (int, float, type(None)) for value in values):
@@ -209,7 +210,7 @@ class Record:
     """Nats per sample, as ``kl``."""
     kl: float
     used: float = math.nan
-    """Nats per sample that are lost when samples exchange their codes; NaN where that was not measured."""
+    """Nats per sample that are lost when samples swap their codes; NaN if that was not measured."""
     alpha: float = 0.0
     annealing: str = "linear"
     input_dropout: float = 0.0

@@ -32,13 +32,13 @@ VALID_LOOK = {"linewidth": 1.6, "marker": "o", "markersize": 3.5}
 
 
 def losses(histories: Mapping[str, Curve]) -> Figure:
-    """Draw the parts of the loss and the KL weight over the steps, in panels below each other.
+    """Draw the parts of the loss and the KL weight over the steps, in panels below one another.
 
     The parts are drawn per byte. The documents of a batch are of similar length, so nats per sample would show the
     lengths more than the learning.
 
     Args:
-        histories: (step, value) of ``train/...`` and ``valid/...`` by metric; what is missing is left out.
+        histories: (step, value) of ``train/...`` and ``valid/...`` by metric; missing metrics are left out.
     """
     if not any(histories.values()):
         return message("The run has no metrics.")
@@ -55,7 +55,7 @@ def losses(histories: Mapping[str, Curve]) -> Figure:
     for name, label, colour in lines:
         for split, look in (("train", TRAIN_LOOK), ("valid", VALID_LOOK)):
             curve = _per_byte(histories, split, name)
-            # a model without an auxiliary head reports zeros; the training ELBO is the sum of what is drawn
+            # a model without an auxiliary head reports zeros; the training ELBO is the sum of the curves drawn
             if any(value > 0 for _, value in curve) and (name, split) != ("bound", "train"):
                 top.plot(*_xy(curve), color=colour, label=f"{label}, {split}", **look)
     explain(top)
@@ -94,7 +94,7 @@ def bits_by_position(bits: Numbers, counts: Numbers) -> Figure:
 
     Args:
         bits: [length], the mean of -log2 p over the samples that reach the position, STOP included.
-        counts: [length], the number of samples that do.
+        counts: [length], the number of samples that reach it.
     """
     reached = counts > 0
     positions = np.arange(1, len(bits) + 1)[reached]

@@ -1,4 +1,4 @@
-"""Figure of a learnt schedule: what has changed during a run, over its steps."""
+"""Figure of a learnt schedule: the fields that change during a run, over its steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raytrain.config.schedules import auxiliary_weight, kl_weight, learning_rate
 from raytrain.config.schema import RunConfig, flatten, in_force
 
 POINTS = 400
-"""Points of a curve between two changes."""
+"""Number of points of a curve between two changes."""
 SHAPED: dict[str, tuple[str, Callable[[RunConfig[Any], int], float]]] = {
     "objective.weight": ("KL weight", lambda config, step: kl_weight(config.objective, step, config.steps)),
     "objective.alpha": ("alpha", lambda config, step: auxiliary_weight(config.objective, step, config.steps)),
@@ -22,7 +22,7 @@ SHAPED: dict[str, tuple[str, Callable[[RunConfig[Any], int], float]]] = {
         lambda config, step: learning_rate(config.optimizer, step, config.steps),
     ),
 }
-"""Fields that a shape over the steps is multiplied by: label, and value at a step."""
+"""Fields that scale a shape over the steps: label, and value at a step."""
 
 
 def learnt_schedule(config: RunConfig[Any]) -> Figure:

@@ -106,7 +106,7 @@ def _limit(axes: Axes, values: Sequence[float]) -> None:
 
 
 def bound_against_use(rows: Sequence[TrialRow]) -> Figure:
-    """Draw the negative ELBO against the use of the code, with the front of trials that no other beats in both."""
+    """Draw the negative ELBO against the use of the code, with the Pareto front: trials that no other beats in both."""
     usable = [row for row in ranked(rows) if math.isfinite(row.use)]
     if not usable:
         return message(NOTHING)
@@ -146,7 +146,7 @@ def bound_against_use(rows: Sequence[TrialRow]) -> Figure:
 
 
 def _name_points(axes: Axes, rows: Sequence[TrialRow]) -> None:
-    """Write the names of trials beside their points, none over another."""
+    """Write the names of trials beside their points, without overlaps."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     taken: list[tuple[float, float]] = []
     for row in rows:
@@ -163,7 +163,7 @@ def _name_points(axes: Axes, rows: Sequence[TrialRow]) -> None:
 
 
 def annealing_curves(rows: Sequence[TrialRow], objectives: dict[str, ObjectiveConfig], num: int = 5) -> Figure:
-    """Draw the KL weight over the steps that were trained, of the best ``num`` trials and the worst ``num``.
+    """Draw the KL weight of the best ``num`` trials and of the worst ``num``, over the steps that they were trained.
 
     Args:
         objectives: the config of each trial's loss, by run id; a trial without one is left out.

@@ -1,4 +1,4 @@
-"""Style of all figures: colours that a colour-blind reader and a grey print can tell apart, and axes with units."""
+"""Style of all figures: axes with units, and colours that can be told apart by the colour-blind and in grey print."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def model_look(model: str) -> tuple[str, str, str, str]:
     plain = [name for name, other in models.items() if not other.colour]
     number = plain.index(model) if model in plain else len(plain)
     colour, marker = SPARE_COLOURS[number % len(SPARE_COLOURS)], SPARE_MARKERS[number % len(SPARE_MARKERS)]
-    if spec is None:  # of records of a model that is not registered here
+    if spec is None:  # records may be of a model that is not registered here
         return model, colour, marker, "-"
     return spec.label, spec.colour or colour, spec.marker or marker, spec.line
 
 
 def new_figure(width: float = 7.0, height: float = 4.2) -> Figure:
-    """Return an empty figure of ``width`` x ``height`` inches whose parts make room for each other."""
+    """Return an empty figure of ``width`` x ``height`` inches whose layout keeps its parts from overlapping."""
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     return figure
 
 
 def dress(axes: Axes, x: str, y: str, title: str = "") -> Axes:
-    """Label the axes, remove what carries no data, and return ``axes``."""
+    """Label the axes, remove lines that carry no data, and return ``axes``."""
     axes.set_xlabel(x, fontsize=9.5, color=INK)
     axes.set_ylabel(y, fontsize=9.5, color=INK)
     if title:
@@ -110,7 +110,7 @@ def short(value: object, length: int = 16) -> str:
 
 
 def upper_limit(values: Iterable[float]) -> float:
-    """Return the end of an axis whose values are better when lower, so that outliers do not squeeze the others."""
+    """Return the upper end of an axis on which lower is better, so that outliers do not squeeze the other values."""
     ordered = sorted(value for value in values if math.isfinite(value))
     if not ordered:
         return 1.0
@@ -129,7 +129,7 @@ def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = FORMA
     """Write the figure to ``folder`` as ``name`` in each of ``formats``, and return the files."""
     paths = [folder / f"{name}.{form}" for form in formats]
     for path, form in zip(paths, formats, strict=True):
-        # without a date the same data gives the same file
+        # without a date, the same data give the same file
         with output_file(path) as file:
             figure.savefig(file, format=form, metadata={"Date": None} if form == "svg" else None)
     return paths
