@@ -1,8 +1,8 @@
 """Plain PyTorch baseline: the training step that a user would write without raytrain.
 
 The equations are those of ``raytrain.models``, in float32: one-hot inputs, ``nn.LSTM``, ``nn.BatchNorm1d`` over the
-whole batch, Adam. What raytrain adds is left out: noise by sample group, batch statistics without PAD, free bits, the
-multiplier of a rate. So is weight dropout: an LSTM with it has no plain version.
+whole batch, Adam. Raytrain's additions are left out: noise by sample group, batch statistics without PAD, free bits,
+the multiplier of a rate. So is weight dropout: an LSTM with it has no plain version.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def one_hot(tokens: Tensor) -> Tensor:
 
 
 def decoder_inputs(tokens: Tensor, dropout: float) -> Tensor:
-    """Return the decoder's input before each of ``tokens`` [batch, length]; bytes are dropped with this probability."""
+    """Return the decoder's inputs for ``tokens`` [batch, length]; bytes are dropped with probability ``dropout``."""
     inputs = F.pad(tokens[:, :-1], (1, 0), value=STOP)
     if dropout > 0:
         dropped = (torch.rand(inputs.shape, device=inputs.device) < dropout) & (inputs < STOP)
@@ -37,12 +37,12 @@ def decoder_inputs(tokens: Tensor, dropout: float) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Return the nats of all ``tokens`` together, without PAD."""
+    """Return the total nats of all ``tokens``, without PAD."""
     return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=PAD, reduction="sum")
 
 
 def draw(mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw z from N(mean, exp(log_variance)); return it and the KL of all samples to the standard normal together."""
+    """Draw z from N(mean, exp(log_variance)); return it and the KL to the standard normal, summed over all samples."""
     z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
     return z, 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum()
 
@@ -52,13 +52,13 @@ class PlainByteLstm(nn.Module):
 
     def __init__(self, config: ByteLstmConfig) -> None:
         super().__init__()
-        dropout = config.dropout if config.layers > 1 else 0.0  # nn.LSTM's is between layers, and warns without
+        dropout = config.dropout if config.layers > 1 else 0.0  # nn.LSTM drops only between layers, and warns for one
         self.lstm = nn.LSTM(SIZE, config.hidden, config.layers, batch_first=True, dropout=dropout)
         self.dropout = nn.Dropout(config.dropout)
         self.output = nn.Linear(config.hidden, NUM_OUTPUTS)
 
     def forward(self, tokens: Tensor, weight: float, alpha: float, input_dropout: float) -> Tensor:
-        """Return the loss of ``tokens`` [batch, length], summed over the batch; there is no KL to weigh."""
+        """Return the loss of ``tokens`` [batch, length], summed over the batch; there is no KL to weight."""
         hidden, _ = self.lstm(one_hot(decoder_inputs(tokens, input_dropout)))
         return cross_entropy(self.output(self.dropout(hidden)), tokens)
 
@@ -89,7 +89,7 @@ class PlainLstmVae(nn.Module):
         return cross_entropy(self.output(outputs), tokens) + weight * kl
 
     def _pooled(self, outputs: Tensor, covered: Tensor) -> Tensor:
-        """Return what the posterior reads of ``outputs`` [batch, length, hidden], [batch, hidden]."""
+        """Pool ``outputs`` [batch, length, hidden] into the features [batch, hidden] that the posterior reads."""
         if self.pool == "mean":
             return (outputs * covered[..., None]).sum(1) / covered.sum(1, keepdim=True)
         if self.pool == "max":
@@ -167,7 +167,7 @@ PLAIN: dict[type, Callable[[RunConfig[Any]], nn.Module]] = {
 
 
 def has_plain(config: RunConfig[Any]) -> bool:
-    """Return whether the model has a plain version. Without one there is nothing to compare with or to count."""
+    """Return whether the model has a plain version. Without one there is nothing to compare or to count."""
     known = type(config.model) in PLAIN and config.vocabulary == "byte"
     return known and config.model.weight_dropout == 0 and not config.model.layer_norm
 

@@ -24,11 +24,11 @@ from raytrain.storage import check_output
 from raytrain.utils.files import output_file
 
 LARGEST_DIFFERENCE = 1e-3
-"""Most that gradients in float32 may differ from the CPU's, as a share of their norm."""
+"""Largest difference of float32 gradients from the CPU's that is allowed, as a share of their norm."""
 
 
 def main(arguments: list[str]) -> None:
-    """Run the chosen sections, print a table of each, and end with status 1 if something is not right.
+    """Run the chosen sections, print a table of each, and exit with status 1 if something is not right.
 
     Raises:
         UserError: an unknown option or section, no such device, or a file that cannot be written.
@@ -61,12 +61,12 @@ def main(arguments: list[str]) -> None:
 
 
 def run_section(check: Check, name: str) -> Rows:
-    """Run a section and print its rows; one that fails has a row that says how."""
+    """Run a section and print its rows; a section that fails gets a row that says how."""
     section = getattr(check, name)
     began = time.monotonic()
     try:
         rows: Rows = section()
-    except Exception as error:  # the other sections are worth as much without it
+    except Exception as error:  # the other sections are as useful without it
         traceback.print_exc()
         rows = [{"failed": f"{type(error).__name__}: {error}"}]
     print(f"\n{section.__doc__} ({time.monotonic() - began:.1f} s)")
@@ -75,7 +75,7 @@ def run_section(check: Check, name: str) -> Rows:
 
 
 def find_problems(rows: Rows) -> list[str]:
-    """Return what is not right in the rows of a section, a line each."""
+    """Return the problems in the rows of a section, one line each."""
     problems = []
     for row in rows:
         model = f"{row['model']}: " if "model" in row else ""
@@ -91,7 +91,7 @@ REQUIRED = ("same bits as the CPU's", "repeats", "resumes", "as without graphs",
 
 
 def table(rows: Rows) -> str:
-    """Return rows as text, a column for each key."""
+    """Return rows as text, with a column for each key."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [columns, *([_cell(row.get(key)) for key in columns] for row in rows)]
     widths = [max(len(line[number]) for line in lines) for number in range(len(columns))]

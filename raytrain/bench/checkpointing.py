@@ -18,7 +18,7 @@ from raytrain.storage.base import Storage
 from raytrain.training.trainer import Trainer, World
 
 STEPS_BETWEEN = 100
-"""Steps between two checkpoints, for which the stall is reported."""
+"""Steps between two checkpoints for which the stall is reported."""
 
 
 class Saving:
@@ -63,14 +63,14 @@ class Saving:
         }
 
     def _train(self, number: int) -> float:
-        """Train for a while and return the seconds of a step."""
+        """Train for a while and return the seconds per step."""
         calls, seconds = repeat(lambda _: self.trainer.train_step(number), self.seconds / 2, self.device)
         return seconds / calls
 
     def result(self, measured: Measured) -> dict[str, Any]:
         """Return the seconds of a save, and their share of training with a checkpoint every ``STEPS_BETWEEN`` steps."""
         values = measured["checkpoint"]
-        # the copy is made in the training thread too; a save that is not over when the next begins is not waited for
+        # the training thread makes the copy too; it does not wait for a save that is unfinished when the next begins
         pairs = zip(values["copy"].values, values["save"].values, strict=True)
         stall = Series([copy + save for copy, save in pairs])
         between = Series([STEPS_BETWEEN * step for step in values["step_alone"].values])

@@ -21,7 +21,7 @@ class Operations:
     """Additions and multiplications of a step's matrix products, forward and backward."""
 
     all: int
-    """All operations of the equations: products with one-hot vectors count like any other."""
+    """All operations in the equations: products with one-hot vectors count like any other."""
     necessary: int
     """Without the products with one-hot vectors, which could be look-ups."""
 
@@ -29,13 +29,14 @@ class Operations:
 def count_operations(config: RunConfig[Any], batch_size: int, length: int) -> Operations:
     """Count the operations of a step on tokens [batch_size, length], whatever the step's implementation does.
 
-    ``config`` is of a model that ``has_plain``.
+    The operations are those of the plain model, counted by PyTorch's own counter. On the CPU that counter does not know
+    LSTMs. So the model runs on the meta device, where an LSTM consists of its matrix products.
 
-    They are those of the plain model, counted by PyTorch's own counter. On the CPU that counter does not know LSTMs, so
-    the model runs on the meta device, where an LSTM consists of its matrix products.
+    Args:
+        config: of a model that ``has_plain``.
     """
-    # every product is linear in the batch and, convolutions of the padded length aside, in the length: two short
-    # lengths are enough, where a long LSTM would be thousands of small products to count
+    # every product is linear in the batch and, apart from convolutions of the padded length, in the length: two short
+    # lengths are enough, whereas a long LSTM would have thousands of small products to count
     short, longer = (_counted(replace(config, batch_size=config.group_size), size) for size in (2, 3))
     total = (short + (longer - short) * (length - 2)) * batch_size // 2
     return Operations(total, total - _look_ups(config, batch_size, length))
@@ -55,7 +56,7 @@ def _counted(config: RunConfig[Any], length: int) -> int:
 def _look_ups(config: RunConfig[Any], batch_size: int, length: int) -> int:
     """Return the operations of the products with one-hot vectors."""
     model, symbols = config.model, batch_size * length
-    once = 2 * SIZE * symbols  # by a column of a weight matrix
+    once = 2 * SIZE * symbols  # with one column of a weight matrix
     if isinstance(model, ByteLstmConfig):
         return 2 * once * 4 * model.hidden  # forward, and the weights' gradient
     if isinstance(model, LstmVaeConfig):
@@ -63,7 +64,7 @@ def _look_ups(config: RunConfig[Any], batch_size: int, length: int) -> int:
     halves = 2 ** len(model.feature_maps)
     positions = batch_size * -(-config.length // halves) * halves // 2
     encoder = 2 * (2 * SIZE * positions) * 3 * model.feature_maps[0]
-    # beside features that take a gradient, so that the one-hot vectors are given one too
+    # joined with features that need a gradient, so that the one-hot vectors get one too
     return encoder + 3 * once * (4 if model.decoder == "lstm" else 2) * model.hidden
 
 

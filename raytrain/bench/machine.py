@@ -19,9 +19,9 @@ from raytrain.bench.rounds import Series
 QUIET_SPREAD = 0.1
 """Largest spread of the rate of one matrix product, as a share of its median, on a machine that counts as quiet."""
 QUIET_LOAD = 0.5
-"""Most processes that may have waited to run before the benchmark began (load average)."""
+"""Largest number of processes waiting to run before the benchmark (load average) on a quiet machine."""
 QUIET_SWITCHES = 50.0
-"""Most involuntary context switches per second of this process."""
+"""Largest number of involuntary context switches of this process per second."""
 QUIET_STEAL = 0.02
 """Largest share of the cores' time that the host may have given to other machines (steal)."""
 
@@ -31,19 +31,19 @@ class Machine:
     """The part of this machine that a benchmark uses."""
 
     threads: int
-    """Threads of all workers together."""
+    """Total threads of all workers."""
     cores: list[int]
     """Cores that the processes are pinned to."""
     device: torch.device
 
     def threads_of(self, workers: int) -> int:
-        """Return the threads of each of ``workers``. A GPU belongs to one worker: there, threads are not shared."""
+        """Return the threads of each of ``workers``: a share on CPUs, all of the threads on GPUs."""
         return self.threads if self.device.type == "cuda" else max(1, self.threads // workers)
 
 
 @contextmanager
 def pinned(threads: int, cores: list[int]) -> Iterator[None]:
-    """Compute with ``threads`` threads on ``cores``."""
+    """Compute with ``threads`` threads pinned to ``cores`` inside the context."""
     before, threads_before = os.sched_getaffinity(0), torch.get_num_threads()
     os.sched_setaffinity(0, cores)  # threads that start from now on are pinned there too
     torch.set_num_threads(threads)
@@ -79,7 +79,7 @@ def _capability(name: str) -> bool:
 
 
 class NoiseWatch:
-    """Watches what else the machine does, from its construction to ``report``."""
+    """Watches other activity on the machine, from its construction to ``report``."""
 
     def __init__(self) -> None:
         self.load = os.getloadavg()[0]
@@ -88,7 +88,7 @@ class NoiseWatch:
         self.ticks = _cpu_ticks()
 
     def report(self, ceilings: dict[str, Series]) -> dict[str, Any]:
-        """Return the observations, and as text the reasons why the machine counts as noisy; none if it was quiet.
+        """Return the observations, and the reasons as text why the machine counts as noisy; none if it was quiet.
 
         Args:
             ceilings: rates of the best matrix products, by type.

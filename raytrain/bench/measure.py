@@ -1,4 +1,4 @@
-"""All parts of a benchmark, measured in turns and put together."""
+"""Measurement of all parts of a benchmark, in turns, and the combined result."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Part(Protocol):
 
 
 def missing() -> str | None:
-    """Return as text why this part cannot run here; ``None`` if it can."""
+    """Return as text why Ray Train cannot be measured here; ``None`` if it can."""
     lacking = [name for name in NEEDED if find_spec(name) is None]
     return f"{' and '.join(lacking)} not installed" if lacking else None
 
@@ -50,7 +50,7 @@ def measure_all(options: BenchOptions, show: Callable[[str], None]) -> dict[str,
     """Prepare the corpus, check it, and measure on the pinned cores of this machine; return the result as JSON.
 
     Raises:
-        UserError: the corpus cannot be had, or is too short for the config.
+        UserError: the corpus is not available, or is too short for the config.
     """
     config = options.config
     corpus = prepare(config.data, path=config.data_path, field=config.data_field)
@@ -98,7 +98,7 @@ def measure(options: BenchOptions, corpus: Corpus, machine: Machine, show: Calla
 
 
 def in_this_process(options: BenchOptions, corpus: Corpus, device: torch.device, stack: ExitStack) -> list[Part]:
-    """Return the parts that need no other process; ``stack`` removes what they leave behind."""
+    """Return the parts that need no other process; ``stack`` removes their leftovers."""
     config, chosen, seconds = options.config, set(options.sections), options.seconds
     parts: list[Part] = []
     if "ceiling" in chosen:
@@ -140,7 +140,7 @@ def in_others(
 
 
 def estimate_run(options: BenchOptions, result: dict[str, Any]) -> dict[str, Any]:
-    """Estimate the time of the config's whole run on this machine."""
+    """Estimate the time of a whole run of the config on this machine."""
     config = options.config
     (step,) = (
         row["step_seconds"]["median"]

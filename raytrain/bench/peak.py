@@ -15,7 +15,7 @@ from raytrain.config.schema import RunConfig
 SQUARES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}
 """Sides of the square matrices, by device; a quick run has only the smallest."""
 COPIED = {"cpu": 128 * 2**20, "cuda": 2**30}
-"""Bytes that a copy reads: more than a cache holds."""
+"""Bytes that a copy reads: more than fit in a cache."""
 
 
 class Ceiling:
@@ -59,7 +59,7 @@ class Ceiling:
         return {"bytes": 2 * self.copied * calls / seconds}
 
     def result(self, measured: Measured) -> dict[str, Any]:
-        """Return operations per second of all shapes and of the best, by compute type; and the bytes of a copy."""
+        """Return operations per second for all shapes and the best, by compute type; and bytes per second of a copy."""
         best = ceilings(measured)
         ceiling = {
             "best": {name: series.json() for name, series in best.items()},
@@ -80,7 +80,7 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, number: int) -> None:
 
 
 def ceilings(measured: Measured) -> dict[str, Series]:
-    """Return the best product's operations per second, by its median, for each compute type; empty if not measured."""
+    """Return operations per second of the product with the best median, by compute type; empty if not measured."""
     return {
         name.removeprefix("products "): max(values.values(), key=lambda series: series.median)
         for name, values in measured.items()

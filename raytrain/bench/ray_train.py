@@ -38,11 +38,11 @@ from raytrain.training.worker import Job, RayReporter
 from raytrain.training.worker_group import WorkerGroup
 
 IDLE_S = 5.0
-"""Seconds for which Ray's idle processes are watched."""
+"""Seconds for which the CPU use of Ray's idle processes is measured."""
 
 
 class OnRay:
-    """Runs of the whole loop by a worker group of Ray Train, as in ``raytrain.train``, and by a torchrun group."""
+    """Runs of the whole loop on a worker group of Ray Train, as in ``raytrain.train``, and on a torchrun group."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class OnRay:
         self.idle = idle_cpu([p for p in psutil.Process().children(recursive=True) if p.pid not in before])
 
     def contenders(self) -> list[Contender]:
-        """Return both."""
+        """Return both contenders."""
         command = {"do": "loop", "config": to_dict(self.config), "corpus": str(self.corpus.path)}
         return [
             Contender("torchrun", lambda _: next(filter(None, self.group.ask(command)))),
@@ -128,7 +128,7 @@ class OnRay:
 
 
 def idle_cpu(processes: list[Any]) -> float:
-    """Return the number of cores that these processes keep busy while they are idle."""
+    """Return the number of cores that these idle processes keep busy."""
 
     def used() -> float:
         total = 0.0
@@ -146,7 +146,7 @@ def idle_cpu(processes: list[Any]) -> float:
 
 
 def serve(values: dict[str, Any]) -> None:
-    """Run one timed run after the other on a worker of the group, with the reports of ``raytrain.train``."""
+    """Do one timed run after another on a worker of the group, with the reports of ``raytrain.train``."""
     coordinator, context = values["coordinator"], ray_train.get_context()
     world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=get_device())
     node = context.get_node_rank() if context.get_local_rank() == 0 else None

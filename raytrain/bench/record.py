@@ -31,7 +31,7 @@ def log_result(result: dict[str, Any], experiment: str, storage: str | None) -> 
 
 
 def medians(part: Any, name: str = "") -> dict[str, float]:
-    """Return every number of a result under its path, as MLflow names metrics; the median of a series."""
+    """Return every number of a result by its path, in MLflow's style of metric names; for a series, its median."""
     if isinstance(part, dict) and "median" in part:
         return {name: part["median"]}
     if isinstance(part, dict):

@@ -1,4 +1,4 @@
-"""Rounds of a benchmark: contenders take turns, A B A B, so that the machine's noise falls on all of them."""
+"""Rounds of a benchmark: contenders take turns, A B A B, so that the machine's noise affects all of them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def synchronise(device: torch.device) -> None:
 def repeat(body: Callable[[int], object], seconds: float, device: torch.device) -> tuple[int, float]:
     """Call ``body(0)``, ``body(1)``, ... for about ``seconds``; return the number of timed calls, and their time.
 
-    The host waits for the device after more and more calls, not after each: that wait would be timed with them.
+    The host waits for the device after a growing number of calls, not after each: the wait would be part of their time.
     """
     first, calls = 0, 1
     while True:

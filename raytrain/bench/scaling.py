@@ -17,8 +17,8 @@ class Scaling:
     """The same training by one worker with all threads, and by several workers that share the threads.
 
     At a fixed global batch (strong scaling), several workers are compared with one worker that has all threads. At a
-    fixed batch per worker (weak scaling), they are compared with as many times one worker that has the threads of one
-    of them.
+    fixed batch per worker (weak scaling), n workers are compared with n times the rate of one worker that has the
+    threads of one of them.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Scaling:
         self.count = max(1, round(seconds / first["seconds"]))
 
     def contenders(self) -> list[Contender]:
-        """Return every group on the preset's batch, and those of several workers also on a batch per worker."""
+        """Return every group on the preset's batch, and groups of several workers also on one such batch per worker."""
         contenders = []
         for key in self.groups:
             for factor in sorted({1, key[0]}):

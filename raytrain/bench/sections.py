@@ -48,9 +48,9 @@ class Check:
     # ------------------------------------------------------------------------------------------ configs
 
     def small(self, model: str, **changes: Any) -> RunConfig[Any]:
-        """Return a config that a CPU trains in seconds too."""
+        """Return a config that even a CPU trains in seconds."""
         config = preset("laptop", model)
-        # at the preset's rate two runs that differ by rounding go different ways within a few steps
+        # at the preset's learning rate, two runs that differ by rounding diverge from each other within a few steps
         config = replace(config, evaluate_samples=512, optimizer=replace(config.optimizer, learning_rate=4e-3))
         if self.quick:
             config = replace(config, length=32, model=replace(config.model, hidden=64), evaluate_samples=64)
@@ -69,7 +69,7 @@ class Check:
         return replace(config, batch_size=batch_size, precision=precision, graphs=graphs)
 
     def trainer(self, config: RunConfig[Any], device: torch.device | None = None) -> Trainer:
-        """Return a new trainer on the device, or on another one."""
+        """Return a new trainer on ``device``, by default the one that is checked."""
         return Trainer(config, self.corpus, World(device=device or self.device))
 
     # ----------------------------------------------------------------------------------------- sections
@@ -169,7 +169,7 @@ class Check:
             for size in sizes:
                 measured = {}
                 for name, step in self.contenders(model, size):
-                    gc.collect()  # a trainer and its recorder know each other
+                    gc.collect()  # a trainer and its recorder reference each other
                     if self.device.type == "cuda":
                         torch.cuda.reset_peak_memory_stats()
                     measured[name] = self.seconds(step)
@@ -284,30 +284,30 @@ class Check:
         return found + (gpus if self.device.type == "cuda" else [])
 
     def seconds(self, body: Callable[[], object]) -> float:
-        """Return the time of a call after the first, until the device has done it."""
+        """Return the mean time of a call after the first, until the device has finished it."""
         body()
         calls, passed = repeat(lambda _: body(), 0.02 if self.quick else 0.5, self.device)
         return passed / calls
 
     def stored(self, trainer: Trainer) -> Checkpoint:
-        """Return the trainer's state as a checkpoint that was read back."""
+        """Return the trainer's state as a checkpoint in memory, as if it had been read back."""
         state = {"skipped": trainer.skipped.counts()}
         return Checkpoint(0, None, state, to_dict(trainer.config), "in memory", trainer.tensors())
 
 
 SECTIONS = ("machine", "ceilings", "noise", "cpu", "resume", "steps", "waits", "bound", "texts", "group")
-"""Methods of ``Check`` in the order of their worth."""
+"""Methods of ``Check``, the most useful first."""
 
 
 def pytorch_defaults() -> None:
-    """Compute on GPUs as PyTorch does where nothing is said: LSTMs and convolutions in tf32, other products not."""
+    """Set PyTorch's defaults for GPUs: LSTMs and convolutions use tf32, other products do not."""
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
     torch.backends.cudnn.deterministic = False
 
 
 @contextmanager
 def tf32_allowed(allowed: bool) -> Iterator[None]:
-    """Let products and cuDNN use tf32, or not."""
+    """Allow or forbid tf32 in matrix products and cuDNN inside the context."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
@@ -317,7 +317,7 @@ def tf32_allowed(allowed: bool) -> Iterator[None]:
 
 
 def gradients(trainer: Trainer) -> dict[str, Tensor]:
-    """Return the gradients of the first batch by name of the parameter, on the CPU and in float64; none are left."""
+    """Return the gradients of the first batch by parameter name, on the CPU in float64; clear those of the trainer."""
     trainer.network.train()
     trainer.forward_backward(trainer.step_inputs(trainer.train_batches.batch(0), 0))
     named = trainer.raw.named_parameters()
@@ -327,7 +327,7 @@ def gradients(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def difference(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
-    """Return the norm of the difference of all tensors together, as a share of the norm of ``wanted``."""
+    """Return the norm of the difference over all tensors, as a share of the norm of ``wanted``."""
     apart = sum(float((found[name] - value).square().sum()) for name, value in wanted.items())
     return (apart / sum(float(value.square().sum()) for value in wanted.values())) ** 0.5
 

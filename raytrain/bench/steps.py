@@ -20,7 +20,7 @@ from raytrain.data.corpus import Corpus
 from raytrain.training.trainer import Trainer, World
 
 MOST_STEPS = 200
-"""Most steps of a block."""
+"""Maximum number of steps in a block."""
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Stepper:
         self.step(1)
         synchronise(device)
         self.seconds = time.perf_counter() - began
-        """Seconds of the second step: the first allocates what the others use."""
+        """Seconds of the second step: the first allocates the memory that the others use."""
 
     def step(self, number: int) -> Batch:
         """Do a step and return its batch."""
@@ -72,7 +72,7 @@ class Stepper:
         return batch
 
     def block(self, steps: int, number: int) -> dict[str, float]:
-        """Return the rates of the ``number``-th ``steps`` steps: the same samples for all steppers of a batch size."""
+        """Return the rates of the ``number``-th block of ``steps`` steps; all of a batch size use the same samples."""
         synchronise(self.device)
         began = time.perf_counter()
         batches = [self.step(number * steps + offset) for offset in range(steps)]
@@ -113,7 +113,7 @@ class Steps:
                 contenders.append(Stepper(sized, corpus, device, plain=True))
             if not contenders:
                 continue
-            # as many for each, so that they see the same samples
+            # the same number of steps for each, so that they see the same samples
             typical = statistics.median(stepper.seconds for stepper in contenders)
             self.steps_of_block[size] = min(MOST_STEPS, max(1, round(seconds / typical)))
             self.steppers += contenders
@@ -126,7 +126,7 @@ class Steps:
         ]
 
     def result(self, measured: Measured) -> dict[str, Any]:
-        """Return the rates of raytrain's and of the plain steps, and their share of the measured peak rate."""
+        """Return the rates of raytrain's and the plain steps, and their share of the measured peak rate."""
         best = ceilings(measured)
         rows: dict[str, list[dict[str, Any]]] = {}
         for stepper in self.steppers:

@@ -42,7 +42,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _series(series: dict[str, Any] | None, form: str = ",.0f", scale: float = 1.0, unit: str = "") -> str:
-    """Return a series as median (least-most)."""
+    """Return a series as median (minimum-maximum)."""
     if series is None:
         return ""
     middle, least, most = (format(series[key] / scale, form) for key in ("median", "min", "max"))

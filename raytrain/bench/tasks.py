@@ -1,4 +1,4 @@
-"""Tasks of a benchmark worker: training steps, whole runs and memory, each by a command."""
+"""Tasks of a benchmark worker: training steps, whole runs and memory, one for each command."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ from raytrain.training.reporters import Reporter
 from raytrain.training.trainer import World
 
 RECORDS = 10
-"""Records of metrics in a timed run."""
+"""Number of metric records in a timed run."""
 
 
 class TimedReporter:
-    """Passes every call on to another reporter, and times it."""
+    """Passes every call on to another reporter and times it."""
 
     def __init__(self, report: Reporter) -> None:
         self.report = report
@@ -56,8 +56,8 @@ def timed_train(
 ) -> dict[str, float]:
     """Run the loop; return the times of rank 0, and an empty dict on the other ranks.
 
-    ``seconds`` is the time of a step from the first record to the last but one, since an evaluation comes before the
-    last. ``config`` makes ``RECORDS`` records.
+    ``seconds`` is the mean time of a step from the first record to the last but one, since an evaluation comes before
+    the last. ``config`` makes ``RECORDS`` records.
     """
     timed = TimedReporter(report)
     train(config, corpus, world, storage, timed)

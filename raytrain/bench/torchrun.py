@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 START_S = 300.0
-"""Longest start of the workers, in seconds."""
+"""Longest time that the workers may take to start, in seconds."""
 
 
 class TorchrunGroup:
@@ -72,7 +72,7 @@ class TorchrunGroup:
         self._folder.cleanup()
 
     def ask(self, command: dict[str, Any]) -> list[dict[str, Any]]:
-        """Let every worker do ``command``; return their answers, in no order of rank."""
+        """Let every worker do ``command``; return their answers in any order."""
         for stream in self._streams:
             stream.write(json.dumps(command) + "\n")
             stream.flush()

@@ -12,7 +12,7 @@ import sys
 
 
 def share_of(cores: list[int], rank: int, size: int) -> list[int]:
-    """Return the cores of worker ``rank`` of ``size``: an even share, or one of them where there are too few."""
+    """Return the cores of worker ``rank`` of ``size``: an even share, or one core if there are too few."""
     if size > len(cores):
         return [cores[rank % len(cores)]]
     return cores[len(cores) * rank // size : len(cores) * (rank + 1) // size]
