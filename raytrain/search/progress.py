@@ -1,4 +1,4 @@
-"""Progress of a search: the time that is left by what its trials have taken, said on the terminal and in MLflow."""
+"""Progress of a search: estimates the time left from its trials so far, and shows it on the terminal and in MLflow."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from raytrain.tracking.outbox import Outbox
 
 DESCRIBE_EVERY_S = 30.0
-"""Least time between two descriptions in MLflow while a search runs."""
+"""Shortest time between two updates of the MLflow description while a search runs."""
 
 
 # ----------------------------------------------------------------------------------------- time left
 
 
 class Pace:
-    """Seconds that a step of a trial takes, evaluations and the start of its process included.
+    """Seconds per step of a trial, including evaluations and the start of its process.
 
-    Only what was trained since the search began or was resumed counts: it may go on with other workers.
+    Only training since the search was begun or resumed counts, since a resumed search may run with other workers.
     """
 
     def __init__(self, known: Iterable[Trial]) -> None:
-        """Take the trials that a resumed search has already."""
+        """Take the trials that a resumed search already has."""
         self._trials: dict[str, Trial] = {}
         self._from: dict[str, tuple[int, float]] = {}
-        """Step and seconds of each trial from which on it is measured."""
+        """Step and seconds from which each trial is measured."""
         self._resumed = {trial.identity for trial in known}
         for trial in known:
             self._begin(trial)
@@ -47,13 +47,13 @@ class Pace:
         if identity not in self._trials:
             self._begin(trial)
         elif identity in self._resumed and trial.step > self._from[identity][0]:
-            # its first report may be of steps of before: a driver can die before it hears of an evaluation
+            # its first report may be about earlier steps: a driver can die before it receives an evaluation
             self._resumed.remove(identity)
             self._begin(trial)
 
     @property
     def step_seconds(self) -> float | None:
-        """Seconds of a trial's step; ``None`` before a step has been measured."""
+        """Seconds per step of a trial; ``None`` before a step has been measured."""
         steps, seconds = 0, 0.0
         for identity, (step, before) in self._from.items():
             if identity not in self._resumed:
@@ -66,10 +66,10 @@ class Pace:
 
 
 def steps_left(plan: Plan, trials: Sequence[Trial], repeats: Sequence[Trial] | None) -> list[list[float]]:
-    """Return the steps that each trial still needs: those of the search's own trials, then those that confirm.
+    """Return the steps that each trial still needs: first for the search's own trials, then for those that confirm.
 
-    Trials that have begun are counted to their last step. Those that are still to be drawn need the share of their
-    steps that ended trials have needed on average, since the scheduler stops some.
+    Trials that have begun count up to their last step. Trials still to be drawn are scaled by the average share of
+    their steps that ended trials needed, since the scheduler stops some.
 
     Args:
         repeats: the trials that confirm; ``None`` before they are known.
@@ -93,12 +93,12 @@ def steps_left(plan: Plan, trials: Sequence[Trial], repeats: Sequence[Trial] | N
 def seconds_left(
     step_seconds: float | None, phases: Sequence[Sequence[float]], concurrent: Sequence[int]
 ) -> float | None:
-    """Return the time until the last trial has ended; ``None`` before anything has been measured.
+    """Return the seconds until the last trial has ended; ``None`` before anything has been measured.
 
     Args:
-        step_seconds: seconds of a trial's step.
-        phases: what ``steps_left`` gives; a phase begins when the one before it has ended.
-        concurrent: trials at once, in each phase.
+        step_seconds: seconds per step of a trial.
+        phases: result of ``steps_left``; a phase starts when the previous one has ended.
+        concurrent: concurrent trials in each phase.
     """
     if step_seconds is None:
         return None
