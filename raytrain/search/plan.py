@@ -225,8 +225,8 @@ def read_plan(storage: Storage, compared_with: Space | None = None) -> Plan | No
     """Return the plan of the search under ``storage``; ``None`` if there is no search.
 
     Without ``compared_with``, this runs the space file in the storage. Do so only if the user has asked to resume that
-    search. To compare plans, pass the user's space. If the stored file is the same, the plan gets that space; otherwise it
-    gets a space that draws nothing.
+    search. To compare plans, pass the user's space. The plan gets that space if the stored file is the same, and
+    otherwise a space that draws nothing.
 
     Raises:
         UserError: the plan cannot be read, or has a newer version.
