@@ -38,7 +38,7 @@ class Run:
     """Creation time of the run, in milliseconds since 1970."""
 
     def address(self) -> dict[str, Any]:
-        """Return the fields that locate the run in its store, without the store's address, which may hold a password."""
+        """Return the fields that locate the run in its store, but not its address, which may hold a password."""
         return {"experiment_id": self.experiment_id, "run_id": self.run_id, "created_ms": self.created_ms}
 
     def finish(self, status: Status, reason: str | None = None) -> None:
