@@ -1,4 +1,4 @@
-"""Changes of a config during its run: schedules that a search has found step by step, not shapes written by hand."""
+"""Changes of a config during its run: schedules found step by step by a search, rather than shapes written by hand."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ CHANGEABLE = (
     "objective.alpha",
     "objective.input_dropout",
 )
-"""Fields that may change during a run: none of them decides what its tensors are, or what is read and evaluated."""
+"""Fields that may change during a run: none of them affects the shapes of its tensors, its data or its evaluation."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """Another value of one field, from a step on."""
+    """A new value of one field from a given step on."""
 
     step: int
     """Optimiser steps that are taken before."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 
 BYTES = 256
-"""Pieces of one byte, which every vocabulary has: so it can spell any text."""
+"""Single-byte pieces, which every vocabulary has, so that it can spell any text."""
 LARGEST = 1 << 16
 CHARACTERS = 1024
-"""Pieces of ``char`` without a number: the bytes, and the most frequent characters of more than one byte."""
+"""Pieces of a ``char`` without a number: the bytes, and the most frequent characters of more than one byte."""
 _NAME = re.compile(r"byte|char|(char|bpe):([1-9]\d{0,5})")
 
 
 def parse_vocabulary(name: str) -> tuple[str, int]:
-    """Return kind and number of pieces of a vocabulary: byte, char, char:N or bpe:N.
+    """Return the kind and the number of pieces of a vocabulary: byte, char, char:N or bpe:N.
 
     Raises:
         ValueError: there is no such vocabulary.
