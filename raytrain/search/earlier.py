@@ -59,7 +59,7 @@ class NewSearch:
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStarts:
-    """What ``--warm-start`` gives to a search."""
+    """The start configs and earlier results that ``--warm-start`` gives to a search."""
 
     starts: tuple[WarmStart, ...] = ()
     """The configs of its first trials."""
@@ -78,7 +78,7 @@ class Unlike(Exception):
 
 
 def read_references(references: Sequence[str], new: NewSearch, storage: Storage) -> WarmStarts:
-    """Return what the arguments of ``--warm-start`` give to a new search in ``storage``.
+    """Return the start configs and earlier results that ``--warm-start`` gives to a new search in ``storage``.
 
     Raises:
         UserError: one names nothing, or something that cannot be read or does not fit the search.

@@ -26,8 +26,8 @@ TIMED = ("model", "data", "vocabulary", "sampling", "length", "group_size")
 
 PROCESS_BYTES, PARAMETER_BYTES, ACTIVATION_BYTES = 480e6, 40.0, 8.0
 """Memory of a worker on CPUs. Its process, including what it imports and compiles. Per parameter: the weight, its
-gradient, moments and average, and copies that wait to be saved. Per position of a batch, times each row of a weight
-matrix: the activations. docs/performance.md compares the estimate with measured peaks."""
+gradient, moments and average, and copies that wait to be saved. Per position of a batch and row of a weight matrix:
+the activations. docs/performance.md compares the estimate with measured peaks."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,7 +109,7 @@ def seconds_left(
 
 
 def time_left(seconds: float) -> str:
-    """Return a time as text, no more exact than it is known."""
+    """Return a time as text, no more precisely than it is known."""
     minutes, hours = round(seconds / 60), seconds / 3600
     if seconds < 60:
         return "less than a minute left"
@@ -122,12 +122,12 @@ def time_left(seconds: float) -> str:
 
 
 class SearchProgress:
-    """Tells the terminal and MLflow how far a search is whenever one of its trials has changed."""
+    """Reports a search's progress to the terminal and MLflow whenever one of its trials has changed."""
 
     def __init__(
         self, searcher: OptunaSearcher, show: Callable[[Trial, Callable[[], str]], Any], outbox: Outbox
     ) -> None:
-        """Take what draws the trials, what shows one on the terminal, and what tells MLflow."""
+        """Take the searcher, the function that shows a trial on the terminal, and the outbox for MLflow."""
         self.searcher = searcher
         self.show = show
         self.outbox = outbox
@@ -137,7 +137,7 @@ class SearchProgress:
         self._describe_at = -math.inf
 
     def hear(self, trial: Trial) -> None:
-        """Tell of a trial that has changed; MLflow hears of it now or with a later one."""
+        """Report a trial that has changed; MLflow gets the report now or with a later trial."""
         self.pace.hear(trial)
         outlook = self.outlook()
         self.show(trial, outlook)
@@ -146,14 +146,14 @@ class SearchProgress:
             self._describe(outlook())
 
     def close(self) -> None:
-        """Tell MLflow how far the search was when it ended, unless none of its trials has changed."""
+        """Report the progress at the end of the search to MLflow, unless none of its trials has changed."""
         if self._describe_at > -math.inf:
             self._describe(self._standing())
 
     def outlook(self) -> Callable[[], str]:
-        """Return what gives, as text, the best so far beside counting, the time left and the cost so far.
+        """Return a function that describes the best trial (compared with counting n-grams), the cost and the time left.
 
-        The time left falls from call to call, until the next trial changes.
+        The time left decreases from call to call, until the next trial changes.
         """
         search, standing, at = self.searcher.search, self._standing(), time.monotonic()
         phases = steps_left(search.plan, self.searcher.trials, self.searcher.repeats)
@@ -171,7 +171,7 @@ class SearchProgress:
         return text
 
     def _standing(self) -> str:
-        """Return the best trial so far beside counting, and the cost so far, as text."""
+        """Return the best trial so far, compared with counting n-grams, and the cost so far, as text."""
         search, parts = self.searcher.search, []
         own, search_objective = searched(self.searcher.trials), search.plan.search_objective
         best = rank([trial for trial in own if trial.best], search_objective)[:1]

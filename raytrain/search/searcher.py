@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 AWAY_S = 3600.0
 """How long new trials wait for MLflow."""
 DRAWS_OF_SAMPLER, MOST_DRAWS = 10, 1000
-"""Most draws of a point until its model fits ``--max-parameters``: by the sampler, and in all (then at random)."""
+"""Most draws of a point until its model fits ``--max-parameters``: by the sampler, and in all (the rest at random)."""
 ASK_AGAIN_S = 5.0
 """Pause between two attempts to create the MLflow run of a new trial."""
 

@@ -352,7 +352,7 @@ def resumed_search(name: str, plan: Plan, begun: SearchOptions, options: SearchO
 def admit(
     name: str, plan: Plan, workspace: Workspace, cluster: Cluster, options: SearchOptions, size: str, free: int
 ) -> Search | None:
-    """Size the search to the cluster and print the plan; unless it is a dry run, take it and open its MLflow run.
+    """Size the search to the cluster and print the plan; unless it is a dry run, lease it and open its MLflow run.
 
     ``free`` is the number of the search's newest lease, which nobody holds.
     """

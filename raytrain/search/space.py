@@ -14,8 +14,8 @@ and returns fields of the config; field ``model`` chooses the model. It may also
     its algorithm unless ``--algorithm`` names another: ``tpe``, ``gp``, ``random``, ``grid``, ``pbt`` or a
     registered one;
 ``START``
-    values by parameter: the point of the first trial, unless the search is a grid or has warm starts. Worth giving
-    where a good point is known: the trials that an algorithm begins with are drawn at random.
+    values by parameter: the point of the first trial, unless the search is a grid or has warm starts. Give it if a
+    good point is known, since an algorithm's first trials are drawn at random.
 """
 
 from __future__ import annotations
