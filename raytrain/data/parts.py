@@ -190,7 +190,8 @@ def repeated(rows: Rows) -> Rows:
     """Return the rows whose digest occurs in an earlier row.
 
     Args:
-        rows: int64[n, 4] of digest, digest, task, value; earlier means a smaller task or, in the same task, a smaller value.
+        rows: int64[n, 4] of digest, digest, task, value. Earlier means a smaller task or, within a task, a smaller
+            value.
     """
     order = np.lexsort((rows[:, 3], rows[:, 2], rows[:, 1], rows[:, 0]))
     digests = rows[order, :2]

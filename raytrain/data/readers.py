@@ -29,7 +29,7 @@ from raytrain.data.unpacking import CODECS, Content, DamagedError, contents
 from raytrain.utils.errors import UserError
 
 VERSION = 3
-"""Part of the key of a prepared corpus: raise it when a reader extracts other text from the same file."""
+"""Part of the key of a prepared corpus: raise it when a reader extracts different text from the same file."""
 KINDS = ("txt", "jsonl", "ndjson", "json", "js", "csv", "tsv", "parquet")
 """Endings of the files that are used in folders and archives."""
 _CHECKED = 1 << 20
