@@ -1,4 +1,4 @@
-"""Changes of a config during its run: schedules found step by step by a search, rather than shapes written by hand."""
+"""Changes of a config during its run: schedules that a search has found step by step, not shapes written by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHANGEABLE = (
     "objective.alpha",
     "objective.input_dropout",
 )
-"""Fields that may change during a run: none of them affects the shapes of its tensors, its data or its evaluation."""
+"""Fields that may change during a run: none of them decides what its tensors are, or what is read and evaluated."""
 
 
 @dataclass(frozen=True)

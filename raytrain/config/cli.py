@@ -1,4 +1,4 @@
-"""Command lines built from dataclasses: model, preset and config file come first, then every field."""
+"""Command lines made from dataclasses: model, preset and config file come first, then every field."""
 
 from __future__ import annotations
 

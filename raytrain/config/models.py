@@ -16,7 +16,7 @@ ModelName = str
 ModelT = TypeVar("ModelT")
 """Config class of a model."""
 MAX_LAYERS = 256
-"""Most layers of a network: real ones are not deeper, and one with a zero too many would take for ever to build."""
+"""Most layers of a network: none of this kind is deeper, and one with a zero too many would take forever to build."""
 
 
 def require(condition: bool, name: str, value: object, rule: str) -> None:

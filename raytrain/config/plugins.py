@@ -5,8 +5,8 @@ files. A plugin fills the registries when it is imported::
 
     MODELS["toy"] = ModelSpec(config=ToyConfig, implementation="toy:Toy", ...)
 
-Child processes and Ray workers inherit the variable, so they know what the driver knows. No stored record names a
-plugin: reading a checkpoint or a config never runs code that the environment did not ask for.
+Child processes and Ray workers inherit the variable, so they know what the driver knows. Nothing that is stored names
+a plugin: reading a checkpoint or a config never runs code that the environment did not ask for.
 """
 
 from __future__ import annotations

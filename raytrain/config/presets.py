@@ -1,4 +1,4 @@
-"""Presets: named configs that are known to work."""
+"""Presets: configs that are known to work, by name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALL_BUDGET: dict[str, Any] = {
     "optimizer.decay_start": 0.3,
     "optimizer.clip": 10.0,
 }
-"""Fields that let a trial of the paper's grids take minutes: ``--budget small`` of search_spaces/paper_*.py."""
+"""Fields with which a trial of the paper's grids takes minutes: ``--budget small`` of search_spaces/paper_*.py."""
 
 
 def paper_ptb(model: Any) -> RunConfig[Any]:

@@ -142,7 +142,7 @@ KL_SCHEDULES: dict[str, Callable[[float, ObjectiveConfig], float]] = {
 }
 """Shape of the KL weight between start and end of annealing: progress in [0, 1] -> share of ``weight`` in [0, 1].
 
-The names are the values of ``objective.annealing``. Plugins add their own.
+The names are the values of ``objective.annealing``. Plugins add theirs.
 """
 
 
@@ -211,7 +211,7 @@ LEARNING_RATE_SCHEDULES: dict[str, Callable[[float, OptimizerConfig], float]] = 
 }
 """Shape of the learning rate after the warm-up: fraction of the steps in [warmup, 1] -> share of ``learning_rate``.
 
-The names are the values of ``optimizer.schedule``. Plugins add their own.
+The names are the values of ``optimizer.schedule``. Plugins add theirs.
 """
 
 

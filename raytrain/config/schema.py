@@ -1,7 +1,7 @@
 """Config of a training run: validation, JSON, dotted overrides and fingerprint.
 
 A run is a pure function of (``RunConfig``, corpus, seed). Schedules start and end at fractions of ``RunConfig.steps``,
-so that a longer run keeps their shape; ``ObjectiveConfig`` and ``OptimizerConfig`` say which fields are such fractions.
+so that a longer run keeps its shape; ``ObjectiveConfig`` and ``OptimizerConfig`` say which fields are such fractions.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 LOCATION = ("data", "data_path", "data_field")
-"""Fields that locate a run's text. They are not part of its fingerprint: the digest of its corpus is."""
+"""Fields that locate the text of a run. They are no part of its fingerprint: the digest of its corpus is."""
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 BYTES = 256
-"""Single-byte pieces, which every vocabulary has, so that it can spell any text."""
+"""Pieces of one byte, which every vocabulary has: so it can spell any text."""
 LARGEST = 1 << 16
 CHARACTERS = 1024
-"""Pieces of a ``char`` without a number: the bytes, and the most frequent characters of more than one byte."""
+"""Pieces of ``char`` without a number: the bytes, and the most frequent characters of more than one byte."""
 _NAME = re.compile(r"byte|char|(char|bpe):([1-9]\d{0,5})")
 
 
