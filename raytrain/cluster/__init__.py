@@ -1,1 +1,1 @@
-"""Machines of a cluster: resources, draining nodes, spot notices, Ray's environment and private parts; ``check``."""
+"""Machines of a cluster: resources, draining nodes, spot notices, Ray's environment and internals; ``check``."""

@@ -1,4 +1,4 @@
-"""Workers that do not come: a search that waits for its cluster's autoscaler says why, and what helps."""
+"""Workers that never come: tells the user of a search why its cluster's autoscaler gets no nodes, and what helps."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from raytrain.cluster.resources import Cluster, node_types
 from raytrain.config.workers import WorkerSpec
 
 WAIT_S = 600.0
-"""How long workers may take to come before it is said: a node on EC2 takes some minutes to install its packages."""
+"""How long workers may take to come before it is reported: an EC2 node takes some minutes to install its packages."""
 ASK_S = 30.0
-"""Pause between two looks at the cluster."""
+"""Pause between two checks of the cluster."""
 NO_CAPACITY = ("InsufficientInstanceCapacity", "SpotMaxPriceTooLow")
-"""What EC2 calls a spot instance that it does not have."""
+"""EC2's error codes if it has no spot instance to offer."""
 NO_QUOTA = ("MaxSpotInstanceCountExceeded", "VcpuLimitExceeded")
-"""What EC2 calls an instance that the account may not have."""
+"""EC2's error codes if the account's quota does not allow the instance."""
 UPDATE = "ray up --yes --no-restart cluster.yaml"
-"""Command by which a changed file takes effect on a cluster that works."""
+"""Command that applies a changed file to a running cluster."""
 _log = logging.getLogger("raytrain.cluster")
 
 
 class Absence:
-    """The time in which a cluster lacks nodes for a run of a search; it is said once when that is too long."""
+    """The time for which a cluster has lacked nodes for a run of a search; reported once if it is too long."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
@@ -37,7 +37,7 @@ class Absence:
         self._said = False
 
     def look(self) -> None:
-        """Look at the cluster, every ``ASK_S`` at most, and say why no worker has come for ``WAIT_S``."""
+        """Check the cluster, at most every ``ASK_S``, and report why no worker has come for ``WAIT_S``."""
         now = time.monotonic()
         if now < self._asked + ASK_S:
             return
@@ -50,16 +50,15 @@ class Absence:
                 _log.warning("no worker has come for %.0f minutes: %s", waited / 60, why(time.time() - waited))
                 self._said = True
         except (RayError, OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-            # such as a file of the autoscaler that ray up is just replacing: no reason to end a search
+            # for example, ray up is just replacing the autoscaler's file: no reason to end a search
             _log.debug("the cluster does not say what it has: %s", error)
 
 
 def why(since: float) -> str:
-    """Return what the autoscaler of this process's cluster says of the newest node that it did not get, and what helps.
+    """Return the autoscaler's reason for the newest node that it did not get, and what helps.
 
     Args:
-        since: seconds since 1970; what failed before is not looked at.
-
+        since: Unix time in seconds; earlier failures are ignored.
     Raises:
         RayError: the cluster does not answer.
         OSError, ValueError, TypeError, KeyError, yaml.YAMLError: the autoscaler's file cannot be read.
@@ -86,14 +85,14 @@ def why(since: float) -> str:
 
 
 def lower(kind: str, most: int) -> str:
-    """Return the command that lets a node type of ``cluster.yaml`` have ``most`` nodes, while the cluster works on.
+    """Return the command that limits a node type of ``cluster.yaml`` to ``most`` nodes while the cluster is running.
 
-    A line of the type's own ``max_workers`` is replaced; if it has none, what bounds it is that of the whole cluster.
+    It replaces the type's own ``max_workers`` line, or adds one if only the whole cluster's limit applied.
     """
     removes = rf"-e '/^  {kind}:/,/^ \{{0,2\}}[^ #]/{{/^    max_workers:/d}}'"
     return rf"sed -i {removes} -e '/^  {kind}:/a\    max_workers: {most}' cluster.yaml && {UPDATE}"
 
 
 def _failed_at(launch: Any) -> float:
-    """Return when Ray did not get a node: seconds since 1970."""
+    """Return the time at which Ray failed to get a node, in seconds since 1970."""
     return launch.failed_ts_s or launch.request_ts_s

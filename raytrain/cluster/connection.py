@@ -1,4 +1,4 @@
-"""Joining a Ray cluster: which one it is, whether it answers, and what its processes are told."""
+"""Joining a Ray cluster: which one, whether it answers, and the environment passed to its processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raytrain.storage import storage_environment
 from raytrain.utils.errors import UserError
 
 ANSWER_S = 10.0
-"""How long a cluster has to answer; Ray itself would try for a quarter of an hour."""
+"""How long a cluster has to answer; Ray itself would retry for a quarter of an hour."""
 _HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\s:/]+):(\d{1,5})")
 
 
@@ -50,9 +50,9 @@ def connect(address: str | None) -> None:
 
 
 def find_cluster(address: str | None) -> tuple[str | None, str]:
-    """Return the cluster that Ray would join for ``address``, as HOST:PORT, and what names it.
+    """Return the cluster that Ray would join for ``address``, as HOST:PORT, and the setting that names it.
 
-    None where Ray would start one, or look for one among this machine's processes.
+    The address is None if Ray would start a cluster, or look for one among this machine's processes.
     """
     found: str | None
     if address not in (None, "auto"):
@@ -65,10 +65,10 @@ def find_cluster(address: str | None) -> tuple[str | None, str]:
 
 
 def check_answers(address: str, source: str) -> None:
-    """Make sure that a Ray cluster answers at ``address``; ``source`` says what names it.
+    """Make sure that a Ray cluster answers at ``address``; ``source`` is the setting that names it.
 
     Raises:
-        UserError: it is no HOST:PORT, or no cluster answers there within ``ANSWER_S``.
+        UserError: it is not HOST:PORT, or no cluster answers there within ``ANSWER_S``.
     """
     if address.startswith("ray://"):
         raise UserError(
@@ -85,10 +85,10 @@ def check_answers(address: str, source: str) -> None:
 
 
 def _ask(address: str) -> str:
-    """Ask Ray's directory of a cluster whether it is alive; return why there is none, empty where it answers."""
+    """Ask a cluster's GCS whether it is alive; return why there is none, or an empty text if it answers."""
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return ""  # only Ray has the certificates
-    # as Ray does, without the proxy of the environment
+    # like Ray, without the proxy of the environment
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
             channel.unary_unary(CHECK_ALIVE)(b"", timeout=ANSWER_S)
@@ -100,4 +100,4 @@ def _ask(address: str) -> str:
                     return str(error.details()).rpartition(": ")[2].rstrip("]")
                 case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.UNIMPLEMENTED:
                     return "what listens there is something else"
-    return ""  # also where it wants a token, which Ray has
+    return ""  # also if it asks for a token, which Ray has

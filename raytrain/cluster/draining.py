@@ -1,4 +1,4 @@
-"""Node draining: the spot watcher tells Ray which node will be taken away; workers ask Ray whether theirs is."""
+"""Node draining: the spot watcher tells Ray which node will be taken away; workers ask Ray about their own node."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from raytrain.cluster.ray_internals import (
 )
 
 ASK_TIMEOUT_S = 0.5
-"""Longest that a step waits for Ray's answer; without an answer the node counts as not draining."""
+"""Longest time that a step waits for Ray's answer; without an answer, the node counts as not draining."""
 CALL_TIMEOUT_S = 10.0
-"""Longest wait for any other answer."""
+"""Longest time to wait for any other answer."""
 _log = logging.getLogger(__name__)
 
 
 class OwnNode:
-    """The node of this process, as the cluster that it has joined sees it."""
+    """The node of this process, as seen by the cluster that it has joined."""
 
     def __init__(self) -> None:
         context = ray.get_runtime_context()
         self._node_id = context.get_node_id()
-        # Ray's own client, as `ray drain-node` uses it: it knows the cluster's token, if there is one
+        # Ray's own client, as used by `ray drain-node`: it knows the cluster's token, if there is one
         self._client = GcsClient(address=context.gcs_address)
         self._answers = True
 
     def is_draining(self) -> bool:
-        """Return whether Ray has been told that the node will be taken away, in 0.5 ms or ``ASK_TIMEOUT_S`` at most.
+        """Return whether Ray has been told that the node will be taken away; takes 0.5 ms, at most ``ASK_TIMEOUT_S``.
 
-        Ray never takes that back: the node gets no more work, and ends when its last process has.
+        Ray never revokes that: the node gets no more work, and ends when its last process has ended.
         """
         try:
             draining = self._client.get_draining_nodes(timeout=ASK_TIMEOUT_S)
@@ -62,12 +62,12 @@ def alive_nodes(address: str | None) -> dict[str, str]:
 def drain(address: str | None, node_id: str, why: str, seconds: float) -> None:
     """Tell Ray that a node will be taken away in ``seconds``: it gets no more work, and its workers can see that.
 
-    Ray ends nothing at that time, but counts what dies afterwards as preempted.
+    Ray ends nothing at that time, but counts processes that die afterwards as preempted.
 
     Raises:
         ConnectionError: no cluster runs here.
         ray.exceptions.RayError: it does not answer.
-        LookupError: Ray refuses, and says why.
+        LookupError: Ray refuses; the message gives its reason.
     """
     deadline_ms = int((time.time() + seconds) * 1000)
     accepted, reason = _connect(address).drain_node(

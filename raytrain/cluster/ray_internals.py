@@ -1,7 +1,7 @@
 """Private parts of Ray that this package needs, and the reason for each.
 
-No other module imports them: an upgrade of Ray can break only this one, and the test of it,
-``tests/unit/cluster/test_ray_internals.py``, says what broke. A name is imported when it is first used, since most
+No other module imports them, so an upgrade of Ray can break only this one. Its test,
+``tests/unit/cluster/test_ray_internals.py``, then shows what broke. A name is imported on first use, since most
 processes need few of them.
 """
 
@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
-"""Method of gRPC that the directory of a cluster (GCS) answers, and nothing else."""
+"""gRPC method that a cluster's directory (GCS) answers, and nothing else does."""
 
 
 class Private(NamedTuple):
@@ -142,7 +142,7 @@ PRIVATE = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a private name of Ray when it is first used."""
+    """Import a private name of Ray on first use."""
     if name not in PRIVATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(PRIVATE[name].module), PRIVATE[name].name)

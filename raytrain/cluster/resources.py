@@ -1,4 +1,4 @@
-"""Resources of a cluster: what it has, what its autoscaler may add, and how many worker groups fit."""
+"""Resources of a cluster: those that it has, those that its autoscaler may add, and how many worker groups fit."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from raytrain.utils.errors import UserError
 from raytrain.utils.validation import parse_json, validate_type
 
 HEAD_MEMORY_PER_TRIAL = 0.8 * 2**30
-"""Bytes that the small processes of one concurrent trial take on the head: ``benchmarks/head_cost.py`` finds 844 MB."""
+"""Bytes that a concurrent trial's small processes take on the head: ``benchmarks/head_cost.py`` measures 844 MB."""
 MEMORY_SHARE = 0.5
-"""Largest share of a node's memory that a worker may reserve: a node that comes has less than its type states."""
+"""Largest share of a node's memory that a worker may reserve: a node that starts has less than its type states."""
 GRADIENT_BYTES = {"float32": 4, "bfloat16": 2}
 NETWORK_GBITS = 10.0
-"""Rate at which ``traffic`` states times: what small machines of clouds have at best."""
+"""Network rate that ``traffic`` assumes for its times: the best that small cloud machines have."""
 UNLIMITED = 10_000
-"""Number of nodes of a group whose maximum is not stated."""
+"""Number of nodes assumed for a group without a stated maximum."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Nodes of a Ray cluster, each as its resources: those that are up and those that may come."""
+    """Nodes of a Ray cluster, each as its resources: those that are up and those that may be added."""
 
     up: tuple[dict[str, float], ...]
     possible: tuple[tuple[dict[str, float], int], ...] = ()
@@ -39,18 +39,18 @@ class Cluster:
 
     @property
     def has_gpus(self) -> bool:
-        """True if a node with a GPU is up or may come: this decides the device, wherever the command runs."""
+        """True if a node with a GPU is up or may be added: this decides the device, wherever the command runs."""
         nodes = [*self.up, *(node for node, count in self.possible if count > 0)]
         return any(node.get("GPU", 0) > 0 for node in nodes)
 
     @property
     def num_nodes(self) -> int:
-        """The most nodes that may be up at once: heads, which do not compute, count beside those that may come."""
+        """Most nodes that may be up at once: heads, which do not compute, count beside those that may be added."""
         heads = sum(not node.get("CPU") and not node.get("GPU") for node in self.up)
         return max(len(self.up), heads + sum(count for _, count in self.possible))
 
     def total(self, resource: str) -> float:
-        """Return the most that there may be of a resource: on the nodes that are up, or on those that may come."""
+        """Return the largest possible amount of a resource: on the nodes that are up, or on those that may be added."""
         up = sum(node.get(resource, 0.0) for node in self.up)
         return max(up, sum(node.get(resource, 0.0) * count for node, count in self.possible))
 
@@ -67,13 +67,13 @@ class Cluster:
         return max(up, sum(_slots(node, worker_spec) * count for node, count in self.possible))
 
     def admit(self, worker_spec: WorkerSpec, wanted: int | None, head_memory: float) -> int:
-        """Return how many runs of ``worker_spec`` may train at once: at most ``wanted``; if None, all that fit.
+        """Return how many runs of ``worker_spec`` may train at once: at most ``wanted``, or all that fit if None.
 
-        A run of one worker has no process on the head. So ``head_memory`` (bytes) bounds such runs only if the head is
+        A run of one worker has no process on the head. So ``head_memory`` (bytes) limits such runs only if the head is
         the only node.
 
         Raises:
-            UserError: not even one run fits; the line gives the numbers.
+            UserError: not even one run fits; the message gives the numbers.
         """
         slots = self.worker_slots(worker_spec)
         if slots < worker_spec.workers:
@@ -89,10 +89,10 @@ class Cluster:
 
 
 def traffic(cluster: Cluster, spec: WorkerSpec, parameters: int, gradients: str = "float32") -> str:
-    """Return what the workers of a run send each other in a step, as text; empty where they fit on one machine.
+    """Describe, as text, the data that the workers of a run send each other per step; empty if they fit on one machine.
 
-    To sum n tensors in a ring, each worker sends 2 (n - 1) / n of one (Patarasuk and Yuan 2009). DDP sends gradients
-    of type ``gradients`` while others are still computed: what counts is whether a step takes longer.
+    To sum n tensors in a ring, each worker sends 2 (n - 1) / n of one (Patarasuk and Yuan 2009). DDP sends gradients of
+    type ``gradients`` while others are still computed, so what counts is whether a step takes longer.
     """
     workers = spec.limit
     if workers == 1:
@@ -116,8 +116,8 @@ def _slots(node: dict[str, float], worker_spec: WorkerSpec) -> int:
 def reserve_memory(worker_spec: WorkerSpec, cluster: Cluster, need: int) -> WorkerSpec:
     """Return the workers with ``need`` bytes of memory reserved for each, so that no node gets more than it can hold.
 
-    Nothing is reserved where that could keep a run from starting at all: on nodes that do not say how much memory they
-    have, or where a worker would take more than ``MEMORY_SHARE`` of it. Nor beside GPUs, whose memory is what counts.
+    Nothing is reserved if that could keep a run from starting at all: on nodes that do not state their memory, or if a
+    worker would take more than ``MEMORY_SHARE`` of it. Nothing is reserved with GPUs either, whose own memory matters.
     """
     nodes = [*cluster.up, *(node for node, count in cluster.possible if count > 0)]
     able = [node for node in nodes if _slots(node, worker_spec) > 0]
@@ -146,10 +146,10 @@ def read_cluster() -> Cluster:
 
 
 def _autoscaler_nodes() -> tuple[tuple[dict[str, float], int], ...]:
-    """Return the node types that the autoscaler may start: as the user states, as Ray publishes, or by its file."""
+    """Return the node types that the autoscaler may start: as stated by the user, published by Ray, or in its file."""
     if stated := stated_types():
         return stated
-    # Ray can publish the config, but its open-source autoscalers do not
+    # Ray can publish the config, but its open-source autoscalers do not do so
     config: Any = state.get_cluster_config()
     if config is None:
         return node_types(ray.get_runtime_context().gcs_address)
@@ -158,13 +158,14 @@ def _autoscaler_nodes() -> tuple[tuple[dict[str, float], int], ...]:
 
 
 WORKER_NODES = "RAYTRAIN_WORKER_NODES"
-"""Environment variable with the worker types, before any other source: '[{"nodes": 8, "CPU": 7, "GPU": 1}]'."""
+"""Environment variable with the worker types, which precedes any other source: '[{"nodes": 8, "CPU": 7, "GPU": 1}]'."""
 
 
 def node_types(gcs_address: str) -> tuple[tuple[dict[str, float], int], ...]:
     """Return the worker types, and the most of each, that the autoscaler on this host may start for the cluster.
 
-    Empty if no autoscaler runs here. `ray up` starts it on the head, where `ray exec` and `ray job submit` run, too.
+    The result is empty if no autoscaler runs here. `ray up` starts it on the head node, where `ray exec` and
+    `ray job submit` also run their commands.
     """
     file = config_file(gcs_address)
     if file is None:
@@ -182,10 +183,10 @@ def node_types(gcs_address: str) -> tuple[tuple[dict[str, float], int], ...]:
 
 
 def stated_types() -> tuple[tuple[dict[str, float], int], ...]:
-    """Return the worker types, and the most of each, that the variable ``WORKER_NODES`` gives; empty without it.
+    """Return the worker types, and the most of each, in the variable ``WORKER_NODES``; empty if it is not set.
 
     Raises:
-        UserError: its value is something else.
+        UserError: its value is invalid.
     """
     text = os.environ.get(WORKER_NODES, "").strip()
     if not text:

@@ -30,34 +30,34 @@ from raytrain.config.cli import OneLineParser
 from raytrain.utils.errors import UserError, run_command
 
 ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
-"""Environment variable by which AWS's own tools find the metadata service, too."""
+"""Environment variable by which AWS's own tools find the metadata service as well."""
 TOKEN_SECONDS = 21600
-"""Life of a token: the longest that EC2 gives."""
+"""Lifetime of a token: the longest that EC2 allows."""
 REQUEST_TIMEOUT_S = 2.0
 LONGEST_INTERVAL_S = 5.0
-"""Longest time between two questions: of EC2's two minutes of notice, no more may be lost before Ray is told."""
+"""Longest time between two polls: no more of EC2's two minutes of notice may be lost before Ray is told."""
 TRIES = 3
-"""Attempts to reach the metadata service before there is taken to be none."""
+"""Attempts to reach the metadata service before it counts as missing."""
 REQUEST_ERRORS = (OSError, http.client.HTTPException)
-"""Failures of a request to the metadata service: no connection, no answer in time, a status of an error."""
+"""Failures of a request to the metadata service: no connection, no answer in time, an error status."""
 _log = logging.getLogger("raytrain.spot")
 
 
 @dataclass(frozen=True)
 class Notice:
-    """A preemption notice: what EC2 says about the end of the instance."""
+    """A preemption notice: EC2's announcement that the instance will end."""
 
     what: str
     at: str
-    """The time that it names, as EC2 writes it; empty if it names none."""
+    """The time that it gives, as EC2 writes it; empty if it gives none."""
     certain: bool
-    """True if the instance will be taken, false if it only may be."""
+    """True if the instance will be taken, False if it only may be."""
 
     def __str__(self) -> str:
         return f"{self.what} at {self.at}" if self.at else self.what
 
     def seconds_left(self, now: datetime) -> float | None:
-        """Return the seconds until the instance is taken; ``None`` if it only may be, or the time cannot be read."""
+        """Return the seconds until the instance is taken; ``None`` if it only may be, or if the time is unreadable."""
         try:
             at = datetime.fromisoformat(self.at)
         except ValueError:
@@ -66,16 +66,16 @@ class Notice:
 
 
 class Metadata:
-    """Client of the instance metadata service, version 2, where every request carries a token."""
+    """Client of the instance metadata service, version 2, in which every request carries a token."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint.rstrip("/")
         self._token: str | None = None
-        # the service answers only the instance itself: never use a proxy
+        # the service answers only the instance itself, so never use a proxy
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def notice(self) -> Notice | None:
-        """Return the notice of the instance's end; else the recommendation to leave it; ``None`` if there is neither.
+        """Return the notice of the instance's end, or else the recommendation to leave it; ``None`` if there is none.
 
         Raises:
             OSError, http.client.HTTPException: the service does not answer, or answers with an error.
@@ -90,7 +90,7 @@ class Metadata:
         """Get a token.
 
         Raises:
-            OSError, http.client.HTTPException: as ``notice``.
+            OSError, http.client.HTTPException: as for ``notice``.
         """
         self._token = self._request("PUT", "api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)})
 
@@ -118,7 +118,7 @@ class Metadata:
                     return None
                 if error.code != 401 or last:
                     raise
-                self.check()  # the token has run out
+                self.check()  # the token has expired
         raise AssertionError("the second answer ends it")
 
     def _request(self, method: str, path: str, headers: dict[str, str]) -> str:
@@ -128,10 +128,10 @@ class Metadata:
 
 
 class Watcher:
-    """State of the watch: each notice is passed on once, and each change is logged once."""
+    """State of the watch: passes each notice on once, and logs each change once."""
 
     def __init__(self, metadata: Metadata, rebalance: bool, drain: Callable[[Notice], None]) -> None:
-        """``drain`` tells Ray; if it raises one of ``passing_ray_errors``, it is called again at the next look."""
+        """``drain`` tells Ray; if it raises one of ``passing_ray_errors``, it is called again at the next poll."""
         self._metadata = metadata
         self._rebalance = rebalance
         self._drain = drain
@@ -140,11 +140,11 @@ class Watcher:
         self._errors: dict[str, str] = {}
 
     def look(self) -> None:
-        """Ask the metadata service once; drain the node if there is a new notice."""
+        """Poll the metadata service once; drain the node if there is a new notice."""
         try:
             notice = self._metadata.notice()
         except REQUEST_ERRORS as error:
-            # the last answer stands: a notice is obeyed even if the service cannot be asked for it again
+            # the last answer stands: a notice is obeyed even if the service no longer answers
             self._log_change("the metadata service", f"does not answer: {error}")
             notice = self._seen
         else:
@@ -162,14 +162,14 @@ class Watcher:
             self._drained = notice
 
     def _log_change(self, who: str, error_text: str) -> None:
-        """Log an error when it has changed, and when it is over; no text means no error."""
+        """Log an error if it has changed, and when it is over; an empty text means no error."""
         if error_text != self._errors.get(who, ""):
             _log.warning("%s %s", who, " ".join(error_text.split()) or "answers again")
         self._errors[who] = error_text
 
 
 def passing_ray_errors() -> tuple[type[Exception], ...]:
-    """Return Ray's errors that may pass: it is not up yet or away for a while, or the node has not joined yet."""
+    """Return Ray's transient errors: it is not up yet or away for a while, or the node has not joined yet."""
     from ray.exceptions import RayError
 
     return (RayError, ConnectionError, LookupError)
@@ -232,7 +232,7 @@ def has_metadata_service(metadata: Metadata, pause: float) -> bool:
             return True
         except urllib.error.HTTPError as error:
             if error.code not in (404, 405, 501):
-                return True  # an error that may pass
+                return True  # a transient error
             reason = error  # the metadata service of another cloud
             break
         except REQUEST_ERRORS as error:

@@ -19,7 +19,7 @@ CHANGEABLE = (
 
 @dataclass(frozen=True)
 class Change:
-    """Another value of one field, from a step on."""
+    """A new value of one field from a given step on."""
 
     step: int
     """Optimiser steps that are taken before."""

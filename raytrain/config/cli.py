@@ -23,7 +23,7 @@ OptionsT = TypeVar("OptionsT")
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Argument parser that raises a UserError instead of printing a usage text."""
+    """Argument parser that raises a UserError instead of printing a usage message."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
@@ -31,7 +31,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The arguments that decide the defaults of all others."""
+    """The arguments that determine the defaults of all others."""
 
     model: ModelName
     preset: PresetName | None
@@ -45,7 +45,7 @@ def parse_choice(command: str, arguments: list[str], implied: ModelName | None =
     ``implied`` is the model if the command line names none.
 
     Raises:
-        UserError: no such model or preset, or both a preset and a config file.
+        UserError: there is no such model or preset, or both a preset and a config file are given.
     """
     parser = OneLineParser(prog=f"python -m {command}", add_help=False, allow_abbrev=False)
     parser.add_argument("--preset")
@@ -76,12 +76,12 @@ def parse_choice(command: str, arguments: list[str], implied: ModelName | None =
 
 
 def default_config(choice: Choice, fallback: PresetName) -> RunConfig[Any]:
-    """Return the config that the command line's fields change: that of a file, of a preset, or of ``fallback``.
+    """Return the config that the command line's fields change: from a file, from a preset, or from ``fallback``.
 
-    ``fallback`` gives the sizes only: the text is then the embedded corpus unless ``--data`` names another.
+    ``fallback`` only gives the sizes: the text is then the embedded corpus unless ``--data`` names another.
 
     Raises:
-        UserError: the file cannot be read, is not a config, or is of another model.
+        UserError: the file cannot be read, is not a config, or is for another model.
     """
     if choice.file is not None:
         config = read_config(choice.file)
@@ -113,7 +113,7 @@ def parse_fields(
     """Return the command's options and the config, both changed by the rest of the command line.
 
     Raises:
-        UserError: an unknown option or a bad value.
+        UserError: an option is unknown or a value is bad.
     """
     import tyro
 
@@ -133,15 +133,15 @@ def parse_fields(
     parsed: Any = parse_options(
         f"{command} {config.model_name}", dataclasses.make_dataclass("Command", fields), arguments
     )
-    checked = from_dict(to_dict(parsed.config))  # from_dict also refuses numbers that are not finite
+    checked = from_dict(to_dict(parsed.config))  # from_dict also refuses non-finite numbers
     return parsed.options, _with_changes(checked, config)
 
 
 def _with_changes(parsed: RunConfig[Any], config: RunConfig[Any]) -> RunConfig[Any]:
-    """Return the config of a command line with the changes of the ``config`` that it began with, at its own steps.
+    """Return the command line's config with the changes of ``config``, its base, at the same fractions of its steps.
 
     Raises:
-        UserError: the command line sets a field that they change.
+        UserError: the command line sets a field that these changes set.
     """
     before, after = flatten(config), flatten(parsed)
     for name in {change.field for change in config.changes}:
@@ -183,7 +183,7 @@ def parse_options(
     """Read the dataclass ``options`` from a command line; its ``tyro.conf.Positional`` fields are positional arguments.
 
     Raises:
-        UserError: an unknown option or a bad value.
+        UserError: an option is unknown or a value is bad.
     """
     import tyro
     from tyro import _errors
@@ -211,7 +211,7 @@ def parse_options(
 
 
 def _one_line(event: Any) -> str:
-    """Return one line for a tyro event. An event that only a later version has is given by its class name."""
+    """Return one line for a tyro event. An event that only a later version of tyro has is given by its class name."""
     argument = getattr(event, "argument", None)
     name = ""
     if argument is not None:

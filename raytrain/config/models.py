@@ -23,14 +23,14 @@ def require(condition: bool, name: str, value: object, rule: str) -> None:
     """Refuse the value of a field.
 
     Raises:
-        ValueError: ``condition`` is false; the line names the field, its value and the rule.
+        ValueError: ``condition`` is false; the message names the field, its value and the rule.
     """
     if not condition:
         raise ValueError(f"{name} is {value!r}: {rule}")
 
 
 def require_norm(mean_norm: float, fixed_variance: bool) -> None:
-    """Refuse a normalisation of the code that cannot be.
+    """Refuse an impossible normalisation of the code.
 
     Raises:
         ValueError: see ``require``.
@@ -255,7 +255,7 @@ def known_models() -> dict[ModelName, ModelSpec]:
 
 
 def find_model(name: ModelName) -> ModelSpec:
-    """Return the spec of a model.
+    """Return the spec of the model ``name``.
 
     Raises:
         UserError: no model is registered under ``name``.
@@ -282,9 +282,9 @@ def model_name(config: object) -> ModelName:
 
 
 def require_stream_model(config: object) -> None:
-    """Refuse to read a stream with a model that carries no state, or with one that is not registered yet.
+    """Refuse a stream for a model that carries no state, or that is not registered yet.
 
-    It does not load the plugins: the presets, which plugins import, are themselves configs that are checked.
+    This does not load the plugins: the presets, which plugins import, are themselves configs and are checked here.
 
     Raises:
         ValueError: the model of this config class cannot read a stream.
@@ -301,7 +301,7 @@ def require_stream_model(config: object) -> None:
 
 
 def require_piece_model(config: object, vocabulary: str) -> None:
-    """Refuse a vocabulary of longer pieces with a model that knows bytes only, or that is not registered yet.
+    """Refuse a vocabulary of longer pieces for a model that only knows bytes, or that is not registered yet.
 
     Raises:
         ValueError: the model of this config class cannot read and write pieces.

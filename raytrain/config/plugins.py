@@ -68,13 +68,13 @@ def install_finder() -> None:
 
 
 def plugin_environment() -> dict[str, str]:
-    """Return the variable for the processes of other nodes, where the same files and modules must exist."""
+    """Return the variable for processes on other nodes, where the same files and modules must exist."""
     plugins()
     return {VARIABLE: os.environ[VARIABLE]} if os.environ.get(VARIABLE) else {}
 
 
 def load_plugins() -> None:
-    """Import the plugins that have not been imported in this process.
+    """Import the plugins that have not been imported in this process yet.
 
     Every look-up in a registry calls this first. The import waits until then because a plugin imports the registries.
 
@@ -87,7 +87,7 @@ def load_plugins() -> None:
     with _lock:
         entries = plugins()
         if _loading or os.environ.get(VARIABLE, "") == _loaded:
-            return  # a plugin looks something up while it is imported, or another thread has imported them all
+            return  # a plugin looks something up during its own import, or another thread has imported them all
         _loading = True
         try:
             for entry in entries:
@@ -110,7 +110,7 @@ def _load(entry: str) -> None:
     name = _check_file(entry) if _is_file(entry) else entry
     try:
         importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # whatever a user's module raises is the user's mistake
+    except (Exception, SystemExit) as error:  # anything that a user's module raises is the user's mistake
         raise UserError(f"{VARIABLE}: cannot load the plugin {entry}: {type(error).__name__}: {error}") from None
 
 
@@ -118,7 +118,7 @@ def _check_file(entry: str) -> str:
     """Return the module name of a plugin file.
 
     Raises:
-        UserError: there is no such file, or no module can have its name.
+        UserError: there is no such file, or its name cannot be that of a module.
     """
     if not os.path.isfile(entry):
         raise UserError(f"{VARIABLE}: there is no file {entry}")

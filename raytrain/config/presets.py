@@ -67,9 +67,9 @@ def paper_tweets(model: Any) -> RunConfig[Any]:
 
 
 def lstm_vae(config: RunConfig[Any], start: float, end: float) -> RunConfig[Any]:
-    """Return ``config`` as the paper changes it for its baseline.
+    """Return ``config`` with the changes that the paper makes for its baseline.
 
-    Annealing is from ``start`` to ``end``, later than the hybrid's. There are input dropout and clipping, and no
+    Annealing runs from ``start`` to ``end``, later than the hybrid's. There is input dropout and clipping, and no
     auxiliary loss.
     """
     return replace(
@@ -82,8 +82,8 @@ def lstm_vae(config: RunConfig[Any], start: float, end: float) -> RunConfig[Any]
 def laptop(model: Any, learning_rate: float = 1.6e-2) -> RunConfig[Any]:
     """Return a config that trains in a minute or two on one CPU core.
 
-    Batches are small and the learning rate is high for long: in so short a run, the number of steps that learn fast
-    matters most.
+    Batches are small and the learning rate stays high for long. In so short a run, the number of steps with fast
+    learning matters most.
     """
     return RunConfig(
         model=model,
@@ -101,7 +101,7 @@ def laptop(model: Any, learning_rate: float = 1.6e-2) -> RunConfig[Any]:
 
 
 def auxiliary_first(config: RunConfig[Any]) -> RunConfig[Any]:
-    """Return ``config`` with an auxiliary loss that teaches the hybrid's features first, and ends."""
+    """Return ``config`` with an auxiliary loss that first teaches the hybrid's features, and then ends."""
     return replace(config, objective=replace(config.objective, alpha=1.0, alpha_end=0.4))
 
 
@@ -115,7 +115,7 @@ PRESETS: dict[tuple[PresetName, ModelName], RunConfig[Any]] = {
     ("laptop", "byte_lstm"): laptop(ByteLstmConfig(layers=1, hidden=256, dropout=0.0)),
     ("paper-ptb", "hybrid"): paper_ptb(HybridConfig()),
     ("paper-ptb", "lstm_vae"): lstm_vae(paper_ptb(LstmVaeConfig()), 0.1, 0.17),
-    # a plain language model beside the paper's two models: the decoder of its baseline alone
+    # a plain language model beside the paper's two models: only the decoder of its baseline
     ("paper-ptb", "byte_lstm"): paper_ptb(ByteLstmConfig(layers=1, hidden=500, dropout=0.0)),
     ("paper-tweets", "byte_lstm"): paper_tweets(ByteLstmConfig(layers=1, hidden=1000, dropout=0.0)),
     ("paper-tweets", "hybrid"): paper_tweets(
@@ -134,7 +134,7 @@ PRESETS: dict[tuple[PresetName, ModelName], RunConfig[Any]] = {
         evaluate_samples=4096,
         checkpoint_every=1000,
     ),
-    # figures per character that can stand beside published ones: all of the validation text, read without a break
+    # results per character that are comparable to published ones: the whole validation text, read without a break
     ("stream", "byte_lstm"): RunConfig(
         model=ByteLstmConfig(layers=1, hidden=512, dropout=0.0),
         optimizer=OptimizerConfig(learning_rate=8e-3, decay_start=0.3, clip=10.0),
@@ -158,7 +158,7 @@ def preset(name: PresetName, model: ModelName) -> RunConfig[Any]:
     Raises:
         UserError: the model has no such preset.
     """
-    find_model(model)  # which loads the plugins, whose presets these may be
+    find_model(model)  # this loads the plugins, whose presets may be asked for
     if (name, model) not in PRESETS:
         known = [preset_name for preset_name, owner in PRESETS if owner == model]
         takes = f"--preset takes {', '.join(known)}" if known else "it has none: give a config with --config"
@@ -167,14 +167,14 @@ def preset(name: PresetName, model: ModelName) -> RunConfig[Any]:
 
 
 def full_size(model: ModelName) -> PresetName:
-    """Return the preset with the sizes of the literature, for machines with GPUs."""
+    """Return the name of the preset with the sizes of the literature, for machines with GPUs."""
     return find_model(model).full_size
 
 
 def for_source(config: RunConfig[Any], source: str) -> RunConfig[Any]:
-    """Return ``config`` with another source of text, sampled as suits it: tweets and bios as whole documents.
+    """Return ``config`` with another source of text, sampled to suit it: tweets and bios as whole documents.
 
-    A stream stays one.
+    A stream stays a stream.
     """
     if source == config.data or config.sampling == "stream":
         return replace(config, data=source)

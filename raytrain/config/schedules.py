@@ -119,12 +119,12 @@ def constant(progress: float, config: ObjectiveConfig) -> float:
 
 
 def linear(progress: float, config: ObjectiveConfig) -> float:
-    """Rise evenly from start to end."""
+    """Rise linearly from start to end."""
     return progress
 
 
 def sigmoid(progress: float, config: ObjectiveConfig) -> float:
-    """Rise as Bowman et al.'s (2016) tanh, 3.5 of its widths to either side of the middle."""
+    """Rise like the tanh of Bowman et al. (2016), over 3.5 of its widths to either side of the midpoint."""
     # theirs is (tanh((step - 3500) / 1000) + 1) / 2
     return (math.tanh(7 * progress - 3.5) + 1) / 2
 
@@ -149,8 +149,8 @@ The names are the values of ``objective.annealing``. Plugins add theirs.
 def kl_weight(config: ObjectiveConfig, step: int, steps: int) -> float:
     """Return the weight of the KL term at ``step`` of ``steps``.
 
-    Every schedule but ``constant`` is ``config.floor`` up to the start, never below it, and ``config.weight`` from the
-    end on. A weight below the floor is the floor.
+    Every schedule except ``constant`` equals ``config.floor`` up to the start and ``config.weight`` from the end on. In
+    between it never falls below the floor. If ``config.weight`` is below ``config.floor``, the floor is the former.
     """
     start, end = config.start * steps, config.end * steps
     if config.annealing == "constant" or step >= end:
@@ -159,7 +159,7 @@ def kl_weight(config: ObjectiveConfig, step: int, steps: int) -> float:
     if step <= start:
         return floor
     if config.annealing not in KL_SCHEDULES:
-        load_plugins()  # a config that was unpickled has not been validated in this process
+        load_plugins()  # an unpickled config has not been validated in this process
     return max(floor, config.weight * KL_SCHEDULES[config.annealing]((step - start) / (end - start), config))
 
 
@@ -179,27 +179,27 @@ def auxiliary_weight(config: ObjectiveConfig, step: int, steps: int) -> float:
 
 
 def exponential_decay(progress: float, config: OptimizerConfig) -> float:
-    """Return the paper's decay, with a hundredth of the steps for an epoch.
+    """Return the paper's decay, with a hundredth of the steps in place of an epoch.
 
-    It is multiplied by ``config.decay`` at each hundredth after ``config.decay_start``.
+    The learning rate is multiplied by ``config.decay`` at each hundredth after ``config.decay_start``.
     """
-    # the small number keeps a step that is a whole hundredth from being rounded down
+    # the small number keeps a step at a whole hundredth from being rounded down
     hundredths = math.floor(100 * (progress - config.decay_start) + 1e-9)
     return config.decay ** max(0, hundredths)
 
 
 def no_decay(progress: float, config: OptimizerConfig) -> float:
-    """Return 1."""
+    """Return 1: there is no decay."""
     return 1.0
 
 
 def linear_decay(progress: float, config: OptimizerConfig) -> float:
-    """Fall evenly from the end of the warm-up to 0 at the end of the run."""
+    """Fall linearly from the end of the warm-up to 0 at the end of the run."""
     return (1 - progress) / (1 - config.warmup)
 
 
 def cosine_decay(progress: float, config: OptimizerConfig) -> float:
-    """Fall by half a cosine from the end of the warm-up to 0 at the end of the run (Loshchilov & Hutter 2017)."""
+    """Fall along half a cosine from the end of the warm-up to 0 at the end of the run (Loshchilov & Hutter 2017)."""
     return (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup))) / 2
 
 
@@ -218,10 +218,10 @@ The names are the values of ``optimizer.schedule``. Plugins add theirs.
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     """Return the learning rate at ``step`` of ``steps``.
 
-    It rises evenly during the warm-up, whose first step is not 0, and follows the schedule from there.
+    It rises linearly during the warm-up, starting above 0, and then follows the schedule.
     """
     if config.schedule not in LEARNING_RATE_SCHEDULES:
-        load_plugins()  # a config that was unpickled has not been validated in this process
+        load_plugins()  # an unpickled config has not been validated in this process
     warming = config.warmup * steps
     risen = (step + 1) / warming if step + 1 < warming else 1.0
     share = LEARNING_RATE_SCHEDULES[config.schedule](max(step / steps, config.warmup), config)
@@ -231,6 +231,6 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 def average_decay(config: OptimizerConfig, step: int) -> float:
     """Return the decay of the moving average of the weights at ``step``: less than ``config.ema`` at first.
 
-    So the average forgets the initial weights at once and has a longer memory as the run goes on.
+    The average thus forgets the initial weights at once, and its memory grows as the run goes on.
     """
     return min(config.ema, (1 + step) / (10 + step))

@@ -141,7 +141,7 @@ class RunConfig(Generic[ModelT]):
         )
         for change in self.changes:
             require(change.step < self.steps, "changes.step", change.step, f"must be below steps ({self.steps})")
-            in_force(self, change.step)  # which checks the values
+            in_force(self, change.step)  # this checks the values
             require(
                 change.field != "objective.rate" or min(change.value, self.objective.rate) > 0,
                 "changes.value",
@@ -174,12 +174,12 @@ class RunConfig(Generic[ModelT]):
 
     @property
     def samples_noun(self) -> str:
-        """What the samples are, as text: windows, documents or, of a stream, chunks."""
+        """The noun for its samples: windows, documents or, for a stream, chunks."""
         return "chunks" if self.sampling == "stream" else self.sampling
 
 
 def in_force(config: RunConfig[ModelT], step: int) -> RunConfig[ModelT]:
-    """Return the config that holds at ``step``, with the changes up to there made and none left.
+    """Return the config in force at ``step``: the changes up to that step are applied, and no others are left.
 
     Raises:
         ValueError: a section refuses a value.
@@ -196,7 +196,7 @@ def in_force(config: RunConfig[ModelT], step: int) -> RunConfig[ModelT]:
 
 
 def with_steps(config: RunConfig[ModelT], steps: int) -> RunConfig[ModelT]:
-    """Return the config of a run of so many steps; its changes are at the same fractions of them."""
+    """Return the config of a run with this many steps; its changes stay at the same fractions of the steps."""
     moved = [
         dataclasses.replace(change, step=max(1, round(change.step * steps / config.steps))) for change in config.changes
     ]
@@ -207,17 +207,17 @@ def with_steps(config: RunConfig[ModelT], steps: int) -> RunConfig[ModelT]:
 
 
 def to_dict(config: RunConfig[Any]) -> dict[str, Any]:
-    """Return a JSON-ready dictionary, from which ``from_dict`` makes an equal config."""
+    """Return a JSON-ready dictionary, which ``from_dict`` turns back into an equal config."""
     values = dataclasses.asdict(config)
     values["model"] = {"name": config.model_name, **values["model"]}
     return json.loads(json.dumps(values))
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig[Any]:
-    """Return the config that ``to_dict`` wrote.
+    """Return the config in a dictionary written by ``to_dict``.
 
     Raises:
-        UserError: an unknown field or model, a value of the wrong type, or one that a config refuses.
+        UserError: a field or model is unknown, a value has the wrong type, or the config refuses it.
     """
     if not isinstance(values, dict):
         raise UserError(f"config: expected an object, got {type(values).__name__}")
@@ -242,7 +242,7 @@ def from_dict(values: dict[str, Any]) -> RunConfig[Any]:
 
 
 def flatten(config: RunConfig[Any]) -> dict[str, Any]:
-    """Return the config as one level of dotted names, as MLflow parameters and search spaces name its fields."""
+    """Return the config as a flat dictionary of dotted names, as used for MLflow parameters and in search spaces."""
     flat: dict[str, Any] = {}
     for name, value in to_dict(config).items():
         if isinstance(value, dict):
@@ -253,7 +253,7 @@ def flatten(config: RunConfig[Any]) -> dict[str, Any]:
 
 
 def override(config: RunConfig[Any], changes: dict[str, Any]) -> RunConfig[Any]:
-    """Return ``config`` with the dotted fields of ``changes`` replaced, as a search space gives them.
+    """Return ``config`` with the dotted fields in ``changes`` replaced, as given by a search space.
 
     Raises:
         UserError: the config does not have such a field, or refuses its value.
@@ -271,10 +271,10 @@ def override(config: RunConfig[Any], changes: dict[str, Any]) -> RunConfig[Any]:
 
 
 def fingerprint(config: RunConfig[Any], corpus_digest: str) -> str:
-    """Return what decides a run's result as a hash: its resolved config (seed included) and its corpus.
+    """Return a hash of everything that determines a run's result: its resolved config (seed included) and its corpus.
 
-    Two runs may have the same one: it is no identity. The location of the text on this machine is left out, since the
-    digest identifies it. An encoder that the run starts from is in the config by its digest.
+    Two runs may share a fingerprint, so it is not an identity. The location of the text on this machine is left out,
+    since the corpus digest identifies the text. The config names an encoder that the run starts from by its digest.
     """
     values = to_dict(config)
     for name in LOCATION:
@@ -284,7 +284,7 @@ def fingerprint(config: RunConfig[Any], corpus_digest: str) -> str:
 
 
 def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return one text for each field that differs between two configs."""
+    """Return a line of text for each field that differs between two configs."""
     parts = []
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key), after.get(key)

@@ -13,7 +13,7 @@ _NAME = re.compile(r"byte|char|(char|bpe):([1-9]\d{0,5})")
 
 
 def parse_vocabulary(name: str) -> tuple[str, int]:
-    """Return kind and number of pieces of a vocabulary: byte, char, char:N or bpe:N.
+    """Return the kind and the number of pieces of a vocabulary: byte, char, char:N or bpe:N.
 
     Raises:
         ValueError: there is no such vocabulary.

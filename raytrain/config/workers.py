@@ -88,7 +88,7 @@ def parse_workers(text: str) -> tuple[int, int | None]:
     """Return the minimum and, for an elastic run, the maximum of ``--workers``: "2" or "2:8".
 
     Raises:
-        UserError: the text is neither.
+        UserError: the text is neither form.
     """
     match = re.fullmatch(r"(\d{1,6})(?::(\d{1,6}))?", text)
     if match is None:

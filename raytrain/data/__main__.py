@@ -34,9 +34,9 @@ from raytrain.utils.text import one_line
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 NUM_SAMPLES = 5
 NGRAM_SAMPLES = 4096
-"""Validation samples of each kind that n-grams are measured on."""
+"""Validation samples of each kind on which n-grams are measured."""
 JETSTREAM = "wss://jetstream2.us-east.bsky.network/subscribe"
-"""One of the servers that Bluesky runs for everybody."""
+"""One of the public servers that Bluesky runs."""
 _SHOWN = 200
 _CHUNK = 1 << 20
 
@@ -53,7 +53,7 @@ def main() -> None:
     elif options.command == "collect":
         values = {name: value for name, value in vars(options).items() if name not in ("command", "network")}
         values["output"] = local_path(options.output, "--output")
-        # the packages that it needs are loaded for nothing else
+        # nothing else needs the packages that this imports
         import_module(f"raytrain.data.collect_{options.network}").collect(**values)
     else:
         corpus = Corpus.open(expanded(options.corpus))
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def _fill_on_ray(address: str | None, source: Source, writer: CorpusWriter) -> Taken:
-    # Ray takes seconds to load, and nothing else here needs it
+    # Ray takes seconds to import, and nothing else here needs it
     import_module("raytrain.cluster.connection").connect(address)
     taken: Taken = import_module("raytrain.data.distributed").fill(source, writer)
     return taken
@@ -118,7 +118,7 @@ def _vocabulary(name: str) -> str:
 
 
 def _show_info(corpus: Corpus, guesses: bool = False) -> None:
-    """Print what is in a corpus; what was guessed too, if preparing has not just said it."""
+    """Print what a corpus contains; include the guesses if preparing has not just printed them."""
     from rich.markup import escape
 
     console = output.console(highlight=False)
@@ -145,7 +145,7 @@ def _show_info(corpus: Corpus, guesses: bool = False) -> None:
 
 
 def _report_lines(report: dict[str, Any]) -> Iterator[str]:
-    """Yield what was read, kept and dropped, and why."""
+    """Yield lines about what was read, kept and dropped, and why."""
     formats = ", ".join(f"{name} ({count:,})" for name, count in report.get("formats", {}).items())
     yield f"texts taken: {report['read']:,}; files: {formats or 'none'}"
     for title, counts in (("dropped", report.get("dropped", {})), ("taken", report.get("remarks", {}))):
@@ -154,7 +154,7 @@ def _report_lines(report: dict[str, Any]) -> Iterator[str]:
 
 
 def _show_ngrams(corpus: Corpus, vocabulary: str) -> None:
-    """Print the reference ladder for the usual samples of each kind: a model should do better."""
+    """Print the reference ladder for the usual samples of each kind, which a model should beat."""
     from rich.table import Table
 
     from raytrain.data.batches import EvaluationBatches
@@ -167,7 +167,7 @@ def _show_ngrams(corpus: Corpus, vocabulary: str) -> None:
     for name, config in {"windows of 60": windows, "documents < 128": documents}.items():
         try:
             samples = EvaluationBatches(corpus.split("valid"), config, NGRAM_SAMPLES)
-        except UserError:  # the split has none
+        except UserError:  # the split has no such samples
             continue
         ladders[name] = reference_ladder(corpus, samples)
     table = Table("bits per byte", *ladders)
@@ -208,7 +208,7 @@ def _length_quantiles(split: Split) -> list[int]:
 
 
 def _distinct_bytes(split: Split) -> int:
-    """Distinct byte values in the text; the separators are left out."""
+    """Return the number of distinct byte values in the text, without the separators."""
     counts = np.zeros(256, dtype=np.int64)
     for start in range(0, len(split.stream), _CHUNK):
         counts += np.bincount(split.stream[start : start + _CHUNK], minlength=256)
@@ -217,7 +217,7 @@ def _distinct_bytes(split: Split) -> int:
 
 
 def _samples(split: Split) -> list[str]:
-    """Documents from all over the split, without what a terminal would obey."""
+    """Return documents from all over the split, without characters that a terminal would obey."""
     numbers = np.linspace(0, split.num_documents - 1, min(NUM_SAMPLES, split.num_documents)).astype(int)
     texts = (split.document(int(number))[:_SHOWN].decode("utf-8", "replace") for number in numbers)
     return ["".join(char if char.isprintable() or char == "\u200d" else "\ufffd" for char in text) for text in texts]

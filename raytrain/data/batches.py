@@ -1,7 +1,7 @@
-"""Batches: the samples of a step follow from (seed, step) alone, then are cut by rank into slices of whole groups.
+"""Batches: the samples of a step depend on (seed, step) alone, and are then sliced by rank into whole groups.
 
-The samples of a stream are chunks of contiguous text: each row of a batch is a lane, and goes on where it ended in the
-batch before. A model carries its state over.
+The samples of a stream are chunks of contiguous text. Each row of a batch is a lane, which continues where it ended in
+the previous batch. The model carries its state over.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from raytrain.data.vocabulary import PAD, STOP
 from raytrain.utils.errors import UserError
 
 BUCKET_WIDTH = 16
-"""Documents whose numbers of symbols round up to the same multiple of this share batches."""
+"""Documents share batches if their numbers of symbols round up to the same multiple of this."""
 ROWS = 256
-"""Documents that are gathered at once: what they are gathered by then fits the processor's cache."""
+"""Documents that are gathered at once: the intermediate arrays then fit the processor's cache."""
 EVALUATION_GROUPS = 8
-"""Groups of samples that are evaluated at once on a CPU."""
+"""Groups of samples per evaluation batch on a CPU."""
 GPU_EVALUATION_GROUPS = 64
-"""Groups of samples that are evaluated at once on a GPU, which takes hardly longer for them."""
+"""Groups of samples per evaluation batch on a GPU, which takes hardly longer for them."""
 EVALUATION_LANES = 16
-"""Lanes in which a stream is evaluated, whatever the number of workers: each costs a beginning without context."""
+"""Lanes in which a stream is evaluated, for any number of workers; each lane costs a start without context."""
 
 
 @dataclass(frozen=True)
@@ -39,43 +39,43 @@ class Batch:
     """One rank's share of a batch."""
 
     tokens: Tensor
-    """[samples, length] int64: bytes or pieces; a document then has STOP; then PAD up to the batch's length."""
+    """[samples, length] int64: bytes or pieces; for documents followed by STOP, then PAD up to the batch's length."""
     groups: range
-    """The numbers of the sample groups in it, in order: they seed the noise."""
+    """The numbers of its sample groups, in order: they seed the noise."""
     text_bytes: int
-    """Bytes of text in it, STOP and PAD not counted."""
+    """Bytes of text in it, excluding STOP and PAD."""
     previous: Tensor | None = None
-    """[samples] int64, of a stream only: the symbol before each chunk; STOP where the lane begins."""
+    """[samples] int64, only for a stream: the symbol before each chunk; STOP at the start of a lane."""
 
     def numbers(self, group_size: int) -> Tensor:
-        """Return the numbers [samples] of its samples; only the last group of all may have fewer than the others."""
+        """Return the numbers [samples] of its samples; only the last group of all may be smaller than the others."""
         starts = torch.tensor([*self.groups])[:, None] * group_size
         return (starts + torch.arange(group_size)).flatten()[: len(self.tokens)]
 
 
 class Samples:
-    """The samples of a split that a run can draw: windows of its stream, chunks of it, or its documents that fit."""
+    """The samples of a split that a run can draw: windows of its stream, chunks of it, or documents that fit."""
 
     def __init__(self, split: Split, config: RunConfig[Any], vocabulary: Vocabulary | None = None) -> None:
-        """``vocabulary``: that of the config in the split's corpus if ``None``."""
+        """If ``vocabulary`` is ``None``, use the config's vocabulary from the split's corpus."""
         self.split = split
         self.vocabulary = vocabulary or split.vocabulary(config.vocabulary)
         self.length = config.length
         self.documents = config.sampling == "documents"
         self.stream = config.sampling == "stream"
         self.text: NDArray[np.unsignedinteger[Any]] = split.stream if self.stream else split.scattered
-        """What samples are cut from, as it is best read: bytes, or the pieces of a stream."""
+        """The text that samples are cut from, in its best form for reading: bytes, or the pieces of a stream."""
         self.chunk = config.length
-        """Symbols of a chunk: as many as have ``length`` bytes on average."""
+        """Symbols per chunk: as many as ``length`` bytes hold on average."""
         if self.stream and not self.vocabulary.is_bytes:
             self.text = split.in_pieces(self.vocabulary)
             self.chunk = max(1, round(config.length * len(self.text) / len(split.stream)))
         if self.documents:
-            # a document takes its bytes and a STOP; longer ones are left out, here as in evaluation
+            # a document takes its bytes and a STOP; longer ones are left out here and in evaluation
             self.count = split.length_range(0, config.length)[1]
             shortage = f"no document of at most {config.length - 1} bytes"
         else:
-            # windows begin anywhere; chunks follow each other, and the last may be shorter
+            # windows start anywhere; chunks are consecutive, and the last may be shorter
             size = len(self.text)
             self.count = -(-size // self.chunk) if self.stream else size - config.length + 1
             shortage = f"{len(split.stream)} bytes"
@@ -87,15 +87,14 @@ class Samples:
 
     @property
     def too_long(self) -> int:
-        """Documents that are left out because they do not fit."""
+        """Number of documents left out because they do not fit."""
         return self.split.num_documents - self.count if self.documents else 0
 
     def tokens(self, positions: np.ndarray, length: int) -> tuple[Tensor, int]:
-        """Tokens [len(positions), length] of the samples at ``positions``, and their bytes of text.
+        """Return the tokens [len(positions), length] of the samples at ``positions``, and their bytes of text.
 
-        After the end of a stream comes its beginning: no window reaches beyond the end. Of longer pieces there are
-        fewer than bytes: the tokens are only as many as the sample with most of them has. Chunks of a stream have
-        ``length`` pieces each.
+        A stream wraps around at its end; no window reaches beyond the end. There are fewer longer pieces than bytes, so
+        with these the tokens are only as wide as the longest sample. Chunks of a stream have ``length`` pieces each.
         """
         tokens, text_bytes = self._uncut_tokens(positions, length)
         if self.vocabulary.is_bytes:
@@ -121,14 +120,14 @@ class Samples:
         columns, last = np.arange(length), len(self.text) - 1
         for first in range(0, len(tokens), ROWS):
             rows = slice(first, first + ROWS)
-            # what is read behind a document is not kept; behind the last one there is nothing to read
+            # symbols read beyond a document's end are dropped; beyond the last document there is nothing to read
             text = self.text[np.minimum(starts[rows, None] + columns, last)]
             tokens[rows] = np.where(columns < sizes[rows, None], text, np.int64(PAD))
         tokens[np.arange(len(tokens)), sizes] = STOP
         return torch.from_numpy(tokens), int(sizes.sum())
 
     def previous(self, positions: np.ndarray, begins: bool) -> Tensor:
-        """Symbols [len(positions)] before the chunks at ``positions``: STOP if the lanes begin there."""
+        """Return the symbols [len(positions)] before the chunks at ``positions``: STOP if the lanes start there."""
         before = np.full(len(positions), STOP) if begins else self.text[positions - 1].astype(np.int64)
         return torch.from_numpy(before)
 
@@ -136,17 +135,17 @@ class Samples:
 class TrainingBatches:
     """The batch of every step, a pure function of (seed, step).
 
-    Windows start anywhere with equal probability. For documents a bucket of similar lengths is drawn
-    by the number of documents in it, then documents of it with replacement: every document is as
-    likely as any other, and no permutation of the corpus is kept in memory.
+    Windows start anywhere with equal probability. For documents, a bucket of similar lengths is drawn with probability
+    proportional to its number of documents; then documents are drawn from it with replacement. Every document is
+    equally likely, and no permutation of the corpus is kept in memory.
 
-    A stream is a ring of ``batch_size`` lanes of as many symbols each. Each step reads the next chunk of every
-    lane. At its end a lane goes on in the text of the next one, so that nothing begins anew. The order does not depend
+    A stream is a ring of ``batch_size`` lanes with equally many symbols each. Each step reads the next chunk of every
+    lane. At its end, a lane continues in the text of the next lane, so that nothing restarts. The order does not depend
     on the seed.
     """
 
     def __init__(self, corpus: Corpus, config: RunConfig[Any], vocabulary: Vocabulary | None = None) -> None:
-        """``vocabulary``: that of a model; the one of the config in the corpus if ``None``."""
+        """If ``vocabulary``, a model's, is ``None``, use the config's vocabulary from the corpus."""
         self.samples = Samples(corpus.split("train"), config, vocabulary)
         self.config = config
         self.buckets = [(0, self.samples.count)]
@@ -159,14 +158,14 @@ class TrainingBatches:
             )
         if self.samples.documents:
             split = self.samples.split
-            longest = int(split.lengths(split.by_length[-1:])[0])  # beyond it there are no buckets to fill
+            longest = int(split.lengths(split.by_length[-1:])[0])  # there are no buckets beyond it to fill
             edges = [*range(BUCKET_WIDTH, min(config.length, longest + BUCKET_WIDTH + 1), BUCKET_WIDTH), config.length]
             ranges = [split.length_range(low, high) for low, high in zip([0, *edges], edges, strict=False)]
             filled = [(part, edge) for part, edge in zip(ranges, edges, strict=True) if part[1] > part[0]]
             self.buckets, self.lengths = [part for part, _ in filled], [edge for _, edge in filled]
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
-        """Return the slice of step ``step``'s batch that ``rank`` of ``world_size`` computes.
+        """Return the slice of step ``step``'s batch for ``rank`` of ``world_size`` to compute.
 
         Raises:
             UserError: the corpus was altered since it was opened.
@@ -178,7 +177,7 @@ class TrainingBatches:
         own = positions[rows]
         tokens, text_bytes = self.samples.tokens(own, length)
         if world_size > 1 and not self.samples.vocabulary.is_bytes and not self.samples.stream:
-            # as wide as the whole batch: the noise of a sample must not depend on how workers share it
+            # as wide as the whole batch: the noise of a sample must not depend on its distribution over workers
             tokens = self.samples.tokens(positions, length)[0][rows]
         return Batch(tokens, groups, text_bytes, self.samples.previous(own, step == 0) if self.samples.stream else None)
 
@@ -187,7 +186,7 @@ class TrainingBatches:
             size, lanes, chunk = len(self.samples.text), self.config.batch_size, self.samples.chunk
             return (np.arange(lanes) * (size // lanes) + step * chunk) % size, chunk
         key = hashlib.blake2b(f"{self.config.seed}/{step}".encode(), digest_size=16).digest()
-        # only random() is used: its stream is stable over NumPy versions
+        # only random() is used, because its stream is stable across NumPy versions
         draws = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).random(
             self.config.batch_size + 1
         )
@@ -198,10 +197,10 @@ class TrainingBatches:
 
 
 def rank_groups(config: RunConfig[Any], rank: int, world_size: int) -> range:
-    """Return the groups of a batch that ``rank`` computes: whole groups, as even as they can be.
+    """Return the groups of a batch for ``rank`` to compute: whole groups, distributed as evenly as possible.
 
     Raises:
-        UserError: more workers than groups.
+        UserError: there are more workers than groups.
     """
     num_groups = config.batch_size // config.group_size
     if world_size > num_groups:
@@ -213,19 +212,19 @@ def rank_groups(config: RunConfig[Any], rank: int, world_size: int) -> range:
 
 
 def group_rows(config: RunConfig[Any], groups: range) -> slice:
-    """Return which samples of a whole batch are in consecutive ``groups``; of a stream, which lanes."""
+    """Return which samples of a whole batch are in consecutive ``groups``; for a stream, which lanes."""
     return slice(groups.start * config.group_size, groups.stop * config.group_size)
 
 
 class EvaluationBatches:
     """A fixed set of samples of a split, the same for every run with the same sampling and length.
 
-    Evenly spaced windows; or documents evenly spaced in the order of length, so that batches have
-    little padding and the set has the split's distribution of lengths.
+    It has evenly spaced windows; or documents evenly spaced in the order of length, so that batches have little padding
+    and the set has the split's distribution of lengths.
 
-    A stream is cut into chunks, and these into at most ``EVALUATION_LANES`` lanes of as many chunks each. The set is
-    the first chunks of every lane, in the order in which they are read. Rank 0 reads all of them: its model's state is
-    carried from one to the next.
+    A stream is cut into chunks, which are assigned to at most ``EVALUATION_LANES`` lanes of equally many chunks. The
+    set consists of the first chunks of every lane, in reading order. Rank 0 reads all of them, because its model
+    carries its state from one chunk to the next.
     """
 
     def __init__(
@@ -239,9 +238,9 @@ class EvaluationBatches:
         """Choose the samples.
 
         Args:
-            num_samples: how many at most; all that there are (windows: without overlap) if None.
-            vocabulary: that of a model; the one of the config in the split's corpus if None.
-            groups_at_once: groups of samples in a batch.
+            num_samples: maximum number of samples; all that there are (windows: without overlap) if None.
+            vocabulary: a model's vocabulary; the config's vocabulary from the split's corpus if None.
+            groups_at_once: groups of samples per batch.
         """
         self.groups_at_once = groups_at_once
         self.samples = Samples(split, config, vocabulary)
@@ -249,7 +248,7 @@ class EvaluationBatches:
         available = len(split.stream) // config.length if config.sampling == "windows" else self.samples.count
         self.num_samples = min(available, num_samples or available)
         self.is_whole = self.num_samples == available
-        """Whether these are all samples that there are."""
+        """Whether these are all the samples that there are."""
         if self.samples.stream:
             self.chunks_of_lane = -(-available // EVALUATION_LANES)
             lanes = -(-available // self.chunks_of_lane)
@@ -261,7 +260,7 @@ class EvaluationBatches:
     def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """Yield the batches that ``rank`` evaluates; every sample is in exactly one rank's share.
 
-        The rows of a stream's batches are lanes. Later batches may have fewer rows: the last lanes have ended then.
+        The rows of a stream's batches are lanes. Later batches may have fewer rows, once the last lanes have ended.
 
         Raises:
             UserError: the corpus was altered since it was opened.
@@ -279,14 +278,14 @@ class EvaluationBatches:
             yield Batch(tokens, chosen, text_bytes)
 
     def sequences(self) -> list[np.ndarray]:
-        """Return the symbols of each sample; of a stream those of each lane, whose chunks follow each other."""
+        """Return the symbols of each sample; for a stream, those of each lane, whose chunks are consecutive."""
         batches = [[row[row != PAD] for row in batch.tokens.numpy()] for batch in self.batches()]
         if not self.samples.stream:
             return [row for rows in batches for row in rows]
         return [np.concatenate([rows[lane] for rows in batches if lane < len(rows)]) for lane in range(len(batches[0]))]
 
     def _chunks(self) -> Iterator[Batch]:
-        """Yield the chunks of a stream, those of all lanes together; PAD fills the one at the end of the text."""
+        """Yield the chunks of a stream, one batch for all lanes; PAD fills up the chunk at the end of the text."""
         length, numbers = self.samples.chunk, self.positions // self.samples.chunk
         for number in range(self.chunks_of_lane):
             positions = self.positions[numbers % self.chunks_of_lane == number]

@@ -1,4 +1,4 @@
-"""Corpora in a storage: put there once, read by every node into a cache of its own."""
+"""Corpora in a storage: published there once, and read by every node into its own cache."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from raytrain.utils.files import locked
 from raytrain.utils.validation import parse_json
 
 CORPORA = "corpora"
-"""Where in a storage corpora are, each in a folder that its digest names."""
+"""Folder of a storage that holds corpora, each in a folder named by its digest."""
 CACHE_LIMIT = 50 * 2**30
-"""Bytes of fetched corpora that a node keeps, unless ``RAYTRAIN_CACHE_BYTES`` says otherwise."""
+"""Bytes of fetched corpora that a node caches, unless ``RAYTRAIN_CACHE_BYTES`` says otherwise."""
 _INFO = "corpus.json"
 _PARTIAL = ".partial-"
-"""Start of the name of a folder that does not count: one that is being fetched or removed."""
+"""Prefix of a folder that does not count: one that is being fetched or removed."""
 _IN_USE: dict[str, int] = {}
-"""Digest -> descriptor of the shared lock that this process holds while it lives."""
+"""Digest -> descriptor of the shared lock that this process holds for its lifetime."""
 
 
 def publish(corpus: Corpus, storage: Storage) -> None:
-    """Put ``corpus`` into ``storage``, unless it is there.
+    """Put ``corpus`` into ``storage``, unless it is there already.
 
-    ``corpus.json`` is written last: without it nothing counts.
+    ``corpus.json`` is written last: without it, nothing counts.
 
     Raises:
-        StorageError: the storage does not take it.
+        StorageError: the storage does not accept it.
     """
     location = storage.child(f"{CORPORA}/{corpus.digest}")
     if location.exists(_INFO):
@@ -59,12 +59,12 @@ def is_published(storage: Storage, digest: str) -> bool:
 def share_vocabulary(corpus: Corpus, storage: Storage, name: str) -> None:
     """Put a vocabulary of ``corpus`` where ``open_anywhere`` finds it, so that no worker has to learn it.
 
-    Where it is nowhere yet, it is learnt. It is kept beside the corpus; in the storage too where that is no folder that
-    nodes share, or where nothing can be written beside the corpus.
+    If the vocabulary does not exist anywhere yet, it is learnt. It is kept beside the corpus. It is also put into the
+    storage if that is not a folder shared by the nodes, or if nothing can be written beside the corpus.
 
     Raises:
         UserError: the library that learns it is not installed.
-        StorageError: the storage does not take it.
+        StorageError: the storage does not accept it.
     """
     shared = name, storage.uri()
     if name != "byte" and shared not in corpus.shared:
@@ -74,7 +74,7 @@ def share_vocabulary(corpus: Corpus, storage: Storage, name: str) -> None:
 
 def _share_vocabulary(corpus: Corpus, storage: Storage, name: str) -> None:
     if storage.folder is not None and corpus.has_vocabulary(name):
-        corpus.vocabulary(name)  # one that is damaged is learnt again
+        corpus.vocabulary(name)  # a damaged one is learnt again
         return
     location = storage.child(f"{CORPORA}/{corpus.digest}")
     if (stored := _stored_vocabulary(location, name)) is not None:
@@ -86,7 +86,7 @@ def _share_vocabulary(corpus: Corpus, storage: Storage, name: str) -> None:
 
 
 def _stored_vocabulary(location: Storage, name: str) -> Vocabulary | None:
-    """Return the vocabulary that ``share_vocabulary`` put there; ``None`` if it did not, or it is damaged."""
+    """Return the vocabulary that ``share_vocabulary`` stored; ``None`` if there is none, or it is damaged."""
     with contextlib.suppress(NotFoundError, ValueError):
         vocabulary = Vocabulary.from_values(parse_json(retry_storage(lambda: location.read(file_of(name)))))
         if vocabulary.name == name:
@@ -95,17 +95,17 @@ def _stored_vocabulary(location: Storage, name: str) -> Vocabulary | None:
 
 
 def address(corpus: Corpus, storage: Storage, vocabulary: str = "byte") -> dict[str, str]:
-    """Return what ``open_anywhere`` finds the corpus and one of its vocabularies by on any node."""
+    """Return the address by which ``open_anywhere`` finds the corpus and a vocabulary of it on any node."""
     return {"digest": corpus.digest, "path": str(corpus.path), "storage": storage.uri(), "vocabulary": vocabulary}
 
 
 def open_anywhere(address: dict[str, str]) -> Corpus:
-    """Return the corpus at its own path where this machine has it there, otherwise fetched from the storage.
+    """Return the corpus at its own path if this machine has it there, otherwise fetched from the storage.
 
-    The vocabulary that the address names is read from the storage unless it is beside the corpus.
+    The vocabulary in the address is read from the storage unless it is beside the corpus.
 
     Raises:
-        UserError: the corpus is in neither.
+        UserError: the corpus is in neither place.
     """
     path, vocabulary = Path(address["path"]), address["vocabulary"]
     corpus = Corpus.open(path) if (path / _INFO).is_file() else None
@@ -121,10 +121,10 @@ def open_anywhere(address: dict[str, str]) -> Corpus:
 def fetch(storage: Storage, digest: str, cache: Path | None = None) -> Corpus:
     """Return the corpus with this digest, from this node's cache or, once for all of its processes, from ``storage``.
 
-    The least recently used corpora leave the cache when it grows beyond its limit, unless a process reads them.
+    The least recently used corpora are evicted when the cache exceeds its limit, unless a process reads them.
 
     Raises:
-        UserError: it is not in the storage, what is there was altered, or the cache cannot be written.
+        UserError: it is not in the storage, was altered there, or the cache cannot be written.
     """
     root = (cache or default_cache()) / "fetched"
     folder, limit = root / digest, _limit()
@@ -192,7 +192,7 @@ def _evict(root: Path, limit: int) -> None:
         with contextlib.suppress(BlockingIOError), locked(root / f"{digest}.writing", wait=False):
             shutil.rmtree(leftover, ignore_errors=True)
     folders = sorted(path.parent for path in root.glob(f"*/{_INFO}"))
-    # what is being written has a name that begins with a dot, and may be gone before it is asked for its size
+    # files being written have names that start with a dot, and may be gone before their size is read
     sizes = {folder: sum(file.stat().st_size for file in folder.glob("[!.]*")) for folder in folders}
     excess = sum(sizes.values()) - limit
     for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime):
@@ -200,6 +200,6 @@ def _evict(root: Path, limit: int) -> None:
             return
         with contextlib.suppress(BlockingIOError), locked(root / f"{folder.name}.used", wait=False):
             doomed = root / f"{_PARTIAL}{folder.name}-{secrets.token_hex(4)}"
-            folder.rename(doomed)  # at once: half of a corpus must not be taken for one
+            folder.rename(doomed)  # atomic: half a corpus must not be mistaken for a whole one
             shutil.rmtree(doomed)
             excess -= sizes[folder]

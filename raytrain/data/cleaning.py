@@ -1,10 +1,10 @@
 """Cleaning of text before it is stored.
 
-Every text source: each maximal run of bytes that is not valid UTF-8 becomes one space (``valid_utf8``).
-The characters of Penn Treebank (``without_outer_spaces``): a line loses the space at either end.
-Tweets and bios (``clean``) also, in this order: HTML entities are decoded; runs of white space, line ends
-included, become one space, and none is left at the ends; links become ``url``; mentions become ``@userid``.
-Cleaning cleaned text changes nothing. Their exact duplicates are dropped (``Seen``).
+All text sources: each maximal run of bytes that is not valid UTF-8 becomes one space (``valid_utf8``). The characters
+of Penn Treebank (``without_outer_spaces``): each line also loses the space at either end. Tweets and bios (``clean``)
+also, in this order: HTML entities are decoded; runs of white space, line ends included, become one space, and none is
+left at the ends; links become ``url``; mentions become ``@userid``. Cleaning cleaned text changes nothing. Exact
+duplicates of tweets and bios are dropped (``Seen``).
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ CLEAN_RULES = (
 _INVALID = re.compile("[\udc80-\udcff]+")
 
 
-# Bounded, and closed by a semicolon: "AT&T" is no entity, and a long run of digits must not reach int().
+# Bounded, and ended by a semicolon: "AT&T" is not an entity, and a long run of digits must not reach int().
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _ENTITY_PASSES = 8
 
 
-# A bare "http", "https:" or "https:/…" is what is left of a link that was cut off or masked.
+# A bare "http", "https:" or "https:/…" is the rest of a link that was cut off or masked.
 _LINK = re.compile(
     r"https?://\S+|(?<!\w)www\.\S+|(?<!\w)https?(?!\w)(?::/{0,2})?(?:…|\.\.\.)?",
     re.IGNORECASE,
 )
 
 
-# Not after a word character: that is an e-mail address.
+# Not after a word character, which would make it an e-mail address.
 _MENTION = re.compile(r"(?<!\w)@[A-Za-z0-9_]+")
 
 
 def valid_utf8(text: bytes) -> bytes:
-    """``text`` with every maximal run of invalid bytes replaced by one space."""
+    """Return ``text`` with every maximal run of invalid bytes replaced by one space."""
     return replace_invalid(text)[0]
 
 
 def replace_invalid(text: bytes) -> tuple[bytes, int]:
-    """Return what ``valid_utf8`` returns, and the number of runs that were replaced."""
+    """Return the result of ``valid_utf8``, and the number of replaced runs."""
     try:
         text.decode("utf-8")
     except UnicodeDecodeError:
@@ -61,9 +61,9 @@ def replace_invalid(text: bytes) -> tuple[bytes, int]:
 
 
 def without_outer_spaces(text: bytes) -> bytes:
-    """Return a line of Penn Treebank, " text ", as published figures per character count it: "text".
+    """Return a line of Penn Treebank, " text ", as "text", which published figures per character count.
 
-    With the line ends these are 5,017,482, 393,042 and 442,423 characters for training, validation and test.
+    With line ends, these are 5,017,482, 393,042 and 442,423 characters for training, validation and test.
     """
     return valid_utf8(text).removeprefix(b" ").removesuffix(b" ")
 
@@ -75,9 +75,9 @@ def clean(text: bytes) -> bytes:
 
 
 def _decode_entities(text: str) -> str:
-    """Decode until nothing is left to decode (tweets come escaped twice).
+    """Decode until nothing is left to decode (tweets are escaped twice).
 
-    Ampersands of deeper nesting than any real text has become spaces: it bounds the time.
+    Ampersands nested more deeply than in any real text become spaces, which bounds the time.
     """
     for _ in range(_ENTITY_PASSES):
         decoded = unescape(text)
@@ -88,27 +88,27 @@ def _decode_entities(text: str) -> str:
 
 
 def unescape(text: str) -> str:
-    """Return ``text`` with its HTML entities decoded once, as the interfaces of X escape it."""
+    """Return ``text`` with its HTML entities decoded once, since X's interfaces escape it once."""
     return _ENTITY.sub(lambda match: html.unescape(match.group()), text) if "&" in text else text
 
 
 def digest(text: bytes) -> bytes:
-    """Return the 16 bytes by which texts count as the same."""
+    """Return the 16-byte digest by which texts count as equal."""
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
 class Seen:
-    """Remembers texts by their digests: about 100 bytes of memory for each distinct one."""
+    """Remembers texts by their digests: about 100 bytes of memory per distinct text."""
 
     def __init__(self) -> None:
         self._digests: set[bytes] = set()
 
     def add(self, text: bytes) -> bool:
-        """True if ``text`` is new."""
+        """Remember ``text``; return True if it is new."""
         return self.add_digest(digest(text))
 
     def add_digest(self, of_text: bytes) -> bool:
-        """True if the text of this digest is new."""
+        """Remember the digest of a text; return True if it is new."""
         if of_text in self._digests:
             return False
         self._digests.add(of_text)

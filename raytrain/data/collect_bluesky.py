@@ -1,7 +1,7 @@
-"""Posts and profiles of Bluesky from its Jetstream, a public stream of what people write, by websockets.
+"""Posts and profiles of Bluesky from its Jetstream, a public stream of what people write, over websockets.
 
-An event is a line, as it was sent. A later call continues after the last event in the file, as far back as the server
-keeps events.
+Each event is stored as a line, as it was sent. A later call continues after the last event in the file, as far back as
+the server keeps events.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ except ImportError:  # an optional dependency
 
 Take = Literal["text", "bio"]
 WANTED = {"text": ("app.bsky.feed.post", ("create",)), "bio": ("app.bsky.actor.profile", ("create", "update"))}
-"""What is taken -> the collection of its records, and the operations that write a text."""
+"""What to take -> the collection of its records, and the operations that write a text."""
 SILENCE_S = 60.0
-"""After so long without an event the connection is made anew."""
+"""Seconds without an event after which the connection is re-established."""
 LONGEST_PAUSE_S = 15.0
 CLOSING_S = 1.0
-"""How long the end of a connection waits for what the server still sends, and nobody will read."""
+"""Longest time to wait, on closing a connection, for data that the server still sends and nobody reads."""
 SHOWN = 1000
-"""Events between two lines of progress."""
+"""Events between two progress lines."""
 
 
 class Events:
-    """How far a stream has been read: what the file holds."""
+    """How far a stream has been read, according to the file."""
 
     def __init__(self, take: Take) -> None:
         self.wanted, self.operations = WANTED[take]
         self.count = 0
         self.cursor = 0
-        """Time of the last event, in microseconds: the server goes on after it."""
+        """Time of the last event, in microseconds, from which the server continues."""
 
     def take(self, event: dict[str, Any]) -> None:
         """Count an event of the file."""
@@ -49,7 +49,7 @@ class Events:
         self.cursor = max(self.cursor, int(event["time_us"]))
 
     def is_wanted(self, event: Any) -> bool:
-        """Return whether an event writes a text that was asked for, and was not read before; move the cursor to it."""
+        """Return whether an event writes a requested text and was not read before; move the cursor to it."""
         if not isinstance(event, dict) or type(event.get("time_us")) is not int or event["time_us"] <= self.cursor:
             return False
         self.cursor = event["time_us"]
@@ -63,7 +63,7 @@ class Events:
 
 
 class NotKeptError(Exception):
-    """The file took no event: the disk is full, for example."""
+    """The file did not accept an event: the disk is full, for example."""
 
     def __init__(self, reason: OSError) -> None:
         super().__init__(str(reason))
@@ -74,7 +74,7 @@ def collect(output: Path, most: int, *, take: Take, endpoint: str) -> None:
     """Add events to the file ``output`` until it holds ``most`` posts or profiles.
 
     Raises:
-        UserError: a value or a file that cannot be used, or a server that refuses or does not answer.
+        UserError: a value or file cannot be used, or the server refuses or does not answer.
     """
     if connect is None:
         raise UserError("collecting from Bluesky needs the package websockets: pip install 'raytrain[collect]'")
@@ -97,21 +97,21 @@ def collect(output: Path, most: int, *, take: Take, endpoint: str) -> None:
 
 
 def is_endpoint(address: str) -> bool:
-    """Return whether ``address`` can be one of Jetstream: without a user, and without a query."""
+    """Return whether ``address`` can be a Jetstream address: without a user, and without a query."""
     try:
         parts = urlsplit(address)
         _ = parts.port
-    except ValueError:  # brackets that are not of an address, or a port that is none
+    except ValueError:  # misplaced brackets, or an invalid port
         return False
     return parts.scheme in ("ws", "wss") and bool(parts.hostname) and not parts.query and "@" not in parts.netloc
 
 
 def read(collection: Collection, events: Events, most: int, endpoint: str) -> None:
-    """Read the stream until ``most`` events are there; a connection that breaks is made anew.
+    """Read the stream until there are ``most`` events; re-establish a broken connection.
 
     Raises:
         UserError: the server refuses, or sends nothing new for ``PATIENCE_S``.
-        OSError: the file takes no more.
+        OSError: the file accepts no more.
     """
     last, pause = time.monotonic(), 0.5
     while events.count < most:
@@ -139,10 +139,10 @@ def read(collection: Collection, events: Events, most: int, endpoint: str) -> No
 
 
 def read_connection(collection: Collection, events: Events, most: int, endpoint: str) -> None:
-    """Read one connection until ``most`` events are there, or it breaks.
+    """Read one connection until there are ``most`` events, or it breaks.
 
     Raises:
-        NotKeptError: the file takes no more.
+        NotKeptError: the file accepts no more.
         OSError, websockets.exceptions.WebSocketException: the connection broke.
     """
     asked = {"wantedCollections": events.wanted} | ({"cursor": events.cursor} if events.cursor else {})
@@ -151,12 +151,12 @@ def read_connection(collection: Collection, events: Events, most: int, endpoint:
             try:
                 event = parse_json(socket.recv(timeout=SILENCE_S))
             except ValueError:
-                continue  # no event that anybody could read
+                continue  # not a readable event
             if not events.is_wanted(event):
                 continue
             try:
                 collection.add(event)
-            except OSError as error:  # of the file, not of the connection
+            except OSError as error:  # from the file, not from the connection
                 raise NotKeptError(error) from error
             events.take(event)
             if events.count % SHOWN == 0:

@@ -1,7 +1,7 @@
-"""Posts of X, and the accounts of their authors, by a search of its API version 2 with tweepy.
+"""Posts of X, and the accounts of their authors, from a search of its API version 2 with tweepy.
 
-A page of results is a line, as twarc writes it. The search goes from the newest post back; a later call continues below
-the oldest one in the file.
+Each page of results is stored as a line, as twarc writes it. The search goes back from the newest post; a later call
+continues with the posts older than those in the file.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ TOKEN = "X_BEARER_TOKEN"
 """Environment variable that holds the bearer token, unless a file does."""
 SOURCE = "X API v2, recent search"
 FEWEST, PAGE = 10, 100
-"""Posts that a request may ask for."""
+"""Fewest and most posts that a request may ask for."""
 LONGEST_QUERY = 512
 REQUESTS, WINDOW = 450, "15 minutes"
-"""Searches that X allows an app (docs.x.com, rate limits, August 2026)."""
+"""Searches that X allows an app per time window (docs.x.com, rate limits, August 2026)."""
 POST_PRICE, ACCOUNT_PRICE = 0.005, 0.010
-"""US dollars for each post and account that is returned (docs.x.com, pricing, November 2026)."""
+"""US dollars per returned post and account (docs.x.com, pricing, November 2026)."""
 POST_FIELDS = ("author_id", "created_at", "edit_history_tweet_ids", "lang", "note_tweet", "referenced_tweets")
 ACCOUNT_FIELDS = ("description", "username")
 TIMEOUT_S = 60.0
 
 
 class Search:
-    """How far a search has come: what its file holds."""
+    """Progress of a search, according to its file."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -56,7 +56,7 @@ class Search:
             self.oldest = min(int(post["id"]), self.oldest or int(post["id"]))
 
     def page_sizes(self) -> Iterator[int]:
-        """Yield how many posts the next request asks for: never more than are left, of which no few may remain."""
+        """Yield the sizes of the next requests: never more than are left, and never leaving a rest below ``FEWEST``."""
         while (left := self.most - self.posts) >= FEWEST:
             size = min(PAGE, left)
             yield left - FEWEST if 0 < left - size < FEWEST else size
@@ -66,7 +66,7 @@ def read_token(file: Path | None) -> str:
     """Return the bearer token from a file or, without one, the environment.
 
     Raises:
-        UserError: there is none, or it is no token; the line does not repeat it.
+        UserError: there is none, or it is not a token; the message does not repeat it.
     """
     where = TOKEN if file is None else f"--token-file {file}"
     try:
@@ -82,10 +82,10 @@ def read_token(file: Path | None) -> str:
 
 
 def collect(query: str, output: Path, most: int, *, bios: bool, token_file: Path | None) -> None:
-    """Add up to ``most`` posts that match ``query`` to the file ``output``, with ``bios`` their authors' accounts too.
+    """Add up to ``most`` posts that match ``query`` to the file ``output``; with ``bios`` also their authors' accounts.
 
     Raises:
-        UserError: a value, a token or a file that cannot be used, or X refuses the search or does not answer.
+        UserError: a value, a token or a file cannot be used, or X refuses the search or does not answer.
     """
     if tweepy is None:
         raise UserError("collecting from X needs the package tweepy: pip install 'raytrain[collect]'")
@@ -94,13 +94,13 @@ def collect(query: str, output: Path, most: int, *, bios: bool, token_file: Path
     if most < FEWEST:
         raise UserError(f"--most {most}: X gives at least {FEWEST} posts")
     token, search = read_token(token_file), Search(most)
-    # it logs the headers of requests, the token among them
+    # tweepy logs the headers of requests, including the token
     logging.getLogger("tweepy.client").setLevel(logging.WARNING)
     origin = {"source": SOURCE, "query": query, "bios": "yes" if bios else "no"}
     with Collection(output, origin, search.take) as collection:
         print("\n".join(announcement(search, bios)), flush=True)
         client = tweepy.Client(token, return_type=dict)
-        client.session.request = partial(client.session.request, timeout=TIMEOUT_S)  # tweepy sets none
+        client.session.request = partial(client.session.request, timeout=TIMEOUT_S)  # tweepy sets no timeout
         for size in search.page_sizes():
             page = next_page(client, query, size, search.oldest, bios)
             if not page.get("data"):
@@ -113,7 +113,7 @@ def collect(query: str, output: Path, most: int, *, bios: bool, token_file: Path
 
 
 def announcement(search: Search, bios: bool) -> Iterator[str]:
-    """Yield what the rest of a search may take and cost, and under which terms."""
+    """Yield lines about what the rest of a search may take and cost, and its terms."""
     left = max(0, search.most - search.posts)
     had = f"{search.posts:,} posts are there; " if search.posts else ""
     yield f"{SOURCE} (the last 7 days): {had}up to {left:,} posts, in at least {-(-left // PAGE):,} requests"
@@ -125,7 +125,7 @@ def announcement(search: Search, bios: bool) -> Iterator[str]:
 
 
 def next_page(client: Any, query: str, size: int, oldest: int | None, bios: bool) -> dict[str, Any]:
-    """Return the page of posts older than ``oldest``; wait where the rate limit or the network asks for it.
+    """Return the page of posts older than ``oldest``; wait if the rate limit or the network requires it.
 
     Raises:
         UserError: X refuses the search, or does not answer for ``PATIENCE_S``.
@@ -165,7 +165,7 @@ def wait_for_limit(error: Any, client: Any) -> None:
     """Sleep until X allows the next search.
 
     Raises:
-        UserError: X does not say when: it is no rate limit but what the account may use.
+        UserError: X does not say when: the limit is not a rate limit but the account's quota.
     """
     reset = error.response.headers.get("x-rate-limit-reset", "")
     if not reset.isdecimal() or error.response.headers.get("x-rate-limit-remaining", "0") != "0":
@@ -181,5 +181,5 @@ def _is_page(page: Any) -> bool:
 
 
 def _said(error: Exception, client: Any) -> str:
-    """Return an error as one line without the token, should a server have repeated it."""
+    """Return an error as one line without the token, in case a server has repeated it."""
     return one_line(str(error).replace(client.bearer_token, "(token)"))[:300]

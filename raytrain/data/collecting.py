@@ -1,4 +1,4 @@
-"""Files of collected posts: JSONL that grows line by line, says where each line is from, and can be continued."""
+"""Files of collected posts: JSONL that grows line by line, records each line's origin, and can be continued."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from raytrain.utils.errors import UserError
 from raytrain.utils.validation import parse_json
 
 ORIGIN = "collected"
-"""Field of each line that says where it is from, and by which request."""
+"""Field of each line that records its origin and the request that returned it."""
 PATIENCE_S = 300.0
-"""How long a collection outlives a network or a service that does not answer."""
+"""How long a collection tolerates an outage of the network or the service."""
 
 
 class Collection:
-    """A file of collected objects, one a line, that one process at a time adds to.
+    """A file of collected objects, one per line, to which one process at a time adds.
 
-    Lines are only ever added. What a process that died left of a last line is removed when the file is continued; it
-    is collected again.
+    Lines are only ever added. If a process died while writing the last line, that part is removed when the file is
+    continued, and the object is collected again.
     """
 
     def __init__(self, path: Path, origin: dict[str, str], seen: Callable[[dict[str, Any]], None]) -> None:
-        """Name the file and where its objects are from; ``seen`` is called with each that is in it already."""
+        """Set the file and the origin of its objects; ``seen`` is called with each object already in the file."""
         self.path = path
         self._origin = origin
         self._seen = seen
 
     def __enter__(self) -> Self:
-        """Open the file and read back what it holds.
+        """Open the file and read back its content.
 
         Raises:
             UserError: it holds something else, cannot be written, or another process adds to it.
@@ -55,7 +55,7 @@ class Collection:
         return self
 
     def add(self, values: dict[str, Any]) -> None:
-        """Write an object as a line; a process that is killed later has it on the disk."""
+        """Write an object as a line, which survives if the process is killed later."""
         rest = {name: value for name, value in values.items() if name != ORIGIN}
         self._file.write(json.dumps({ORIGIN: self._origin, **rest}).encode() + b"\n")
         self._file.flush()
@@ -75,7 +75,7 @@ class Collection:
         end = 0
         for number, line in enumerate(self._file, 1):
             if not line.endswith(b"\n") and line[: len(beginning)] == beginning[: len(line)]:
-                break  # the end of its writing
+                break  # a partial last line
             try:
                 values = parse_json(line)
             except ValueError:

@@ -43,21 +43,21 @@ SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 PARTS = ("bin", "offsets", "by_length")
 SEPARATOR = b"\n"
 HELD_SHARE = 0.5
-"""Share of the free memory that a stream may have to count as one that stays in memory."""
+"""Share of the free memory up to which a stream counts as staying in memory."""
 Bytes = np.memmap[Any, np.dtype[np.uint8]]
 Numbers = np.memmap[Any, np.dtype[np.int64]]
 _AGAIN = "delete the folder and prepare it again"
 _CHUNK = 1 << 20
 _OFFSETS_BUFFERED = 1 << 16
 _SORTED_AT_ONCE = 1 << 20
-"""Documents whose lengths are sorted in memory at once."""
+"""Documents whose lengths are sorted in memory at a time."""
 
 
 class Split:
-    """One split of a corpus, memory-mapped: its memory does not grow with the corpus."""
+    """One split of a corpus, memory-mapped, so that its memory does not grow with the corpus."""
 
     def __init__(self, folder: Path, name: str, files: dict[str, Any], vocabulary: Callable[[str], Vocabulary]) -> None:
-        """``files``: what corpus.json says of them; ``vocabulary``: see ``Corpus.vocabulary``."""
+        """``files``: their entries in corpus.json; ``vocabulary``: see ``Corpus.vocabulary``."""
         self.name = name
         self.vocabulary = vocabulary
         self._folder = folder
@@ -66,16 +66,16 @@ class Split:
         self._stamps = _stamps(self._sums)  # before they are mapped
         self.stream: Bytes = np.memmap(folder / f"{name}.bin", dtype=np.uint8, mode="r")
         self.scattered = self.stream
-        """The stream for reading here and there: where memory cannot hold it, nothing is read ahead."""
+        """The stream for random access: if it exceeds the memory, the kernel does not read ahead."""
         if len(self.stream) > HELD_SHARE * free_memory():
-            # mapped twice, since others read it from end to end; the kernel reads 128 KB for a window of some bytes
+            # mapped twice, since others read it sequentially; by default the kernel reads 128 KB for a few bytes
             self.scattered = np.memmap(folder / f"{name}.bin", dtype=np.uint8, mode="r")
             advise(self.scattered, mmap.MADV_RANDOM)
         self.offsets: Numbers = np.memmap(folder / f"{name}.offsets", dtype="<i8", mode="r")
         self.by_length: Numbers = np.memmap(folder / f"{name}.by_length", dtype="<i8", mode="r")
 
     def check(self) -> None:
-        """Make sure that what is mapped is what was opened; costs microseconds as long as no file is written to.
+        """Make sure that the mapped files are those that were opened; takes microseconds while no file is written to.
 
         Raises:
             UserError: a file was altered since.
@@ -90,12 +90,12 @@ class Split:
 
     @property
     def num_documents(self) -> int:
-        """Documents, none of them empty."""
+        """Number of documents, none of them empty."""
         return len(self.by_length)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of text; the separators are not counted."""
+        """Bytes of text, excluding the separators."""
         return len(self.stream) - self.num_documents
 
     def document(self, number: int) -> bytes:
@@ -105,18 +105,19 @@ class Split:
         return self.stream[self.offsets[number] : self.offsets[number + 1] - 1].tobytes()
 
     def lengths(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Bytes of the documents with these numbers: int64, of the shape of ``numbers``."""
+        """Return the bytes of the documents with these numbers: int64, in the shape of ``numbers``."""
         return np.asarray(self.offsets[numbers + 1] - self.offsets[numbers] - 1)
 
     def in_pieces(self, vocabulary: Vocabulary) -> NDArray[np.uint32]:
-        """Return the stream in a vocabulary's pieces, which may reach over the ends of documents.
+        """Return the stream in a vocabulary's pieces, which may span the ends of documents.
 
-        They are cut once and kept beside the corpus, memory-mapped from there; in memory where nothing can be written.
+        They are cut once, stored beside the corpus, and memory-mapped from there; if nothing can be written, they are
+        kept in memory.
         """
         if (digest := vocabulary.digest) not in self._pieces:
             path = self._folder / f"{self.name}.{digest[:16]}.pieces"
             try:
-                if not (self._folder / "corpus.json").is_file():  # removed since: it must not be made again
+                if not (self._folder / "corpus.json").is_file():  # removed meanwhile: it must not be recreated
                     raise FileNotFoundError(self._folder)
                 with locked(self._folder / f".{path.name}.lock"):
                     if (kept := self._kept_pieces(path, vocabulary)) is None:
@@ -131,7 +132,7 @@ class Split:
         return self._pieces[digest]
 
     def _kept_pieces(self, path: Path, vocabulary: Vocabulary) -> NDArray[np.uint32] | None:
-        """Return the pieces in the file at ``path``; ``None`` if it is not there, or not of this stream."""
+        """Return the pieces in the file at ``path``; ``None`` if it is not there, or is for another stream."""
         if not path.is_file() or path.stat().st_size % 4 or path.stat().st_size == 0:
             return None
         pieces = np.memmap(path, dtype="<u4", mode="r")
@@ -144,7 +145,7 @@ class Split:
         return pieces if num_bytes == len(self.stream) else None
 
     def length_range(self, low: int, high: int) -> tuple[int, int]:
-        """Positions [first, last) in ``by_length`` of the documents with low <= bytes < high."""
+        """Return the positions [first, last) in ``by_length`` of the documents with low <= bytes < high."""
         positions = range(self.num_documents)
 
         def length(position: int) -> int:
@@ -167,14 +168,14 @@ class Corpus:
         self._open: dict[str, Split] = {}
         self._vocabularies: dict[str, Vocabulary] = {}
         self.shared: set[tuple[str, str]] = set()
-        """Vocabularies by name and address of the storage where each node finds them: see ``share_vocabulary``."""
+        """(name, storage address) of vocabularies that each node finds there: see ``share_vocabulary``."""
 
     @staticmethod
     def open(folder: str | Path) -> Corpus:
-        """Open a corpus and check that its files are there and have their recorded sizes.
+        """Open a corpus and check that its files exist and have their recorded sizes.
 
         Raises:
-            UserError: the folder is not a corpus, or one that is incomplete or of another format.
+            UserError: the folder is not a corpus, is incomplete, or has another format.
         """
         folder = Path(folder)
         try:
@@ -206,7 +207,7 @@ class Corpus:
         return self._open[name]
 
     def vocabulary(self, name: str) -> Vocabulary:
-        """Return the vocabulary ``name``, learnt from the training split once and kept beside the corpus.
+        """Return the vocabulary ``name``, learnt from the training split once and stored beside the corpus.
 
         Raises:
             UserError: the library that learns it is not installed.
@@ -216,16 +217,16 @@ class Corpus:
         return self._vocabularies[name]
 
     def has_vocabulary(self, name: str) -> bool:
-        """Return whether the vocabulary ``name`` is kept beside the corpus, for every process that opens it there."""
+        """Return whether the vocabulary ``name`` is stored beside the corpus, for every process that opens it there."""
         return (self.path / file_of(name)).is_file()
 
     def add_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Use a vocabulary that was learnt from the same corpus elsewhere."""
         self._vocabularies[vocabulary.name] = vocabulary
-        keep(vocabulary, self.path)  # in place of one that was learnt here: all processes must have the same
+        keep(vocabulary, self.path)  # replaces one that was learnt here: all processes must have the same
 
     def verify(self) -> None:
-        """Read every file: it must have its recorded SHA-256 sum, and the numbers in it must be those of documents.
+        """Read every file: its SHA-256 checksum must match, and its numbers must be those of documents.
 
         Raises:
             UserError: a file was altered.
@@ -246,11 +247,11 @@ class Corpus:
 class CorpusWriter:
     """Writes a corpus as a context manager, document by document, in constant memory.
 
-    The corpus is written beside ``folder`` and moved there when it is complete; an exception leaves nothing
-    behind. An existing corpus with the same digest is kept as it is.
+    The corpus is written beside ``folder`` and moved there when it is complete; an exception leaves nothing behind. An
+    existing corpus with the same digest is kept as it is.
 
     Raises:
-        UserError: ``folder`` holds something else, a split that may not be empty is, or nothing can be written.
+        UserError: ``folder`` holds something else, a split that must not be empty is, or nothing can be written.
     """
 
     def __init__(self, folder: str | Path, *, name: str, source: str, cleaning: Iterable[str] = ()) -> None:
@@ -280,12 +281,12 @@ class CorpusWriter:
         self._files_of(split).add(document)
 
     def extend(self, split: SplitName, stream: NDArray[np.uint8], lengths: NDArray[np.int64]) -> None:
-        """Append documents that are not empty, as they stand in a stream: each followed by a separator.
+        """Append non-empty documents in the format of the stream, each followed by a separator.
 
         Args:
-            split: where they belong.
+            split: the split to which they belong.
             stream: their bytes, uint8[sum of lengths + number of documents].
-            lengths: bytes of each, int64[number of documents].
+            lengths: bytes of each document, int64[number of documents].
         """
         if len(lengths):
             self._files_of(split).extend(stream, lengths)
@@ -298,7 +299,7 @@ class CorpusWriter:
         return self._files[split]
 
     def annotate(self, values: dict[str, Any], split: SplitName | None = None) -> None:
-        """Record further JSON values in corpus.json, of the whole corpus or of one split."""
+        """Record further JSON values in corpus.json, for the whole corpus or for one split."""
         (self._info if split is None else self._split_notes[split]).update(values)
 
     def __exit__(
@@ -335,12 +336,12 @@ class CorpusWriter:
 
 
 def partial_prefix(folder: Path) -> str:
-    """Return how the names of half-written siblings of ``folder`` begin."""
+    """Return the prefix of the names of half-written siblings of ``folder``."""
     return f".{folder.name}.partial-"
 
 
 class _SplitFiles:
-    """The three files of a split while they are written."""
+    """The three files of a split while they are being written."""
 
     def __init__(self, folder: Path, split: str) -> None:
         self._paths = {part: folder / f"{split}.{part}" for part in PARTS}
@@ -368,7 +369,7 @@ class _SplitFiles:
         self.num_documents += len(lengths)
 
     def finish(self) -> dict[str, Any]:
-        """Write what follows from the documents; what corpus.json says about the split."""
+        """Write the data derived from the documents; return the entry of the split in corpus.json."""
         self._flush_offsets()
         self.close()
         return {
@@ -390,7 +391,7 @@ class _SplitFiles:
         self._offsets.close()
 
     def discard(self) -> None:
-        """Close the files, whether what is still buffered can be written or not."""
+        """Close the files, whether or not their buffers can still be written."""
         for file in (self._bin, self._offsets):
             with contextlib.suppress(OSError):
                 file.close()
@@ -401,7 +402,7 @@ class _SplitFiles:
 
 
 def _write_by_length(offsets_path: Path, path: Path) -> int:
-    """Write the numbers of the documents by (length, number), and return the greatest length.
+    """Write the numbers of the documents sorted by (length, number), and return the greatest length.
 
     A counting sort of blocks of documents: memory grows with the number of different lengths, not of documents.
 
@@ -420,14 +421,14 @@ def _write_by_length(offsets_path: Path, path: Path) -> int:
         counts.update(dict(zip(lengths.tolist(), numbers.tolist(), strict=True)))
     known = np.array(sorted(counts), dtype=np.int64)
     next_positions = np.cumsum([0, *(counts[length] for length in known.tolist())])[:-1]
-    with open(path, "wb") as file:  # a mapped page without room on the disk would end the process by SIGBUS
+    with open(path, "wb") as file:  # preallocates: a mapped page without disk space would end the process by SIGBUS
         os.posix_fallocate(file.fileno(), 0, 8 * (len(offsets) - 1))
     by_length = np.memmap(path, dtype="<i8", mode="r+", shape=(len(offsets) - 1,))
     for start in starts:
         kinds = np.searchsorted(known, block_lengths(start))
         order = np.argsort(kinds, kind="stable")
         numbers = np.bincount(kinds, minlength=len(known))
-        firsts = np.cumsum(numbers) - numbers  # of each length, within the block in order
+        firsts = np.cumsum(numbers) - numbers  # position of each length's first document in the sorted block
         by_length[(next_positions - firsts)[kinds[order]] + np.arange(len(order))] = start + order
         next_positions += numbers
     by_length.flush()
@@ -435,10 +436,10 @@ def _write_by_length(offsets_path: Path, path: Path) -> int:
 
 
 def _check_info(info: dict[str, Any]) -> None:
-    """That what corpus.json says of a corpus has the form that its readers expect.
+    """Check that corpus.json has the form that its readers expect.
 
     Raises:
-        ValueError, KeyError: it has not; the line names the field.
+        ValueError, KeyError: it does not; the message names the field.
     """
     kinds: dict[str, Any] = {"name": str, "source": str, "digest": str, "cleaning": list[str]}
     kinds |= {"splits": dict[SplitName, dict[str, Any]]}
@@ -469,10 +470,10 @@ def _check_info(info: dict[str, Any]) -> None:
 
 
 def _check_report(report: dict[str, Any]) -> None:
-    """That what corpus.json says of the reading of its source has the form of ``reading.Report``.
+    """Check that the report in corpus.json about reading the source has the form of ``reading.Report``.
 
     Raises:
-        ValueError, KeyError: it has not; the line names the field.
+        ValueError, KeyError: it does not; the message names the field.
     """
     counts = dict.fromkeys(("formats", "dropped", "remarks"), dict[str, int])
     kinds: dict[str, Any] = {"read": int, **counts, "guesses": list[str], "skipped": dict[str, str]}
@@ -481,7 +482,7 @@ def _check_report(report: dict[str, Any]) -> None:
 
 
 def advise(stream: Bytes, advice: int) -> None:
-    """Tell the kernel how a mapped stream is going to be read."""
+    """Tell the kernel how a mapped stream is going to be accessed."""
     assert isinstance(stream.base, mmap.mmap)
     stream.base.madvise(advice)
 
@@ -504,7 +505,7 @@ def _fits(split: Split) -> bool:
 
 
 def _check_sizes(folder: Path, split: str, values: dict[str, Any]) -> None:
-    """That a split's files have their recorded sizes, and that these fit each other."""
+    """Check that a split's files have their recorded sizes, and that these fit each other."""
     sizes = {}
     for part in PARTS:
         path = folder / f"{split}.{part}"
@@ -523,7 +524,7 @@ def _check_sizes(folder: Path, split: str, values: dict[str, Any]) -> None:
 
 
 def _digest(splits: dict[str, Any]) -> str:
-    """Return one SHA-256 over what determines training: the sums of the split files."""
+    """Return one SHA-256 over everything that determines training: the checksums of the split files."""
     sums = {file: recorded["sha256"] for values in splits.values() for file, recorded in values["files"].items()}
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
@@ -534,7 +535,7 @@ def _sha256(path: Path) -> str:
 
 
 def _stamps(paths: Iterable[Path]) -> dict[Path, tuple[int, int, int]]:
-    """Return identity, size and time of change of each file; files that are not there are left out."""
+    """Return the inode, size and modification time of each file; missing files are left out."""
     found = {}
     for path in paths:
         with contextlib.suppress(FileNotFoundError):

@@ -1,13 +1,12 @@
-"""Preparing a corpus on Ray Data: the files and the digest that one process gives, whatever the parallelism.
+"""Preparing a corpus on Ray Data: gives the same files and digest as a single process, whatever the parallelism.
 
-1. Each read task writes its part: read, cleaned, cut, split by hash (``parts``). Ray runs a task again whose process or
+1. Each read task writes its part: read, cleaned, cut, and split by hash (``parts``). Ray reruns a task whose process or
    node died; a part is the same whoever writes it.
-2. Where texts, or bios of an account, are freed of duplicates, their digests and positions are shuffled by digest, so
-   that each group sees all that may be the same; what repeats an earlier one is shuffled back to its part. Texts are
-   shuffled nowhere.
+2. If texts, or bios of an account, are deduplicated, their digests and positions are shuffled by digest, so that each
+   group sees all possible duplicates. The repeats are then shuffled back to their parts. Texts are never shuffled.
 3. This process joins the parts in the order of the source, and removes them.
 
-Ray is joined before; see ``cluster.connection``.
+Ray must have been joined before; see ``cluster.connection``.
 """
 
 from __future__ import annotations
@@ -37,18 +36,18 @@ from raytrain.data.sources import File
 from raytrain.utils.errors import UserError
 
 _ROWS_OF_A_GROUP = 1 << 20
-"""Digests that are compared in one process at a time: 40 MB, and a few copies of them."""
+"""Digests compared in one process at a time: 40 MB, and a few copies of them."""
 _DEATHS = 5
-"""Processes that may die at one read task; Ray itself starts it again for ever."""
+"""Processes that may die on one read task; Ray itself would restart it for ever."""
 _FILES_NAMED = 3
-"""Files of a read task that a message names."""
+"""Files of a read task that a message lists."""
 
 
 def fill(source: Source, writer: CorpusWriter, size: int = SIZE) -> Taken:
-    """Add the documents of a source to a corpus: what ``documents.fill`` does, by tasks of about ``size`` bytes.
+    """Add the documents of a source to a corpus like ``documents.fill``, but in tasks of about ``size`` bytes.
 
     Raises:
-        UserError: see ``sources``; the space on the disk does not suffice; or a node does not find the files.
+        UserError: see ``sources``; there is too little disk space; or a node does not find the files.
         OSError: a part cannot be written.
     """
     files = source.files()
@@ -68,7 +67,7 @@ def _filled(parts: Parts, writer: CorpusWriter) -> Taken:
     reading = parts.source.reading()
     numbers = list(range(len(parts.tasks)))
     tasks = _quiet(ray.data.from_items(_items(numbers), override_num_blocks=len(numbers)))
-    tasks.context.execution_options.preserve_order = True  # so that the first mistake is the one that is said
+    tasks.context.execution_options.preserve_order = True  # so that the first mistake is the one reported
     for row in tasks.map(partial(_write, parts)).iter_rows():
         if row["mistake"]:
             raise UserError(row["mistake"])
@@ -86,7 +85,7 @@ def _write(parts: Parts, row: dict[str, Any]) -> dict[str, Any]:
     mistake = failure = ""
     number = int(row["task"])
     try:
-        if not parts.folder.is_dir():  # a node that came after the others were asked
+        if not parts.folder.is_dir():  # on a node that joined after the nodes were checked
             raise _not_shared(ray.util.get_node_ip_address(), str(parts.folder))
         if parts.unfinished(number) >= _DEATHS:
             raise _deadly(parts.tasks[number])
@@ -106,7 +105,7 @@ def _text(error: Exception) -> str:
 
 
 def _drop_repeated(parts: Parts, kind: Kind) -> None:
-    """Note in each part which of its bios or texts an earlier one has had."""
+    """Note in each part which of its bios or texts an earlier part already has."""
     width = {"bios": 64, "texts": 24}[kind]
     paths = [parts.part(number) / kind for number in range(len(parts.tasks))]
     sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]
@@ -125,9 +124,9 @@ def _drop_repeated(parts: Parts, kind: Kind) -> None:
 
 
 def _digests(parts: Parts, kind: Kind, groups: int, tasks: pyarrow.Table) -> Iterator[pyarrow.Table]:
-    """Yield what is compared of the parts; what fails is a row, too, whose value is the negative number of the error.
+    """Yield the rows of the parts to compare; a failure is also a row, whose value is the negated error number.
 
-    Ray Data would make many lines of an exception.
+    An exception would take many lines in Ray Data's output.
     """
     for number in tasks["task"].to_pylist():
         try:
@@ -173,12 +172,13 @@ def _quiet(dataset: Any) -> Any:
 
 
 def _check_space(source: Source, files: list[File], folder: Path) -> None:
-    """Refuse a source whose files of plain text alone are larger than what is free.
+    """Refuse a source whose plain-text files alone exceed the free disk space.
 
-    Of other forms nobody knows before, and not of how many documents there are, each of which takes 16 bytes more.
+    The text size of other formats is unknown in advance, as is the number of documents, each of which takes 16 more
+    bytes.
 
     Raises:
-        UserError: it does.
+        UserError: they do.
     """
     need = sum(item.size for _, item in files if item.name.lower().endswith(".txt"))
     if need > (free := shutil.disk_usage(folder).free):
@@ -189,12 +189,12 @@ def _check_space(source: Source, files: list[File], folder: Path) -> None:
 
 
 def _check_nodes(parts: Parts) -> None:
-    """Make sure that every node that works finds the scratch folder and the source: both are on a shared disk.
+    """Make sure that every working node finds the scratch folder and the source, which must be on a shared disk.
 
-    Where only the node of this process works, nothing needs to be shared.
+    If only the node of this process works, nothing needs to be shared.
 
     Raises:
-        UserError: one does not.
+        UserError: a node does not find them.
     """
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     names = [item.name for task in parts.tasks for _, item in task.files if not is_s3(item.name)]

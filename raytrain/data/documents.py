@@ -1,4 +1,4 @@
-"""From the documents of a source to those of a corpus: cut, cleaned, each with its split."""
+"""From the documents of a source to those of a corpus: cut, cleaned, and assigned to splits."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ VALID_SHARE = 0.05
 
 
 class Source(NamedTuple):
-    """What a corpus is prepared from."""
+    """A source from which a corpus is prepared."""
 
     name: str
     """One of ``sources.NAMES``, a file, a folder or s3://..."""
     path: str | None
-    """Where a named source lies."""
+    """Location of a named source."""
     selection: Selection
     cache: Path
-    """Folder of downloads."""
+    """Folder for downloads."""
 
     @property
     def described(self) -> str:
@@ -34,7 +34,7 @@ class Source(NamedTuple):
 
     @property
     def is_cleaned(self) -> bool:
-        """Whether its texts are cleaned and freed of duplicates."""
+        """Whether its texts are cleaned and deduplicated."""
         return self.name in sources.CLEANED
 
     def reading(self) -> Reading:
@@ -46,7 +46,7 @@ class Source(NamedTuple):
 
 @dataclass
 class Taken:
-    """What was taken of a source."""
+    """Counts of what was taken from a source."""
 
     report: Report = field(default_factory=Report)
     read: int = 0
@@ -54,9 +54,9 @@ class Taken:
     cut: int = 0
     """Pieces of longer documents."""
     invalid: int = 0
-    """Runs of bytes that were not UTF-8."""
+    """Runs of bytes that were not valid UTF-8."""
     duplicates: int = 0
-    """Texts that were dropped since they were there before."""
+    """Texts dropped as duplicates."""
 
 
 Fill = Callable[[Source, CorpusWriter], Taken]
@@ -64,7 +64,7 @@ Fill = Callable[[Source, CorpusWriter], Taken]
 
 
 def rules_of(source: str) -> tuple[tuple[str, ...], Callable[[bytes], bytes]]:
-    """Return the rules by which the text of a source is cleaned, and the function that applies them."""
+    """Return the rules for cleaning the text of a source, and the function that applies them."""
     if source == "synthetic":
         return (), bytes
     if source == "ptb_characters":
@@ -75,7 +75,7 @@ def rules_of(source: str) -> tuple[tuple[str, ...], Callable[[bytes], bytes]]:
 
 
 def split_of(text: bytes) -> SplitName:
-    """Return the split of a text, by its hash: 90% train, 5% valid, 5% test. The same text is never in two."""
+    """Return the split of a text, by its hash: 90% train, 5% valid, 5% test. Equal texts are in the same split."""
     share = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") / 2**64
     if share < TRAIN_SHARE:
         return "train"
@@ -85,7 +85,7 @@ def split_of(text: bytes) -> SplitName:
 def cleaned(
     documents: Iterable[tuple[SplitName | None, bytes]], clean: Callable[[bytes], bytes], taken: Taken
 ) -> Iterator[tuple[SplitName, bytes]]:
-    """Yield the pieces of documents, cleaned, each with its split; some may be empty. ``taken`` counts."""
+    """Yield the pieces of documents, cleaned, each with its split; some may be empty. ``taken`` is updated."""
     for split, document in documents:
         taken.read += 1
         for piece in pieces(document):
@@ -97,7 +97,7 @@ def cleaned(
 
 
 def fill(source: Source, writer: CorpusWriter) -> Taken:
-    """Add the documents of a source to a corpus, one after the other."""
+    """Add the documents of a source to a corpus, one by one."""
     reading, seen = source.reading(), cleaning.Seen()
     taken = Taken(reading.report)
     documents = sources.documents(source.name, source.path, reading, source.cache)

@@ -1,4 +1,4 @@
-"""Which field of a file holds the text: the one that was named, the only possible one, or a question."""
+"""The field of a file that holds the text: the named one, or the only candidate; otherwise the user is asked."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from raytrain.utils.errors import UserError
 
 
 class _Missing:
-    """What a field is that is not there."""
+    """Value of a field that is missing."""
 
 
 MISSING = _Missing()
 
 
 def value_at(item: dict[str, Any], field: str) -> Any:
-    """Return a field of an object, or ``MISSING``. A dotted name is a field's own name, or the way through objects."""
+    """Return a field of an object, or ``MISSING``. A dotted name is a field's full name, or a path through objects."""
     if field in item:
         return item[field]
     value: Any = item
@@ -29,11 +29,13 @@ def value_at(item: dict[str, Any], field: str) -> Any:
 
 
 def text_field(kinds: Mapping[str, str], location: str, reading: Reading) -> str:
-    """Return the field that must be the text: the first of the usual names, or the only one that can hold text.
+    """Return the field that must hold the text: the first of the usual names, or the only one that can hold text.
 
     Args:
         kinds: field -> ``text``, ``null`` (nothing so far), ``number`` (or a date: never text), or ``object`` (a list
-            or object, which may have text in it).
+            or object, which may contain text).
+        location: the place in the source, for messages.
+        reading: what is taken, and its report.
 
     Raises:
         UserError: there is no such field, or another one may be meant.
@@ -55,10 +57,10 @@ def text_field(kinds: Mapping[str, str], location: str, reading: Reading) -> str
 
 
 def settle_field(reading: Reading, name: str, field: str, kinds: Mapping[str, str]) -> None:
-    """Make ``field`` the one that holds the text in a file, and say so if there are others that may.
+    """Fix ``field`` as the one that holds the text in a file, and report it if other fields may hold text.
 
     Raises:
-        UserError: a file before has its text in another field.
+        UserError: an earlier file has its text in another field.
     """
     reading.agree(field, name)
     others = [other for other, kind in kinds.items() if other != field and kind != "number"]
@@ -67,5 +69,5 @@ def settle_field(reading: Reading, name: str, field: str, kinds: Mapping[str, st
 
 
 def listed(fields: Iterable[str]) -> str:
-    """Return names of fields for a message."""
+    """Return field names as a list for a message."""
     return ", ".join(fields) or "none"

@@ -20,7 +20,7 @@ from raytrain.utils.errors import UserError
 from raytrain.utils.files import expanded, local_path
 
 KINDS = ".txt, .jsonl, .json, .js, .csv, .tsv (each also .gz, .bz2, .xz or .zst), .parquet or .zip"
-"""What is looked for in a folder; a file that is named may have any ending."""
+"""Endings of the files that are used in a folder; a file that is named may have any ending."""
 _TIMEOUT = 60
 T = TypeVar("T")
 
@@ -34,9 +34,9 @@ class Input:
     size: int
     """Bytes."""
     stamp: str
-    """Changes when the file does: its time of modification, or its ETag."""
+    """Changes when the file does: its modification time, or its ETag."""
     found: bool = False
-    """Whether it was found in a folder, and not named."""
+    """Whether it was found in a folder, rather than named."""
 
     @property
     def basename(self) -> str:
@@ -44,7 +44,7 @@ class Input:
 
     @contextlib.contextmanager
     def local(self) -> Iterator[Path]:
-        """The file on this machine; an object is fetched to a temporary file that is removed afterwards.
+        """Yield the file on this machine; an S3 object is fetched to a temporary file, which is removed afterwards.
 
         Raises:
             UserError: the object cannot be fetched; or, at the end, the file changed while it was read.
@@ -67,10 +67,10 @@ def is_s3(path: str) -> bool:
 
 
 def default_cache() -> Path:
-    """``$RAYTRAIN_CACHE`` or ``~/.cache/raytrain``.
+    """Return ``$RAYTRAIN_CACHE`` or ``~/.cache/raytrain``.
 
     Raises:
-        UserError: the variable names no folder; or without it there is no home, as in a container whose user has none.
+        UserError: the variable does not name a folder; or, without it, the user has no home folder, as in a container.
     """
     if cache := os.environ.get("RAYTRAIN_CACHE"):
         return local_path(cache, "RAYTRAIN_CACHE")
@@ -81,15 +81,15 @@ def default_cache() -> Path:
 
 
 def find(path: str) -> list[Input]:
-    """Return the files at ``path``, sorted: itself, or what can be read below the folder or s3:// prefix.
+    """Return the files at ``path``, sorted: the file itself, or the readable ones below the folder or s3:// prefix.
 
     Raises:
-        UserError: nothing is there, or nothing that can be read.
+        UserError: nothing is there, or nothing readable.
     """
     if is_s3(path):
         return _find_s3(path)
     root = expanded(path)
-    if os.path.isfile(root):  # none where a name is too long for there to be one
+    if os.path.isfile(root):  # False if the name is too long
         return [_local(root)]
     if not os.path.isdir(root):
         raise UserError(f"{path}: no such file or folder")
@@ -104,7 +104,7 @@ def download(url: str, sha256: str, cache: Path) -> Path:
     """Return the file at ``url``, from the cache if it was fetched before.
 
     Raises:
-        UserError: no network, or the file is not the one whose sum is known.
+        UserError: there is no network, or the file does not have the known checksum.
     """
     path = cache / "downloads" / f"{sha256[:16]}-{url.rpartition('/')[2]}"
     if path.is_file():
@@ -144,7 +144,7 @@ def _find_s3(path: str) -> list[Input]:
     bucket, prefix = _bucket_and_key(path)
     with _s3_errors(path):
         objects = _ask_s3(lambda client: _objects(client, bucket, prefix))
-    # Consoles write an empty object "PREFIX/" where a folder is made: an exact match means an object only without it.
+    # Consoles create an empty object "PREFIX/" for a folder, so an exact match is the named object only without it.
     below = prefix if not prefix or prefix.endswith("/") else prefix + "/"
     exact = [item for item in objects if item["Key"] == prefix != below]
     chosen = exact or [item for item in objects if item["Key"].startswith(below)]
@@ -170,7 +170,7 @@ def _objects(client: Any, bucket: str, prefix: str) -> list[dict[str, Any]]:
 
 
 def _ask_s3(request: Callable[[Any], T]) -> T:
-    """Return what ``request`` does with a client, with keys that have changed where the first are refused."""
+    """Return the result of ``request`` with a client; repeat it with changed keys if the first keys are refused."""
     from raytrain.storage.s3 import by_default_session
 
     return by_default_session(request)

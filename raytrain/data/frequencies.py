@@ -1,4 +1,4 @@
-"""Frequencies of single symbols in a split: what a model knows before it has learnt anything of their order."""
+"""Frequencies of single symbols in a split: what a model can know before it has learnt anything about their order."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from raytrain.data.pieces import Vocabulary
 from raytrain.data.vocabulary import NUM_OUTPUTS, SIZE, STOP
 
 BLOCK = 1 << 20
-"""Bytes that are counted at once: counting makes eight of each."""
+"""Bytes counted at a time: counting needs eight bytes for each."""
 PIECES = 1 << 20
-"""Bytes of which longer pieces are counted: cutting text into them is slow."""
+"""Bytes of text in which longer pieces are counted: cutting text into pieces is slow."""
 PIECE_BLOCKS = 16
 BLOCKS = 64
-"""Blocks that are counted at most, at even distances; a smaller split is counted whole."""
+"""Most blocks that are counted, evenly spaced; a smaller split is counted whole."""
 
 
 def symbol_counts(split: Split, sampling: str) -> NDArray[np.float64]:
     """Return how often each byte and STOP occur in ``split``, [257], scaled up from at most 64 MiB of it.
 
-    Whole documents have one STOP each, as their likelihood does; in windows, the byte between documents counts like any
+    Whole documents have one STOP each, as in their likelihood; for windows, the byte between documents counts like any
     other.
     """
     size = len(split.stream)
@@ -41,7 +41,7 @@ def symbol_counts(split: Split, sampling: str) -> NDArray[np.float64]:
 
 
 def symbol_frequencies(split: Split, sampling: str, vocabulary: Vocabulary | None = None) -> Tensor:
-    """Return the frequencies of ``symbol_counts`` after one more occurrence of each symbol, float64 [outputs]."""
+    """Return the frequencies from ``symbol_counts`` after adding one to each count, float64 [outputs]."""
     if vocabulary is None or vocabulary.is_bytes:
         counts = symbol_counts(split, sampling)
     else:
@@ -50,7 +50,7 @@ def symbol_frequencies(split: Split, sampling: str, vocabulary: Vocabulary | Non
 
 
 def piece_counts(split: Split, sampling: str, vocabulary: Vocabulary) -> NDArray[np.float64]:
-    """Return how often each symbol that can be predicted occurs in at most ``PIECES`` bytes of ``split``."""
+    """Return how often each predictable symbol occurs in at most ``PIECES`` bytes of ``split``."""
     size, documents = len(split.stream), sampling == "documents"
     length = min(size, PIECES // PIECE_BLOCKS)
     counts = np.zeros(len(vocabulary.lengths))

@@ -1,4 +1,4 @@
-"""Records of JSON: an object a line, an array of objects, one object, or the scripts of an X archive."""
+"""JSON records: an object per line, an array of objects, a single object, or the scripts of an X archive."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from raytrain.utils.errors import UserError
 from raytrain.utils.validation import check_nesting, parse_json
 
 ARCHIVE = re.compile(rb"\s*(?:window\.YTD\.(\w+?)\.part\d+|Grailbird\.data\.(tweets)\w*)\s*=\s*")
-"""How a script of an X archive begins, with the name of what is in it."""
+"""Start of a script of an X archive, with the name of its content."""
 LARGEST = 1 << 30
-"""Bytes of the largest object that is a whole file."""
+"""Most bytes of an object that makes up a whole file."""
 _OBJECTS_LOOKED_AT = 100
-"""Objects that are looked at before their form, or their text field, is chosen."""
+"""Objects that are inspected before their form, or their text field, is chosen."""
 _CHUNK = 1 << 20
 Located = tuple[str, bytes, dict[str, Any]]
-"""An object with its location, and its line if it has one of its own."""
+"""Location, line and object; the line is empty if the object has no line of its own."""
 
 
 class NoPostsError(Exception):
-    """A file that was found, not named, is no text."""
+    """A file that was found, rather than named, contains no posts."""
 
 
 def json_lines(
@@ -37,18 +37,21 @@ def json_lines(
     """Yield the texts of the objects in ``lines``.
 
     Args:
-        first_lines: those of the beginning of the file, where ``lines`` are of a later part of it: they say what the
-            form of the objects is, and which field holds the text.
+        lines: the lines.
+        content: the file they are from.
+        reading: what is taken, and its report.
+        first_lines: lines from the start of the file, if ``lines`` are from a later part of it: they determine the form
+            of the objects, and the field that holds the text.
     """
     objects = _objects(lines, content.name, content.lines_before)
     return _texts(objects, content, reading, None if first_lines is None else _objects(first_lines, content.name))
 
 
 def json_document(content: Content, reading: Reading) -> Iterator[bytes]:
-    """Yield the texts of a file that is one array, or one object.
+    """Yield the texts of a file that is one array or one object.
 
     Raises:
-        UserError: it is neither, or too large for an object.
+        UserError: it is neither, or too large for a single object.
     """
     return _texts(_document_objects(content), content, reading)
 
@@ -71,17 +74,17 @@ def archive_script(content: Content, reading: Reading) -> Iterator[bytes]:
 
 
 def archive_part(content: Content) -> str | None:
-    """Return what a script of an X archive holds, as ``tweets``; None if it is no such script."""
+    """Return what a script of an X archive holds, such as ``tweets``; None if it is not such a script."""
     with content.open() as file:
         match = ARCHIVE.match(file.read(_CHUNK).removeprefix(codecs.BOM_UTF8))
     return None if match is None else (match[1] or match[2]).decode()
 
 
 def array_items(content: Content) -> Iterator[Any]:
-    """Yield the items of the first array in a file, one after the other: memory does not grow with it.
+    """Yield the items of the first array in a file one by one, so that memory does not grow with the array.
 
     Raises:
-        UserError: what is in the file is no JSON.
+        UserError: the file is not JSON.
     """
     decoder = json.JSONDecoder()
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
@@ -139,13 +142,13 @@ def _document_objects(content: Content) -> Iterator[Located]:
 
 
 def _objects(lines: Iterator[bytes], name: str, lines_before: int = 0) -> Iterator[Located]:
-    """Yield the objects, each with its location and its line. An invalid byte becomes a surrogate of its own."""
+    """Yield the objects, each with its location and its line. Each invalid byte becomes a surrogate."""
     for number, line in enumerate(lines, start=lines_before + 1):
         if not line.strip():
             continue
         location = f"{name} line {number}"
         try:
-            # not refused: one bad byte in a text must not make the whole line unreadable
+            # not refused, because one bad byte in a text must not make the whole line unreadable
             item = parse_json(line.decode("utf-8", "surrogateescape"))
         except ValueError as error:
             raise UserError(f"{location} is not JSON: {error}") from None
@@ -157,9 +160,9 @@ def _objects(lines: Iterator[bytes], name: str, lines_before: int = 0) -> Iterat
 def _texts(
     objects: Iterator[Located], content: Content, reading: Reading, first_objects: Iterator[Located] | None = None
 ) -> Iterator[bytes]:
-    """Yield the texts of objects: posts of a form that is known, or a field of each.
+    """Yield the texts of objects: of posts if their form is known, otherwise of a field of each object.
 
-    ``first_objects``: those of the beginning of the file, if ``objects`` do not begin there.
+    ``first_objects``: the objects at the start of the file, if ``objects`` do not start there.
     """
     is_named = reading.selection.field is not None
     looked_at = 0 if is_named and reading.selection.language is None else _OBJECTS_LOOKED_AT
@@ -195,11 +198,11 @@ def _posts(objects: Iterable[Located], form: posts.Form, reading: Reading) -> It
 
 
 class _NoFieldError(UserError):
-    """No field must be the text, and nothing was read."""
+    """No field must be the text, and nothing was read yet."""
 
 
 def _fields(objects: Iterable[Located], head: list[Located], name: str, reading: Reading) -> Iterator[Record | bytes]:
-    """Yield the records of objects of any form: what is in the field that was named, or that must be the text."""
+    """Yield the records of objects of any form: the values of the field that was named, or that must be the text."""
     field, kinds = reading.selection.field, None
     if field is None:
         if not head:
@@ -237,7 +240,7 @@ def _fields(objects: Iterable[Located], head: list[Located], name: str, reading:
 
 
 class JsonKinds:
-    """The kinds of values that the fields of all objects so far have held."""
+    """The kinds of values in each field, over all objects so far."""
 
     _RANKS = ("null", "number", "object", "text")
 
@@ -245,7 +248,7 @@ class JsonKinds:
         self.by_field: dict[str, str] = {}
 
     def add(self, item: dict[str, Any]) -> bool:
-        """Take note of an object; return whether a field is new, or holds more than it did."""
+        """Take note of an object; return whether a field is new, or holds a higher-ranking kind of value."""
         changed = False
         for name, value in item.items():
             if isinstance(value, str):

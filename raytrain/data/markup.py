@@ -1,4 +1,4 @@
-"""Text of posts that comes as HTML, as Mastodon and ActivityPub give it."""
+"""Text of posts in HTML, as provided by Mastodon and ActivityPub."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _UNSEEN = frozenset(("script", "style", "template", "head"))
 
 
 def html_text(html: str) -> str:
-    """Return what a reader sees of ``html``: paragraphs apart by an empty line, links by their whole address.
+    """Return the visible text of ``html``: paragraphs separated by an empty line, links as their whole address.
 
-    Mastodon hides the beginning and the end of a long address by style alone: both are text.
+    Mastodon hides the start and end of a long address by style alone: both are kept as text.
     """
     parser = _TextParser()
     parser.feed(html)

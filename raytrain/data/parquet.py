@@ -20,7 +20,7 @@ _ROWS = 4096
 
 
 def parquet_records(path: Path, name: str, reading: Reading) -> Iterator[Record | bytes]:
-    """Yield the values of the column that was named, or that must be the text; a null is empty.
+    """Yield the values of the column that was named, or that must be the text; a null is an empty text.
 
     Raises:
         UserError: the file is damaged, or has no such column.
@@ -51,10 +51,10 @@ def parquet_records(path: Path, name: str, reading: Reading) -> Iterator[Record 
 
 
 def _way(schema: Any, field: str, name: str) -> list[str]:
-    """Return the column ``field`` as the way to it through columns of objects; it holds text.
+    """Return the path to the column ``field`` through columns of objects; it must hold text.
 
     Raises:
-        UserError: it is not there, there twice, or holds no text.
+        UserError: it is missing, exists twice, or holds no text.
     """
     names = [field] if field in schema.names else field.split(".")
     known, kind = list(schema.names), None
@@ -72,13 +72,13 @@ def _way(schema: Any, field: str, name: str) -> list[str]:
 
 
 def _column(batch: Any, way: list[str]) -> Any:
-    """Return a column; one within objects is null where an object around it is."""
+    """Return a column; a nested value is null if an object around it is null."""
     column = batch.column(way[0])
     return pyarrow.compute.struct_field(column, way[1:]) if len(way) > 1 else column
 
 
 def _column_kind(kind: Any) -> str:
-    """Return what a column of this Arrow type holds, in the words of ``text_field``."""
+    """Return what a column of this Arrow type holds, in the terms of ``text_field``."""
     if isinstance(kind, pyarrow.BaseExtensionType):
         return _column_kind(kind.storage_type)
     if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
@@ -95,7 +95,7 @@ def _column_kind(kind: Any) -> str:
 
 
 def _column_bytes(column: Any) -> Iterator[bytes]:
-    """Yield the values of a column that holds text or nulls; a null is empty."""
+    """Yield the values of a column that holds text or nulls; a null becomes an empty text."""
     if isinstance(column, pyarrow.ExtensionArray):
         column = column.storage
     if types.is_dictionary(column.type):

@@ -1,22 +1,22 @@
-"""Parts of a corpus: what each read task makes, in files, and their joining to the corpus that one process writes.
+"""Parts of a corpus: the files that each read task makes, joined to the same corpus that a single process writes.
 
-A part is a folder, named by the number of its task, below a scratch folder that all processes reach:
+A part is a folder, named by the number of its task, below a scratch folder that all processes can reach:
 
 ``SPLIT.bin``, ``SPLIT.lengths``
     the documents of a split, each followed by a separator, and their lengths (uint32).
 ``texts``
-    int64[texts, 3]: two halves of the digest of each text that is not empty, and its position; where texts are freed of
-    duplicates, or may be those of bios that are.
+    int64[texts, 3]: two halves of the digest of each non-empty text, and its position; if texts are deduplicated, or
+    may be those of bios that are.
 ``bios``
     int64[bios, 8], see ``_Bio``: what is taken back if an earlier part has the same bio of the same account.
 ``own_texts``, ``own_bios``
-    int64: positions of texts, and rows of ``bios``, that are in the part before.
+    int64: positions of texts, and rows of ``bios``, that occur earlier in the same part.
 ``lost_texts``, ``lost_bios``
-    The same of what an earlier part has had.
+    the same for those that an earlier part has.
 ``summary.json``
     counts and the report.
 
-A part appears complete or not at all, and is the same whoever writes it: a task may be run again.
+A part appears complete or not at all, and is the same whoever writes it, since a task may be rerun.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ from raytrain.data.read_tasks import ReadTask
 from raytrain.data.reading import SAME_BIO, Reading, Report
 
 Kind = Literal["bios", "texts"]
-"""What is freed of duplicates."""
+"""The items that are deduplicated."""
 Rows = NDArray[np.int64]
 _NUMBER_BITS = 40
-"""A position is the number of a split, shifted by so many bits, plus the number of a text in the part's split."""
+"""A position is the number of a split, shifted left by this many bits, plus the text's number in the part's split."""
 _ROWS_AT_ONCE = 1 << 18
 _DOCUMENTS_AT_ONCE = 1 << 14
 _BUFFER = 1 << 20
@@ -59,29 +59,29 @@ class _Bio(NamedTuple):
     high: int
     low: int
     first: int
-    """First row of ``texts`` that is of it."""
+    """First row of ``texts`` that belongs to it."""
     last: int
-    """The row behind its last one."""
+    """The row after its last one."""
     cut: int
     invalid: int
     empty: int
     reason: int
-    """Why it was left out, in the summary's list; -1: it was taken."""
+    """Index in the summary's list of the reason for leaving it out; -1: it was taken."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a source's corpus. ``write`` and what frees of duplicates run in any process that reaches them."""
+    """The parts of a source's corpus. ``write`` and the deduplication run in any process that reaches the folder."""
 
     folder: Path
     """Scratch folder."""
     source: Source
     tasks: list[ReadTask]
     working_folder: Path = field(default_factory=Path.cwd)
-    """Folder in which relative names of the source's files are found."""
+    """Folder relative to which the names of the source's files are resolved."""
 
     def write(self, number: int) -> None:
-        """Write the part of a task, unless it is there.
+        """Write the part of a task, unless it exists already.
 
         Raises:
             UserError: see ``readers.read``.
@@ -97,16 +97,16 @@ class Parts:
             try:
                 os.rename(partial, target)
             except OSError:
-                if not target.is_dir():  # a task that was taken for dead has written it meanwhile
+                if not target.is_dir():  # a task that was presumed dead has written it meanwhile
                     raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
     def rows(self, number: int, kind: Kind) -> Iterator[Rows]:
-        """Yield what is freed of duplicates in a part, in blocks: int64[n, 3] of digest, digest, value.
+        """Yield the items of a part to deduplicate, in blocks: int64[n, 3] of digest, digest, value.
 
-        The value is a row of bios, or a position of a text; ``note_repeated`` takes it. What a block has twice is
-        kept in the part, and comes once: however often a text is there, few rows of it meet in one process.
+        The value is a row of bios, or the position of a text, as ``note_repeated`` takes it. Repeats within a block are
+        noted in the part and yielded once. So however often a text occurs, few of its rows meet in one process.
 
         Raises:
             OSError: the part is not found here, or nothing can be written to it.
@@ -131,7 +131,7 @@ class Parts:
         _keep(part / f"own_{kind}", np.concatenate(own))
 
     def note_repeated(self, number: int, kind: Kind, values: Rows) -> None:
-        """Keep which values of ``rows`` an earlier part or block has had, in a part."""
+        """Note in a part which values of ``rows`` an earlier part or block already has."""
         _keep(self.part(number) / f"lost_{kind}", values)
 
     def summary(self, number: int) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class Parts:
         return summary
 
     def join(self, writer: CorpusWriter) -> Taken:
-        """Add the parts to a corpus in their order, remove them, and return what was taken.
+        """Add the parts to a corpus in their order, remove them, and return the counts.
 
         Raises:
             UserError: files have their texts in different fields.
@@ -168,29 +168,30 @@ class Parts:
         return taken
 
     def check(self, number: int, reading: Reading) -> None:
-        """Hold the field in which a part has its texts against that of the parts before; see ``Reading.agree``."""
+        """Check that the field with a part's texts is that of the earlier parts; see ``Reading.agree``."""
         if (agreed := self.summary(number)["agreed"]) is not None:
             reading.agree(*agreed)
 
     def unfinished(self, number: int) -> int:
-        """Return how often the part was begun and not ended, by processes that died or are at work on it."""
+        """Return how often the part was begun but not ended, by processes that died or are still working on it."""
         return sum(1 for _ in self.folder.glob(f".{number}-*"))
 
     def part(self, number: int) -> Path:
         return self.folder / str(number)
 
     def _names_found(self, number: int) -> contextlib.AbstractContextManager[None]:
-        """Be where the names of the task's files are found; workers are started elsewhere."""
+        """Enter the folder in which the names of the task's files are found; workers are started elsewhere."""
         if all(os.path.isabs(item.name) or "://" in item.name for _, item in self.tasks[number].files):
             return contextlib.nullcontext()
         return contextlib.chdir(self.working_folder)
 
 
 def repeated(rows: Rows) -> Rows:
-    """Return the rows of which another one before has the same digest.
+    """Return the rows whose digest occurs in an earlier row.
 
     Args:
-        rows: int64[n, 4] of digest, digest, task, value; before is what has a smaller task, or in it a smaller value.
+        rows: int64[n, 4] of digest, digest, task, value. Earlier means a smaller task or, within a task, a smaller
+            value.
     """
     order = np.lexsort((rows[:, 3], rows[:, 2], rows[:, 1], rows[:, 0]))
     digests = rows[order, :2]
@@ -200,7 +201,7 @@ def repeated(rows: Rows) -> Rows:
 
 
 class _PartWriter:
-    """Writes the files of a part, as a context manager, in memory that does not grow with it."""
+    """Writes the files of a part, as a context manager, in memory that does not grow with the part."""
 
     def __init__(self, folder: Path, source: Source) -> None:
         self._folder = folder
@@ -252,7 +253,7 @@ class _PartWriter:
 
     def _add_text(self, split: SplitName, text: bytes) -> None:
         position = (SPLITS.index(split) << _NUMBER_BITS) + self._numbers[split] - 1
-        # what is no cleaned text is compared with nothing
+        # a text that is not cleaned is never compared
         self._texts.extend((*(_halves(cleaning.digest(text)) if self._source.is_cleaned else (0, 0)), position))
         self._num_texts += 1
         if len(self._texts) >= 3 * _ROWS_AT_ONCE:
@@ -319,7 +320,7 @@ _MERGED = ("formats", "dropped", "remarks", "guesses", "skipped")
 
 
 def _merge(report: Report, values: dict[str, Any], *, continues: bool) -> None:
-    """Add what a part says of its reading; a file whose beginning is in another part is counted there."""
+    """Add a part's report of its reading; a file that starts in another part is counted there."""
     report.dropped.update(values["dropped"])
     report.remarks.update(values["remarks"])
     if not continues:
@@ -330,7 +331,7 @@ def _merge(report: Report, values: dict[str, Any], *, continues: bool) -> None:
 
 
 def _take_back(taken: Taken, bio: _Bio, reasons: list[str]) -> None:
-    """Count a bio as one that its account has had before."""
+    """Recount a bio as one that its account has had before."""
     dropped: Counter[str] = taken.report.dropped
     if bio.reason < 0:
         taken.read -= 1
@@ -343,7 +344,7 @@ def _take_back(taken: Taken, bio: _Bio, reasons: list[str]) -> None:
 
 
 def _documents(part: Path, split: SplitName, lost: Rows) -> Iterator[tuple[NDArray[np.uint8], Rows]]:
-    """Yield the documents of a split in a part without the lost ones, block by block: the stream and the lengths."""
+    """Yield the documents of a split in a part, except the lost ones, block by block: the stream and the lengths."""
     if not (part / f"{split}.lengths").is_file():
         return
     first = SPLITS.index(split) << _NUMBER_BITS
@@ -371,7 +372,7 @@ def _lost_bios(part: Path) -> Iterator[_Bio]:
 
 
 def _texts_of(part: Path, bios: list[_Bio]) -> Iterator[Rows]:
-    """Yield the positions of the texts of each bio: copies, since files that are mapped keep a folder of NFS alive."""
+    """Yield the positions of each bio's texts, as copies: a mapped file would keep its folder on NFS alive."""
     if bios:
         texts = _mapped(part / "texts", 3)
         for bio in bios:
@@ -379,14 +380,14 @@ def _texts_of(part: Path, bios: list[_Bio]) -> Iterator[Rows]:
 
 
 def _lost(part: Path, kind: Kind) -> Rows:
-    """Return what a part has that was there before, in it or in an earlier one."""
+    """Return the items of a part that occur earlier, in the same or in an earlier part."""
     paths = [part / f"{name}_{kind}" for name in ("own", "lost")]
     found = [np.fromfile(path, dtype="<i8") for path in paths if path.is_file()]
     return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *found]))
 
 
 def _keep(target: Path, values: Rows) -> None:
-    """Write numbers to a file that is complete or not there: a task may run twice at once."""
+    """Write numbers to a file that is complete or missing, since a task may run twice at once."""
     if not len(values):
         return
     partial = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
@@ -395,7 +396,7 @@ def _keep(target: Path, values: Rows) -> None:
 
 
 def _mapped(path: Path, width: int) -> Rows:
-    """Return the numbers in a file in rows of ``width``, memory-mapped; none if it is not there."""
+    """Return the numbers in a file in rows of ``width``, memory-mapped; empty if the file is missing."""
     if not path.is_file():
         return np.empty((0, width), dtype=np.int64)
     values: Rows = np.memmap(path, dtype="<i8", mode="r")

@@ -1,8 +1,8 @@
-"""Vocabularies: texts as symbols and back, exactly, for any bytes.
+"""Vocabularies: convert texts to symbols and back, exactly, for any bytes.
 
-Every vocabulary has all single bytes as pieces. Longer ones are learnt from the training split: the most frequent
-characters of more than one byte, or pieces by byte-pair encoding (Sennrich et al. 2016), which are the same each time.
-The library reads text, so that each byte is a character to it, and what is joined again are the bytes.
+Every vocabulary has all single bytes as pieces. Longer pieces are learnt from the training split: the most frequent
+multi-byte characters, or pieces by byte-pair encoding (Sennrich et al. 2016). Learning them again gives the same
+pieces. The library reads text, so each byte is presented to it as a character, and its joins are joins of bytes.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from raytrain.utils.validation import parse_json, validate_type
 
 FORMAT = 1
 LEARNT = 32_000_000
-"""Bytes of the training text that pieces are learnt from, in stretches at even distances."""
+"""Bytes of training text from which pieces are learnt, in evenly spaced stretches."""
 STRETCHES = 64
 WORDS = r" ?[A-Za-z\x{80}-\x{ff}]+| ?[0-9]+| ?[^A-Za-z0-9\x{80}-\x{ff}\s]+|\s+"
-"""What no piece reaches beyond: a word, a number or marks, with the space before; or white space."""
+"""Units that no piece crosses: a word, a number or punctuation, with the space before it; or white space."""
 BLOCK = 1 << 16
-"""Bytes of a text without documents that are cut at once, about."""
+"""Approximate bytes per block when cutting a text without documents."""
 BLOCKS = 16
-"""Blocks that the library is given at once, which it cuts side by side."""
+"""Blocks that are passed to the library at once, which cuts them in parallel."""
 SPACES = np.array([9, 10, 11, 12, 13, 28, 29, 30, 31, 32, 0x85, 0xA0], dtype=np.uint8)
-"""What may be white space to the library."""
+"""Bytes that the library may treat as white space."""
 Symbols = NDArray[np.int64]
 
 
 class TextSplit(Protocol):
-    """What pieces are learnt from."""
+    """The text that pieces are learnt from."""
 
     @property
     def stream(self) -> Any:
@@ -49,13 +49,13 @@ class TextSplit(Protocol):
 
 
 class Vocabulary:
-    """Pieces of text, each a symbol of its own."""
+    """Pieces of text, each of them a symbol."""
 
     def __init__(self, name: str, pieces: Sequence[bytes], tokenizer: str = "") -> None:
-        """Make a vocabulary of its longer ``pieces``; ``tokenizer`` is how a library cuts text into them, as JSON.
+        """Make a vocabulary with the longer ``pieces``; ``tokenizer`` is the library's way to cut text, as JSON.
 
         Raises:
-            ValueError: there is no such vocabulary, or these are not pieces of it.
+            ValueError: there is no such vocabulary, or these pieces do not fit it.
         """
         self.name = name
         self.kind, _ = parse_vocabulary(name)
@@ -75,11 +75,11 @@ class Vocabulary:
         self.lengths[: len(self._texts)] = [len(text) for text in self._texts]
 
     def __deepcopy__(self, memo: Any) -> Self:
-        return self  # it does not change
+        return self  # it is immutable
 
     @property
     def is_bytes(self) -> bool:
-        """Whether every symbol of text is a byte."""
+        """Whether every symbol of text is a single byte."""
         return self.kind == "byte"
 
     def encode(self, texts: Sequence[bytes]) -> list[Symbols]:
@@ -92,10 +92,10 @@ class Vocabulary:
         return [self._symbol_of[item.ids] for item in encoded]
 
     def encode_stream(self, stream: NDArray[np.uint8]) -> Iterator[Symbols]:
-        """Yield the symbols of a text without documents, in blocks; together they are those of the text as a whole.
+        """Yield the symbols of a text without documents, in blocks; together they equal those of the whole text.
 
-        Between two blocks no piece goes on: each begins with white space after something else. Where a block has no
-        such place, it ends anywhere.
+        No piece spans two blocks, since each block starts with white space after something else. If there is no such
+        place, a block ends anywhere.
         """
         edges = [0]
         while edges[-1] < len(stream):
@@ -108,12 +108,12 @@ class Vocabulary:
                 edges = edges[-1:]
 
     def decode(self, symbols: Sequence[int] | Symbols) -> bytes:
-        """Return the text that symbols stand for; those that are no text, and unused ones, stand for nothing."""
+        """Return the text that symbols stand for; non-text and unused symbols stand for nothing."""
         known = len(self._texts)
         return b"".join(self._texts[symbol] for symbol in map(int, symbols) if symbol < known)
 
     def values(self) -> dict[str, Any]:
-        """Return the vocabulary, ready for JSON."""
+        """Return the vocabulary as JSON-ready values."""
         pieces = [piece.decode("latin-1") for piece in self.pieces]
         return {"format": FORMAT, "name": self.name, "pieces": pieces, "tokenizer": self._tokenizer_json}
 
@@ -124,10 +124,10 @@ class Vocabulary:
 
     @classmethod
     def from_values(cls, values: Any) -> Vocabulary:
-        """Return the vocabulary that ``values`` made these of.
+        """Return the vocabulary that the property ``values`` describes.
 
         Raises:
-            ValueError: they are none.
+            ValueError: these are not the values of a vocabulary.
         """
         kinds = {"format": int, "name": str, "pieces": list[str], "tokenizer": str}
         values = validate_type(values, dict[str, Any], "vocabulary")
@@ -142,7 +142,7 @@ class Vocabulary:
         return vocabulary
 
     def _characters(self, text: bytes) -> Iterator[int]:
-        """Yield the symbols of characters; what is not UTF-8, or no piece, is spelt in bytes."""
+        """Yield the symbols of characters; anything that is not UTF-8, or not a piece, is spelt in bytes."""
         for character in text.decode("utf-8", "surrogateescape"):
             encoded = character.encode("utf-8", "surrogateescape")
             number = self._numbers.get(encoded)
@@ -155,13 +155,13 @@ class Vocabulary:
         """Return the library's tokenizer.
 
         Raises:
-            ValueError: its JSON is damaged, or its pieces are not those of the vocabulary.
+            ValueError: its JSON is damaged, or its pieces differ from those of the vocabulary.
         """
         if self._tokenizer is None:
             tokenizer = _tokenizers().Tokenizer
             try:
                 self._tokenizer = tokenizer.from_str(self._tokenizer_json)
-            except Exception as error:  # the library has no other class for it
+            except Exception as error:  # the library has no more specific class
                 raise ValueError(f"the tokenizer of the vocabulary {self.name} is damaged: {error}") from None
             found = {number: text.encode("latin-1") for text, number in self._tokenizer.get_vocab().items()}
             symbols = [
@@ -179,7 +179,7 @@ def byte_vocabulary() -> Vocabulary:
 
 
 def vocabulary_of(train: TextSplit, name: str, folder: Path) -> Vocabulary:
-    """Return the vocabulary ``name`` of a corpus: from the file in its ``folder`` or, at the first call, learnt.
+    """Return the vocabulary ``name`` of a corpus, from its file in ``folder`` or, on the first call, learnt.
 
     Raises:
         UserError: the library that learns it is not installed.
@@ -197,19 +197,19 @@ def vocabulary_of(train: TextSplit, name: str, folder: Path) -> Vocabulary:
 
 
 def keep(vocabulary: Vocabulary, folder: Path) -> None:
-    """Write a vocabulary beside the corpus in ``folder``, where that can be written."""
+    """Write a vocabulary beside the corpus in ``folder``, if that is writable."""
     if (folder / "corpus.json").is_file():
         with contextlib.suppress(OSError), complete_file(folder / file_of(vocabulary.name)) as partial:
             partial.write_text(json.dumps(vocabulary.values(), ensure_ascii=False) + "\n", "utf-8")
 
 
 def file_of(name: str) -> str:
-    """Return the name of the file that keeps a vocabulary beside its corpus."""
+    """Return the name of the file that holds a vocabulary beside its corpus."""
     return f"vocabulary-{name.replace(':', '-')}.json"
 
 
 def learn(train: TextSplit, name: str) -> Vocabulary:
-    """Learn a vocabulary from the training split, the same each time.
+    """Learn a vocabulary from the training split; the result is the same each time.
 
     Raises:
         UserError: the library that learns it is not installed.
@@ -234,7 +234,7 @@ def learn(train: TextSplit, name: str) -> Vocabulary:
 
 
 def _documents(train: TextSplit) -> Iterator[bytes]:
-    """Yield the lines of the training text, of a large one those of stretches of it."""
+    """Yield the lines of the training text or, if it is large, those of stretches of it."""
     size = len(train.stream)
     length, number = (size, 1) if size <= LEARNT else (LEARNT // STRETCHES, STRETCHES)
     for start in np.linspace(0, size - length, number).astype(np.int64):
@@ -242,7 +242,7 @@ def _documents(train: TextSplit) -> Iterator[bytes]:
 
 
 def _tokenizers() -> Any:
-    """Return the library of learnt pieces."""
+    """Return the library that learns pieces."""
     try:
         import tokenizers
     except ImportError:

@@ -1,6 +1,6 @@
-"""Posts and bios in the forms in which networks give them out: X, Bluesky and Mastodon, each known by its content.
+"""Posts and bios in the forms that networks provide them: X, Bluesky and Mastodon, each recognised by its content.
 
-A form says of one object of JSON whether it is of it, and which records are in it. Field names are those of the
+A form tells whether a JSON object belongs to it, and which records the object holds. Field names are those of the
 networks' own documentation and of the tools that write such files (twarc, archive converters).
 """
 
@@ -17,16 +17,16 @@ from raytrain.data.reading import REPOST, Reading, Record, languages
 Item = dict[str, Any]
 PUBLIC = "https://www.w3.org/ns/activitystreams#Public"
 NOTICES = ("delete", "limit", "scrub_geo", "status_withheld", "user_withheld", "disconnect", "warning")
-"""Lines of a stream of X that are no posts, by their only field."""
+"""Lines of an X stream that are not posts, by their only field."""
 _NO_TEXT = "without a text"
 _NO_BIO = "without a bio"
 _CUT_OFF = re.compile(r"\s*(?:…|\.\.\.)?\s*(?:https://t\.co/\w+)?\s*$")
-"""What stands at the end of the beginning of a long post."""
+"""Ending of a long post's truncated text."""
 _SHORTEST_BEGINNING = 140
 
 
 class Form(NamedTuple):
-    """A form of posts."""
+    """A form in which posts are provided."""
 
     name: str
     matches: Callable[[Item], bool]
@@ -34,17 +34,17 @@ class Form(NamedTuple):
 
 
 def recognised(items: Iterable[Item]) -> Form | None:
-    """Return the form of the first of ``items`` that has one."""
+    """Return the form of the first of ``items`` that has a known one."""
     return next((form for item in items for form in FORMS if form.matches(item)), None)
 
 
 def _is(value: Any, **kinds: type) -> bool:
-    """Return whether ``value`` is an object with fields of these kinds."""
+    """Return whether ``value`` is an object with fields of these types."""
     return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in kinds.items())
 
 
 def _inner(item: Item, name: str) -> Item:
-    """Return an object within an object; an empty one if there is none."""
+    """Return an object nested in an object; an empty one if there is none."""
     value = item.get(name)
     return value if isinstance(value, dict) else {}
 
@@ -80,7 +80,7 @@ def _v1(item: Item, reading: Reading) -> Iterator[Record]:
 
 
 def _full_text(post: Item, reading: Reading) -> str | None:
-    """Return the whole text of a post of version 1.1; some interfaces give a beginning beside it."""
+    """Return the whole text of a post of version 1.1; some interfaces also give a truncated text."""
     whole = _inner(post, "extended_tweet").get("full_text") or post.get("full_text")
     text = _text(whole) or _text(post.get("text"))
     if post.get("truncated") is True:
@@ -148,7 +148,7 @@ def _v2_flat(item: Item, reading: Reading) -> Iterator[Record]:
 
 
 def _v2_record(post: Item, others: dict[Any, Item], reading: Reading) -> Record:
-    """Return the text of a post, of a repost that of the post it repeats, which stands beside it."""
+    """Return the text of a post; for a repost, the text of the post that it repeats, which comes with it."""
     references = post.get("referenced_tweets")
     references = references if isinstance(references, list) else []
     repeated = next((one for one in references if _is(one, type=str) and one["type"] == "retweeted"), None)
@@ -168,9 +168,9 @@ def _v2_record(post: Item, others: dict[Any, Item], reading: Reading) -> Record:
 
 
 def archive_records(items: Iterable[Any], part: str, reading: Reading) -> Iterator[Record] | None:
-    """Return the records of one file of an X archive, called ``part`` in it; None if it has none of those asked for.
+    """Return the records of one file of an X archive, called ``part`` in it; None if it has none that were asked for.
 
-    Full texts of long posts, a file of their own that comes first, are kept for the posts.
+    Full texts of long posts are in a file of their own that comes first; they are kept for the posts.
     """
     if part in ("note_tweet", "note_tweets"):
         for item in items:
@@ -199,7 +199,7 @@ def _archive_bio(item: Any) -> Record:
 def _archive_post(item: Any, reading: Reading) -> Record:
     item = item if isinstance(item, dict) else {}
     post = _inner(item, "tweet") or item
-    repeated = _inner(post, "retweeted_status")  # of the oldest archives
+    repeated = _inner(post, "retweeted_status")  # only in the oldest archives
     text = _full_text(repeated or post, reading)
     repost = bool(repeated) or post.get("retweeted") is True or (text or "").startswith(REPOST)
     if text is not None and (note := _note(post, text, reading)) is not None:
@@ -209,7 +209,7 @@ def _archive_post(item: Any, reading: Reading) -> Record:
 
 
 def _note(post: Item, text: str, reading: Reading) -> str | None:
-    """Return the full text of a long post: named by it, or the only one that begins as it does."""
+    """Return the full text of a long post: the one for its id, or the only one with the same beginning."""
     if (known := reading.notes_by_post.get(str(post.get("id_str") or post.get("id")))) is not None:
         return known
     if len(text) < _SHORTEST_BEGINNING or not reading.notes:
@@ -249,7 +249,7 @@ def _jetstream_2(item: Item, reading: Reading) -> Iterator[Record]:
 
 
 def _commit(commit: Item, account: Any, reading: Reading) -> Record:
-    """Return the text of a change to a person's records on Bluesky."""
+    """Return the text in a change to a person's records on Bluesky."""
     kind, operation = commit.get("collection"), commit.get("operation", "create")
     record = _inner(commit, "record")
     if operation == "delete":
@@ -266,7 +266,7 @@ def _commit(commit: Item, account: Any, reading: Reading) -> Record:
 
 
 def _word(value: Any) -> str:
-    """Return a kind as it stands in the file, short and on one line."""
+    """Return a kind as written in the file, short and on one line."""
     return re.sub(r"[^\w.#-]", "", str(value))[:60] or "unknown"
 
 

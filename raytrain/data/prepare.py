@@ -1,4 +1,4 @@
-"""Source to corpus: read, cleaned, split and written once, then reused."""
+"""From source to corpus: read, cleaned, split and written once, then reused."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from raytrain.utils.files import expanded, local_path, locked
 from raytrain.utils.text import one_line
 
 _LARGE = 4 * 2**30
-"""Bytes of sources for which preparing on several cores is advised."""
+"""Size of a source, in bytes, from which preparing on several cores is advised."""
 _SHOWN = 8
-"""Guesses, or reasons why nothing is left, that are printed."""
+"""Guesses, or reasons why nothing is left, that are printed at most."""
 _log = logging.getLogger(__name__)
 
 
@@ -39,23 +39,23 @@ def prepare(
     cache: Path | None = None,
     fill: Fill | None = None,
 ) -> Corpus:
-    """Return the corpus of a source, built at the first call and reused while the source stays the same.
+    """Return the corpus of a source, built on the first call and reused while the source stays the same.
 
     Args:
-        source: a prepared corpus, which is opened; or what ``sources.documents`` takes.
-        path: where the text of a named source lies.
+        source: a prepared corpus, which is opened; or a source for ``sources.documents``.
+        path: location of the text of a named source.
         field: field or column that holds the text.
-        selection: which texts of the source are taken; its own field gives way to ``field``.
+        selection: which texts of the source are taken; ``field`` overrides its own field.
         output: folder for the corpus instead of one in the cache.
         cache: folder of downloads and corpora; default ``$RAYTRAIN_CACHE`` or ``~/.cache/raytrain``.
-        fill: adds the documents of a source of text to its corpus; by default this process does, one by one.
+        fill: function that adds a source's documents to its corpus; by default this process adds them one by one.
 
     Raises:
-        UserError: see ``sources`` and ``corpus``; a corpus that was altered; or a folder that cannot be written.
+        UserError: see ``sources`` and ``corpus``; or a corpus was altered, or a folder cannot be written.
     """
     for given, what in ((source, "the source"), (path, "--data-path"), (output, "--output")):
         if given is not None:
-            check_text(str(given), what)  # corpus.json records them
+            check_text(str(given), what)  # because corpus.json records it
     if source not in sources.NAMES and os.path.isfile(expanded(source) / "corpus.json"):
         if (path, field, selection or Selection(), output) != (None, None, Selection(), None):
             raise UserError(f"{source} is a prepared corpus: it takes no --data-path, field, selection or --output")
@@ -81,7 +81,7 @@ def prepare(
 
 
 def _prepared(source: Source, output: Path | None, fill: Fill | None) -> Corpus:
-    """Return the corpus of a source that is no corpus yet, built unless it is there."""
+    """Return the corpus of a source that is not a corpus itself, built unless it exists."""
     cache, key = source.cache, _key(source)
     folder = output or cache / "corpora" / f"{_name(source.name)}-{key}"
     if (found := _existing(folder, key)) is not None:
@@ -101,7 +101,7 @@ def _prepared(source: Source, output: Path | None, fill: Fill | None) -> Corpus:
 
 
 def _advise(source: Source) -> None:
-    """Say that there is a faster way for a large source, unless it is one file that one task must read."""
+    """Print that there is a faster way for a large source, unless it is a single file that one task must read."""
     if source.name in sources.NAMES and source.path is None:
         return
     files = [item for _, item in source.files()]
@@ -115,7 +115,7 @@ def _advise(source: Source) -> None:
 
 
 def _existing(folder: Path, key: str) -> Corpus | None:
-    """Return the corpus in ``folder``, if it was built from the same text in the same way."""
+    """Return the corpus in ``folder`` if it was built from the same text in the same way."""
     if not (folder / "corpus.json").is_file():
         return None
     corpus = Corpus.open(folder)
@@ -142,7 +142,7 @@ def _build(source: Source, folder: Path, key: str, fill: Fill) -> None:
 
 
 def _say(source: str, read: int, report: Report) -> None:
-    """Say what was decided without being told.
+    """Print what was decided without being told.
 
     Raises:
         UserError: nothing was kept, although there was something.
@@ -158,7 +158,7 @@ def _say(source: str, read: int, report: Report) -> None:
 
 
 def _add_synthetic(writer: CorpusWriter) -> None:
-    """Add the default corpus, with its limit: that of the grammar, and that of the very documents of each split."""
+    """Add the default corpus, with its limits: that of the grammar, and that of each split's actual documents."""
     nats = dict.fromkeys(SPLITS, 0.0)
     num_bytes = dict.fromkeys(SPLITS, 0)
     for split, text, nll in synthetic.default_corpus():
@@ -182,7 +182,7 @@ def _name(source: str) -> str:
 
 
 def _key(source: Source) -> str:
-    """Return what a corpus in the cache is found by: it changes when the text or what is done to it may have."""
+    """Return the key of a corpus in the cache, which changes if the text or its processing may have changed."""
     named = source.name if source.name in sources.NAMES else None
     values = [
         *(FORMAT, cleaning.VERSION, readers.VERSION, documents.TRAIN_SHARE, documents.VALID_SHARE),

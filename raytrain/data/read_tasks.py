@@ -1,4 +1,4 @@
-"""Cutting of a source into read tasks: what one process reads at a time, in the order of the whole."""
+"""Cutting of a source into read tasks: the units that one process reads at a time, in the order of the source."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from raytrain.data.sources import File
 from raytrain.utils.errors import UserError
 
 SIZE = 32 * 2**20
-"""Bytes of the files of a task, about; a file that cannot be cut may be larger."""
+"""Approximate bytes of a task's files; a file that cannot be cut may be larger."""
 
 
 @dataclass(frozen=True)
 class ReadTask:
-    """Files that are read one after the other, or a part of one."""
+    """Files that are read one after the other, or a part of one file."""
 
     files: tuple[File, ...]
     span: tuple[int, int] | None = None
-    """Bytes [first, last) of the only file, of which the lines are read that begin there; None: all."""
+    """Bytes [first, last) of the only file; the lines that start there are read; None: all."""
 
     @property
     def continues(self) -> bool:
-        """Whether another task reads the beginning of the file."""
+        """Whether another task reads the start of the file."""
         return self.span is not None and self.span[0] > 0
 
     def documents(self, source: Source, reading: Reading) -> Iterator[tuple[SplitName | None, bytes]]:
-        """Yield the documents, each with its split if it has one of its own.
+        """Yield the documents, each with its split if the source assigns one.
 
         Raises:
-            UserError: see ``readers.read``. The message has the number of a line in the whole file.
+            UserError: see ``readers.read``. The message gives line numbers in the whole file.
         """
         for split, item in self.files:
             with item.local() as local:
@@ -59,9 +59,9 @@ class ReadTask:
 def read_tasks(files: list[File], size: int = SIZE) -> list[ReadTask]:
     """Return the tasks that together read ``files`` in their order.
 
-    Large local files of lines are cut, others stay whole: quotes in CSV may hold line ends, and what is packed has no
-    middle to begin at. The scripts of an X archive in one folder are of one task, since posts take their full texts
-    from a script before them.
+    Large local files of lines are cut, others stay whole: quotes in CSV may enclose line ends, and a compressed file
+    cannot be read from the middle. The scripts of an X archive in one folder belong to one task, since posts take their
+    full texts from an earlier script.
     """
     tasks: list[ReadTask] = []
     pending: list[File] = []
@@ -83,16 +83,16 @@ def read_tasks(files: list[File], size: int = SIZE) -> list[ReadTask]:
 
 
 def can_be_cut(item: Input) -> bool:
-    """Return whether several tasks can read a file: a local one of lines, not packed."""
+    """Return whether several tasks can read a file: a local file of lines, not compressed."""
     if is_s3(item.name):  # fetched as a whole
         return False
-    with contextlib.suppress(OSError, UserError):  # who reads it says what is wrong with it
+    with contextlib.suppress(OSError, UserError):  # reading it later reports the error
         return readers.has_lines(Path(item.name), item.name)
     return False
 
 
 def _archive_ends(files: list[File]) -> dict[int, int]:
-    """Return the number of the first script of each folder's X archive -> that of its last one."""
+    """Return, by the number of the first script of each folder's X archive, that of its last script."""
     first: dict[str, int] = {}
     ends: dict[int, int] = {}
     for number, (_, item) in enumerate(files):

@@ -1,7 +1,7 @@
-"""Readers of files, each as a stream of documents; what a file is, its content says.
+"""Readers of files, each yielding a stream of documents; a file's content determines its format.
 
-Plain text: a document is a line, without its line end (LF or CR LF; CR alone where the text has no LF). JSON and
-Parquet: a post, a bio, or a field of each object or row. A table: a cell of each row. A null is an empty document.
+Plain text: a document is a line, without its line end (LF or CR LF; CR alone if the text has no LF). JSON and Parquet:
+a post, a bio, or a field of each object or row. A table: a cell of each row. A null is an empty document.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from raytrain.data.unpacking import CODECS, Content, DamagedError, contents
 from raytrain.utils.errors import UserError
 
 VERSION = 3
-"""Part of the key of a prepared corpus: raise it when a reader takes other text from the same file."""
+"""Part of the key of a prepared corpus: raise it when a reader extracts different text from the same file."""
 KINDS = ("txt", "jsonl", "ndjson", "json", "js", "csv", "tsv", "parquet")
-"""Endings of files that are looked for in folders and archives."""
+"""Endings of the files that are used in folders and archives."""
 _CHECKED = 1 << 20
 _SCRIPT_HEAD = 1 << 12
 CHUNK = 1 << 16
-"""Bytes that are read at once; spans begin at multiples of it, so that lines fall in chunks as in the whole file."""
+"""Bytes read at a time; spans start at multiples of it, so that their chunks equal those of the whole file."""
 _INVALID_SHARE = 0.1
 _LONGEST_LINE = 1 << 20
-"""Bytes from which a line of plain text is handed out in parts, so that memory does not grow with it."""
+"""Bytes above which a line of plain text is yielded in parts, so that memory does not grow with it."""
 
 
 def readable(name: str) -> bool:
-    """Return whether a file in a folder or archive is text, by its name."""
+    """Return whether a file in a folder or archive counts as text, by its name."""
     parts = name.rpartition("/")[2].lower().split(".")[1:]
     if parts and parts[-1] in CODECS:
         parts.pop()
@@ -57,15 +57,19 @@ def read(
     span: tuple[int, int] | None = None,
     lines_before: int = 0,
 ) -> Iterator[bytes]:
-    """Yield the documents of one file, called ``name`` in messages; of a zip archive those of its members.
+    """Yield the documents of one file, called ``name`` in messages; for a zip archive, those of its members.
 
     Args:
-        found: whether it was found in a folder; scripts and JSON without posts are then skipped, and said to be.
-        span: bytes [first, last) of a file that ``has_lines``: its lines that begin there; multiples of ``CHUNK``.
-        lines_before: lines before ``span``, for messages.
+        path: the file.
+        name: its name in messages.
+        reading: what is taken, and its report.
+        found: whether it was found in a folder; scripts and JSON without posts are then skipped and reported.
+        span: bytes [first, last) of a file that ``has_lines``, to read the lines that start there; multiples of
+            ``CHUNK``.
+        lines_before: number of lines before ``span``, for messages.
 
     Raises:
-        UserError: the file is empty, binary or damaged, or it has no such field, or none that must be the text.
+        UserError: the file is empty, binary or damaged; or it lacks the field, or none of its fields must be the text.
     """
     try:
         if path.stat().st_size == 0:
@@ -86,7 +90,7 @@ def read(
 
 
 def has_lines(path: Path, name: str) -> bool:
-    """Return whether a file is read line by line, each by itself: plain text or JSON lines, not packed."""
+    """Return whether a file is read line by line, each by itself: plain text or JSON lines, not compressed."""
     for content in contents(path, name, False, readable):
         if content.plain is None or content.kind == "parquet" or _head(content).startswith(b"PAR1"):
             return False
@@ -95,7 +99,7 @@ def has_lines(path: Path, name: str) -> bool:
 
 
 def count_lines(path: Path, name: str, first: int) -> int:
-    """Return how many lines of a file that ``has_lines`` begin before the byte ``first``."""
+    """Return how many lines of a file that ``has_lines`` start before the byte ``first``."""
     (content,) = contents(path, name, False, readable)
     end, number, left = _line_end(content), 1, max(0, first - 1)
     with content.open() as file:
@@ -129,7 +133,7 @@ def _documents(content: Content, reading: Reading) -> Iterator[bytes]:
     elif kind == "document":
         yield from json_document(content, reading)
     elif kind == "lines":
-        # also of the first span: it may hold fewer objects than are looked at
+        # for the first span too: it may hold fewer objects than are inspected
         first_lines = _lines(replace(content, span=None), line_end) if content.span else None
         yield from json_lines(_lines(content, line_end), content, reading, first_lines)
     elif kind == "table":
@@ -139,7 +143,7 @@ def _documents(content: Content, reading: Reading) -> Iterator[bytes]:
 
 
 def _kind(content: Content, ending: str) -> str:
-    """Return what a file of text is: ``script``, ``document``, ``lines`` (of JSON), ``table`` or ``text``."""
+    """Return the kind of a text file: ``script``, ``document``, ``lines`` (of JSON), ``table`` or ``text``."""
     if ending in ("csv", "tsv"):
         return "table"
     if ending == "txt":
@@ -167,12 +171,12 @@ def _is_object(line: bytes) -> bool:
 
 
 def _head(content: Content) -> bytes:
-    """Return the beginning of a file, without a byte order mark and white space before it."""
+    """Return the start of a file, without a byte order mark and leading white space."""
     with content.open() as file:
         try:
             return file.read(_CHECKED).removeprefix(codecs.BOM_UTF8).lstrip()
         except DamagedError:
-            return b""  # who reads on says where the file is damaged
+            return b""  # reading further reports where the file is damaged
 
 
 def _plain(content: Content, line_end: bytes, reading: Reading) -> Iterator[bytes]:
@@ -203,15 +207,15 @@ def _line_end(content: Content) -> bytes:
     """Return LF, or CR for text with the line ends of old Macs.
 
     Raises:
-        UserError: by its first MiB, unpacked, this is no UTF-8 text: it has a NUL byte, or more than a tenth of the
-            bytes are invalid.
+        UserError: judging by its first MiB, uncompressed, it is not UTF-8 text: it has a NUL byte, or more than a tenth
+            of the bytes are invalid.
     """
     name = content.name
     with content.open() as file:
         try:
             head = file.read(_CHECKED)
         except DamagedError:
-            return b"\n"  # _lines says where the file is damaged
+            return b"\n"  # _lines reports where the file is damaged
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in head:
         raise UserError(f"{name} is UTF-16 text: convert it by iconv -f UTF-16 -t UTF-8")
     if b"\0" in head:
@@ -223,9 +227,9 @@ def _line_end(content: Content) -> bytes:
 
 
 def _lines(content: Content, end: bytes, longest: int | None = None) -> Iterator[bytes]:
-    """Yield the lines of a file, or those that begin in its span, without their ends and without a byte order mark.
+    """Yield the lines of a file, or those that start in its span, without line ends and byte order mark.
 
-    A line of more than ``longest`` bytes comes in parts that end before a word.
+    A line of more than ``longest`` bytes is yielded in parts that end before a word.
     """
     number = content.lines_before
     pending = bytearray()
@@ -256,9 +260,9 @@ def _lines(content: Content, end: bytes, longest: int | None = None) -> Iterator
 
 
 def _chunks(file: Any, end: bytes, span: tuple[int, int] | None) -> Iterator[tuple[int, bytes]]:
-    """Yield the chunks of a file from the first line on that begins in ``span``, each with the byte it begins at."""
+    """Yield the chunks of a file from the first line that starts in ``span``, each with the byte it starts at."""
     start, last = span or (0, 0)
-    in_line = False  # of which the beginning is before the span
+    in_line = False  # whether in a line that starts before the span
     if start:
         file.seek(start - 1)
         in_line = file.read(1) != end

@@ -1,4 +1,4 @@
-"""What is taken of a source, and the report of what was kept, dropped and guessed."""
+"""What to take from a source, and the report of what was kept, dropped and guessed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from raytrain.utils.errors import UserError
 
 Take = Literal["text", "bio"]
 TEXT_FIELDS = ("text", "bio", "tweet", "content")
-"""Fields that hold the text when none is named and nothing is said about what to take; the first that is there."""
+"""Names of the text field if neither a field nor what to take is given; the first one present is used."""
 POST_FIELDS = ("text", "full_text", "tweet", "content")
-"""The same where posts are asked for."""
+"""Names of the text field if posts are asked for."""
 BIO_FIELDS = ("bio", "user_description", "author.description", "user.description", "description")
-"""The same where bios are asked for."""
+"""Names of the text field if bios are asked for."""
 LANGUAGE_FIELDS = ("lang", "language", "langs")
-"""Fields that name the language of a text."""
+"""Names of the field with a text's language."""
 SAME_BIO = "the same bio of the same account"
-"""Why a bio is left out that an account has had before."""
+"""Reason for leaving out a bio that an account has had before."""
 REPOST = "RT @"
-"""Beginning of a text that repeats another one."""
+"""Start of a text that repeats another one."""
 _ESCAPED_BYTE = re.compile(rb"\xed[\xb2\xb3][\x80-\xbf]")
 """A surrogate that stands for an invalid byte, as ``surrogatepass`` encodes it."""
 
@@ -43,12 +43,12 @@ class Selection:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The usual names of the field, the likeliest first."""
+        """The usual names of the field, most likely first."""
         return {None: TEXT_FIELDS, "text": POST_FIELDS, "bio": BIO_FIELDS}[self.take]
 
 
 class Record(NamedTuple):
-    """One text of a source with what is known of it; or, without a text, why there is none."""
+    """One text of a source and what is known about it; or, without a text, why there is none."""
 
     text: str | bytes | None
     dropped: str = ""
@@ -56,23 +56,23 @@ class Record(NamedTuple):
     languages: tuple[str, ...] = ()
     repost: bool = False
     author: str = ""
-    """Whose bio the text is; empty if it is none."""
+    """Whose bio the text is; empty if it is not a bio."""
 
 
 @dataclass
 class Report:
-    """What became of a source, for a person to check."""
+    """Report on what became of a source, for a person to check."""
 
     formats: Counter[str] = field(default_factory=Counter)
-    """Format -> files of it."""
+    """Format -> number of files."""
     dropped: Counter[str] = field(default_factory=Counter)
-    """Reason -> records that were left out for it."""
+    """Reason -> number of records left out for it."""
     remarks: Counter[str] = field(default_factory=Counter)
-    """What was done to records that were kept -> how many."""
+    """What was done to records that were kept -> number of records."""
     guesses: list[str] = field(default_factory=list)
-    """What was decided without being told, in order."""
+    """Decisions made without being told, in order."""
     skipped: dict[str, str] = field(default_factory=dict)
-    """File of a folder or archive that was not read -> why."""
+    """File of a folder or archive that was not read -> reason."""
 
     def guess(self, line: str) -> None:
         """Take note of a decision, once."""
@@ -80,7 +80,7 @@ class Report:
             self.guesses.append(line)
 
     def values(self) -> dict[str, Any]:
-        """Return the report for corpus.json; what is empty is left out, and what is no text of UTF-8 escaped."""
+        """Return the report for corpus.json, without empty entries, and with text that is not UTF-8 escaped."""
         values: dict[str, Any] = {
             "formats": dict(self.formats),
             "dropped": _most_common(self.dropped),
@@ -92,39 +92,39 @@ class Report:
 
 
 class Reading:
-    """One pass over the files of a source: what is asked for, the report, and what files say about each other."""
+    """One pass over the files of a source: what is asked for, the report, and information shared between files."""
 
     def __init__(self, selection: Selection | None = None, bios: bool = False) -> None:
-        """``bios``: take bios where posts and bios are found and the selection says nothing."""
+        """``bios``: whether to take bios where there are posts and bios, and the selection does not say."""
         self.selection = selection or Selection()
         self.bios = bios if self.selection.take is None else self.selection.take == "bio"
         self.report = Report()
         self.notes_by_post: dict[str, str] = {}
-        """Post -> its full text, of the X archive that is read."""
+        """Post -> its full text, in the current X archive."""
         self.notes: list[str] = []
-        """Full texts of the X archive that is read which name no post."""
+        """Full texts in the current X archive that name no post."""
         self.note_bio: Callable[[bytes, str], None] | None = None
-        """Told of each bio that is new here: what identifies it with its account, and why it is left out, or ''."""
+        """Called for each bio that is new here: digest of the account and the bio, and why it is left out, or ''."""
         self._notes: dict[str, tuple[dict[str, str], list[str]]] = {}
-        """The same of each folder that holds an archive."""
+        """The full texts of each folder that holds an archive."""
         self._bios = Seen()
         self._field: tuple[str, str] | None = None
-        """Field of the first file that has fields and is of no known form, and that file."""
+        """Text field of the first file that has fields but no known form, and that file."""
 
     def enter_archive(self, folder: str) -> None:
-        """Use the full texts that the files of this folder have given: they are those of its posts alone."""
+        """Use the full texts from the files of this folder: they belong to its posts alone."""
         self.notes_by_post, self.notes = self._notes.setdefault(folder, ({}, []))
 
     @property
     def agreed(self) -> tuple[str, str] | None:
-        """The field in which files of no known form have their text, and the first of them; None before that."""
+        """The text field of files without a known form, and the first such file; None until there is one."""
         return self._field
 
     def agree(self, field: str, file: str) -> None:
-        """Hold the field in which ``file`` has its text against that of the files before.
+        """Check that ``file`` has its text in the same field as the files before it.
 
         Raises:
-            UserError: it is another: files whose texts are in different fields are rarely meant to be one corpus.
+            UserError: it does not: files with their texts in different fields are rarely meant to be one corpus.
         """
         known, first = self._field = self._field or (field, file)
         if field != known:
@@ -135,13 +135,13 @@ class Reading:
 
     @property
     def takes_all(self) -> bool:
-        """Whether every text is taken, whatever is known of it."""
+        """Whether every text is taken, whatever is known about it."""
         return self.selection.language is None and self.selection.reposts
 
     def selected(self, records: Iterable[Record | bytes]) -> Iterator[bytes]:
         """Yield the texts of the records that were asked for, and count the others.
 
-        Bytes are a text that is taken whatever it is: readers of large files make no record of it.
+        Bytes stand for a text that is taken in any case: readers of large files make no record of it.
         """
         wanted, report = self.selection, self.report
         language = None if wanted.language is None else _primary(wanted.language)
@@ -193,7 +193,7 @@ def _of_account(author: str, text: str | bytes) -> bytes:
 
 
 def _most_common(counts: Counter[str]) -> dict[str, int]:
-    """Return the counts, the greatest first; of equal ones the order does not depend on which came first."""
+    """Return the counts, largest first; the order of equal counts does not depend on which came first."""
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
@@ -204,10 +204,10 @@ def languages(value: Any) -> tuple[str, ...]:
 
 
 def text_bytes(text: str) -> bytes:
-    """Return the bytes of a string that was decoded by ``surrogateescape``, or is of JSON.
+    """Return the bytes of a string that was decoded with ``surrogateescape``, or is from JSON.
 
-    An invalid byte is what it was in the file. A lone \\ud83d escape of JSON is a surrogate, which no UTF-8 text holds:
-    it becomes an invalid sequence.
+    An invalid byte becomes what it was in the file. A lone \\ud83d escape in JSON is a surrogate, which UTF-8 text
+    cannot hold: it becomes an invalid sequence.
     """
     try:
         return text.encode()
@@ -220,12 +220,12 @@ def _unescaped(match: re.Match[bytes]) -> bytes:
 
 
 def _writable(text: str) -> str:
-    """Return ``text`` with what UTF-8 cannot hold escaped: names of files and fields may have it."""
+    """Return ``text`` with everything that UTF-8 cannot hold escaped: names of files and fields may contain it."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _primary(tag: str) -> str:
-    """Return the language of a tag without its region: en of en-GB."""
+    """Return the language of a tag without its region: en for en-GB."""
     return tag.replace("_", "-").partition("-")[0].lower()
 
 

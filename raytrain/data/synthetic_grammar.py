@@ -1,4 +1,4 @@
-"""The words and sentences of the embedded synthetic corpus; synthetic.py says what they mean."""
+"""The words and sentences of the embedded synthetic corpus; synthetic.py explains them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WORDS: dict[str, str] = {
     "soon": "tomorrow|tonight|next week|soon|later|at the weekend|next month|in the morning",
     "activity": "reading|cooking|sleeping|dancing|drawing|hiking|gaming|baking|gardening|knitting",
 }
-"""Zipf-like choices, the most likely first."""
+"""Choices with Zipf-like probabilities, most likely first."""
 NUMBERS: dict[str, str] = {
     "day": "Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday",
     "hour": "1|2|3|4|5|6|7|8|9|10|11|12",
@@ -45,7 +45,7 @@ NUMBERS: dict[str, str] = {
     "few": "2|3|4|5|6|7|8|9",
     "count": "|".join(str(count) for count in range(10, 100)),
 }
-"""Uniform choices."""
+"""Choices with uniform probabilities."""
 ADDRESS: tuple[tuple[str, float], ...] = (("", 0.66), ("@userid ", 0.24), ("RT @userid: ", 0.1))
 EXCLAMATION: tuple[tuple[str, float], ...] = (
     ("", 0.8),
@@ -59,7 +59,7 @@ TAIL: tuple[tuple[str, float], ...] = (
     (", it is {hour}:{minute}", 0.2),
     (", {name} agrees", 0.2),
 )
-"""May follow any body but a question."""
+"""Tails, which may follow any body except a question."""
 MARK: tuple[tuple[str, float], ...] = (("", 0.4), ("!", 0.3), (".", 0.18), ("...", 0.07), ("!!!", 0.05))
 LINK: tuple[tuple[str, float], ...] = (("", 0.86), (" url", 0.14))
 COMMON_EMOJI = "😀|✨|🙈|💙"
@@ -240,7 +240,7 @@ TOPICS: dict[str, str] = {
         Is everyone else {activity}?
     """,
 }
-"""Topic, the most likely first: a line of its emoji, a line of its hashtags, then its bodies, likewise ordered.
+"""Topics, most likely first: a line of emoji, a line of hashtags, then the bodies, each in the same order.
 
-In a body ``{name}`` is a word of that list and ``[...]`` is there half of the time.
+In a body, ``{name}`` is a word from that list, and ``[...]`` is included half of the time.
 """

@@ -1,4 +1,4 @@
-"""Records of tables in text: CSV and TSV, with or without a line of names."""
+"""Records of text tables: CSV and TSV, with or without a header row."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _DELIMITERS = ",\t;|"
 _DELIMITER_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _LONGEST_FIELD = 1 << 30
 _NUMBER = re.compile(r"\s*[-+]?[\d.,:/ TZ-]*\d[\d.,:/ TZ-]*\s*")
-"""A number or a date: never text."""
+"""A number or a date, which is never text."""
 SENTIMENT140 = ("target", "ids", "date", "flag", "user", "text")
-"""Columns of Sentiment140, whose file does not name them."""
+"""Columns of Sentiment140, whose file has no header."""
 _SENTIMENT140_DATE = re.compile(r"[A-Z][a-z]{2} [A-Z][a-z]{2} \d\d \d\d:\d\d:\d\d [A-Z]+ \d{4}")
 _SENTIMENT140_HUB = {"text", "date", "user", "sentiment", "query"}
 _REPOSTED = "referenced_tweets.retweeted.id"
 
 
 def table_records(lines: Iterator[bytes], content: Content, reading: Reading) -> Iterator[Record]:
-    """Yield the records of a table, whose cells are separated as most of its first rows say.
+    """Yield the records of a table, whose cell separator is inferred from its first rows.
 
     Raises:
-        UserError: nothing says which column holds the text.
+        UserError: nothing indicates which column holds the text.
     """
     csv.field_size_limit(_LONGEST_FIELD)
     text = (line.decode("utf-8", "surrogateescape") + "\n" for line in lines)
@@ -49,7 +49,7 @@ def table_records(lines: Iterator[bytes], content: Content, reading: Reading) ->
 
 
 def _dialect(head: list[str], usual: str, name: str, reading: Reading) -> tuple[str, bool]:
-    """Return what separates cells, and whether quotes enclose them: what gives most rows the width of the first."""
+    """Return the cell separator, and whether quotes enclose cells: those that give most rows the first row's width."""
 
     def fit(choice: tuple[str, bool]) -> tuple[bool, float, int]:
         rows = _rows(head, *choice)
@@ -78,10 +78,10 @@ def _rows(head: list[str], delimiter: str, quoted: bool) -> list[list[str]]:
 
 
 class _Layout(NamedTuple):
-    """Where in the rows of a table is what."""
+    """Positions of the columns in a table's rows."""
 
     names: list[str]
-    """Of the columns; of Sentiment140 those that its file leaves out; empty if nothing names them."""
+    """Names of the columns; for Sentiment140 those that its file leaves out; empty if nothing names them."""
     text: int
     """Column of the text."""
     has_header: bool
@@ -121,10 +121,10 @@ def _records(rows: Iterable[list[str]], head: list[list[str]], name: str, readin
 
 
 def _layout(first: list[str], others: list[list[str]], name: str, reading: Reading) -> _Layout:
-    """Return what is where, by the name or number of the column with the text, or by the first row.
+    """Return the layout, from the name or number of the text column, or from the first row.
 
     Raises:
-        UserError: nothing says which column holds the text.
+        UserError: nothing indicates which column holds the text.
     """
     field = reading.selection.field
     names = [cell.strip() for cell in first]
@@ -154,7 +154,7 @@ def _layout(first: list[str], others: list[list[str]], name: str, reading: Readi
 
 
 def _usual(reading: Reading) -> tuple[str, ...]:
-    """Return the usual names of the column: those of bios first, where the source is of bios."""
+    """Return the usual names of the text column: those of bios first if the source is bios."""
     return (*BIO_FIELDS[:3], *reading.selection.fields) if reading.bios else reading.selection.fields
 
 
@@ -172,7 +172,7 @@ def _is_sentiment140(row: list[str]) -> bool:
 
 
 def _latin(text: str) -> str:
-    """Return a cell whose bytes are Latin-1 where they are no UTF-8."""
+    """Return a cell, decoded as Latin-1 if its bytes are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

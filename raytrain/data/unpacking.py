@@ -1,4 +1,4 @@
-"""Packed files, read in place: gzip, bzip2, xz, Zstandard, and the members of a zip archive."""
+"""Compressed files, read in place: gzip, bzip2, xz, Zstandard, and the members of a zip archive."""
 
 from __future__ import annotations
 
@@ -19,48 +19,48 @@ from typing import Any, BinaryIO, cast
 from raytrain.utils.errors import UserError
 
 CODECS = ("gz", "bz2", "xz", "zst")
-"""Endings of files that are packed one by one."""
+"""Endings of files that are compressed one by one."""
 _MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst", b"PK\x03\x04": "zip"}
 
 
 class DamagedError(Exception):
-    """What is packed cannot be unpacked."""
+    """Compressed content cannot be decompressed."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """One file of text, unpacked when it is opened; each opening begins anew."""
+    """One text file, decompressed when it is opened; each opening starts at the beginning."""
 
     name: str
-    """Its path or address, as shown to the user; of a member of an archive behind that of the archive."""
+    """Its path or address, as shown to the user; for an archive's member, preceded by the name of the archive."""
     opened: Callable[[], BinaryIO]
-    """Opens what is stored, packed or not."""
+    """Opens the stored bytes, compressed or not."""
     codec: str | None
-    """How that is packed."""
+    """How the stored bytes are compressed; ``None`` if they are not."""
     found: bool
-    """Whether it was found in a folder or archive, and not named by the user."""
+    """Whether it was found in a folder or archive, rather than named by the user."""
     plain: Path | None = None
-    """The file itself, if it is on this machine and not packed."""
+    """The file itself, if it is on this machine and not compressed."""
     span: tuple[int, int] | None = None
-    """Bytes [first, last) of a file of lines that is not packed: only lines that begin there are read; None: all."""
+    """Bytes [first, last) of an uncompressed file of lines: only lines that start there are read; None: all."""
     lines_before: int = 0
     """Lines before the span, for messages."""
 
     @property
     def kind(self) -> str:
-        """The ending of its name without that of a codec, in small letters; empty if it has none."""
+        """The ending of its name, in lower case and without that of a codec; empty if it has none."""
         parts = self.name.rpartition("/")[2].lower().split(".")[1:]
         if parts and parts[-1] in CODECS:
             parts.pop()
         return parts[-1] if parts else ""
 
     def open(self) -> BinaryIO:
-        """Return the unpacked bytes; reading them raises ``DamagedError`` where they cannot be unpacked."""
+        """Return a stream of decompressed bytes; reading it raises ``DamagedError`` if they cannot be decompressed."""
         return cast(BinaryIO, _Reader(self.opened, self.codec))
 
     @contextlib.contextmanager
     def seekable(self) -> Iterator[Path]:
-        """The unpacked content as a file of its own, for formats that are not read from front to end."""
+        """Yield the decompressed content as a file of its own, for formats that are not read sequentially."""
         if self.plain is not None:
             yield self.plain
             return
@@ -72,10 +72,10 @@ class Content:
 
 
 def contents(path: Path, name: str, found: bool, readable: Callable[[str], bool]) -> Iterator[Content]:
-    """Yield what is in a file: itself, unpacked, or the members of a zip archive whose names are ``readable``.
+    """Yield the contents of a file: itself, decompressed, or the members of a zip archive with ``readable`` names.
 
     Raises:
-        UserError: an archive that is damaged, locked by a password, or has no such member.
+        UserError: an archive is damaged, locked by a password, or has no such member.
     """
     with open(path, "rb") as file:
         magic = file.read(6)
@@ -106,7 +106,7 @@ def _counts(item: zipfile.ZipInfo) -> bool:
 
 
 def _codec(name: str, magic: bytes) -> str | None:
-    """Return how a file is packed, by its name or else by its first bytes."""
+    """Return how a file is compressed, by its name or else by its first bytes."""
     ending = name.lower().rpartition(".")[2]
     if ending in (*CODECS, "zip"):
         return ending
@@ -128,7 +128,7 @@ def _unpacked(file: BinaryIO, codec: str | None) -> BinaryIO:
 
 
 class _Reader:
-    """A file that says in one way that what is packed is damaged."""
+    """A file that raises the same error whichever way its compressed content is damaged."""
 
     def __init__(self, opened: Callable[[], BinaryIO], codec: str | None) -> None:
         self._stored: BinaryIO = self._checked(opened)
@@ -138,7 +138,7 @@ class _Reader:
         return cast(bytes, self._checked(lambda: self._file.read(size)))
 
     def seek(self, position: int) -> None:
-        """Go to a byte of a file that is not packed."""
+        """Go to a byte of an uncompressed file."""
         self._file.seek(position)
 
     def close(self) -> None:
@@ -158,5 +158,5 @@ class _Reader:
             raise DamagedError(str(error)) from None
         except OSError as error:
             if error.errno is not None:
-                raise  # of the disk
+                raise  # an error of the disk
             raise DamagedError(str(error).strip()) from None

@@ -1,7 +1,8 @@
-"""Checkpoint format: every sum is checked on reading, and a checkpoint counts only once it is written whole.
+"""Checkpoint format: every checksum is verified on reading, and a checkpoint counts only once it is completely written.
 
-A checkpoint is a folder ``step-00000250``: tensors as safetensors, the rest as JSON, and ``manifest.json``, written
-last, with the size and the SHA-256 sum of each. Without a valid manifest there is no checkpoint. Nothing is unpickled.
+A checkpoint is a folder ``step-00000250``: tensors as safetensors, everything else as JSON, and ``manifest.json``. The
+manifest is written last, with the size and the SHA-256 checksum of each file. Without a valid manifest there is no
+checkpoint. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ FORMAT = 1
 """Version of the format; a reader refuses a newer one."""
 MANIFEST = "manifest.json"
 STEM = re.compile(r"[a-z0-9_]{1,64}")
-"""Allowed names of a file of tensors, without ``.safetensors``."""
+"""Allowed names of a tensor file, without ``.safetensors``."""
 _JSON_FILES = ("config.json", "state.json")
 _FOLDER = re.compile(r"step-(\d{8,18})")
 PAUSES_S = (0.1, 0.5)
-"""Seconds before an altered file is read again: a connection can alter data that the storage holds unharmed."""
+"""Seconds before an altered file is read again: a connection can corrupt data that is intact in the storage."""
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -47,20 +48,20 @@ class Snapshot:
 
     step: int
     tensors: dict[str, dict[str, torch.Tensor]]
-    """File stem (``model``, ``optimizer``) -> name -> tensor, on the CPU and not changed afterwards."""
+    """File stem (``model``, ``optimizer``) -> name -> tensor, on the CPU and never changed afterwards."""
     state: dict[str, Any]
-    """Everything else that is needed to resume, as JSON. Copied when it is saved."""
+    """Everything else needed to resume, as JSON. Copied when the snapshot is saved."""
     config: dict[str, Any]
-    """The config of the run, as JSON."""
+    """The run's config, as JSON."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A snapshot that was read back, every sum checked."""
+    """A snapshot read back from storage, with every checksum verified."""
 
     step: int
     score: float | None
-    """Score that ranks it, lower is better; ``None`` if it was not scored."""
+    """Score by which checkpoints are ranked, lower is better; ``None`` if it was not scored."""
     state: dict[str, Any]
     config: dict[str, Any]
     uri: str
@@ -68,7 +69,7 @@ class Checkpoint:
 
     @property
     def evaluation(self) -> dict[str, float]:
-        """The validation metrics of this very checkpoint; empty if it was not evaluated.
+        """The validation metrics of this checkpoint itself; empty if it was not evaluated.
 
         Raises:
             UserError: its state holds something else.
@@ -81,7 +82,7 @@ class Checkpoint:
         return {name: value for name, value in own.items() if name != "step"}
 
     def tensors(self, stem: str) -> dict[str, torch.Tensor]:
-        """Return the tensors of one file by name.
+        """Return the tensors of one file, by name.
 
         Raises:
             UserError: the checkpoint has no such file.
@@ -91,7 +92,7 @@ class Checkpoint:
         return self._tensors[stem]
 
     def matching(self, stem: str, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the tensors of one file by name; it must hold the names, shapes and types of ``expected``.
+        """Return the tensors of one file, by name; they must match the names, shapes and types of ``expected``.
 
         Raises:
             UserError: the checkpoint has no such file, it holds something else, or a tensor is not finite.
@@ -118,14 +119,14 @@ class Refused(Exception):
 
 
 class Altered(Refused):
-    """A file differs from what was written; the connection may have altered it."""
+    """A file differs from what was written; the connection may have corrupted it."""
 
 
 # --------------------------------------------------------------------------------------------- read
 
 
 def valid(storage: Storage, steps: list[int]) -> Iterator[Checkpoint]:
-    """Yield the whole checkpoints among ``steps``; log the reason for each other one."""
+    """Yield the complete checkpoints among ``steps``; log why any other is refused."""
     for step in steps:
         location = storage.child(folder_of(step))
         try:
@@ -140,17 +141,17 @@ def folder_of(step: int) -> str:
 
 
 def steps_in(storage: Storage) -> list[int]:
-    """Return the steps of all folders that look like checkpoints, whole or not, in order."""
+    """Return the steps of all folders that look like checkpoints, complete or not, in ascending order."""
     folders = {key.partition("/")[0] for key in storage.list() if "/" in key}
     steps = {int(match[1]) for folder in folders if (match := _FOLDER.fullmatch(folder))}
     return sorted(step for step in steps if folder_of(step) in folders)
 
 
 def read(location: Storage, step: int | None = None) -> Checkpoint:
-    """Return the checkpoint in ``location``, which must be of ``step`` if that is given.
+    """Return the checkpoint in ``location``; it must be of ``step`` if that is given.
 
     Raises:
-        Refused: it is not whole.
+        Refused: it is not complete.
         StorageError: the storage does not answer.
     """
     manifest = read_manifest(location, step)
@@ -167,7 +168,7 @@ def read(location: Storage, step: int | None = None) -> Checkpoint:
 
 
 def read_manifest(location: Storage, step: int | None = None) -> dict[str, Any]:
-    """Return the manifest, every field checked; it must be that of ``step`` if that is given."""
+    """Return the manifest with every field checked; it must be of ``step`` if that is given."""
     manifest = _read_again(location, MANIFEST, _parse_manifest)
     score, files = manifest.get("score"), manifest.get("files")
     if type(manifest.get("step")) is not int or not (score is None or (type(score) is float and math.isfinite(score))):
@@ -239,7 +240,7 @@ def _parse_object(data: bytes, name: str) -> dict[str, Any]:
 def _parse_tensors(data: bytes, stem: str) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load(data)
-    # safetensors and torch raise all of these, depending on the damage; their sums are those of the manifest
+    # safetensors and torch raise all of these, depending on the damage; the checksums are those of the manifest
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OverflowError, AssertionError) as error:
         raise Refused(f"{stem}.safetensors is not a valid safetensors file ({' '.join(str(error).split())})") from None
 
@@ -249,7 +250,7 @@ def _seal(manifest: dict[str, Any]) -> str:
 
 
 def to_json(values: dict[str, Any]) -> bytes:
-    """Return ``values`` as JSON, the same bytes for the same values."""
+    """Return ``values`` as JSON; equal values give equal bytes."""
     return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -266,8 +267,8 @@ def manifest_of(step: int, score: float | None, files: dict[str, bytes]) -> dict
 def commit(location: Storage, step: int, files: dict[str, bytes], manifest: dict[str, Any]) -> None:
     """Write the files, then the manifest that makes them count.
 
-    Over a checkpoint with the same manifest the files are written in place: each write replaces a file at once, so a
-    whole checkpoint never stops counting, and a damaged one is repaired.
+    Over a checkpoint with the same manifest, the files are written in place. Each write replaces a file atomically, so
+    a complete checkpoint never stops counting, and a damaged one is repaired.
     """
     try:
         present = read_manifest(location, step)
@@ -282,10 +283,10 @@ def commit(location: Storage, step: int, files: dict[str, bytes], manifest: dict
 
 
 def load(source: Storage | str | Path) -> Checkpoint:
-    """Return the checkpoint in one given folder.
+    """Return the checkpoint in the given folder.
 
     Raises:
-        UserError: it cannot be read, is no checkpoint, is incomplete or altered, or has a newer format.
+        UserError: it cannot be read, is not a checkpoint, is incomplete or altered, or has a newer format.
     """
     storage = source if isinstance(source, Storage) else open_storage(source)
     try:
@@ -297,7 +298,7 @@ def load(source: Storage | str | Path) -> Checkpoint:
 
 
 def latest(storage: Storage) -> Checkpoint | None:
-    """Return the newest valid checkpoint below ``storage``; log the reason for each that is refused.
+    """Return the newest valid checkpoint below ``storage``; log why any newer one is refused.
 
     Raises:
         StorageError: the storage does not answer. That does not count as "there is none".
@@ -306,7 +307,7 @@ def latest(storage: Storage) -> Checkpoint | None:
 
 
 def best(storage: Storage) -> Checkpoint | None:
-    """Return the valid checkpoint with the lowest score, the first of equals; ``None`` if none is scored.
+    """Return the valid checkpoint with the lowest score, the first on ties; ``None`` if none is scored.
 
     Raises:
         StorageError: the storage does not answer.

@@ -39,21 +39,21 @@ class _Waiting:
 
 
 class CheckpointWriter:
-    """Writer of snapshots below ``storage`` while training continues; it also deletes old checkpoints.
+    """Writes snapshots below ``storage`` while training continues, and deletes old checkpoints.
 
     One save is in progress at a time. Meanwhile the newest snapshot waits, and so do those among the ``keep_best``
     lowest scores so far; others are dropped. So ``save`` never waits for the storage. At most ``keep_best`` + 2
-    snapshots are in memory, one of them as the files that are being written. Snapshots are saved in the order of their
-    steps: the step that a newer state names as its best is saved before that state.
+    snapshots are in memory, one of them as the files being written. Snapshots are saved in the order of their steps. If
+    a newer state names a step as its best, that step is therefore saved before the state.
 
-    A failed save is retried for ``retry_seconds``; after that the next ``save``, ``wait`` or ``close`` raises
-    ``StorageError``. Every reason is retried, also "no permission": a storage gives it too while its user directory is
-    down or a policy takes effect, and it cannot be distinguished from a permanent refusal. The log has the reason of
-    each attempt, and training continues meanwhile. The writer's thread calls ``on_commit(step)`` as soon as the
+    A failed save is retried for ``retry_seconds``. After that the next ``save``, ``wait`` or ``close`` raises
+    ``StorageError``. Every error is retried, even "no permission": a storage also reports it while its user directory
+    is down or a policy takes effect, and it cannot be told apart from a permanent refusal. The reason for each failed
+    attempt is logged, and training continues meanwhile. The writer's thread calls ``on_commit(step)`` as soon as the
     manifest of a step is written.
 
-    In a ``with`` block: leaving it normally closes the writer; leaving it by an exception tries once to save what
-    waits.
+    Use it in a ``with`` block: leaving the block normally closes the writer. Leaving it with an exception tries once to
+    save what waits.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class CheckpointWriter:
         if keep_last < 1 or keep_best < 0:
             raise ValueError(f"keep_last is {keep_last} and keep_best {keep_best}: at least 1 and 0")
         self.committed: int | None = None
-        """The newest step that this writer has committed."""
+        """The newest step committed by this writer."""
         self.seconds_waiting = 0.0
         """Seconds that the caller spent in ``wait`` and ``close``."""
         self._storage = storage
@@ -80,20 +80,20 @@ class CheckpointWriter:
         self._giving_up = threading.Event()
         self._lock = threading.Lock()
         self._waiting: list[_Waiting] = []
-        """In the order of their steps. The lock guards it, and ``_busy`` too."""
+        """In the order of their steps. The lock guards this and ``_busy``."""
         self._best: list[tuple[float, int]] = []
-        """Score and step of the ``keep_best`` best snapshots so far, saved yet or not."""
+        """Score and step of the ``keep_best`` best snapshots so far, whether saved yet or not."""
         self._busy = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
     def save(self, snapshot: Snapshot, score: float | None = None) -> None:
-        """Queue ``snapshot`` and return. ``score`` ranks it, lower is better; one that is not finite counts as none.
+        """Queue ``snapshot`` and return. ``score`` ranks it, lower is better; a non-finite score counts as none.
 
         Raises:
             FloatingPointError: a tensor is not finite; nothing of the snapshot is saved.
-            StorageError: a save before this one failed for good.
-            TypeError, ValueError: state or config are not JSON, or a file stem or the step is not allowed.
+            StorageError: an earlier save failed for good.
+            TypeError, ValueError: the state or config is not JSON, or a file stem or the step is not allowed.
         """
         for stem in snapshot.tensors:
             if not STEM.fullmatch(stem):
@@ -116,7 +116,7 @@ class CheckpointWriter:
         self._pending = self._thread.submit(self._save_waiting)
 
     def wait(self) -> None:
-        """Block until everything that waits is saved.
+        """Block until everything in the queue is saved.
 
         Raises:
             StorageError: a save failed for good.
@@ -130,7 +130,7 @@ class CheckpointWriter:
             self.seconds_waiting += time.monotonic() - begin
 
     def close(self) -> None:
-        """Save what waits, and end the thread."""
+        """Save everything in the queue, and end the thread."""
         try:
             self.wait()
         finally:
@@ -147,7 +147,7 @@ class CheckpointWriter:
         self._thread.shutdown()
 
     def _put(self, newest: _Waiting) -> None:
-        """Queue ``newest``; drop what is now neither the newest nor among the best so far."""
+        """Queue ``newest``; drop any snapshot that is now neither the newest nor among the best so far."""
         candidates = [*(other for other in self._waiting if other.step != newest.step), newest]
         if newest.score is not None:
             self._best = sorted([*self._best, (newest.score, newest.step)])[: self._keep_best]
@@ -160,7 +160,7 @@ class CheckpointWriter:
     # ------------------------------------------------------------------------------- the background thread
 
     def _save_waiting(self) -> None:
-        """Save until nothing waits."""
+        """Save until the queue is empty."""
         try:
             while True:
                 with self._lock:
@@ -169,7 +169,7 @@ class CheckpointWriter:
                         return
                     waiting = self._waiting.pop(0)
                 step, score, files = waiting.step, waiting.score, waiting.files()
-                del waiting  # do not hold its tensors beside its files
+                del waiting  # do not keep its tensors in memory next to its files
                 self._save(step, score, files)
         except BaseException:
             with self._lock:
@@ -208,14 +208,14 @@ class CheckpointWriter:
             ) from None
 
     def _prune(self, step: int) -> None:
-        """Delete the checkpoints that are neither among the last nor among the best.
+        """Delete the checkpoints that are neither among the latest nor among the best.
 
-        Checkpoints ahead of ``step`` stay and do not count. Either they were refused, so that this run was resumed
-        before them and will write them again; or they belong to another process, which is ahead.
+        Checkpoints ahead of ``step`` are kept and not counted. Either they were refused, so this run resumed from an
+        earlier one and will write them again; or they belong to another process, which is ahead.
         """
         behind = [other for other in steps_in(self._storage) if other <= step]
         if not self._known_earlier:
-            # once after a resume: an unreadable checkpoint must not displace a readable one
+            # once after resuming: an unreadable checkpoint must not displace a readable one
             earlier = valid(self._storage, sorted(set(behind) - set(self._scores)))
             self._scores |= {checkpoint.step: checkpoint.score for checkpoint in earlier}
             self._known_earlier = True
@@ -225,7 +225,7 @@ class CheckpointWriter:
         kept = {*usable[-self._keep_last :], *ranked[: self._keep_best]}
         for other in sorted(set(behind) - kept):
             self._scores.pop(other, None)
-            # the manifest first: a half-deleted checkpoint does not count
+            # delete the manifest first: a half-deleted checkpoint does not count
             self._storage.delete(f"{folder_of(other)}/{MANIFEST}")
             self._storage.delete_prefix(folder_of(other))
 
@@ -234,11 +234,11 @@ def check_finite(snapshot: Snapshot) -> None:
     """Refuse a state from which no run could be resumed.
 
     Raises:
-        FloatingPointError: a tensor has a NaN or an infinity; the first is named.
+        FloatingPointError: a tensor holds a NaN or an infinity; the message names the first.
     """
     for stem, tensors in snapshot.tensors.items():
         for name, tensor in tensors.items():
-            # by its extremes: a NaN is both, and nothing of the tensor's size is allocated
+            # check only the extremes: a NaN becomes both, and no memory of the tensor's size is allocated
             if tensor.is_floating_point() and tensor.numel() > 0 and not all(map(math.isfinite, tensor.aminmax())):
                 raise FloatingPointError(
                     f"the state after step {snapshot.step} is not finite and is not saved: {name} of {stem}"

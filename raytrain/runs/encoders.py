@@ -1,7 +1,7 @@
 """Encoders that new runs start from: found in stored checkpoints, and kept in the storage under their digests.
 
-An encoder is everything that computes q(z | x), as the model declares it. A run starts from it with a decoder of new
-weights (Li et al. 2019). Once an encoder has been kept, no run needs the checkpoint that it is from.
+An encoder is everything that computes q(z | x), as declared by the model. A run starts from it with a newly initialised
+decoder (Li et al. 2019). Once an encoder has been stored, no run needs the checkpoint it came from.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ class Encoder:
     """The encoder of a trained model."""
 
     reference: str
-    """What ``--encoder-from`` called it: a model reference, or a digest."""
+    """The value of ``--encoder-from``: a model reference, or a digest."""
     tensors: Mapping[str, Tensor]
-    """Its parameters and statistics, by their names in the model."""
+    """Its parameters and buffers, by their names in the model."""
 
     @property
     def data(self) -> bytes:
-        """The file that holds it: the same bytes for the same weights."""
+        """The content of its file: equal weights give equal bytes."""
         return safetensors.torch.save(dict(self.tensors))
 
     @property
     def digest(self) -> str:
-        """SHA-256 sum of its file, by which configs name it."""
+        """SHA-256 digest of its file, by which configs name it."""
         return hashlib.sha256(self.data).hexdigest()
 
     def check(self, config: RunConfig[Any]) -> None:
-        """Make sure that it is an encoder of the model of ``config``.
+        """Make sure that it fits the model of ``config``.
 
         Raises:
-            UserError: the model has none, or one with other names, shapes or types of tensors.
+            UserError: the model has no encoder, or one whose tensors have other names, shapes or types.
         """
         own = encoder_tensors(build_empty(config))
         for name in sorted(own.keys() | self.tensors.keys()):
@@ -65,20 +65,20 @@ class Encoder:
                 )
 
     def publish(self, storage: Storage) -> None:
-        """Put it into ``storage``, unless it is there.
+        """Put it into ``storage``, unless it is there already.
 
         Raises:
-            StorageError: the storage does not take it.
+            StorageError: the storage does not accept it.
         """
         if not storage.exists(_key(self.digest)):
             storage.write(_key(self.digest), self.data)
 
     def named(self, config: RunConfig[Any]) -> RunConfig[Any]:
-        """Return ``config`` with the digest in place of the reference: what a run is does not depend on the latter."""
+        """Return ``config`` with the digest instead of the reference, which is not part of a run's identity."""
         return dataclasses.replace(config, encoder_from=self.digest)
 
     def start(self, config: RunConfig[Any], storage: Storage) -> RunConfig[Any]:
-        """Return the config of a run that starts from it, once ``storage`` has it.
+        """Check the encoder and store it; return the config of a run that starts from it.
 
         Raises:
             UserError: see ``check``.
@@ -89,12 +89,12 @@ class Encoder:
 
 
 def find_encoder(config: RunConfig[Any], storage: Storage) -> Encoder | None:
-    """Return the encoder that ``config`` starts from, ``None`` where it starts from new weights.
+    """Return the encoder that ``config`` starts from; ``None`` if it starts from new weights.
 
-    The config names it by a model reference, or by the digest under which ``storage`` has it.
+    The config names it by a model reference, or by its digest in ``storage``.
 
     Raises:
-        UserError: there is no such thing, or the model has no encoder.
+        UserError: there is no such model or encoder, or the model has no encoder.
     """
     reference = config.encoder_from
     if reference is None:
@@ -111,7 +111,7 @@ def find_encoder(config: RunConfig[Any], storage: Storage) -> Encoder | None:
 
 
 def read_encoder(storage: Storage, digest: str) -> dict[str, Tensor]:
-    """Return the tensors of the encoder that ``storage`` keeps under ``digest``.
+    """Return the tensors of the encoder stored in ``storage`` under ``digest``.
 
     Raises:
         UserError: it is not there, or was altered.

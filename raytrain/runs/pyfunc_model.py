@@ -1,7 +1,7 @@
 """The MLflow model: a checkpoint that answers requests with text.
 
-MLflow copies this file into the model and runs it when the model is loaded ("models from code"), so it
-is never pickled. ``raytrain.tracking.log_model`` makes such a model.
+MLflow copies this file into the model and runs it when the model is loaded ("models from code"), so it is never
+pickled. ``raytrain.tracking.log_model`` creates such a model.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 TASKS = ("sample", "reconstruct", "score")
 MOST_TEXTS = 10_000
-"""Texts that one request may ask for or bring: some seconds of work, and megabytes of memory."""
+"""Most texts that one request may ask for or contain: some seconds of work, and megabytes of memory."""
 
 
 class TextGenerator(PythonModel):
     """MLflow model that samples, reconstructs or scores, by the parameter ``task``; it returns a list of strings.
 
-    A request may ask for, or bring, ``MOST_TEXTS`` texts at most.
+    A request may ask for, or contain, at most ``MOST_TEXTS`` texts.
 
-    - ``sample``: ``num_texts`` new texts; the input is ignored, one empty string suffices.
+    - ``sample``: ``num_texts`` new texts; the input is ignored, so a single empty string will do.
     - ``reconstruct``: for each input text, the text that a VAE decodes from its code (``temperature`` 0 is greedy).
     - ``score``: for each input text, a JSON object with ``reconstruction`` and ``kl`` in nats, whose sum
       is the bound on -log p(text) that evaluation reports (exact for a byte LSTM, where ``kl`` is 0),

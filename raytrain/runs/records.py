@@ -1,9 +1,9 @@
 """Records of runs and searches: every file name and JSON record below their storage, in one place.
 
-A search's folder holds ``search.json`` (its plan), ``study.journal`` (Optuna's study of it) and, below ``trials``, one
-run's folder for each trial. A run's folder holds ``run.json`` (the owner of its name), ``mlflow.json`` (its MLflow
-run), ``checkpoints``, ``outcome.json`` once it has ended, and ``unsent_metrics.jsonl`` if MLflow did not take
-everything. Both hold leases of drivers.
+A search's folder holds ``search.json`` (its plan), ``study.journal`` (its Optuna study) and, below ``trials``, a run's
+folder for each trial. A run's folder holds ``run.json`` (the owner of its name), ``mlflow.json`` (its MLflow run) and
+``checkpoints``. It also holds ``outcome.json`` once the run has ended, and ``unsent_metrics.jsonl`` if MLflow did not
+accept everything. Both kinds of folder hold drivers' leases.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ ADDRESS = "mlflow.json"
 CHECKPOINTS = "checkpoints"
 """Folder of a run's checkpoints."""
 OUTCOME = "outcome.json"
-"""Outcome of a run that has ended; such a run is not trained again."""
+"""Outcome of a run that has ended; such a run is never trained again."""
 UNSENT = "unsent_metrics.jsonl"
-"""What MLflow did not take before the run or search ended, for ``python -m raytrain.tracking send``."""
+"""Records that MLflow did not accept before the run or search ended, for ``python -m raytrain.tracking send``."""
 PLAN = "search.json"
 """Plan of a search."""
 BEST_CONFIG = "best_config.json"
@@ -48,11 +48,11 @@ BEST_CONFIG = "best_config.json"
 STUDY = "study.journal"
 """Optuna's study of a search, in Optuna's journal format: derived from the records of its trials."""
 ENCODERS = "encoders"
-"""Where in a storage encoders are, each in a file that its digest names."""
+"""Folder of a storage that holds encoders, each in a file named by its digest."""
 FORMAT = 1
 """Version of the plan's format."""
 EXPERIMENT = "raytrain"
-"""MLflow experiment if no other is named."""
+"""Default MLflow experiment."""
 TRAINED = {"best_step": int, "best": dict[str, float], "precision": str, "device": str, "samples": list[str]}
 """Keys of the outcome of a run that did not fail."""
 _DIGEST = "[0-9a-f]{1,64}"
@@ -63,7 +63,7 @@ def check_name(name: str) -> None:
     """Make sure that ``name`` can be a folder of the storage.
 
     Raises:
-        UserError: it cannot.
+        UserError: it cannot be.
     """
     taken = (ARTIFACTS, CORPORA, ENCODERS)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name in taken:
@@ -80,7 +80,7 @@ def new_identity() -> str:
 
 
 def holds_something(location: Storage) -> bool:
-    """Return whether a name has more than the leases of drivers that have ended before they recorded anything.
+    """Return whether a name has more than leases of drivers that ended before they recorded anything.
 
     Raises:
         StorageError: the store does not answer.
@@ -93,18 +93,18 @@ def holds_something(location: Storage) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """The owner of a run's name, and everything that the run is resumed from beside its checkpoints."""
+    """The owner of a run's name, and everything that resuming the run needs besides its checkpoints."""
 
     identity: str
-    """What ``new_identity`` gave the run when it was begun."""
+    """The result of ``new_identity`` when the run was begun."""
     config: RunConfig[Any]
     corpus: str
     """Digest of its corpus."""
     corpus_path: str
     experiment: str
-    """MLflow experiment that it was begun in and continues in."""
+    """MLflow experiment in which it was begun and continues."""
     worker_options: WorkerOptions = field(default_factory=WorkerOptions)
-    """The workers that it was begun with."""
+    """Options of the workers with which it was begun."""
 
 
 def check_free(storage: Storage, name: str) -> None:
@@ -119,7 +119,7 @@ def check_free(storage: Storage, name: str) -> None:
         return
     if location.exists(PLAN):
         raise UserError(f"--name {name} belongs to a search: choose another name")
-    if holds_something(location) and not location.exists(RUN):  # which another command may just have written
+    if holds_something(location) and not location.exists(RUN):  # another command may just have written it
         raise UserError(f"--name {name}: there is something else at {location.uri()} already; choose another name")
 
 
@@ -132,9 +132,9 @@ def claim_name(
     experiment: str,
     worker_options: WorkerOptions,
 ) -> Claim:
-    """Return the claim of the run that owns ``name``; a free name is claimed for this config.
+    """Return the claim of the run that owns ``name``; if the name is free, claim it for this config.
 
-    Of several that claim one name at the same moment, one becomes its owner: see ``Storage.create``.
+    If several callers claim a name at the same moment, one becomes its owner: see ``Storage.create``.
 
     Raises:
         UserError: the name belongs to a run with another config, to a search or to something else.
@@ -154,12 +154,12 @@ def claim_name(
     if storage.child(name).create(RUN, json.dumps(values, indent=2).encode()):
         return own
     stored = known_claim(storage, name, config, corpus)
-    assert stored is not None  # somebody else was faster, and no claim is ever deleted
+    assert stored is not None  # another process was faster, and no claim is ever deleted
     return stored
 
 
 def known_claim(storage: Storage, name: str, config: RunConfig[Any], corpus: Corpus) -> Claim | None:
-    """Return the claim of the run of this config that owns ``name``; ``None`` if the name is free.
+    """Return the claim on ``name`` by the run of this config; ``None`` if the name is free.
 
     Raises:
         UserError: the name belongs to a run with another config, to a search or to something else.
@@ -199,7 +199,7 @@ def read_claim(storage: Storage, name: str) -> Claim:
 
 
 def _read_owner(location: Storage) -> Claim:
-    """Return what ``claim_name`` has written.
+    """Return the claim that ``claim_name`` wrote.
 
     Raises:
         StorageError: it cannot be read.
@@ -227,12 +227,12 @@ def _read_owner(location: Storage) -> Claim:
 
 
 def is_run(location: Storage) -> bool:
-    """Return whether a run has claimed the name of this storage; False where the store does not answer."""
+    """Return whether a run has claimed the name of this storage; False if the store does not answer."""
     return _holds(location, RUN)
 
 
 def is_search(location: Storage) -> bool:
-    """Return whether a search has claimed the name of this storage; False where the store does not answer."""
+    """Return whether a search has claimed the name of this storage; False if the store does not answer."""
     return _holds(location, PLAN)
 
 
@@ -251,10 +251,10 @@ def write_run_address(location: Storage, run: Run) -> None:
 
 
 def add_unsent(location: Storage, records: list[dict[str, Any]]) -> None:
-    """Keep what MLflow did not take of a run's end, behind what it did not take before.
+    """Append the records that MLflow did not accept at a run's end to those that it did not accept earlier.
 
     Raises:
-        StorageError: the storage did not take it for ``storage.PATIENCE_S``.
+        StorageError: the storage did not accept them within ``patience()`` seconds.
     """
     before = retry_storage(lambda: location.read(UNSENT) if location.exists(UNSENT) else b"")
     lines = "".join(json.dumps(record) + "\n" for record in records).encode()
@@ -262,10 +262,10 @@ def add_unsent(location: Storage, records: list[dict[str, Any]]) -> None:
 
 
 def write_failure(location: Storage, reason: str) -> None:
-    """Record as the outcome of a run that it has failed, and why.
+    """Record as the outcome of a run that it failed, and why.
 
     Raises:
-        StorageError: the storage did not take it for ``storage.PATIENCE_S``.
+        StorageError: the storage did not accept it within ``patience()`` seconds.
     """
     retry_storage(lambda: location.write(OUTCOME, json.dumps({"error": reason, "unsent": 0}).encode()))
 
@@ -299,10 +299,10 @@ def read_outcome(storage: str) -> dict[str, Any] | None:
 
 
 def read_values(storage: Storage) -> dict[str, Any] | None:
-    """Return the plan of the search under ``storage`` as JSON, its corpus checked; ``None`` if there is none.
+    """Return the plan of the search under ``storage`` as JSON, with its corpus checked; ``None`` if there is none.
 
     Raises:
-        UserError: the plan cannot be read, or is of a newer version.
+        UserError: the plan cannot be read, or has a newer version.
     """
     try:
         values = parse_json(storage.read(PLAN))

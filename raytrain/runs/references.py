@@ -1,7 +1,7 @@
 """Model references: the ways to name a trained model, and the checkpoint that each of them means.
 
-A reference is a checkpoint's folder or ``s3://`` address, that of a run or search (its best checkpoint), the
-id of an MLflow run, or ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``models:/ID``.
+A reference is the folder or ``s3://`` address of a checkpoint, or of a run or search (meaning its best checkpoint); or
+the id of an MLflow run; or ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``models:/ID``.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class ResolvedModel:
 
     stored: Checkpoint
     run: Run | None
-    """MLflow run that the checkpoint belongs to, if the tracking store has it."""
+    """MLflow run that the checkpoint belongs to; ``None`` if the tracking store does not have it."""
 
 
 def resolve(reference: str) -> ResolvedModel:
     """Return the checkpoint that ``reference`` names, and its MLflow run.
 
     Raises:
-        UserError: there is no such thing, or it is damaged.
+        UserError: it does not exist, or is damaged.
     """
     try:
         if reference.startswith("models:/"):
@@ -75,7 +75,7 @@ def load_logged_model(uri: str, model_id: str) -> Checkpoint:
     """Return the checkpoint inside a logged model.
 
     Raises:
-        UserError: there is no such model, or what it holds is no valid checkpoint.
+        UserError: there is no such model, or it does not hold a valid checkpoint.
     """
     with tempfile.TemporaryDirectory(prefix="raytrain-") as scratch:
         try:
@@ -94,7 +94,7 @@ def load_logged_model(uri: str, model_id: str) -> Checkpoint:
 
 
 def _of_location(location: Storage) -> ResolvedModel:
-    # asked for by name: listing a folder of someone else's could take forever
+    # look it up by name: listing an unknown folder could take for ever
     if location.exists("manifest.json"):
         stored = checkpoint.load(location)
         parts = location.uri().rsplit("/", 2)  # .../RUN/checkpoints/step-N
@@ -120,7 +120,7 @@ def _of_location(location: Storage) -> ResolvedModel:
 
 
 def _of_search(location: Storage) -> ResolvedModel:
-    """Return the best checkpoint of a search's best trial: of its confirmed winner's best seed, if it has one."""
+    """Return the best checkpoint of a search's best trial, or of its confirmed winner's best seed if there is one."""
     records, values = TrialStore(location), read_values(location)
     search_objective = search_objective_of(values) if values is not None else SearchObjective()
     confirm = confirm_of(values) if values is not None else None
@@ -200,7 +200,7 @@ def _of_model(reference: str) -> ResolvedModel:
 
 
 def _parts(reference: str) -> tuple[str, str, str]:
-    """Return name (or model id), version and alias of a ``models:/`` address; the last two may be empty."""
+    """Return the name (or model id), version and alias of a ``models:/`` address; the last two may be empty."""
     match = re.fullmatch(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))?", reference)
     if match is None:
         raise UserError(f"{reference!r}: write models:/NAME@ALIAS, models:/NAME/VERSION or models:/ID")
@@ -211,8 +211,8 @@ def load_model(reference: str) -> TrainedModel:
     """Load a trained model.
 
     Args:
-        reference: folder or ``s3://`` address of a checkpoint, a run or a search (its best checkpoint), an MLflow run
-            id, or ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``models:/ID``.
+        reference: folder or ``s3://`` address of a checkpoint, or of a run or search (its best checkpoint); or an
+            MLflow run id, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``models:/ID``.
 
     Raises:
         UserError: there is no such model, or its checkpoint is damaged.

@@ -1,4 +1,4 @@
-"""Repeats of a search's best configs with new seeds: which trials they are, and which config wins by them."""
+"""Repeats of a search's best configs with new seeds: which trials they are, and which config they make the winner."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raytrain.utils.errors import UserError
 from raytrain.utils.validation import validate_object
 
 MOST_SEEDS = 1000
-"""Also the distance of the first new seed from the search's own: spaces that vary the seed stay below."""
+"""Also the offset of the first new seed from the search's own: spaces that vary the seed stay below it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,10 @@ class Confirm:
 
     @classmethod
     def parse(cls, text: str, seed: int, steps: int | None, share: float) -> Confirm:
-        """Return the rule that ``--confirm K:S`` and its companions give to a search of ``seed``.
+        """Return the rule that ``--confirm K:S`` and its companion options define for a search with this ``seed``.
 
         Raises:
-            UserError: numbers that cannot be.
+            UserError: a number is invalid.
         """
         match = re.fullmatch(r"(\d{1,6}):(\d{1,6})", text)
         if match is None:
@@ -63,12 +63,12 @@ class Confirm:
 
     @property
     def option(self) -> str:
-        """Return what ``--confirm`` is given for it."""
+        """Return the value of ``--confirm`` that gives this rule."""
         return f"{self.configs}:{self.seeds}"
 
     @property
     def num_trials(self) -> int:
-        """Most repeats: fewer where fewer configs can win."""
+        """Most repeats; there are fewer if fewer configs can win."""
         return self.configs * self.seeds
 
     def __str__(self) -> str:
@@ -80,12 +80,12 @@ class Confirm:
         )
 
     def repeat(self, config: RunConfig[Any], seed: int) -> RunConfig[Any]:
-        """Return the config of a repeat."""
+        """Return the config of a repeat with this seed."""
         return dataclasses.replace(with_steps(config, self.steps or config.steps), seed=seed)
 
 
 def confirm_of(values: dict[str, Any]) -> Confirm | None:
-    """Return the rule of a plan's JSON; ``None`` if its search confirms nothing.
+    """Return the confirmation rule in a plan's JSON; ``None`` if its search confirms nothing.
 
     Raises:
         UserError: it holds something else.
@@ -99,14 +99,14 @@ def confirm_of(values: dict[str, Any]) -> Confirm | None:
 
 @dataclass(frozen=True)
 class Repeated:
-    """A config of a search, and its repeats as far as they are recorded."""
+    """A config of a search, and its repeats recorded so far."""
 
     trial: Trial
-    """The trial of the search that has the config; of several the best."""
+    """The trial of the search that has the config; the best one if there are several."""
     configs: tuple[RunConfig[Any], ...]
     """The configs of its repeats, by seed."""
     repeats: tuple[Trial, ...]
-    """Those that have been begun, by seed."""
+    """The repeats that have been begun, by seed."""
 
     @property
     def ended(self) -> bool:
@@ -114,11 +114,11 @@ class Repeated:
         return len(self.repeats) == len(self.configs) and all(repeat.ended for repeat in self.repeats)
 
     def values(self, metric: str) -> list[float]:
-        """Return the metric of each repeat's best evaluation, by seed; NaN where there is none."""
+        """Return the metric of each repeat's best evaluation, by seed; NaN if it has none."""
         return [repeat.best.get(metric, math.nan) for repeat in self.repeats]
 
     def mean(self, metric: str) -> float:
-        """Return the mean of the metric over the seeds that have one; NaN without any."""
+        """Return the mean of the metric over the seeds that have one; NaN if none has."""
         found = list(filter(math.isfinite, self.values(metric)))
         return statistics.fmean(found) if found else math.nan
 
@@ -128,7 +128,7 @@ class Repeated:
         return statistics.stdev(found) if len(found) > 1 else math.nan
 
     def held(self, search_objective: SearchObjective) -> int:
-        """Return in how many seeds the constraint held; a seed that failed or diverged without a result has not."""
+        """Return in how many seeds the constraint held; a seed that ended without a result does not count."""
         return sum(search_objective.may_win(repeat.best) for repeat in self.repeats)
 
 
@@ -138,9 +138,9 @@ def searched(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def repeated(trials: Sequence[Trial], search_objective: SearchObjective, confirm: Confirm) -> list[Repeated]:
-    """Return the configs that are confirmed, the best of the search first: at most ``confirm.configs`` that may win.
+    """Return the configs to confirm, best of the search first: at most ``confirm.configs`` that may win.
 
-    It follows from the search's own trials alone. Trials that differ in nothing but the seed have one config.
+    They follow from the search's own trials alone. Trials that differ only in the seed share one config.
     """
     own = searched(trials)
     used = {trial.config.seed for trial in own}
@@ -161,21 +161,21 @@ def repeated(trials: Sequence[Trial], search_objective: SearchObjective, confirm
 
 
 def _key(config: RunConfig[Any]) -> str:
-    """Return what two configs have in common that are equal; the config of a registered model need not be hashable."""
+    """Return a key that is the same for equal configs; the config of a registered model need not be hashable."""
     return json.dumps(to_dict(config), sort_keys=True)
 
 
 def confirmed(found: Sequence[Repeated], search_objective: SearchObjective, confirm: Confirm) -> list[Repeated]:
-    """Return the configs that kept the constraint in enough seeds, the best mean first; none before all have ended."""
+    """Return the configs that kept the constraint in enough seeds, best mean first; empty until all have ended."""
     if not all(each.ended for each in found):
         return []
-    # less what rounding may add: 0.28 x 25 is more than 7
+    # allow for rounding: 0.28 x 25 is more than 7
     enough = [each for each in found if each.held(search_objective) >= confirm.share * len(each.configs) - 1e-9]
     return sorted(enough, key=lambda each: each.mean(search_objective.metric))
 
 
 def best_first(trials: Sequence[Trial], search_objective: SearchObjective, confirm: Confirm | None) -> list[Trial]:
-    """Return the trials among which a search has its best model, from best to worst.
+    """Return the trials among which a search has its best model, best first.
 
     They are the repeats of the confirmed winner, or all trials of a search that has confirmed none.
     """
@@ -187,10 +187,10 @@ def best_first(trials: Sequence[Trial], search_objective: SearchObjective, confi
 
 
 def winner(trials: Sequence[Trial], search_objective: SearchObjective, confirm: Confirm | None = None) -> Trial | None:
-    """Return the trial that has won: the best seed of the confirmed winner, or the best trial that may win.
+    """Return the winning trial: the best seed of the confirmed winner, or else the best trial that may win.
 
-    The latter also while the confirmation has not ended. ``None`` if no trial may win, or if the confirmation has ended
-    and no config kept the constraint in enough seeds.
+    The latter also wins while the confirmation has not ended. Return ``None`` if no trial may win, or if the
+    confirmation has ended and no config kept the constraint in enough seeds.
     """
     if confirm is not None:
         found = repeated(trials, search_objective, confirm)

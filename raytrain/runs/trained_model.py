@@ -33,7 +33,7 @@ class TextScore:
 
     @property
     def bound(self) -> float:
-        """Negative ELBO in nats: an upper bound on -log p(text)."""
+        """The negative ELBO in nats: an upper bound on -log p(text)."""
         return self.reconstruction + self.kl
 
 
@@ -48,7 +48,7 @@ class TrainedModel:
         """Build the model of ``checkpoint``.
 
         Raises:
-            UserError: the weights are not those of the model that the checkpoint's config describes.
+            UserError: the weights do not match the model in the checkpoint's config.
         """
         self.checkpoint = checkpoint
         self.config: RunConfig[Any] = from_dict(checkpoint.config)
@@ -78,14 +78,14 @@ class TrainedModel:
         prefix: str | bytes = b"",
         seed: int = 0,
     ) -> list[Sample]:
-        """Draw ``num`` texts; sample i follows from ``seed`` and i alone, however many are drawn.
+        """Draw ``num`` texts; sample i depends on ``seed`` and i alone, however many are drawn.
 
         Args:
             num: number of texts.
             temperature: divides the logits; 0 takes the most likely byte each time.
-            top_p: bytes are drawn from the fewest most likely ones that have this probability together.
+            top_p: draw bytes only from the smallest set of most likely ones with this total probability.
             max_length: longest text in symbols; the model's length if ``None``.
-            prefix: beginning of every text.
+            prefix: start of every text.
             seed: seed of the codes and of the bytes.
         """
         return sampling.sample(
@@ -132,10 +132,10 @@ class TrainedModel:
         max_length: int | None = None,
         seed: int = 0,
     ) -> list[Sample]:
-        """Write ``steps`` texts for codes evenly spaced from the posterior mean of ``a`` to that of ``b``, included.
+        """Decode ``steps`` codes evenly spaced from the posterior mean of ``a`` to that of ``b``, both included.
 
         Raises:
-            RequestError: the model has no latent code, or fewer than 2 steps.
+            RequestError: the model has no latent code, or ``steps`` is less than 2.
         """
         return sampling.interpolate(
             self.network,
@@ -157,11 +157,11 @@ class TrainedModel:
         return sampling.posterior_means(self.network, [_bytes(text) for text in texts]).cpu()
 
     def score(self, texts: Sequence[str | bytes], *, seed: int = 0) -> list[TextScore]:
-        """Return the negative ELBO of each text, the end of the text included where the model has learnt ends.
+        """Return the negative ELBO of each text, including the end of the text if the model has learnt ends.
 
         Args:
             texts: texts of at most the model's length.
-            seed: seed of the one draw of z for each text; text i's draw follows from ``seed`` and i alone.
+            seed: seed of the single draw of z for each text; the draw for text i depends on ``seed`` and i alone.
         """
         scores = []
         device = next(self.network.parameters()).device
@@ -179,7 +179,7 @@ def load(location: str | Path) -> Model:
     """Return the trained model of a checkpoint folder or ``s3://`` address, in evaluation mode.
 
     Raises:
-        UserError: not a checkpoint, or a damaged one.
+        UserError: it is not a checkpoint, or is damaged.
     """
     return from_checkpoint(checkpoints.load(location))
 
@@ -188,11 +188,11 @@ def from_checkpoint(stored: Checkpoint) -> Model:
     """Return the trained model of an open checkpoint, in evaluation mode.
 
     Raises:
-        UserError: its weights are not those of the model that its config describes.
+        UserError: its weights do not match the model in its config.
     """
     try:
         config = from_dict(stored.config)
-        expected = build_empty(config).state_dict()  # first: a config may describe a model larger than the memory
+        expected = build_empty(config).state_dict()  # first: a config may describe a model too large for memory
     except (UserError, RuntimeError, OverflowError, MemoryError) as error:
         raise UserError(f"checkpoint {stored.uri}: its config is not that of a model: {error}") from None
     weights = stored.matching("model", expected)
@@ -206,7 +206,7 @@ def stored_vocabulary(stored: Checkpoint) -> Vocabulary:
     """Return the vocabulary of an open checkpoint.
 
     Raises:
-        UserError: it has not that of its config.
+        UserError: its vocabulary is damaged, or is not the one in its config.
     """
     name = from_dict(stored.config).vocabulary
     if name == "byte":

@@ -1,4 +1,4 @@
-"""Trials of a search: the record of each, stored so that the search can be resumed after anything has died."""
+"""Trials of a search: the stored record of each, from which the search can be resumed after anything has died."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from raytrain.utils.validation import parse_json, validate_object, validate_type
 
 Status = Literal["waiting", "running", "interrupted", "finished", "stopped", "early_stopped", "failed"]
 ENDED: tuple[Status, ...] = ("finished", "stopped", "early_stopped", "failed")
-"""A trial in one of these is not run again when its search is resumed."""
+"""Final statuses: a trial with one of these is not run again when its search is resumed."""
 TRIALS = "trials"
-"""Folder of a search's trials, each in a folder named by its identity."""
+"""Folder of a search's trials, each in a subfolder named by its identity."""
 RECORD = "trial.json"
 READERS = 10
-"""Records that are read at once: as many as a client of S3 keeps connections."""
+"""Records to read concurrently: as many as the connections that an S3 client keeps."""
 _log = logging.getLogger(__name__)
 
 
@@ -42,7 +42,7 @@ class Trial:
     distributions: dict[str, str]
     """Their distributions, in Optuna's JSON."""
     fields: dict[str, Any]
-    """The fields of the config that the space has set."""
+    """The fields of the config that the space set."""
     run: dict[str, Any] = field(default_factory=dict)
     """The address of its MLflow run: the fields of ``tracking.runs.Run`` without the tracking store's address."""
     status: Status = "waiting"
@@ -52,24 +52,24 @@ class Trial:
     best: dict[str, float] = field(default_factory=dict)
     """The metrics of its best evaluation."""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """Its evaluations as Tune got them: step, metric and, where it could be stopped, the rung's step."""
+    """Its evaluations as reported to Tune: step, metric and, while it could be stopped, the rung's step."""
     seconds: float = 0.0
-    """Seconds of running, over all resumptions."""
+    """Running time in seconds, summed over all resumptions."""
     started_at: float = 0.0
-    """Unix time of its first start; 0 before."""
+    """Unix time of its first start; 0 before it."""
     ended_at: float = 0.0
     baseline: float | None = None
-    """Bits per byte of the n-gram that early stopping compares it with; ``None`` if it is compared with none."""
+    """Bits per byte of the n-gram that early stopping compares it with; ``None`` without such a comparison."""
     origin: str = ""
-    """Reference that ``--warm-start`` gave for its config; empty for a config that was drawn."""
+    """Reference in ``--warm-start`` that gave its config; empty for a config that was drawn."""
     confirms: int | None = None
     """Number of the trial whose config it repeats with a new seed; ``None`` for a trial of the search itself."""
     member: int | None = None
-    """Number of the member of a population, of whose run it is a part; ``None`` without a population."""
+    """Number of the population member whose run it is a part of; ``None`` without a population."""
     end: int | None = None
     """Step after which such a part ends."""
     continues: str = ""
-    """Identity of the trial from whose last state such a part goes on; empty for one that begins with step 0."""
+    """Identity of the trial from whose last state such a part continues; empty for a part that begins at step 0."""
 
     @property
     def name(self) -> str:
@@ -78,7 +78,7 @@ class Trial:
 
     @property
     def last_step(self) -> int:
-        """Step after which it ends, if nothing ends it before."""
+        """Step after which it ends, unless something ends it earlier."""
         return self.config.steps if self.end is None else self.end
 
     @property
@@ -86,20 +86,20 @@ class Trial:
         return self.status in ENDED
 
     def point(self) -> tuple[float, float]:
-        """Return the negative ELBO of its best evaluation and the use of the code, NaN where it has none."""
+        """Return the negative ELBO of its best evaluation and its use of the code; NaN for a missing value."""
         return self.best.get(METRIC, math.nan), code_use(self.best)
 
     def to_json(self) -> bytes:
-        """Return the record. Metrics that are not finite are kept as text."""
+        """Return the record as JSON. Non-finite metrics are stored as text."""
         values = {**vars(self), "config": to_dict(self.config)}
         return json.dumps(_encoded(values), indent=1).encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> Trial:
-        """Return the trial of a record.
+        """Return the trial that a record describes.
 
         Raises:
-            ValueError: not a record.
+            ValueError: it is not a record.
         """
         values = validate_type(_decoded(parse_json(text)), dict[str, Any], "it")
         try:
@@ -112,9 +112,10 @@ class Trial:
 
     @property
     def on_the_space(self) -> bool:
-        """True if it is a drawn point of the search space, and its result that point's.
+        """True if it is a drawn point of the search space, and its result depends on that point alone.
 
-        A warm start's config need not be one, a repeat is none, and what goes on from another state has that in it.
+        The config of a warm start need not be a point, and a repeat is none. The result of a part that continues from
+        another state also depends on that state.
         """
         return self.confirms is None and not self.continues and (not self.origin or bool(self.distributions))
 
@@ -123,7 +124,7 @@ def _check(trial: Trial) -> None:
     """Make sure that a record has the values that readers of trials expect.
 
     Raises:
-        ValueError: a value is wrong; the line names it.
+        ValueError: a value is wrong; the message names it.
     """
     for name in ("number", "step", "confirms", "member", "end"):
         if (getattr(trial, name) or 0) < 0:
@@ -161,7 +162,7 @@ def _decoded(value: Any) -> Any:
 
 
 def trial_location(search: Storage, identity: str) -> Storage:
-    """Return the storage of one trial, below its search's."""
+    """Return the storage of one trial, below that of its search."""
     return search.child(f"{TRIALS}/{identity}")
 
 
@@ -183,7 +184,7 @@ def read_record(storage: Storage, key: str) -> Trial:
     """Return the trial whose record is under ``key``.
 
     Raises:
-        UserError: it is no record of a trial.
+        UserError: it is not the record of a trial.
     """
     try:
         return Trial.from_json(storage.read(key))
@@ -192,9 +193,9 @@ def read_record(storage: Storage, key: str) -> Trial:
 
 
 class TrialStore:
-    """Keeps the records of a search's trials under its storage, the newest state of each.
+    """Stores the records of a search's trials, keeping the newest state of each.
 
-    ``heard`` is called with each trial that is recorded, in the thread that records it.
+    ``heard`` is called with each recorded trial, in the thread that records it.
     """
 
     def __init__(self, storage: Storage, heard: Callable[[Trial], None] | None = None) -> None:
@@ -205,7 +206,7 @@ class TrialStore:
         self._last: Future[None] | None = None
 
     def read(self, known: Iterable[Trial] = ()) -> list[Trial]:
-        """Return all recorded trials, by number; of those ``known`` from before, the ended ones are not read again.
+        """Return all recorded trials, by number; do not read again those in ``known`` that have ended.
 
         Raises:
             UserError: a record cannot be read.
@@ -221,24 +222,24 @@ class TrialStore:
         """Write the record of a new trial before it runs; from then on it is never drawn again.
 
         Raises:
-            StorageError: the storage did not take it for ``storage.PATIENCE_S``.
+            StorageError: the storage did not accept it within ``patience()`` seconds.
         """
         self._write(self._key(trial), trial.to_json())
         if self._heard is not None:
             self._heard(trial)
 
     def update(self, trial: Trial) -> None:
-        """Write the new state of a trial soon, in the background."""
+        """Write the new state of a trial in the background soon."""
         self._waiting[self._key(trial)] = trial.to_json()
         self._last = self._thread.submit(self._write_waiting)
         if self._heard is not None:
             self._heard(trial)
 
     def close(self) -> None:
-        """Block until all is written.
+        """Block until everything is written.
 
         Raises:
-            StorageError: the storage did not take it.
+            StorageError: the storage did not accept it.
         """
         self._thread.shutdown()
         if self._last is not None:
@@ -257,7 +258,7 @@ class TrialStore:
             try:
                 self._write(key, text)
             except StorageError:
-                self._waiting.setdefault(key, text)  # goes out with the next one
+                self._waiting.setdefault(key, text)  # sent with the next one
                 raise
 
     def _write(self, key: str, text: bytes) -> None:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from raytrain.tracking.runs import Run
 
 REPORTED = ("read", "formats", "dropped", "remarks")
-"""Parts of a corpus's report that MLflow gets: counts, no names of files."""
+"""Parts of a corpus's report that are logged to MLflow: counts, but no file names."""
 CACHE = ".cache"
-"""Folder, below a storage that is a folder, of the corpora that were prepared for it."""
+"""Subfolder of a folder storage for the corpora prepared for it."""
 
 
 @dataclass(frozen=True)
@@ -38,24 +38,24 @@ class Workspace:
     tracking_uri: str
 
     def artifact_root(self) -> str:
-        """Return the address of MLflow's artifacts if there is no tracking server."""
+        """Return the address of MLflow's artifacts when there is no tracking server."""
         return self.storage.uri(ARTIFACTS)
 
     def share_vocabulary(self, config: RunConfig[Any]) -> None:
-        """Learn the vocabulary of a config, unless that was done before, and put it where workers find it.
+        """Learn the vocabulary of a config, unless that has been done, and put it where workers find it.
 
         Raises:
             UserError: the library that learns it is not installed.
-            StorageError: the storage does not take it.
+            StorageError: the storage does not accept it.
         """
         share_vocabulary(self.corpus, self.storage, config.vocabulary)
 
     def corpus_address(self, config: RunConfig[Any]) -> dict[str, str]:
-        """Return the address by which workers of a config find the corpus and its vocabulary on any node."""
+        """Return the address at which workers of a config find the corpus and its vocabulary, on any node."""
         return address(self.corpus, self.storage, config.vocabulary)
 
     def log_corpus(self, run: Run) -> None:
-        """Make the corpus the dataset of an MLflow run."""
+        """Log the corpus as the dataset of an MLflow run."""
         profile: dict[str, Any] = {
             name: {"documents": self.corpus.split(name).num_documents, "bytes": self.corpus.split(name).num_bytes}
             for name in self.corpus.splits
@@ -68,15 +68,15 @@ class Workspace:
 
 
 def open_workspace(config: RunConfig[Any], storage: str | None, published: bool = True) -> Workspace:
-    """Check storage and tracking store, and prepare the corpus.
+    """Check the storage and the tracking store, and prepare the corpus.
 
-    A storage in S3 keeps the corpus too, for other nodes and for later, unless ``published`` is False. ``storage`` is a
-    folder or s3:// address; ``None`` means ``RAYTRAIN_STORAGE``, or ``./runs`` without that.
+    An S3 storage also keeps the corpus, for other nodes and for later, unless ``published`` is False. ``storage`` is a
+    folder or s3:// address; ``None`` means ``RAYTRAIN_STORAGE``, or ``./runs`` if that is not set.
 
     Raises:
-        UserError: the storage cannot be written, the corpus cannot be had, or the tracking store cannot be used.
+        UserError: the storage cannot be written, the corpus is unavailable, or the tracking store cannot be used.
     """
-    check_source(config.data, config.data_path)  # before anything is made
+    check_source(config.data, config.data_path)  # before anything is created
     location, uri = _open_locations(storage)
     folder = location.folder
     corpus = prepare(
@@ -86,14 +86,14 @@ def open_workspace(config: RunConfig[Any], storage: str | None, published: bool 
         output=None,
         cache=folder / CACHE if folder is not None else None,
     )
-    corpus.vocabulary(config.vocabulary)  # what cannot be learnt is said before anything begins
+    corpus.vocabulary(config.vocabulary)  # report what cannot be learnt before anything begins
     if folder is None and published:
         publish(corpus, location)
     return Workspace(location, corpus, uri)
 
 
 def reopen_workspace(storage: str | None, digest: str, path: str) -> Workspace:
-    """Check storage and tracking store, and find the corpus that a run or search was begun with.
+    """Check the storage and the tracking store, and find the corpus with which a run or search was begun.
 
     Raises:
         UserError: the storage cannot be written, the corpus is not found, or the tracking store cannot be used.
@@ -104,12 +104,12 @@ def reopen_workspace(storage: str | None, digest: str, path: str) -> Workspace:
 
 
 def corpus_of(stored: Checkpoint, location: Storage, data: str | None, path: str | None, field: str | None) -> Corpus:
-    """Return the corpus ``data`` or, without it, the corpus that a checkpoint was trained on.
+    """Return the corpus ``data`` or, if that is not given, the corpus that a checkpoint was trained on.
 
-    The latter is searched for in the storage ``location``, then prepared again from the text that the config names.
+    The latter is looked up in the storage ``location``, or else prepared again from the text that the config names.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: the corpus is unavailable.
     """
     cache = location.folder / CACHE if location.folder is not None and location.folder.is_dir() else None
     if data is not None:
@@ -132,7 +132,7 @@ def corpus_of(stored: Checkpoint, location: Storage, data: str | None, path: str
 
 
 def _prepared(location: Storage, digest: str, *paths: Path) -> Corpus | None:
-    """Return the corpus that was prepared at one of ``paths`` or for a storage that is a folder, if it is there."""
+    """Return the corpus already prepared at one of ``paths`` or for a folder storage; ``None`` if there is none."""
     known = [path / "corpus.json" for path in paths]
     if location.folder is not None:
         known += sorted((location.folder / CACHE / "corpora").glob("*/corpus.json"))

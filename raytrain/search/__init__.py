@@ -1,1 +1,1 @@
-"""Searches: spaces, samplers and schedulers, the plan, its run by Ray Tune, the winner and the registry of models."""
+"""Searches: spaces, samplers and schedulers, the plan, running it with Ray Tune, the winner and the model registry."""

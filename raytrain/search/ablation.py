@@ -1,6 +1,6 @@
-"""Ablation of a search's winner: its config, and its config with one field back at the default, with new seeds each.
+"""Ablation of a search's winner: trains its config, and its config with one field at a time back at the default.
 
-It is a search like others: a grid of one parameter, whose points are all confirmed.
+Each config gets new seeds. An ablation is itself a search: a grid of one parameter, all of whose points are confirmed.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ SEEDS = 3
 """New seeds of each config, unless ``--confirm`` says otherwise."""
 PARAMETER = "without"
 NOTHING = "nothing"
-"""Value of the parameter for the winner itself."""
+"""Value of the parameter that stands for the unchanged winner."""
 KEPT = (*LOCATION, "seed", "encoder_from", "changes")
-"""Fields that are no hyperparameters of the winner."""
+"""Fields that are not hyperparameters of the winner."""
 FROM_THE_SEARCH = (
     "space",
     "budget",
@@ -46,9 +46,9 @@ FROM_THE_SEARCH = (
     "warm_start",
     "resume",
 )
-"""Options that an ablation does not take."""
+"""Options that an ablation does not accept."""
 NOT_RUN = read_space("not run", "def space(trial):\n    return {}\n")
-"""Stands for the space of a stored plan, whose file is not run."""
+"""Placeholder for the space of a stored plan, whose file is not run."""
 SOURCE = '''"""Ablation of search {name}: the fields of its winner, trial {trial}, without each of them."""
 
 ALGORITHM = "grid"
@@ -64,22 +64,22 @@ def space(trial):
 
 @dataclass(frozen=True)
 class Ablated:
-    """A search that has ended, and the trial whose config has won."""
+    """A finished search, and the trial whose config won."""
 
     name: str
     plan: Plan
-    """Its space draws nothing: the file of a space in a storage is not run for an ablation."""
+    """Its space draws nothing: an ablation does not run the space file in the storage."""
     trial: Trial
     defaults: SearchOptions
-    """The options of an ablation that are as the search had them."""
+    """The options that an ablation takes over from the search by default."""
 
 
 def find_ablated(name: str, storage: str | None) -> Ablated:
     """Return the search ``name`` and its winner.
 
     Raises:
-        UserError: there is no such search, it has not ended or has no winner, or its winner's fields change while it is
-            trained.
+        UserError: there is no such search, it has not ended or has no winner, or the winner's fields change during
+            training.
     """
     check_name(name)
     root = open_storage_root(storage)
@@ -102,10 +102,11 @@ def find_ablated(name: str, storage: str | None) -> Ablated:
 
 
 def ablation_request(found: Ablated, options: SearchOptions) -> SearchRequest:
-    """Return the search that ablates a winner; fields that cannot go back are named.
+    """Return the search that ablates a winner; print the fields that cannot be reset.
 
     Raises:
-        UserError: the winner has the default values in all fields, or an option that an ablation does not take.
+        UserError: the winner has the default values in all fields, or an option was given that an ablation does not
+            accept.
     """
     name, plan, best = found.name, found.plan, found.trial
     for field in FROM_THE_SEARCH:
@@ -143,19 +144,19 @@ def ablation_request(found: Ablated, options: SearchOptions) -> SearchRequest:
 
 
 def _confirmation(options: SearchOptions, location: Storage, configs: int) -> dict[str, Any]:
-    """Return the options by which all configs are confirmed: as given, as begun, or with ``SEEDS`` new seeds each."""
+    """Return the options that confirm all configs: as given, as first recorded, or with ``SEEDS`` new seeds each."""
     if options.confirm is None:
         begun = read_plan(location, compared_with=NOT_RUN)
         return confirm_settings(begun) if begun is not None else {"confirm": f"{configs}:{SEEDS}"}
-    options.confirmation(seed=0)  # refuses what is no K:S
+    options.confirmation(seed=0)  # refuses anything but K:S
     return {"confirm": f"{configs}:{options.confirm.partition(':')[2]}"}
 
 
 def _groups(base: RunConfig[Any], fields: dict[str, Any]) -> dict[str, list[str]]:
-    """Return the fields that go back to the default together, by name: each alone where that can be built.
+    """Return the fields to reset to their defaults together, by name: each alone if the model can be built that way.
 
-    One that cannot go back alone, such as the widths of an encoder without those of its decoder, goes back together
-    with the first other field with which it can; one that cannot with any is in no group.
+    Some fields cannot be reset alone, such as the widths of an encoder without those of its decoder. Such a field is
+    paired with the first other field that makes the model buildable. If there is none, it is in no group.
     """
     groups: dict[str, list[str]] = {}
     for field in fields:
@@ -179,20 +180,20 @@ def _can_be_built(base: RunConfig[Any], fields: dict[str, Any], left_out: Sequen
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """What the winner's value of a field, or of two, brings."""
+    """What the winner's value of one field, or of a pair of fields, gains."""
 
     without: str
     """The fields, separated by "and"."""
     values: dict[str, tuple[Any, Any]]
     """By field: the winner's value, and the default."""
     mean: float | None
-    """Mean over the new seeds with the defaults in their place, bits per byte; ``None`` without a result."""
+    """Mean over the new seeds with the defaults instead, in bits per byte; ``None`` without a result."""
     used: float | None
-    """Mean over the new seeds of the nats of the code that are used then; ``None`` of a model without a code."""
+    """Mean over the new seeds of the nats of the code used with the defaults; ``None`` for a model without a code."""
     gain: Difference | None
-    """By how much the winner is better than that; ``None`` where it cannot be said."""
+    """By how much the winner beats the defaults; ``None`` if they cannot be compared."""
     reason: str = ""
-    """Why it cannot."""
+    """Why they cannot be compared."""
 
     def __str__(self) -> str:
         values = ", ".join(
@@ -209,15 +210,15 @@ class Effect:
 
 
 def effects(plan: Plan, trials: Sequence[Trial], location: Storage) -> list[Effect]:
-    """Return what each field of the ablated winner brings: the most first, and last what cannot be compared.
+    """Return the effect of each field of the ablated winner: the largest gain first, incomparable ones last.
 
     Args:
-        plan: that of an ablation.
-        trials: all of them; those that confirm have ended.
+        plan: plan of an ablation.
+        trials: all its trials; those that confirm have ended.
         location: storage of the search.
 
     Raises:
-        UserError: an outcome of a repeat cannot be read.
+        UserError: the outcome of a repeat cannot be read.
     """
     assert plan.confirm is not None
     known = {each.trial.number: each for each in repeated(trials, plan.search_objective, plan.confirm)}
@@ -249,5 +250,5 @@ def _effect(plan: Plan, known: dict[int, Repeated], full: Trial, trial: Trial, l
 
 
 def effects_json(found: Sequence[Effect]) -> list[dict[str, Any]]:
-    """Return effects for ``ablation.json``."""
+    """Return the effects as the JSON of ``ablation.json``."""
     return [asdict(effect) for effect in found]

@@ -1,4 +1,4 @@
-"""Algorithms of a search: samplers of Optuna, which draw its points, and schedulers of Tune, which stop its trials."""
+"""Algorithms of a search: Optuna samplers, which draw its points, and Tune schedulers, which stop its trials."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from raytrain.utils.errors import UserError
 # ------------------------------------------------------------------------------------------- samplers
 
 MOST_RANDOM, FEWEST_RANDOM = 10, 4
-"""Random trials before TPE or a Gaussian process begins: a third of all within these bounds. Optuna's ten would be all
-of a short search."""
+"""Bounds on the random trials before TPE or a Gaussian process starts: a third of all trials, within these bounds.
+Optuna's default of ten would use up a whole short search."""
 
 
 def tpe(plan: Plan, seed: int) -> BaseSampler:
-    """Return Optuna's TPE sampler, set for a short search with trials in parallel."""
+    """Return Optuna's TPE sampler, configured for a short search with parallel trials."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of ``group``
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # about ``group``
         return TPESampler(
             seed=seed,
             n_startup_trials=num_random(plan),
-            # parameters that only work together are found together, and in a conditional space the parameters of a
-            # branch are modelled jointly instead of one by one
+            # find parameters that only work together, and in a conditional space model the parameters of a branch
+            # jointly instead of one by one
             multivariate=True,
             group=True,
             # by default a running trial counts as poor, so that parallel trials spread out
@@ -42,12 +42,12 @@ def tpe(plan: Plan, seed: int) -> BaseSampler:
 
 
 def gp(plan: Plan, seed: int) -> BaseSampler:
-    """Return Optuna's Gaussian process sampler. It draws parameters that some trials do not have at random."""
+    """Return Optuna's Gaussian process sampler. It draws parameters that only some trials have at random."""
     return GPSampler(seed=seed, n_startup_trials=num_random(plan), warn_independent_sampling=False)
 
 
 def num_random(plan: Plan) -> int:
-    """Return the number of random trials before a sampler learns from them."""
+    """Return the number of random trials before a sampler starts to learn from results."""
     return min(MOST_RANDOM, max(FEWEST_RANDOM, plan.num_samples // 3))
 
 
@@ -56,56 +56,56 @@ SAMPLERS: dict[str, Callable[[Plan, int], BaseSampler]] = {
     "gp": gp,
     "random": lambda plan, seed: RandomSampler(seed=seed),
 }
-"""The sampler of each algorithm that ``--algorithm`` and a space's ``ALGORITHM`` may name, beside ``grid``.
+"""The sampler of each algorithm that ``--algorithm`` and a space's ``ALGORITHM`` may name, besides ``grid``.
 
-From outside the package: ``SAMPLERS["name"] = function``, in the driver. The function takes the plan of the search and
-the seed of its draws.
+To add one from outside the package, set ``SAMPLERS["name"] = function`` in the driver. The function takes the plan of
+the search and the seed of its draws.
 """
 
 
 def learns(algorithm: str) -> bool:
-    """Return whether an algorithm draws by the results of trials; one of a plugin is taken to."""
+    """Return whether an algorithm uses the results of trials to draw; a plugin's is assumed to."""
     return algorithm not in (GRID, PBT, "random")
 
 
 def make_study(plan: Plan, num_known: int) -> optuna.Study:
-    """Return the Optuna study of a search. A resumed search continues from another seed, so that it repeats no draws.
+    """Return the Optuna study of a search. A resumed search uses a new seed, so that it repeats no draws.
 
     Raises:
         UserError: there is no such algorithm.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # the points of a grid are enqueued by the searcher: its sampler draws nothing. A population begins at random
+    # the searcher enqueues the points of a grid, so its sampler draws nothing; a population starts at random
     name = "random" if plan.algorithm in (GRID, PBT) else _known("algorithm", plan.algorithm, SAMPLERS)
     sampler = SAMPLERS[name](plan, plan.seed + num_known)
     return optuna.create_study(sampler=sampler, directions=plan.search_objective.directions)
 
 
 def optuna_result(trial: Trial, search_objective: SearchObjective) -> tuple[TrialState, list[float] | None]:
-    """Return the state and the values under which Optuna learns of a trial that has ended.
+    """Return the state and the values with which to report an ended trial to Optuna.
 
-    A trial that diverged before its first evaluation is pruned, which is worse than any value. One that failed says
-    nothing about its point.
+    A trial that diverged before its first evaluation is pruned, which Optuna ranks below any value. A failed trial
+    says nothing about its point.
     """
     if trial.status != "failed" and math.isfinite(trial.best.get(search_objective.metric, math.nan)):
         return TrialState.COMPLETE, search_objective.values(trial.best)
-    # Optuna prunes no trial with two values
+    # Optuna does not prune trials with two objectives
     if trial.status == "early_stopped" and search_objective.objective != "pareto":
         return TrialState.PRUNED, None
     return TrialState.FAIL, None
 
 
 def set_constraints(point: optuna.Trial, trial: Trial, search_objective: SearchObjective) -> None:
-    """Tell Optuna by how much a trial that has ended misses each constraint."""
+    """Tell Optuna by how much an ended trial misses each constraint."""
     for name, value in search_objective.constraints(trial.best).items():
         point.set_constraint(name, value)
 
 
 def optuna_trial(trial: Trial, search_objective: SearchObjective) -> FrozenTrial:
-    """Return a trial of ours as one of Optuna's: its point, and its result once it has ended.
+    """Convert one of our trials to an Optuna trial: its point and, once it has ended, its result.
 
     Raises:
-        UserError: its record has no point that Optuna can have drawn.
+        UserError: its record holds a point that Optuna cannot have drawn.
     """
     state, values = TrialState.WAITING if trial.status == "waiting" else TrialState.RUNNING, None
     if trial.ended:
@@ -119,7 +119,7 @@ def optuna_trial(trial: Trial, search_objective: SearchObjective) -> FrozenTrial
                 name: optuna.distributions.json_to_distribution(text) for name, text in trial.distributions.items()
             },
             values=values,
-            # Optuna takes no intermediate values where there are two objectives
+            # Optuna accepts no intermediate values with two objectives
             intermediate_values=steps if len(search_objective.directions) == 1 else None,
             constraints=search_objective.constraints(trial.best) if trial.ended else None,
         )
@@ -128,10 +128,10 @@ def optuna_trial(trial: Trial, search_objective: SearchObjective) -> FrozenTrial
 
 
 def add_to_study(study: optuna.Study, trial: Trial, search_objective: SearchObjective) -> None:
-    """Add a trial that ended before the search was resumed; one that is no point of the space is left out.
+    """Add a trial that ended before the search was resumed, unless it is not a point of the space.
 
     Raises:
-        UserError: its record has no point that Optuna can have drawn.
+        UserError: its record holds a point that Optuna cannot have drawn.
     """
     if trial.on_the_space:
         study.add_trial(optuna_trial(trial, search_objective))
@@ -149,14 +149,14 @@ class Recalls(Protocol):
     """A scheduler that takes earlier trials into account when a search is resumed."""
 
     def recall(self, trial_id: str, history: list[dict[str, Any]]) -> None:
-        """Take note of the evaluations that a trial has reported before the search was resumed."""
+        """Take note of the evaluations that a trial reported before the search was resumed."""
 
 
 class Halving(AsyncHyperBandScheduler):
     """ASHA with rungs at 1/8, 1/4 and 1/2 of the steps, which takes earlier trials into account.
 
-    A trial enters it when its own annealing has ended, so that none is stopped before. It leaves it at the last step,
-    so that none is killed while it writes its outcome. ASHA compares the score of the search objective.
+    A trial enters it only once its own annealing has ended, so that no trial is stopped earlier. It leaves at the last
+    step, so that no trial is killed while it writes its outcome. ASHA compares the score of the search objective.
     """
 
     def __init__(self, steps: int, search_objective: SearchObjective) -> None:
@@ -176,15 +176,15 @@ class Halving(AsyncHyperBandScheduler):
         return True
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Return whether the trial continues."""
+        """Return the decision of the scheduler: whether the trial continues."""
         return super().on_trial_result(tune_controller, trial, {**result, SCORE: self.search_objective.score(result)})
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Take note of the last result, as of any other."""
+        """Take note of the last result, like any other."""
         super().on_trial_complete(tune_controller, trial, {**result, SCORE: self.search_objective.score(result)})
 
     def recall(self, trial_id: str, history: list[dict[str, Any]]) -> None:
-        """Take note of the evaluations that a trial has reported before the search was resumed."""
+        """Take note of the evaluations that a trial reported before the search was resumed."""
         for entry in history:
             if RUNG in entry:
                 self._brackets[0].on_result(
@@ -200,9 +200,9 @@ def asha(plan: Plan) -> TrialScheduler:
 SCHEDULERS: dict[str, Callable[[Plan], TrialScheduler]] = {"asha": asha, "none": lambda plan: FIFOScheduler()}
 """The schedulers that ``--scheduler`` may name; ``none`` runs every trial to its last step.
 
-From outside the package: ``SCHEDULERS["name"] = function``, in the driver. Trials report ``training_iteration``,
-``step``, every metric of the evaluation and, while they may be stopped, ``raytrain.metrics.RUNG``. A scheduler with a
-method ``recall`` is given the evaluations of earlier trials too: see ``Recalls``.
+To add one from outside the package, set ``SCHEDULERS["name"] = function`` in the driver. Trials report
+``training_iteration``, ``step``, every evaluation metric and, while they may be stopped, ``raytrain.metrics.RUNG``. A
+scheduler with a method ``recall`` also receives the evaluations of earlier trials: see ``Recalls``.
 """
 
 
@@ -219,7 +219,7 @@ def make_scheduler(plan: Plan) -> TrialScheduler:
 
 
 def resolve_algorithm(option: str | None, space: Space) -> str:
-    """Return the algorithm that ``--algorithm`` names, otherwise that of the space.
+    """Return the algorithm that ``--algorithm`` names, or else the one of the space.
 
     Raises:
         UserError: there is no such algorithm.
@@ -233,13 +233,13 @@ def resolve_algorithm(option: str | None, space: Space) -> str:
 
 
 def resolve_scheduler(option: str | None, algorithm: str, objective: Objective) -> str:
-    """Return the scheduler that ``--scheduler`` names, otherwise the default: ASHA, or none where all are to go on.
+    """Return the scheduler that ``--scheduler`` names, or else the default: ASHA, or none if no trial may be stopped.
 
-    A grid is run in full, because its points are to be compared. In a search for a Pareto front a trial that is behind
-    in one of the two metrics may be ahead in the other. Of a population the worst members are replaced, not stopped.
+    A grid runs in full, because its points are to be compared. In a search for a Pareto front, a trial that is behind
+    in one of the two metrics may be ahead in the other. In a population, the worst members are replaced, not stopped.
 
     Raises:
-        UserError: there is no such scheduler, or none can be used.
+        UserError: there is no such scheduler, or the search cannot use one.
     """
     if algorithm == PBT and option not in (None, "none"):
         raise UserError(f"--scheduler {option}: --algorithm {PBT} replaces the worst trials itself; leave it out")

@@ -1,4 +1,4 @@
-"""Confirmation of a search: its best configs trained again with new seeds, and how far the first two are apart."""
+"""Confirmation of a search: retrains its best configs with new seeds, and measures how far the top two are apart."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from raytrain.utils.validation import validate_type
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-"""Bootstrap resamples. Only their standard deviation is used, and so many give it to 2%."""
+"""Bootstrap resamples. Only their standard deviation is used, and this many estimate it to within 2%."""
 AT_ONCE = 100
-"""Resamples that are in memory at once."""
+"""Resamples held in memory at once."""
 
 # --------------------------------------------------------------------------------------- its trials
 
 
 def new_repeats(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trials that are still to be begun to confirm the winner among ``trials``; seed by seed.
+    """Return the trials that must still be started to confirm the winner among ``trials``, in order of the seeds.
 
-    They have no baseline of early stopping, and no point of the space: Optuna learns nothing from them.
+    They have no early-stopping baseline and no point of the space: Optuna learns nothing from them.
     """
     if plan.confirm is None:
         return []
@@ -58,8 +58,8 @@ def new_repeats(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
 def wanted_repeats(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
     """Return those of ``trials`` that confirm the winner, in their order.
 
-    A search that was given more trials, or another rule, may have repeats that are no longer wanted: of a config that
-    is not among the best any more, or of other seeds or steps.
+    A search that was given more trials, or another rule, may hold repeats that are no longer wanted. Their config is no
+    longer among the best, or their seeds or steps are others.
     """
     if plan.confirm is None:
         return []
@@ -69,7 +69,7 @@ def wanted_repeats(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
 
 
 def repeats_left(plan: Plan, trials: Sequence[Trial]) -> int:
-    """Return how many trials that confirm are still to be run, at most."""
+    """Return an upper bound on the number of confirming trials that are still to run."""
     if plan.confirm is None:
         return 0
     own = searched(trials)
@@ -80,7 +80,7 @@ def repeats_left(plan: Plan, trials: Sequence[Trial]) -> int:
 
 
 def repeat_share(plan: Plan) -> float:
-    """Return the steps of a trial that confirms as a share of those of the search's own, at most."""
+    """Return an upper bound on the steps of a confirming trial, as a share of the steps of the search's own trials."""
     if plan.confirm is None or plan.confirm.steps is None:
         return 1.0
     return plan.confirm.steps / min(config.steps for config in plan.bases.values())
@@ -96,19 +96,19 @@ class Losses:
     nats: np.ndarray
     """[seeds, samples], in nats."""
     text_bytes: np.ndarray
-    """[samples]: bytes of text."""
+    """[samples], in bytes of text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """What the winner is better by than the runner-up, in bits per byte, with a 95% interval."""
+    """The lead of the winner over the runner-up, in bits per byte, with a 95% interval."""
 
     bits: float
     low: float
     high: float
     seeds: int
     samples: int | None
-    """Validation samples that both were measured on; ``None`` where only the means of seeds could be compared."""
+    """Validation samples that both were evaluated on; ``None`` if only the means of seeds could be compared."""
 
     @property
     def apart(self) -> bool:
@@ -127,11 +127,11 @@ class Difference:
 def difference(better: Losses, worse: Losses, seed: int) -> tuple[float, float, float]:
     """Return by how many bits per byte ``better`` is below ``worse``, and the ends of the 95% interval.
 
-    Both have the same seeds and samples, and are compared in pairs: a seed decides the order of the samples, all noise
-    and, of models of one shape, the first weights. The variance of the difference is that of a bootstrap over the
-    samples plus that of the mean over seeds, and the interval is Student's t with Satterthwaite's degrees of freedom,
-    few where the seeds decide: percentiles of two or three resampled seeds would be far too narrow. With one seed there
-    is nothing to be said of others, and the interval is that of the samples alone.
+    Both have the same seeds and samples, and are compared in pairs: a seed determines the order of the samples, all
+    noise and, for models of one shape, the initial weights. The variance of the difference is that of a bootstrap over
+    the samples plus that of the mean over seeds. The interval is Student's t with Satterthwaite's degrees of freedom,
+    which are few where the variance over seeds dominates. Percentiles of two or three resampled seeds would be far too
+    narrow. A single seed says nothing about other seeds, so that interval covers the samples alone.
     """
     nats = worse.nats - better.nats
     seeds, samples = nats.shape
@@ -152,15 +152,15 @@ def difference(better: Losses, worse: Losses, seed: int) -> tuple[float, float, 
 def compare(
     won: Repeated, other: Repeated, search_objective: SearchObjective, location: Storage, seed: int
 ) -> Difference | None:
-    """Return how far two confirmed configs are apart, on the seeds in which both were evaluated.
+    """Return how far apart two confirmed configs are, on the seeds for which both were evaluated.
 
-    On the same validation samples they are compared sample by sample. Where they have none in common (of another
-    length, say), or a repeat that diverged has left no losses, only the means of their seeds are compared; ``None`` if
-    that is a single seed.
+    Configs with the same validation samples are compared sample by sample. If their samples differ (because of another
+    length, say), or a repeat diverged and left no losses, only the means of their seeds are compared. The result is
+    ``None`` if that leaves a single seed, or if no seed has a result for both.
 
     Args:
         location: storage of the search.
-        seed: of the resamples.
+        seed: seed of the resampling.
     """
     metric = search_objective.metric
     pairs = [
@@ -189,7 +189,7 @@ def compare(
 
 
 def read_losses(repeats: Sequence[Trial], location: Storage) -> Losses | None:
-    """Return what the outcomes of the repeats say of single samples; ``None`` if one of them says nothing.
+    """Return the per-sample losses in the outcomes of the repeats; ``None`` if one has none, or their samples differ.
 
     Raises:
         UserError: an outcome cannot be read.
@@ -216,25 +216,25 @@ def read_losses(repeats: Sequence[Trial], location: Storage) -> Losses | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmation:
-    """What the repeats of a search say of its best configs."""
+    """What the repeats of a search say about its best configs."""
 
     rule: Confirm
     search_objective: SearchObjective
     configs: list[Repeated]
-    """The confirmed configs: those that may win first, by the mean over their seeds."""
+    """The confirmed configs by their mean over seeds, those that may win first."""
     order: list[Repeated]
-    """Those that may win; empty before all repeats have ended."""
+    """The configs that may win; empty until all repeats have ended."""
     difference: Difference | None
-    """Between the first two of them; ``None`` without a second."""
+    """Difference between the first two of ``order``; ``None`` without a second."""
 
     @property
     def ended(self) -> bool:
-        """True once all of its repeats have ended."""
+        """True once all repeats have ended."""
         return all(each.ended for each in self.configs)
 
     @property
     def sentence(self) -> str:
-        """What is to be said of the winner, in one sentence."""
+        """The verdict on the winner, in one sentence."""
         if not self.configs:
             return "no config can be confirmed: none may win"
         if not self.ended:
@@ -253,7 +253,7 @@ class Confirmation:
         return f"trial {first} before trial {second}: {self.difference}"
 
     def lines(self) -> list[str]:
-        """Return the result as text: the winner's mean, spread and success, and how it compares."""
+        """Return the result as text: the winner's mean, spread and successful seeds, and how it compares."""
         lines = []
         if self.order:
             won, metric = self.order[0], self.search_objective.metric
@@ -265,7 +265,7 @@ class Confirmation:
         return [*lines, self.sentence]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result for ``confirmation.json``; a number that is not finite is null."""
+        """Return the result for ``confirmation.json``; a non-finite number becomes null."""
         metric, winning = self.search_objective.metric, [each.trial.number for each in self.order]
         configs = [
             {
@@ -311,13 +311,13 @@ def _finite(value: float) -> float | None:
 
 
 def confirmation_of(plan: Plan, trials: Sequence[Trial], location: Storage) -> Confirmation | None:
-    """Return what the repeats among ``trials`` say; ``None`` of a search that confirms nothing.
+    """Return the result of the repeats among ``trials``; ``None`` for a search without confirmation.
 
     Args:
         location: storage of the search.
 
     Raises:
-        UserError: an outcome of a repeat cannot be read.
+        UserError: the outcome of a repeat cannot be read.
     """
     if plan.confirm is None:
         return None

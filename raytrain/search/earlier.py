@@ -1,8 +1,8 @@
-"""Earlier searches that a new one knows: which of their results its sampler begins with, and why not the others.
+"""Earlier searches known to a new one: which of their results its sampler starts with, and why others are left out.
 
-``--warm-start`` names a search, or an MLflow experiment for all searches there. Their results are better than another
-training of the same configs, so whatever can be compared with this search becomes a finished trial of the sampler's
-study. Only a search of which nothing can be compared gives a start point instead: its winner, trained anew.
+``--warm-start`` names a search, or an MLflow experiment to mean all searches in it. Using their results beats training
+the same configs again, so every comparable result becomes a finished trial of the sampler's study. Only a search
+without any comparable result gives a start point instead: its winner, which is trained again.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from raytrain.tracking.queries import searches
 from raytrain.utils.errors import UserError
 
 SAMPLES = ("sampling", "length", "evaluate_samples")
-"""Fields that decide the validation samples of a run."""
+"""Fields that determine the validation samples of a run."""
 KNOWN = "is known already"
-"""Why a trial is left out that another argument of ``--warm-start`` has given."""
+"""Reason for leaving out a trial that another argument of ``--warm-start`` has already given."""
 ASIDE = (*LOCATION, "log_every", "evaluate_every", "checkpoint_every", "seed")
 """Fields in which a result may differ from a trial of the new search; the text is compared by its digest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewSearch:
-    """What results of earlier searches are held against."""
+    """The new search, to which the results of earlier searches are compared."""
 
     space: Space
     bases: dict[str, RunConfig[Any]]
@@ -59,12 +59,12 @@ class NewSearch:
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStarts:
-    """What ``--warm-start`` gives to a search."""
+    """The start configs and earlier results that ``--warm-start`` gives to a search."""
 
     starts: tuple[WarmStart, ...] = ()
     """The configs of its first trials."""
     earlier: tuple[EarlierSearch, ...] = ()
-    """The searches whose results its sampler begins with."""
+    """The searches whose results its sampler starts with."""
 
 
 class Unlike(Exception):
@@ -73,12 +73,12 @@ class Unlike(Exception):
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
         self.reason = reason
-        """A verb in the singular, and what follows it: "has other steps"."""
+        """A singular verb and its complement: "has other steps"."""
         self.detail = detail
 
 
 def read_references(references: Sequence[str], new: NewSearch, storage: Storage) -> WarmStarts:
-    """Return what the arguments of ``--warm-start`` give to a new search in ``storage``.
+    """Return the start configs and earlier results that ``--warm-start`` gives to a new search in ``storage``.
 
     Raises:
         UserError: one names nothing, or something that cannot be read or does not fit the search.
@@ -93,7 +93,7 @@ def read_references(references: Sequence[str], new: NewSearch, storage: Storage)
                 starts.append(read_warm_start(reference, reference, new.bases))
                 continue
             read = [_read(reference, each, new, known) for each in found]
-            # what another reference has given already can be compared, too
+            # what another reference has already given is comparable too
             if not any(each.trials or repeats for each, repeats in read):
                 starts.append(_start(reference, found, read[0][0].note, new))
             earlier += [each for each, _ in read]
@@ -106,9 +106,9 @@ def read_references(references: Sequence[str], new: NewSearch, storage: Storage)
 
 
 def find_searches(reference: str, storage: Storage) -> list[Storage] | None:
-    """Return the search that ``reference`` names, or those of an experiment, the newest first; ``None`` for a config.
+    """Return the search that ``reference`` names, or an experiment's searches, newest first; ``None`` for a config.
 
-    A search is named by its name in ``storage``, by its folder or address, or by a file in it that is its own.
+    A search is named by its name in ``storage``, by its folder or address, or by a file of its own inside it.
 
     Raises:
         UserError: it names nothing.
@@ -136,10 +136,10 @@ def find_searches(reference: str, storage: Storage) -> list[Storage] | None:
 
 
 def _of_experiment(name: str) -> list[Storage] | None:
-    """Return the searches of an MLflow experiment, the newest first; ``None`` without such an experiment.
+    """Return the searches of an MLflow experiment, newest first; ``None`` if there is no such experiment.
 
     Raises:
-        UserError: it has no search that is where its run says.
+        UserError: no search is where its MLflow run says.
     """
     uri = tracking_uri()
     if not is_there(uri):
@@ -156,10 +156,10 @@ def _of_experiment(name: str) -> list[Storage] | None:
 
 
 def _start(reference: str, found: Sequence[Storage], note: str, new: NewSearch) -> WarmStart:
-    """Return the winner of the newest of the searches that have one with a checkpoint, to be trained anew.
+    """Return the winner to train again: that of the newest of the searches whose winner has a checkpoint.
 
     Raises:
-        UserError: none has; the line says what was said of the newest, too.
+        UserError: none has; the message also gives the note about the newest.
     """
     for location in found:
         try:
@@ -171,7 +171,7 @@ def _start(reference: str, found: Sequence[Storage], note: str, new: NewSearch) 
 
 
 def _read(reference: str, location: Storage, new: NewSearch, known: set[str]) -> tuple[EarlierSearch, bool]:
-    """Return what is known of one search, and whether some of it was before; ``known`` gains its trials' identities.
+    """Return what is known of one search, and whether some of it was already in ``known``; add its trials to ``known``.
 
     Raises:
         UserError: its records cannot be read.
@@ -197,7 +197,7 @@ def _read(reference: str, location: Storage, new: NewSearch, known: set[str]) ->
 
 
 def _note(name: str, num_known: int, num_trials: int, left_out: dict[str, list[str]]) -> str:
-    """Return one line that says how many trials are known, and why others are not."""
+    """Return one line that says how many trials are known, and why others are left out."""
     parts = [f"{num_known} of {num_trials} trials of {name} {'is' if num_known == 1 else 'are'} known to the sampler"]
     for reason, details in left_out.items():
         verb, _, rest = reason.partition(" ")
@@ -210,9 +210,9 @@ def _note(name: str, num_known: int, num_trials: int, left_out: dict[str, list[s
 
 
 def _comparison(values: dict[str, Any], new: NewSearch) -> Callable[[Trial], Trial]:
-    """Return the function that makes a trial of the search with the plan ``values`` one that the new search knows.
+    """Return the function that converts a trial of the search with the plan ``values`` for use by the new search.
 
-    It raises ``Unlike`` where the trial cannot be compared.
+    That function raises ``Unlike`` if the trial cannot be compared.
     """
     objective = search_objective_of(values).objective
     here = new.search_objective.objective
@@ -230,10 +230,10 @@ def _comparison(values: dict[str, Any], new: NewSearch) -> Callable[[Trial], Tri
 
 
 def _known(trial: Trial, new: NewSearch) -> Trial:
-    """Return a trial of a comparable search at its point of the new search's space.
+    """Return a trial of a comparable search, moved to its point of the new search's space.
 
     Raises:
-        Unlike: it has no result, or was made with other settings than the new search would make it with.
+        Unlike: it has no result, or its settings differ from those that the new search would use.
     """
     if not trial.ended:
         raise Unlike("has not ended")
@@ -257,7 +257,7 @@ def _known(trial: Trial, new: NewSearch) -> Trial:
     if new.max_parameters is not None and num_parameters(config) > new.max_parameters:
         raise Unlike("has more parameters", f"than {new.max_parameters:,}")
     kinds = {name: optuna.distributions.distribution_to_json(kind) for name, kind in point.distributions.items()}
-    # without what a sampler has no use for: where it ran, and how it got there
+    # drop what a sampler does not need: where the trial ran, and its history
     return dataclasses.replace(trial, params=dict(point.params), distributions=kinds, run={}, history=[])
 
 
@@ -265,17 +265,17 @@ def _point(trial: Trial, new: NewSearch) -> tuple[FixedTrial, RunConfig[Any]]:
     """Return a trial's point in the new space, and the config that the space makes of it.
 
     Raises:
-        Unlike: this space does not have the parameters, or does not allow their values.
+        Unlike: this space lacks the parameters, or does not allow their values.
     """
     point = FixedTrial(trial.params)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of values out of range, which are found below
+            warnings.simplefilter("ignore")  # about values out of range, which are found below
             config = new.space.resolve(new.bases, point, new.budget)
     except (Exception, SystemExit) as error:  # whatever a user's file raises
         missing = re.search(
             r"parameter '(.+)' is not found", str(error)
-        )  # what Optuna says of one that it did not have
+        )  # Optuna's message about a parameter that the trial lacks
         reason = f"it has no {missing[1]}" if missing else " ".join(str(error).split())[:80]
         raise Unlike("lies outside this space", reason) from None
     for name, kind in point.distributions.items():

@@ -22,12 +22,12 @@ from raytrain.utils.errors import UserError
 from raytrain.utils.validation import parse_json
 
 TIMED = ("model", "data", "vocabulary", "sampling", "length", "group_size")
-"""Fields that decide how long a step takes, beside the batch size and the precision."""
+"""Fields that determine how long a step takes, besides the batch size and the precision."""
 
 PROCESS_BYTES, PARAMETER_BYTES, ACTIVATION_BYTES = 480e6, 40.0, 8.0
-"""Memory of a worker on CPUs: its process with what it imports and compiles; for each parameter the weight, its
-gradient, moments and average, and copies that wait to be saved; for each position of a batch and each row of a weight
-matrix. docs/performance.md holds them against measured peaks."""
+"""Memory of a worker on CPUs. Its process, including what it imports and compiles. Per parameter: the weight, its
+gradient, moments and average, and copies that wait to be saved. Per position of a batch and row of a weight matrix:
+the activations. docs/performance.md compares the estimate with measured peaks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +37,18 @@ class Benchmark:
     reference: str
     config: RunConfig[Any]
     machine: str
-    """Name of its GPU or CPU."""
+    """Name of the machine's GPU or CPU."""
     on_gpu: bool
     threads: int
     step_seconds: dict[tuple[int, str], float]
-    """(batch size, precision) -> seconds of a step of one worker."""
+    """(batch size, precision) -> seconds per step of one worker."""
     sample_seconds: float
-    """Seconds of one validation sample."""
+    """Seconds per validation sample."""
     speedup: dict[tuple[int, int], float]
-    """(batch size, DDP workers) -> their speed over that of one worker."""
+    """(batch size, DDP workers) -> their speed relative to one worker."""
 
     def key(self, config: RunConfig[Any]) -> tuple[int, str]:
-        """Return the key of a step of ``config``; ``auto`` is the precision that the benchmark's machine chose."""
+        """Return the key of a step of ``config``; ``auto`` means the precision that the benchmark's machine chose."""
         return config.batch_size, self.config.precision if config.precision == "auto" else config.precision
 
     def lacks(self, config: RunConfig[Any], worker_spec: WorkerSpec) -> list[str]:
@@ -67,11 +67,11 @@ class Benchmark:
         return lacking
 
     def seconds(self, config: RunConfig[Any], worker_spec: WorkerSpec, num_samples: int, draws: int) -> float:
-        """Return the time of a whole run, for a config to which the benchmark applies.
+        """Return the seconds of a whole run, for a config to which the benchmark applies.
 
         Args:
-            num_samples: validation samples of an evaluation.
-            draws: draws of z with which each evaluation estimates the likelihood. Each costs about as much as one more
+            num_samples: validation samples per evaluation.
+            draws: draws of z with which each evaluation estimates the likelihood. Each costs about as much as another
                 evaluation.
         """
         training, evaluating = run_seconds(
@@ -81,7 +81,7 @@ class Benchmark:
 
 
 def worker_bytes(config: RunConfig[Any], workers: int) -> int:
-    """Return an estimate of the memory that one of ``workers`` takes to train ``config`` on CPUs."""
+    """Return an estimate of the memory, in bytes, that one of ``workers`` needs to train ``config`` on CPUs."""
     size = model_size(config)
     positions = math.ceil(config.batch_size / workers) * config.length
     return int(PROCESS_BYTES + PARAMETER_BYTES * size.parameters + ACTIVATION_BYTES * positions * size.rows)
@@ -90,20 +90,20 @@ def worker_bytes(config: RunConfig[Any], workers: int) -> int:
 def run_seconds(
     config: RunConfig[Any], step_seconds: float, num_samples: int, sample_seconds: float
 ) -> tuple[float, float]:
-    """Return the seconds of training and of evaluating in a whole run of one worker.
+    """Return the seconds of training and of evaluation in a whole run of one worker.
 
     Args:
-        num_samples: validation samples of an evaluation.
+        num_samples: validation samples per evaluation.
     """
     evaluations = math.ceil(config.steps / config.evaluate_every)
     return config.steps * step_seconds, evaluations * num_samples * sample_seconds
 
 
 def read_benchmark(reference: str) -> Benchmark:
-    """Read the benchmark at a path or an ``s3://`` address.
+    """Read the benchmark at a path or ``s3://`` address.
 
     Raises:
-        UserError: it cannot be read, or is no benchmark.
+        UserError: it cannot be read, or is not a benchmark.
     """
     location, name = open_file(reference)
     try:
@@ -141,11 +141,11 @@ def _median(series: dict[str, Any]) -> float:
 
 
 def bench_command(config: RunConfig[Any], worker_spec: WorkerSpec) -> str:
-    """Return the command that makes a benchmark which applies to a run of ``config`` by ``worker_spec``."""
+    """Return the command that makes a benchmark applicable to a run of ``config`` by ``worker_spec``."""
     choices = [_options(config, name) for name in PRESET_NAMES]
     options = min((chosen for chosen in choices if chosen is not None), key=len)
     options += ["--batch-size", str(config.batch_size)]
-    if config.precision not in ("auto", "tf32"):  # tf32 is a switch of the process, so that it cannot take turns
+    if config.precision not in ("auto", "tf32"):  # tf32 is set for the whole process, so it cannot be switched
         options += ["--precision", config.precision]
     if not worker_spec.on_gpus:
         options += ["--threads", str(worker_spec.workers * max(1, int(worker_spec.cpus)))]
@@ -154,9 +154,9 @@ def bench_command(config: RunConfig[Any], worker_spec: WorkerSpec) -> str:
 
 
 def _options(config: RunConfig[Any], name: Any) -> list[str] | None:
-    """Return the options that turn the preset ``name`` into the config, as far as the time of a step depends on them.
+    """Return the options that turn the preset ``name`` into the config, as far as they affect the time of a step.
 
-    ``None`` if the model has no such preset.
+    The result is ``None`` if the model has no such preset.
     """
     try:
         default = default_config(Choice(config.model_name, name, config.data, None), name)
@@ -175,15 +175,15 @@ def _options(config: RunConfig[Any], name: Any) -> list[str] | None:
 def trial_seconds(
     plan: Plan, corpus: Corpus, worker_spec: WorkerSpec, benches: Sequence[str]
 ) -> tuple[float | None, list[str]]:
-    """Return the seconds of a trial that is not stopped early, the longest of all models, and the benchmarks behind it.
+    """Return the seconds of a trial that is not stopped early, the longest over all models, and the benchmarks used.
 
-    Where no benchmark applies: ``None``, the reasons, and the commands that make one.
+    If no benchmark applies, return ``None``, the reasons, and the commands that make one.
 
     Args:
         benches: paths and addresses of benchmarks.
 
     Raises:
-        UserError: one of them is no benchmark.
+        UserError: one of them is not a benchmark.
     """
     benchmarks = [read_benchmark(reference) for reference in benches]
     if worker_spec.on_gpus and worker_spec.gpus < 1:
@@ -208,14 +208,14 @@ def trial_seconds(
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Upper bounds on the hours and the cost of all trials of a search, as far as they are known."""
+    """Upper bounds on the hours and the cost of all trials of a search, as far as known."""
 
     num_trials: int
-    """Trials that have not ended yet, without those that confirm."""
+    """Trials that have not ended yet, excluding those that confirm."""
     concurrent: int
     """Trials at once."""
     most: int | None = None
-    """Most of those that do not confirm at once: members of a population; ``None`` without such a limit."""
+    """Limit on concurrent trials, excluding those that confirm: members of a population; ``None`` without a limit."""
     workers: int
     """Workers of each trial."""
     trial_seconds: float | None = None
@@ -223,11 +223,11 @@ class Estimate:
     time_budget: float | None = None
     """Seconds."""
     price: float | None = None
-    """Price of one worker for an hour."""
+    """Price of one worker per hour."""
     num_repeats: int = 0
-    """Trials that confirm and have not ended yet; they begin when all others have ended."""
+    """Confirming trials that have not ended yet; they start once all others have ended."""
     repeat_share: float = 1.0
-    """Their steps as a share of those of the others."""
+    """Steps of a confirming trial as a share of those of the others."""
 
     @property
     def hours(self) -> float | None:
@@ -240,7 +240,7 @@ class Estimate:
 
     @property
     def worker_hours(self) -> float | None:
-        """Hours of all workers together."""
+        """Hours summed over all workers."""
         if self.hours is None:
             return None
         most = self.concurrent * self.hours
@@ -253,9 +253,9 @@ class Estimate:
         """Return hours and cost as text.
 
         Args:
-            sources: those of ``trial_seconds``.
-            asked: whether the user wants to know before the search starts. Otherwise nothing is said of hours that are
-                not known: the search says how much time is left once it has measured its trials.
+            sources: the second result of ``trial_seconds``.
+            asked: whether the user wants to know before the search starts. Otherwise unknown hours are not mentioned:
+                the search shows the time left once it has measured its trials.
         """
         if self.trial_seconds is None:
             limit = "" if self.hours is None else f"at most {self.hours:.2f} by --time-budget"

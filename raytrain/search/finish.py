@@ -1,4 +1,4 @@
-"""End of a search: the table of its trials, its report, its best model, and that model's place in the registry."""
+"""End of a search: the table of its trials, its report, its best model, and that model's registration."""
 
 from __future__ import annotations
 
@@ -63,18 +63,18 @@ from raytrain.utils.errors import UserError
 from raytrain.utils.text import duration, one_line
 
 WIDTH = 100
-"""Columns of the lines that print the best trial's fields."""
+"""Line width when printing the best trial's fields."""
 ABLATION = "ablation.json"
 """Artifact of an ablation: see ``search.ablation``."""
 CARD_SAMPLES = 10
-"""Texts that the best model writes, for the terminal, MLflow and the model card."""
+"""Number of texts sampled from the best model for the terminal, MLflow and the model card."""
 
 
 def finish(search: Search, trials: list[Trial], seconds: float) -> None:
     """Print and log the result of a search, and let its best model compete for champion.
 
     Raises:
-        UserError: no trial left a checkpoint, or the best model could not be registered.
+        UserError: no trial left a checkpoint, or registering the best model failed.
     """
     search_objective, confirm = search.plan.search_objective, search.plan.confirm
     confirmation = confirmation_of(search.plan, trials, search.location)
@@ -114,7 +114,7 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
     fields = list(dict.fromkeys(name for trial in trials for name in trial.fields))
     columns = [metric.key for metric in shown_metrics(trial.best for trial in trials)]
     view = share_view(search.parent, f"{search.name}: best trials first", columns, fields)
-    link = view[view.index("#/") :]  # relative: the page may be reached under several addresses
+    link = view[view.index("#/") :]  # relative, since the page may be reached under several addresses
     model = f"models:/{name}@{alias} (version {version})"
     search.parent.describe(description(search, trials, best, ladder, model, link, seconds, confirmation))
     end(search, trials)
@@ -125,10 +125,10 @@ def finish(search: Search, trials: list[Trial], seconds: float) -> None:
 
 
 def best_checkpoint(search: Search, trials: list[Trial]) -> tuple[Trial, Checkpoint] | None:
-    """Return the best trial that may win and left a checkpoint, with its best one; ``None`` if no trial may win.
+    """Return the best trial that may win and left a checkpoint, and its best checkpoint; ``None`` if none may win.
 
-    Of a search that confirms, it is the best seed of the confirmed winner. The metrics of the trial are those of that
-    checkpoint, also where the checkpoint of a better evaluation was lost.
+    If the search confirms its winner, the trial is the best seed of the confirmed winner. The trial's metrics are those
+    of that checkpoint, even if the checkpoint of a better evaluation was lost.
 
     Raises:
         UserError: no trial left a checkpoint.
@@ -149,14 +149,14 @@ def best_checkpoint(search: Search, trials: list[Trial]) -> tuple[Trial, Checkpo
 
 
 def finish_unconfirmed(search: Search, trials: list[Trial]) -> None:
-    """End a search whose time was up before its winner was confirmed: no model is registered."""
+    """End a search that ran out of time before its winner was confirmed: no model is registered."""
     describe_unregistered(search, trials, "the winner is not confirmed: no model is registered")
     end(search, trials)
     print(f"view: {search.parent.ui_hint()}")
 
 
 def finish_ablation(search: Search, trials: list[Trial]) -> None:
-    """Print and log what each field of the ablated winner brings; no model of an ablation is registered."""
+    """Print and log the effect of each field of the ablated winner; an ablation registers no model."""
     found = effects(search.plan, trials, search.location)
     heading = f"the winner of {search.plan.ablates} with the default in place of a field:"
     print("\n".join([heading, *map("  {}".format, found)]))
@@ -168,7 +168,7 @@ def finish_ablation(search: Search, trials: list[Trial]) -> None:
 
 
 def finish_without_winner(search: Search, trials: list[Trial], confirmation: Confirmation | None = None) -> None:
-    """End a search in which no trial, or no confirmed config, kept the constraint: no model is registered."""
+    """End a search in which no trial, or no confirmed config, met the constraint: no model is registered."""
     largest = max(code_use(trial.best) for trial in trials if trial.best)
     text = (
         f"no trial uses at least {search.plan.min_used:g} nats of its code (the most is {largest:.2f}): "
@@ -184,7 +184,7 @@ def finish_without_winner(search: Search, trials: list[Trial], confirmation: Con
 
 
 def describe_unregistered(search: Search, trials: list[Trial], text: str) -> None:
-    """Print why no model of a search is registered, and say it at the top of the search's page in MLflow."""
+    """Print why no model of a search is registered, and put it at the top of the search's page in MLflow."""
     print(text)
     why = unfinished(search, trials)
     lines = [_sentence(text), *([f"{_sentence(why)} Go on with `{search.resume_command}`."] if why else [])]
@@ -193,25 +193,25 @@ def describe_unregistered(search: Search, trials: list[Trial], text: str) -> Non
 
 
 def log_report(search: Search) -> None:
-    """Draw and log the report of a search; of a large one this takes longer than all else."""
+    """Draw and log the report of a search; for a large search this takes longer than everything else."""
     with tempfile.TemporaryDirectory(prefix="raytrain-") as scratch:
         write_search_report(search.parent, Path(scratch) / "report")
 
 
 @contextlib.contextmanager
 def reported_on_failure(search: Search) -> Iterator[None]:
-    """Log the report of a search also where what is done inside raises ``UserError``, which goes on."""
+    """Log the report of a search even if the block raises ``UserError``; re-raise the error."""
     try:
         yield
     except UserError:
-        # MLflow may be what has failed: it is not waited for again, and its error does not replace the first
+        # MLflow may be what failed: do not wait for it again, and do not let its error replace the first
         with contextlib.suppress(*TRACKING_ERRORS, UserError), patience(0):
             log_report(search)
         raise
 
 
 def end(search: Search, trials: list[Trial]) -> None:
-    """Log the report of a search and end its MLflow run; say how it goes on if its time was up before its end."""
+    """Log the report of a search and end its MLflow run; if its time ran out, print how to resume it."""
     log_report(search)
     if why := unfinished(search, trials):
         search.parent.finish("KILLED", f"{why}; go on with {search.resume_command}")
@@ -221,10 +221,10 @@ def end(search: Search, trials: list[Trial]) -> None:
 
 
 def unfinished(search: Search, trials: list[Trial]) -> str:
-    """Return what a search whose time was up has not done; empty where it has finished.
+    """Return what a search that ran out of time has left to do; empty if it has finished.
 
-    Repeats that are no longer wanted need not have ended. How many are to be begun is known when all other trials have
-    ended, whose results decide it.
+    Repeats that are no longer wanted need not end. The number of new repeats is known only once all other trials have
+    ended, since their results decide it.
     """
     plan, own = search.plan, searched(trials)
     unended = [trial.name for trial in (*own, *wanted_repeats(plan, trials)) if not trial.ended]
@@ -252,9 +252,9 @@ def print_best(search: Search, best: Trial, stored: Checkpoint, comparison: str)
 
 
 def computed_in(search: Search, best: Trial) -> str:
-    """Return the compute type and the device of a trial as text; empty where its outcome does not say it.
+    """Return the compute type and the device of a trial as text; empty if its outcome does not record them.
 
-    A trial that ASHA stopped has no outcome. One that failed or was early-stopped later only has a reason.
+    A trial that ASHA stopped has no outcome. If it later failed or was stopped early, its outcome only has a reason.
     """
     outcome = read_outcome(trial_location(search.location, best.identity).uri())
     if outcome is None or "precision" not in outcome:
@@ -263,10 +263,10 @@ def computed_in(search: Search, best: Trial) -> str:
 
 
 def register(search: Search, best: Trial, stored: Checkpoint, card: str) -> tuple[str, int, str]:
-    """Log the checkpoint as the search's model and register it; return its registered name, version and alias.
+    """Log the checkpoint as the search's model and register it; return the registered name, version and alias.
 
     Raises:
-        UserError: the store was away for too long, or the model did not load back as it was.
+        UserError: the store was unavailable for too long, or the model loaded back differs from the checkpoint.
     """
     metrics = {name: value for name, value in best.best.items() if math.isfinite(value)}
     again = f"{search.resume_command} tries again"
@@ -295,7 +295,7 @@ def register(search: Search, best: Trial, stored: Checkpoint, card: str) -> tupl
 
 
 def score_of(config: RunConfig[Any], corpus: str, value: float) -> Score:
-    """Return the score of a model: bits per byte on the validation samples that its config names."""
+    """Return the score of a model: bits per byte on the validation samples that its config specifies."""
     samples = f"{config.evaluate_samples} " if config.evaluate_samples else "all "
     return Score(corpus, f"valid/{METRIC}, {samples}{config.samples_noun} of {config.length}", value)
 
@@ -342,7 +342,7 @@ def model_card(
     config, corpus = best.config, search.workspace.corpus
     metrics = [f"{metric.label}: {metric.format(best.best)} {metric.unit}" for metric in shown_metrics([best.best])]
     lines = [
-        # plain words first: the registry's table shows the beginning, and no Markdown
+        # plain words first: the registry's table shows only the beginning, without rendering Markdown
         f"{config.model_name} on {corpus.name}: {headline(best.best)} on the validation split. "
         f"The best model of the search `{search.name}`.",
         "",
@@ -373,7 +373,7 @@ def model_card(
 
 
 def _confirmation_section(best: Trial, confirmation: Confirmation) -> list[str]:
-    """Return the lines of a model card that say how the model was confirmed."""
+    """Return the lines of a model card that describe how the model was confirmed."""
     return [
         "## Confirmation",
         "",
@@ -391,7 +391,7 @@ def _confirmation_section(best: Trial, confirmation: Confirmation) -> list[str]:
 
 
 def table(trials: list[Trial], search_objective: SearchObjective) -> dict[str, list[Any]]:
-    """Return the columns of ``trials.parquet``, which has a row for each trial."""
+    """Return the columns of ``trials.parquet``, which has one row per trial."""
     own = searched(trials)
     repeats = [trial for trial in trials if trial.confirms is not None]
     order = [*rank(own, search_objective), *rank(repeats, search_objective)]
@@ -430,7 +430,7 @@ def _row(trial: Trial, metrics: list[str]) -> dict[str, Any]:
 
 
 def _evaluated(trial: Trial) -> list[str]:
-    """Return what the record of a trial has of each evaluation."""
+    """Return the keys that a trial's history records for each evaluation."""
     return [
         name for name in ("step", METRIC, LIKELIHOOD, "kl", "used") if any(name in entry for entry in trial.history)
     ]
@@ -441,7 +441,7 @@ def _plain(value: Any) -> Any:
 
 
 def write_table(trials: list[Trial], search_objective: SearchObjective, file: Path) -> None:
-    """Write a Parquet file with a row for each trial. A column with values of several kinds is written as text."""
+    """Write a Parquet file with one row per trial. A column with values of several types is written as text."""
     import pyarrow
     import pyarrow.parquet
 

@@ -93,20 +93,20 @@ class SearchOptions:
         return WorkerOptions(str(self.workers_per_trial), self.cpus_per_worker, self.gpus_per_worker, self.device)
 
     def confirmation(self, seed: int) -> Confirm | None:
-        """Return how a search of ``seed`` confirms its winner, if it does.
+        """Return how a search with this ``seed`` confirms its winner; ``None`` if it does not.
 
         Raises:
-            UserError: an option of it has a value that cannot be.
+            UserError: one of the confirmation options has an invalid value.
         """
         if self.confirm is None:
             return None
         return Confirm.parse(self.confirm, seed, self.confirm_steps, self.confirm_share)
 
     def check(self) -> None:
-        """Refuse numbers and names that no search can have.
+        """Refuse invalid numbers and names.
 
         Raises:
-            UserError: with the option's name.
+            UserError: an option is invalid; the message names it.
         """
         if self.name is not None:
             check_name(self.name)
@@ -132,12 +132,12 @@ class SearchOptions:
 
 
 RESUMABLE = ("time_budget", "max_concurrent", "workers_per_trial", "cpus_per_worker", "gpus_per_worker", "device")
-"""Options that say how trials run and leave their results alone: a resumed search may change them."""
+"""Options that affect how trials run but not their results: a resumed search may change them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRequest:
-    """A search as it was asked for: its options, and the configs that its space changes."""
+    """A search as requested: its options, and the configs that its space changes."""
 
     options: SearchOptions
     space: Space

@@ -38,34 +38,34 @@ SETTLED = (
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStart:
-    """A config that the search begins with."""
+    """A config that the search starts with."""
 
     reference: str
     """The argument of ``--warm-start`` that names it."""
     config: RunConfig[Any]
     params: dict[str, Any] | None = None
-    """The parameters under which an earlier search has drawn it; ``None`` where they are not recorded."""
+    """The parameters with which an earlier search drew it; ``None`` if they are not recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EarlierSearch:
-    """An earlier search, and what the sampler knows of it."""
+    """An earlier search, and what the sampler knows about it."""
 
     reference: str
     """The argument of ``--warm-start`` that names it, or its MLflow experiment."""
     name: str
     note: str
-    """What was said of it: how many trials are known, and why others are not."""
+    """Note printed about it: how many trials are known, and why others are left out."""
     trials: tuple[Trial, ...]
-    """Its trials that the sampler knows, as they were recorded then, each at its point of this search's space."""
+    """Its trials that the sampler knows, as recorded then, each at its point of this search's space."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that decides which trials a search has, and their results."""
+    """Everything that determines which trials a search has, and their results."""
 
     identity: str
-    """What ``new_identity`` gave the search when it was begun; no other search has it, whatever its name."""
+    """The result of ``new_identity`` when the search was begun; unique, whatever the search's name."""
     space: Space
     bases: dict[str, RunConfig[Any]]
     """Model name -> the config that the space's fields change."""
@@ -74,11 +74,11 @@ class Plan:
     corpus: str
     """Digest of the corpus."""
     num_samples: int
-    """Number of trials, not counting those that confirm; it may be raised when the search is resumed, unless the trials
-    are the parts of a population."""
+    """Number of trials, excluding those that confirm. It may be raised on resuming, unless the trials are parts of a
+    population."""
     seed: int
     workers: dict[str, Any]
-    """The options that say how trials run, as they were given: the defaults of a resumption."""
+    """The options that affect how trials run, as they were given: the defaults for resuming."""
     experiment: str
     corpus_path: str
     """Where the corpus was on the machine that started the search."""
@@ -88,19 +88,19 @@ class Plan:
     warm_starts: tuple[WarmStart, ...] = ()
     """The configs of its first trials."""
     earlier: tuple[EarlierSearch, ...] = ()
-    """The searches whose results its sampler begins with; they are no trials of its own."""
+    """The searches whose results its sampler starts with; they are not trials of its own."""
     max_parameters: int | None = None
-    """Most parameters of a model that is trained; ``None`` without a limit."""
+    """Most parameters that a model may have to be trained; ``None`` without a limit."""
     parts: int = 0
-    """Parts in which each member of a population is trained, each a trial of its own; 0 without a population."""
+    """Parts in which each member of a population is trained, each part being a trial; 0 without a population."""
     ablates: str = ""
-    """Name of the search whose winner it ablates, if it does."""
+    """Name of the search whose winner it ablates; empty if it is not an ablation."""
     confirm: Confirm | None = None
-    """How its winner is confirmed, if it is; may be given or changed when the search is resumed."""
+    """How its winner is confirmed, if at all; may be given or changed when the search is resumed."""
 
     @property
     def members(self) -> int:
-        """Return the most of its own trials that can run at once: members of the population, or all without one."""
+        """Most of its own trials that can run at once: the members of a population, or else all trials."""
         return self.num_samples // max(1, self.parts)
 
     @property
@@ -110,7 +110,7 @@ class Plan:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """Return the arguments of ``--warm-start``, those of searches first."""
+        """Return the arguments of ``--warm-start``, those that name searches first."""
         found = [*(each.reference for each in self.earlier), *(start.reference for start in self.warm_starts)]
         return tuple(dict.fromkeys(found))
 
@@ -142,7 +142,7 @@ class Plan:
         return json.dumps(values, indent=1).encode()
 
     def differences(self, other: Plan) -> list[str]:
-        """Return as text what distinguishes this search from ``other``."""
+        """Return the differences between this search and ``other``, as text."""
         parts = [
             f"{name} was {getattr(other, name)}, is {getattr(self, name)}"
             for name in SETTLED
@@ -158,7 +158,7 @@ class Plan:
             _without_location(start.config) for start in other.warm_starts
         ]:
             parts.append("it started from other configs")
-        # what they have become since does not matter: the search keeps the results that it began with
+        # how those searches have changed since does not matter: this one keeps the results that it started with
         if {each.reference for each in self.earlier} != {each.reference for each in other.earlier}:
             parts.append("it knows other searches")
         if self.bases.keys() != other.bases.keys():
@@ -178,9 +178,9 @@ def _without_location(config: RunConfig[Any]) -> dict[str, Any]:
 def grid_points(
     space: Space, bases: dict[str, RunConfig[Any]], budget: str | None, max_parameters: int | None
 ) -> list[dict[str, Any]]:
-    """Return the points of a grid whose models have at most so many parameters, as the values of its parameters.
+    """Return the points of a grid whose models have at most ``max_parameters``, as the values of its parameters.
 
-    Points of which the space makes no config are left in: their trials say why.
+    Points from which the space cannot make a config are kept: their trials report the reason.
     """
     points = grid(space, budget)
     if max_parameters is None:
@@ -195,10 +195,10 @@ def grid_points(
 
 
 def _check(plan: Plan) -> None:
-    """Check the values of a plan that its readers rely on.
+    """Check the values of a plan on which its readers rely.
 
     Raises:
-        ValueError, UserError: one is not as it must be; the line names it.
+        ValueError, UserError: a value is invalid; the message names it.
     """
     texts = {"experiment": plan.experiment, "space.name": plan.space.name, "ablates": plan.ablates}
     texts |= {f"warm_starts.{number}.reference": start.reference for number, start in enumerate(plan.warm_starts)}
@@ -222,14 +222,14 @@ def _check(plan: Plan) -> None:
 
 
 def read_plan(storage: Storage, compared_with: Space | None = None) -> Plan | None:
-    """Return the plan of the search under ``storage``; ``None`` without a search.
+    """Return the plan of the search under ``storage``; ``None`` if there is no search.
 
-    This runs the file of its space, as the storage has it: only where the user has asked to resume that search. For a
-    comparison give the space that the user has given: it then stands for the stored one, if their files are the same,
-    and a space that draws nothing for another.
+    Without ``compared_with``, this runs the space file in the storage. Do so only if the user has asked to resume that
+    search. To compare plans, pass the user's space. The plan gets that space if the stored file is the same, and
+    otherwise a space that draws nothing.
 
     Raises:
-        UserError: the plan cannot be read, or is of a newer version.
+        UserError: the plan cannot be read, or has a newer version.
     """
     values = read_values(storage)
     if values is None:
@@ -255,17 +255,17 @@ def read_plan(storage: Storage, compared_with: Space | None = None) -> Plan | No
 
 
 def _earlier(values: dict[str, Any]) -> EarlierSearch:
-    """Return an earlier search as a plan's JSON has it.
+    """Return an earlier search from a plan's JSON.
 
     Raises:
-        ValueError, TypeError, KeyError: it holds something else.
+        ValueError, TypeError, KeyError: the JSON is something else.
     """
     trials = [Trial.from_json(json.dumps(trial).encode()) for trial in values["trials"]]
     return EarlierSearch(**validate_fields(EarlierSearch, {**values, "trials": trials}))
 
 
 def _unread(own: Space, values: dict[str, Any], name: str, source: str) -> Space:
-    """Return the space of a stored plan without running its file: ``own``, if it is of the same file."""
+    """Return the space of a stored plan without running its file: ``own`` if its source is the same."""
     if source == own.source:
         return own
     budgets: dict[str, dict[str, Any]] = {} if values.get("budget") is None else {str(values["budget"]): {}}

@@ -1,14 +1,15 @@
-"""Population-based training (Jaderberg et al. 2017): schedules that are found while the weights are trained.
+"""Population-based training (Jaderberg et al. 2017): finds schedules of hyperparameters while the weights are trained.
 
-The members of a population are trained in parts of equally many steps. After each part the worst quarter is replaced:
-such a member goes on from the state of one of the best quarter, with hyperparameters near that one's. The rule and its
-numbers are those of Ray Tune's ``PopulationBasedTraining``. The bookkeeping is not: Tune keeps what it has decided in
-its own process, and decides by what has ended so far. Here a part is a trial with a record of its own, and the next
-ones follow from how all parts before have ended, so that a search that was resumed ends as an undisturbed one does.
+The members of a population are trained in parts with equally many steps. After each part, the worst quarter is
+replaced. A replaced member continues from the state of one of the best quarter, with hyperparameters near that
+member's. The rule and its constants are those of Ray Tune's ``PopulationBasedTraining``. The bookkeeping is not: Tune
+keeps its decisions in its own process, and decides by whatever has ended so far. Here, a part is a trial with its own
+record, and later parts follow from how all earlier parts ended. A resumed search therefore ends like an undisturbed
+one.
 
-All members have one seed, and so the same batches and the same noise. The state of a member then depends on nothing but
-the config that it began with and the changes since: with these as its ``changes``, the config is that of one run, which
-``raytrain.train`` repeats bit by bit.
+All members have the same seed, and so the same batches and the same noise. The state of a member then depends only on
+its initial config and the changes since. With these as its ``changes``, the config describes a single run, which
+``raytrain.train`` reproduces bit for bit.
 """
 
 from __future__ import annotations
@@ -39,39 +40,39 @@ from raytrain.search.warm_start import point_of
 from raytrain.utils.errors import UserError
 
 REPLACED = 0.25
-"""Share of the members that are replaced after each part, and of those that replace them."""
+"""Share of the members that are replaced after each part, and of those whose states replace them."""
 DRAWN_AGAIN = 0.25
-"""Probability that a hyperparameter is drawn anew instead of being changed by one of ``FACTORS``."""
+"""Probability that a hyperparameter is redrawn instead of being multiplied by one of ``FACTORS``."""
 FACTORS = (0.8, 1.2)
 PARTS = 8
-"""Most parts in which the members are trained, if their number is not given."""
+"""Most parts in which the members are trained if the number is not given."""
 
 
 class ExtinctError(Exception):
-    """No member has a state from which any could go on."""
+    """No member has a state from which another can continue."""
 
 
 @dataclass(frozen=True)
 class Successor:
-    """How a part goes on from the state that another has left."""
+    """How a part continues from the state that another part has left."""
 
     parent: Trial
-    """The trial that has left it."""
+    """The trial that left the state."""
     step: int
     config: RunConfig[Any]
     params: dict[str, Any]
-    """The parameters of the space that hold from here on."""
+    """The parameters of the space that apply from here on."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part that is to be trained next."""
+    """A part to train next."""
 
     member: int
     end: int
     """Step after which it ends."""
     successor: Successor | None = None
-    """``None`` for the first part of a member, which is drawn."""
+    """``None`` for the first part of a member, whose config is drawn."""
 
 
 def part_steps(plan: Plan) -> int:
@@ -80,12 +81,12 @@ def part_steps(plan: Plan) -> int:
 
 
 def find_parts(wanted: int | None, base: RunConfig[Any]) -> int:
-    """Return the number of parts in which runs of ``base`` are trained: ``wanted``, or the most up to ``PARTS``.
+    """Return the number of parts in which runs of ``base`` are trained: ``wanted``, or the largest up to ``PARTS``.
 
-    A part ends at an evaluation, so that a run in one piece is evaluated at the same steps.
+    Each part ends at an evaluation, so that an undivided run is evaluated at the same steps.
 
     Raises:
-        UserError: no part would, or those of ``wanted`` would not; the line says which do.
+        UserError: no number of parts fits, or ``wanted`` does not; the message lists those that do.
     """
     steps, every = base.steps, base.evaluate_every
     fitting = [] if steps % every else [parts for parts in range(2, steps // every + 1) if steps // every % parts == 0]
@@ -105,15 +106,16 @@ def find_parts(wanted: int | None, base: RunConfig[Any]) -> int:
 def check_population(
     members: int, space: str, bases: dict[str, RunConfig[Any]], points: Sequence[RunConfig[Any]]
 ) -> None:
-    """Refuse a population whose members have not the same steps, or in which nothing can change.
+    """Refuse a population whose members differ in their number of steps, or in which nothing can change.
 
     Args:
+        members: number of members.
         space: name of the search space.
-        bases: the configs that its fields change, by model.
-        points: configs that it draws.
+        bases: the configs that the space's fields change, by model.
+        points: configs drawn from the space.
 
     Raises:
-        UserError: with the option or field.
+        UserError: an option or field does not fit; the message names it.
     """
     if members < 2:
         raise UserError(f"--num-samples {members}: a population has at least 2 members")
@@ -128,10 +130,10 @@ def check_population(
 
 
 def fit_start(start: WarmStart, plan_space: Space, bases: dict[str, RunConfig[Any]], budget: str | None) -> WarmStart:
-    """Return a warm start as a member of a population: with the seed of the others.
+    """Return a warm start as a member of a population, with the seed that all members share.
 
     Raises:
-        UserError: it is no point of the space, so that nothing of it could change.
+        UserError: it is not a point of the space, so nothing in it could change.
     """
     base = bases[start.config.model_name]
     fitted = dataclasses.replace(start, config=dataclasses.replace(start.config, seed=base.seed))
@@ -144,13 +146,13 @@ def fit_start(start: WarmStart, plan_space: Space, bases: dict[str, RunConfig[An
 
 
 def next_part(plan: Plan, trials: Sequence[Trial]) -> Part | None:
-    """Return the first part that has not begun and whose beginning is settled; ``None`` while there is none.
+    """Return the first part that has not begun and whose start is decided; ``None`` while there is none.
 
-    A member that cannot be among the worst any more goes on while others are still at their parts.
+    A member that can no longer be among the worst continues while others are still training their parts.
 
     Raises:
         ExtinctError: no member has a result after a part.
-        UserError: the record of a part is of another population.
+        UserError: the record of a part belongs to another population.
     """
     parts: list[dict[int, Trial]] = [{} for _ in range(plan.parts)]
     for trial in searched(trials):
@@ -171,10 +173,10 @@ def next_part(plan: Plan, trials: Sequence[Trial]) -> Part | None:
 
 
 def is_extinct(plan: Plan, trials: Sequence[Trial]) -> bool:
-    """Return whether no member of the search's population can go on; false without one.
+    """Return whether no member of the search's population can continue; False without a population.
 
     Raises:
-        UserError: the record of a part is of another population.
+        UserError: the record of a part belongs to another population.
     """
     if not plan.parts:
         return False
@@ -186,7 +188,7 @@ def is_extinct(plan: Plan, trials: Sequence[Trial]) -> bool:
 
 
 def _successor(plan: Plan, before: dict[int, Trial], member: int) -> Successor | None:
-    """Return what follows the part ``before`` of a member, once that is settled."""
+    """Return how ``member`` continues after the part whose trials are ``before``; ``None`` until that is decided."""
     members = plan.members
     replaced = min(math.ceil(REPLACED * members), members // 2)
     own = before.get(member)
@@ -211,21 +213,21 @@ def _successor(plan: Plan, before: dict[int, Trial], member: int) -> Successor |
 
 
 def _end(trial: Trial) -> int:
-    assert trial.end is not None  # those of a population have one
+    assert trial.end is not None  # trials of a population have one
     return trial.end
 
 
 def _score(plan: Plan, trial: Trial) -> float:
-    """Return the score of the state that a part has left, which is not its best one; infinite without a state."""
+    """Return the score of the state that a part left, not of its best state; infinite if it left none."""
     if trial.status != "finished" or not trial.history or trial.history[-1]["step"] != trial.end:
         return math.inf
     return plan.search_objective.score(trial.history[-1])
 
 
 def explored(plan: Plan, donor: Trial, chance: random.Random) -> tuple[RunConfig[Any], dict[str, Any]]:
-    """Return the config with which a member goes on from the state of ``donor``, and the parameters that it has then.
+    """Return the config and the parameters with which a member continues from the state of ``donor``.
 
-    Parameters of the space that decide ``CHANGEABLE`` fields alone are changed, others are those of the weights.
+    Only parameters that affect nothing but ``CHANGEABLE`` fields are changed. The weights depend on the others.
     """
     params = dict(donor.params)
     for name, value in sorted(donor.params.items()):
@@ -233,12 +235,12 @@ def explored(plan: Plan, donor: Trial, chance: random.Random) -> tuple[RunConfig
         if _changed(plan, donor, {**params, name: other}) is not None:
             params[name] = other
     config = _changed(plan, donor, params)
-    assert config is not None  # the last of them that was taken
+    assert config is not None  # ``params`` holds only changes that were accepted
     return config, params
 
 
 def _changed(plan: Plan, donor: Trial, params: dict[str, Any]) -> RunConfig[Any] | None:
-    """Return the config of ``donor`` with what ``params`` make of it from its end on; ``None`` where they cannot."""
+    """Return ``donor``'s config with the changes by ``params`` from its end on; ``None`` if they are not possible."""
     step = _end(donor)
     before = flatten(in_force(donor.config, step))
     try:
@@ -248,12 +250,12 @@ def _changed(plan: Plan, donor: Trial, params: dict[str, Any]) -> RunConfig[Any]
             return None
         made = tuple(Change(step, name, float(value)) for name, value in sorted(after.items()))
         return dataclasses.replace(donor.config, changes=(*donor.config.changes, *made))
-    except (Exception, SystemExit):  # the file is the user's: where it has no such config, the parameter stays
+    except (Exception, SystemExit):  # the space file is the user's: if it makes no such config, keep the parameter
         return None
 
 
 def _near(value: Any, distribution: BaseDistribution, chance: random.Random) -> Any:
-    """Return another value of a parameter: near ``value``, of choices one beside it, or sometimes any in its range."""
+    """Return another value of a parameter: near ``value``, for choices an adjacent one, or sometimes any in range."""
     again, factor, place = chance.random() < DRAWN_AGAIN, chance.choice(FACTORS), chance.random()
     if isinstance(distribution, CategoricalDistribution):
         last = len(distribution.choices) - 1

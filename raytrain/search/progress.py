@@ -1,4 +1,4 @@
-"""Progress of a search: the time that is left by what its trials have taken, said on the terminal and in MLflow."""
+"""Progress of a search: estimates the time left from its trials so far, and shows it on the terminal and in MLflow."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from raytrain.tracking.outbox import Outbox
 
 DESCRIBE_EVERY_S = 30.0
-"""Least time between two descriptions in MLflow while a search runs."""
+"""Shortest time between two updates of the MLflow description while a search runs."""
 
 
 # ----------------------------------------------------------------------------------------- time left
 
 
 class Pace:
-    """Seconds that a step of a trial takes, evaluations and the start of its process included.
+    """Seconds per step of a trial, including evaluations and the start of its process.
 
-    Only what was trained since the search began or was resumed counts: it may go on with other workers.
+    Only training since the search was begun or resumed counts, since a resumed search may run with other workers.
     """
 
     def __init__(self, known: Iterable[Trial]) -> None:
-        """Take the trials that a resumed search has already."""
+        """Take the trials that a resumed search already has."""
         self._trials: dict[str, Trial] = {}
         self._from: dict[str, tuple[int, float]] = {}
-        """Step and seconds of each trial from which on it is measured."""
+        """Step and seconds from which each trial is measured."""
         self._resumed = {trial.identity for trial in known}
         for trial in known:
             self._begin(trial)
@@ -47,13 +47,13 @@ class Pace:
         if identity not in self._trials:
             self._begin(trial)
         elif identity in self._resumed and trial.step > self._from[identity][0]:
-            # its first report may be of steps of before: a driver can die before it hears of an evaluation
+            # its first report may be about earlier steps: a driver can die before it receives an evaluation
             self._resumed.remove(identity)
             self._begin(trial)
 
     @property
     def step_seconds(self) -> float | None:
-        """Seconds of a trial's step; ``None`` before a step has been measured."""
+        """Seconds per step of a trial; ``None`` before a step has been measured."""
         steps, seconds = 0, 0.0
         for identity, (step, before) in self._from.items():
             if identity not in self._resumed:
@@ -66,10 +66,10 @@ class Pace:
 
 
 def steps_left(plan: Plan, trials: Sequence[Trial], repeats: Sequence[Trial] | None) -> list[list[float]]:
-    """Return the steps that each trial still needs: those of the search's own trials, then those that confirm.
+    """Return the steps that each trial still needs: first for the search's own trials, then for those that confirm.
 
-    Trials that have begun are counted to their last step. Those that are still to be drawn need the share of their
-    steps that ended trials have needed on average, since the scheduler stops some.
+    Trials that have begun count up to their last step. Trials still to be drawn are scaled by the average share of
+    their steps that ended trials needed, since the scheduler stops some.
 
     Args:
         repeats: the trials that confirm; ``None`` before they are known.
@@ -93,12 +93,12 @@ def steps_left(plan: Plan, trials: Sequence[Trial], repeats: Sequence[Trial] | N
 def seconds_left(
     step_seconds: float | None, phases: Sequence[Sequence[float]], concurrent: Sequence[int]
 ) -> float | None:
-    """Return the time until the last trial has ended; ``None`` before anything has been measured.
+    """Return the seconds until the last trial has ended; ``None`` before anything has been measured.
 
     Args:
-        step_seconds: seconds of a trial's step.
-        phases: what ``steps_left`` gives; a phase begins when the one before it has ended.
-        concurrent: trials at once, in each phase.
+        step_seconds: seconds per step of a trial.
+        phases: result of ``steps_left``; a phase starts when the previous one has ended.
+        concurrent: concurrent trials in each phase.
     """
     if step_seconds is None:
         return None
@@ -109,7 +109,7 @@ def seconds_left(
 
 
 def time_left(seconds: float) -> str:
-    """Return a time as text, no more exact than it is known."""
+    """Return a time as text, no more precisely than it is known."""
     minutes, hours = round(seconds / 60), seconds / 3600
     if seconds < 60:
         return "less than a minute left"
@@ -122,12 +122,12 @@ def time_left(seconds: float) -> str:
 
 
 class SearchProgress:
-    """Tells the terminal and MLflow how far a search is whenever one of its trials has changed."""
+    """Reports a search's progress to the terminal and MLflow whenever one of its trials has changed."""
 
     def __init__(
         self, searcher: OptunaSearcher, show: Callable[[Trial, Callable[[], str]], Any], outbox: Outbox
     ) -> None:
-        """Take what draws the trials, what shows one on the terminal, and what tells MLflow."""
+        """Take the searcher, the function that shows a trial on the terminal, and the outbox for MLflow."""
         self.searcher = searcher
         self.show = show
         self.outbox = outbox
@@ -137,7 +137,7 @@ class SearchProgress:
         self._describe_at = -math.inf
 
     def hear(self, trial: Trial) -> None:
-        """Tell of a trial that has changed; MLflow hears of it now or with a later one."""
+        """Report a trial that has changed; MLflow gets the report now or with a later trial."""
         self.pace.hear(trial)
         outlook = self.outlook()
         self.show(trial, outlook)
@@ -146,14 +146,14 @@ class SearchProgress:
             self._describe(outlook())
 
     def close(self) -> None:
-        """Tell MLflow how far the search was when it ended, unless none of its trials has changed."""
+        """Report the progress at the end of the search to MLflow, unless none of its trials has changed."""
         if self._describe_at > -math.inf:
             self._describe(self._standing())
 
     def outlook(self) -> Callable[[], str]:
-        """Return what gives, as text, the best so far beside counting, the time left and the cost so far.
+        """Return a function that describes the best trial (compared with counting n-grams), the cost and the time left.
 
-        The time left falls from call to call, until the next trial changes.
+        The time left decreases from call to call, until the next trial changes.
         """
         search, standing, at = self.searcher.search, self._standing(), time.monotonic()
         phases = steps_left(search.plan, self.searcher.trials, self.searcher.repeats)
@@ -171,7 +171,7 @@ class SearchProgress:
         return text
 
     def _standing(self) -> str:
-        """Return the best trial so far beside counting, and the cost so far, as text."""
+        """Return the best trial so far, compared with counting n-grams, and the cost so far, as text."""
         search, parts = self.searcher.search, []
         own, search_objective = searched(self.searcher.trials), search.plan.search_objective
         best = rank([trial for trial in own if trial.best], search_objective)[:1]

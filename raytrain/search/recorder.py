@@ -1,4 +1,4 @@
-"""Recorder of a search's trials: a callback of Ray Tune that keeps the state of each in the storage and in MLflow."""
+"""Recorder of a search's trials: a callback of Ray Tune that saves the state of each in the storage and in MLflow."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ MLFLOW_STATUS: dict[Status, tracking.Status] = {
     "interrupted": "KILLED",
     "failed": "FAILED",
 }
-"""How MLflow calls the end of a trial."""
+"""MLflow's status for each way in which a trial ends."""
 
 
 class TrialRecorder(tune.Callback):
-    """Keeps the record of every trial up to date: in memory, in the storage and, by ``outbox``, in MLflow."""
+    """Keeps the record of every trial up to date: in memory, in the storage and, through ``outbox``, in MLflow."""
 
     def __init__(self, searcher: OptunaSearcher, show: Any, outbox: Outbox) -> None:
         self.searcher = searcher
         self.show = show
         self.outbox = outbox
         self.ending = ""
-        """Why the whole search ends before its trials have; empty while it does not."""
+        """Why the whole search ends before its trials have; empty as long as it runs."""
         self._heard: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class TrialRecorder(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self.searcher.trial(trial.trial_id)
-        if record.ended:  # the space has refused its point
+        if record.ended:  # the space refused its point
             return
         record.status, record.reason = "running", ""
         self._clock(record)
@@ -60,7 +60,7 @@ class TrialRecorder(tune.Callback):
         step = int(result["step"])
         metrics = known_metrics(result)
         metric = self.searcher.search.plan.search_objective.metric
-        if not record.best or metrics[metric] < record.best[metric]:  # as the loop chooses the best checkpoint
+        if not record.best or metrics[metric] < record.best[metric]:  # as the training loop picks the best checkpoint
             record.best = metrics
         if step > record.step:
             record.step = step
@@ -104,7 +104,7 @@ class TrialRecorder(tune.Callback):
                 self._end(record, "interrupted", f"the search was interrupted at step {record.step}")
 
     def _clock(self, record: Trial) -> None:
-        """Count the time since the trial's last report. A pause between two resumptions is not counted."""
+        """Add the time since the trial's last report. A pause before resuming is not counted."""
         now = time.monotonic()
         record.seconds += now - self._heard.get(record.identity, now)
         self._heard[record.identity] = now
@@ -123,13 +123,13 @@ class TrialRecorder(tune.Callback):
 
 
 _FAILURE = "Failure # "
-"""How the line begins that Tune writes before each error of a trial."""
+"""Start of the line that Tune writes before each error of a trial."""
 
 
 def _cause(error_file: str | None) -> str:
-    """Return the line that says what a trial has died of at last, from what Tune has written of its errors.
+    """Return the line that gives the cause of a trial's last error, from the errors that Tune wrote.
 
-    That is the last line of a traceback; but the first of what Ray says of a process that has died: advice follows it.
+    For a traceback that is the last line. For Ray's message about a dead process it is the first; advice follows it.
     """
     try:
         text = Path(error_file or "").read_text("utf-8", "replace")
@@ -145,7 +145,7 @@ def _cause(error_file: str | None) -> str:
 class SearchStopper(tune.Stopper):
     """Ends the search when its time budget is used up or its sampler has failed, and tells the recorder why.
 
-    Tune asks it all the time, also while no trial runs: so it watches for workers that do not come, too.
+    Tune calls it continually, even while no trial runs. It therefore also watches for workers that never come.
     """
 
     def __init__(self, recorder: TrialRecorder, seconds: float | None) -> None:
@@ -157,7 +157,7 @@ class SearchStopper(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Return whether all trials are to be stopped.
+        """Return whether to stop all trials.
 
         Raises:
             LeaseLostError: another driver has taken the search over.
@@ -171,4 +171,4 @@ class SearchStopper(tune.Stopper):
         return bool(self._recorder.ending)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # as for TrialRecorder
+        return {}  # see TrialRecorder

@@ -1,8 +1,8 @@
-"""Registry of champions: the best verified model of each kind, under an alias of MLflow's model registry.
+"""Registry of champions: the best verified model of each kind, under an alias in MLflow's model registry.
 
 A search registers its best model as a new version, loads it back and scores it, and only then lets it compete. The
-version becomes ``champion`` if it beats the present one on the same corpus and metric, else ``challenger``. ``promote``
-and ``rollback`` move the alias by hand; versions that were registered before do not take it back by themselves.
+version becomes ``champion`` if it beats the current one on the same corpus and metric, and otherwise ``challenger``.
+``promote`` and ``rollback`` move the alias by hand. Versions registered before that never take it back by themselves.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ CHALLENGER = "challenger"
 VERIFIED_SAMPLES = 64
 """Validation samples on which a registered model must reproduce the negative ELBO of its checkpoint."""
 MAX_DESCRIPTION = 5000
-"""Characters that PostgreSQL's column of a version's description holds."""
+"""Most characters that PostgreSQL's column for a version's description holds."""
 _CORPUS, _METRIC, _VALUE = "raytrain.corpus", "raytrain.metric", "raytrain.value"
 _VERIFIED = "raytrain.verified"
 _SINCE = "raytrain.champion_since"
-"""Tag of a version: the time at which it became champion. A rollback goes through the versions that have it."""
+"""Tag of a version: the time at which it became champion. A rollback searches the versions that have it."""
 _DECIDED = "raytrain.decided"
 """Tag of a registered model: the version that was made champion by hand, and the newest version at that time. Versions
-up to the newest do not become champion again by themselves."""
+up to that newest one do not become champion again by themselves."""
 _METRICS = "raytrain.metrics"
 """Tag of a version: the metrics of its best evaluation, as JSON."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """The number with which a version competes."""
+    """The score with which a version competes."""
 
     corpus: str
     """Digest of the corpus."""
     metric: str
-    """Name of the metric and of the samples. Only scores with equal names are compared."""
+    """Name of the metric and of the samples. Only scores with the same name are compared."""
     value: float
     """Lower is better."""
 
@@ -68,7 +68,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A logged model that is to be registered, and the checkpoint that it was made of."""
+    """A logged model to register, and the checkpoint that it was made from."""
 
     run: Run
     """MLflow run of the search."""
@@ -84,23 +84,23 @@ class Candidate:
 
 
 class VerificationError(Exception):
-    """A registered model is not the checkpoint that it was made of."""
+    """A registered model differs from the checkpoint that it was made from."""
 
 
 def registered_name(model: str) -> str:
-    """Return the registered name of the models of one kind."""
+    """Return the registered name for models of one kind."""
     return f"raytrain-{model}"
 
 
 def register_and_compete(candidate: Candidate) -> tuple[str, int, str]:
-    """Register a model, verify it, and let it compete; doing it again gives the same version.
+    """Register a model, verify it, and let it compete; calling it again gives the same version.
 
     Returns:
         The registered name, the version and its alias (``champion`` or ``challenger``).
 
     Raises:
-        VerificationError: it does not load, or does not score as its checkpoint does; it gets no alias.
-        mlflow.exceptions.MlflowException: the store was away for too long.
+        VerificationError: it does not load, or does not score like its checkpoint; it gets no alias.
+        mlflow.exceptions.MlflowException: the store was unavailable for too long.
     """
     run, model_id, score = candidate.run, candidate.model_id, candidate.score
     client = connect(run.uri)
@@ -119,12 +119,12 @@ def register_and_compete(candidate: Candidate) -> tuple[str, int, str]:
             run.run_id,
             tags=tags,
             description=candidate.card[:MAX_DESCRIPTION],
-            await_creation_for=0,  # it is there at once; to wait would only log that
+            await_creation_for=0,  # it exists at once; waiting would only log that
             model_id=model_id,
         )
         return int(created.version)
 
-    # MLflow may refuse some of several that create a version at once
+    # if several processes create a version at once, MLflow may refuse some of them
     version = retry_tracking(find_or_create)
     nats = verify(run.uri, model_id, candidate.stored, candidate.corpus)
     retry_tracking(
@@ -145,7 +145,7 @@ def verify(uri: str, model_id: str, stored: Checkpoint, corpus: Corpus) -> float
     """Load a logged model back, score it on validation samples, and return its mean negative ELBO in nats.
 
     Raises:
-        VerificationError: it does not load, or its negative ELBO is not that of ``stored``.
+        VerificationError: it does not load, or its negative ELBO differs from that of ``stored``.
     """
     try:
         loaded = load_logged_model(uri, model_id)
@@ -172,11 +172,11 @@ def _negative_elbo(stored: Checkpoint, corpus: Corpus) -> float:
 
 
 def update_champion(uri: str, name: str) -> int | None:
-    """Give the alias to the best version that may have it, and return that version.
+    """Give the champion alias to the best eligible version; return the version that holds the alias.
 
-    MLflow has no compare-and-set for aliases, so a process that has moved the alias looks again. A version competes
-    as soon as it is tagged as verified. Of several searches that end at once, the last to look therefore sees all
-    versions and leaves the best.
+    MLflow has no compare-and-set for aliases, so a process that has moved the alias checks again. A version competes
+    as soon as it is tagged as verified. If several searches end at once, the last to check therefore sees all versions
+    and leaves the alias on the best.
     """
     decision = _decision(uri, name)
     for _ in range(50):
@@ -186,9 +186,9 @@ def update_champion(uri: str, name: str) -> int | None:
             return champion
         _mark(uri, name, best)
         _set_champion(uri, name, best)
-        time.sleep(random.uniform(0.05, 0.3))  # two that look at the same moment get out of step
+        time.sleep(random.uniform(0.05, 0.3))  # desynchronise processes that check at the same moment
         before, decision = decision, _decision(uri, name)
-        if decision != before:  # moved by hand meanwhile: that decision counts
+        if decision != before:  # moved by hand meanwhile: that decision wins
             _set_champion(uri, name, decision[0])
     return _aliases(uri, name).get(CHAMPION)
 
@@ -196,14 +196,14 @@ def update_champion(uri: str, name: str) -> int | None:
 def _best(known: list[ModelVersion], champion: int | None, decided: int) -> int | None:
     """Return the version that should be champion, if any.
 
-    It competes with the present champion if it is comparable, verified, and newer than the last decision by hand.
+    A version competes with the current champion if it is comparable, verified, and newer than the last manual decision.
     """
     scores = {int(version.version): read_score(version) for version in known}
     rivals = {
         number: score for number, score in scores.items() if number > decided and _VERIFIED in _tags(known, number)
     }
     if champion is None:
-        # the first that was verified defines the corpus and the metric of the comparison
+        # the first verified version defines the corpus and the metric of the comparison
         reference = scores[min(rivals)] if rivals else None
     else:
         reference = rivals[champion] = scores[champion]
@@ -216,13 +216,13 @@ def _tags(known: list[ModelVersion], number: int) -> dict[str, str]:
 
 
 def read_score(version: ModelVersion) -> Score:
-    """Return the score of a version. One that was registered by other means never wins."""
+    """Return the score of a version. A version that was not registered by a search never wins."""
     tags = version.tags
     return Score(tags.get(_CORPUS, ""), tags.get(_METRIC, ""), float(tags.get(_VALUE, math.inf)))
 
 
 def versions(uri: str, name: str) -> list[ModelVersion]:
-    """Return all versions of a registered model, the oldest first."""
+    """Return all versions of a registered model, oldest first."""
     client = connect(uri)
     found = retry_tracking(lambda: client.search_model_versions(f"name = '{name}'"))
     return sorted(found, key=lambda version: int(version.version))
@@ -243,10 +243,10 @@ def promote(uri: str, name: str, version: int) -> None:
 
 
 def rollback(uri: str, name: str) -> tuple[int, int]:
-    """Make the previous champion champion again; return both versions, the present champion first.
+    """Make the previous champion champion again; return the version it replaces, and its own.
 
     Raises:
-        UserError: there is no champion, or none before it that still loads.
+        UserError: there is no champion, or no earlier one, or the earlier one no longer loads.
     """
     client = connect(uri)
     champion = _aliases(uri, name).get(CHAMPION)
@@ -261,14 +261,14 @@ def rollback(uri: str, name: str) -> tuple[int, int]:
         raise UserError(f"{name}: version {champion} is the only champion that there has been")
     before = max(past, key=lambda number: past[number].tags[_SINCE])
     load_logged_model(uri, logged_model(past[before]))
-    # in this order an interrupted rollback can be repeated
+    # in this order, so that an interrupted rollback can be repeated
     retry_tracking(lambda: client.delete_model_version_tag(name, str(champion), _SINCE))
     _decide(uri, name, before)
     return champion, before
 
 
 def _decide(uri: str, name: str, version: int) -> None:
-    """Move the alias for good: searches that end at this moment look again, and then see the decision."""
+    """Move the alias by hand: searches that end at this moment check again, and then see the decision."""
     client = connect(uri)
     newest = max(int(known.version) for known in versions(uri, name))
     retry_tracking(lambda: client.set_registered_model_tag(name, _DECIDED, f"{version} {newest}"))
@@ -291,7 +291,7 @@ def _aliases(uri: str, name: str) -> dict[str, int]:
 
 
 def _decision(uri: str, name: str) -> tuple[int, int]:
-    """Return the last decision by hand: the champion, and the newest version then; 0 and 0 without any."""
+    """Return the last decision by hand: the champion, and the newest version at that time; 0 and 0 if none."""
     model = retry_tracking(lambda: connect(uri).get_registered_model(name))
     champion, newest = map(int, model.tags.get(_DECIDED, "0 0").split())
     return champion, newest
@@ -320,7 +320,7 @@ def _find_version(uri: str, name: str, model_id: str) -> int | None:
 
 
 def registered_names(uri: str) -> list[str]:
-    """Return the names of raytrain's registered models; none where there is no tracking store yet.
+    """Return the names of raytrain's registered models; empty if there is no tracking store yet.
 
     Raises:
         UserError: the tracking store cannot be used.
@@ -333,7 +333,7 @@ def registered_names(uri: str) -> list[str]:
 
 
 def version_rows(uri: str, name: str) -> list[dict[str, str]]:
-    """Return one row of text for each version of a registered model, by column."""
+    """Return one row of text per version of a registered model, by column."""
     aliases: dict[int, list[str]] = {}
     for alias, number in _aliases(uri, name).items():
         aliases.setdefault(number, []).append(alias)

@@ -1,4 +1,4 @@
-"""Running a search: Ray Tune set up with our searcher, scheduler and recorder, run, and finished."""
+"""Running a search: sets up Ray Tune with our searcher, scheduler and recorder, runs it, and finishes the search."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ from raytrain.training.supervisor import RETRIES
 from raytrain.utils.errors import UserError
 
 ENDED_S, INTERRUPTED_S = 120.0, 5.0
-"""How long the ends of trials wait for MLflow when the search ends, if it has reached its end or not."""
+"""How long the final states of trials wait for MLflow when a search ends: if it is complete, or interrupted."""
 
 
 def keep_keys_from_ray() -> None:
-    """Keep Tune from putting AWS keys into its trials' runtime environment, whose values Ray writes to its logs."""
+    """Keep Tune from putting AWS keys into its trials' runtime environment, because Ray logs that environment."""
     keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
     TUNE_VARIABLES.difference_update(keys)
 
 
 def survive_lack_of_memory() -> None:
-    """Let Tune start a trial again whose process Ray has ended for lack of memory, as it does after any other death."""
+    """Let Tune restart a trial whose process Ray killed for lack of memory, as it does after any other death."""
     original = ActorManager._actor_task_failed
     if getattr(original, "survives", False):
         return
 
-    def failed(self: Any, tracked_actor_task: Any, exception: Exception) -> None:  # Tune calls it by these names
+    def failed(self: Any, tracked_actor_task: Any, exception: Exception) -> None:  # Tune calls it with these names
         out_of_memory = isinstance(exception, OutOfMemoryError)
         original(self, tracked_actor_task, RayActorError(error_msg=str(exception)) if out_of_memory else exception)
 
@@ -62,9 +62,9 @@ def run_and_finish(search: Search) -> list[Trial]:
     """Run the search with a live table, register its best model and print the result; return every trial.
 
     Raises:
-        BaseException: whatever ended the search, once its MLflow run says so and the command that resumes it is
-            printed.
-        LeaseLostError: another driver has taken the search over; nothing is said of it.
+        BaseException: whatever ended the search, after recording it in the search's MLflow run and printing the command
+            that resumes the search.
+        LeaseLostError: another driver has taken the search over; nothing is printed or recorded.
     """
     started = time.monotonic()
     try:
@@ -82,7 +82,7 @@ def run_and_finish(search: Search) -> list[Trial]:
         outbox.end(
             search.parent.run_id, "KILLED" if interrupted else "FAILED", "interrupted" if interrupted else repr(error)
         )
-        outbox.close(INTERRUPTED_S)  # not kept: the search goes on when it is resumed
+        outbox.close(INTERRUPTED_S)  # unsent records are dropped: the search continues when it is resumed
         raise
     finally:
         search.lease.release()
@@ -90,10 +90,10 @@ def run_and_finish(search: Search) -> list[Trial]:
 
 
 def record_result(search: Search, trials: list[Trial], seconds: float) -> None:
-    """Print and log the result of a search; one whose MLflow run somebody has deleted is only printed.
+    """Print and log the result of a search; only print it if somebody has deleted its MLflow run.
 
     Raises:
-        UserError: as ``finish``, or MLflow does not take the result.
+        UserError: as ``finish``, or MLflow does not accept the result.
     """
     try:
         finish(search, trials, seconds)
@@ -113,11 +113,11 @@ def record_result(search: Search, trials: list[Trial], seconds: float) -> None:
 def run_search(search: Search, show: Any) -> list[Trial]:
     """Run all trials that have not ended; return every trial.
 
-    ``show(trial, outlook)`` is called whenever one has changed; ``outlook()`` says how far the search is.
+    ``show(trial, outlook)`` is called whenever a trial has changed; ``outlook()`` describes the search's progress.
 
     Raises:
-        KeyboardInterrupt: the user stopped it; trials under way are recorded as interrupted.
-        UserError: the sampler raised an error; likewise.
+        KeyboardInterrupt: the user stopped it; running trials are recorded as interrupted.
+        UserError: the sampler raised an error; running trials are recorded likewise.
     """
     set_up_search()
     keep_keys_from_ray()
@@ -134,7 +134,7 @@ def run_search(search: Search, show: Any) -> list[Trial]:
     searcher.scratch = tempfile.mkdtemp(prefix="raytrain-tune-")
     try:
         study.begin(known)
-        # inside: what is taken from the storage is only in the outbox, which is kept however the search ends
+        # inside the block: what is taken from the storage is then only in the outbox, which is kept on every exit
         for record in take_unsent(search, known):
             outbox.put(record)
         say_ends(search, known, outbox)
@@ -144,7 +144,7 @@ def run_search(search: Search, show: Any) -> list[Trial]:
         num_left = 0 if is_extinct(search.plan, known) else num_left
         run_trials(searcher, recorder, scheduler, stopper, num_left)
         if search.plan.confirm is not None and not recorder.ending:
-            # whatever the scheduler of the search: none of these is stopped
+            # whatever the scheduler of the search: no confirming trial is stopped early
             run_trials(searcher, recorder, FIFOScheduler(), stopper, searcher.begin_confirmation())
         patience_s = ENDED_S
     finally:
@@ -164,7 +164,7 @@ def run_trials(
     stopper: SearchStopper,
     num_left: int,
 ) -> None:
-    """Run the ``num_left`` next trials of the search.
+    """Run the next ``num_left`` trials of the search.
 
     Raises:
         UserError: the sampler raised an error.
@@ -183,7 +183,7 @@ def run_trials(
 
 
 def take_unsent(search: Search, known: list[Trial]) -> list[dict[str, Any]]:
-    """Return what MLflow did not take of the ends of trials before the search was resumed; the file of it is removed.
+    """Return the trials' final states that MLflow had not accepted before the search was resumed; delete their file.
 
     Raises:
         UserError: the file holds something else.
@@ -193,13 +193,13 @@ def take_unsent(search: Search, known: list[Trial]) -> list[dict[str, Any]]:
     lines = retry_storage(lambda: search.location.read(UNSENT)).decode(errors="replace").splitlines()
     records = parse_lines(lines, search.location.uri(UNSENT))
     retry_storage(lambda: search.location.delete(UNSENT))
-    # a trial that goes on now has not ended
+    # a trial that continues now has not ended
     ended = [trial.run.get("run_id", "") for trial in known if trial.ended]
     return [record for run_id in ended for record in records.get(run_id, [])]
 
 
 def say_ends(search: Search, known: list[Trial], outbox: Outbox) -> None:
-    """Say how trials have ended of which MLflow does not know: a driver may die with that in its outbox."""
+    """Report ended trials that MLflow still lists as running: a driver may die before its outbox is sent."""
     ended = {trial.identity: trial for trial in known if trial.ended}
     running = search.experiment.running(search.parent.run_id) if ended else {}
     for identity, run_id in running.items():
@@ -211,7 +211,7 @@ def say_ends(search: Search, known: list[Trial], outbox: Outbox) -> None:
 
 
 def keep_unsent(search: Search, unsent: list[dict[str, Any]]) -> None:
-    """Keep in the storage what MLflow did not take of the ends of trials, and say how it is sent."""
+    """Save the trials' final states that MLflow did not accept in the storage, and print how to send them."""
     if unsent:
         add_unsent(search.location, unsent)
         print(
@@ -227,10 +227,10 @@ def make_tuner(
     stopper: SearchStopper,
     num_left: int,
 ) -> tune.Tuner:
-    """Return Ray Tune, set to run the ``num_left`` next trials of the search."""
+    """Return Ray Tune, set up to run the next ``num_left`` trials of the search."""
     search = searcher.search
     alone = search.worker_spec.workers == 1
-    # the driver of a worker group takes no CPU from its workers; on the head it outlives every worker node
+    # the driver of a worker group takes no CPU from its workers; on the head node it outlives every worker node
     resources = search.worker_spec.reserved if alone else {"CPU": 0, "node:__internal_head__": 0.001}
     return tune.Tuner(
         tune.with_resources(run_alone if alone else run_worker_group, resources),
@@ -249,7 +249,7 @@ def make_tuner(
             callbacks=[recorder],
             stop=stopper,
             verbose=0,
-            # a worker group is restarted by its driver
+            # a worker group is restarted by its own driver
             failure_config=tune.FailureConfig(max_failures=RETRIES if alone else 0),
         ),
     )

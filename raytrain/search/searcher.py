@@ -1,4 +1,4 @@
-"""Searcher of Ray Tune: it draws each trial from Optuna, and prepares all that the trial needs."""
+"""Searcher of Ray Tune: draws each trial from Optuna, and prepares everything that the trial needs."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 AWAY_S = 3600.0
 """How long new trials wait for MLflow."""
 DRAWS_OF_SAMPLER, MOST_DRAWS = 10, 1000
-"""Draws of a point whose model keeps ``--max-parameters``: by the sampler, then at random, and in all."""
+"""Most draws of a point until its model fits ``--max-parameters``: by the sampler, and in all (the rest at random)."""
 ASK_AGAIN_S = 5.0
-"""Pause between two attempts to make the MLflow run of a new trial."""
+"""Pause between two attempts to create the MLflow run of a new trial."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class Search:
     concurrent: int
     time_budget: float | None
     known: tuple[Trial, ...]
-    """Its trials shortly before it was taken."""
+    """Its trials shortly before this driver took it over."""
     price: float | None = None
-    """Price of one worker for an hour; ``None`` where it was not given."""
+    """Price of one worker per hour; ``None`` if not given."""
 
     @property
     def location(self) -> Storage:
-        """Return the storage of the search, which is no longer changed once another driver has taken it over."""
+        """Return the storage of the search, which refuses changes once another driver has taken the search over."""
         return self.lease.fence.guard(self.workspace.storage.child(self.name))
 
     @property
@@ -80,7 +80,7 @@ class Search:
 class OptunaSearcher(Searcher):
     """Draws the next point and prepares everything that its trial needs.
 
-    It runs in the driver, the only process that creates MLflow runs. Workers receive the addresses of the runs.
+    It runs in the driver, the only process that creates MLflow runs. Workers receive the runs' addresses.
     """
 
     def __init__(self, search: Search, records: TrialStore, known: list[Trial], scheduler: TrialScheduler) -> None:
@@ -97,20 +97,20 @@ class OptunaSearcher(Searcher):
         """All trials of the search, by number."""
         self.scheduler = scheduler
         self.repeats: list[Trial] | None = None
-        """The trials that confirm the winner; ``None`` before they are known."""
+        """The trials that confirm the winner; ``None`` until they are known."""
         self.failure: Exception | None = None
-        """Error of the sampler, which ends the search."""
+        """Error of the sampler or of MLflow, which ends the search."""
         self.extinct = ""
-        """Why no member of a population can go on; empty as long as one can."""
+        """Why no member of a population can continue; empty as long as one can."""
         self._random = optuna.samplers.RandomSampler(seed=search.plan.seed + len(own))
         self._points: dict[str, optuna.Trial] = {}
-        """Optuna's trial of each of ours, by identity. A config that is no point of the space has none."""
+        """Optuna's trial for each of ours, by identity. A config that is not a point of the space has none."""
         self._baselines: dict[tuple[Any, ...], float] = {}
-        """Baseline of early stopping for each kind of validation samples, as the trials' records have it."""
+        """Baseline of early stopping for each kind of validation samples, as in the trials' records."""
         self._ladders: dict[tuple[Any, ...], Ladder] = {}
         self._by_tune: dict[str, Trial] = {}
         self._next: Trial | None = None
-        """Trial that has been drawn and waits for its MLflow run."""
+        """Trial that was drawn and waits for its MLflow run."""
         self._ask_again, self._away_since = -math.inf, math.inf
         self._again = [trial for trial in own if not trial.ended]
         plan = search.plan
@@ -125,7 +125,7 @@ class OptunaSearcher(Searcher):
                 self._recall(f"known-{trial.name}", trial)
 
     def trial(self, trial_id: str) -> Trial:
-        """Return our trial under an id of Tune."""
+        """Return our trial for one of Tune's trial ids."""
         return self._by_tune[trial_id]
 
     def location(self, trial: Trial) -> Storage:
@@ -133,10 +133,10 @@ class OptunaSearcher(Searcher):
         return self.records.location(trial.identity)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the arguments of the trainable of Tune's next trial.
+        """Return the arguments of the trainable for Tune's next trial.
 
-        ``FINISHED`` where the sampler fails. None while MLflow is away, or while the next trial depends on one that
-        runs: Tune asks again, and running trials go on.
+        Return ``FINISHED`` if the sampler fails. Return None while MLflow is unavailable, or while the next trial
+        depends on a running one: Tune asks again, and running trials continue.
         """
         if time.monotonic() < self._ask_again:
             return None
@@ -180,10 +180,10 @@ class OptunaSearcher(Searcher):
         }
 
     def begin_confirmation(self) -> int:
-        """Let the next trials be those that confirm the winner; return how many of them have not ended.
+        """Make the confirming trials the next ones; return how many of them have not ended.
 
-        Call it when all other trials have ended: they decide which configs are confirmed. Trials that confirm and were
-        begun before the search was resumed are among them, unless what they confirm can no longer win.
+        Call it when all other trials have ended, since these decide which configs are confirmed. Confirming trials that
+        were begun before the search was resumed are included, unless their config can no longer win.
         """
         plan = self.search.plan
         self.trials += new_repeats(plan, self.trials)
@@ -192,17 +192,17 @@ class OptunaSearcher(Searcher):
         return len(self._again)
 
     def ladder(self, config: RunConfig[Any]) -> Ladder:
-        """Return the n-grams of bytes on the validation samples of a trial of ``config``, as far as they are quick."""
+        """Return the byte n-grams on the validation samples of a trial of ``config``, as far as they are fast."""
         samples = _samples_of(config)
         if samples not in self._ladders:
-            in_bytes = replace(config, vocabulary="byte")  # pieces are counted once the trials have ended
+            in_bytes = replace(config, vocabulary="byte")  # n-grams of pieces are counted once the trials have ended
             self._ladders[samples] = validation_ladder(self.search.workspace.corpus, in_bytes, quick=True)
         return self._ladders[samples]
 
     def _drawn_trial(self) -> Trial | None:
-        """Return the next trial, recorded: a trial that was drawn is never drawn differently.
+        """Return the next trial after recording it: a trial that was drawn is never drawn differently.
 
-        None if drawing fails, or where others must end before.
+        Return None if drawing fails, or if other trials must end first.
         """
         try:
             if self._again:
@@ -228,7 +228,7 @@ class OptunaSearcher(Searcher):
         return trial
 
     def _open_run(self, trial: Trial) -> Run:
-        """Return the MLflow run of a trial; one that somebody has deleted stays deleted."""
+        """Return the MLflow run of a trial; a run that somebody has deleted stays deleted."""
         search = self.search
         parent = search.parent.run_id
         if trial.run and (deleted := search.experiment.deleted_run(trial.identity, parent)) is not None:
@@ -254,7 +254,7 @@ class OptunaSearcher(Searcher):
         return run
 
     def _wait_for_tracking(self, error: Exception) -> None:
-        """Let no trial begin while MLflow is away, for ``AWAY_S``; the search ends where it refuses the trial's run."""
+        """Hold back new trials while MLflow is unavailable, up to ``AWAY_S``; end the search if MLflow refuses them."""
         now = time.monotonic()
         if is_gone(error):
             experiment = self.search.experiment
@@ -274,7 +274,8 @@ class OptunaSearcher(Searcher):
     def _baseline(self, config: RunConfig[Any]) -> float:
         """Return the bits per byte of the n-gram that a trial of ``config`` must beat in time.
 
-        A resumed search has it from the records of its trials: it stops the same ones, whatever measures ladders now.
+        A resumed search takes it from the records of its trials. It therefore stops the same ones, even if the ladder
+        is measured differently now.
         """
         samples = _samples_of(config)
         if samples not in self._baselines:
@@ -282,7 +283,7 @@ class OptunaSearcher(Searcher):
         return self._baselines[samples]
 
     def _draw(self) -> Trial:
-        """Return a new trial: of a warm start's config while there are any, then at the next point of the space."""
+        """Return a new trial: first one for each warm-start config, then at the next point of the space."""
         plan, number = self.search.plan, len(searched(self.trials))
         if number < len(plan.warm_starts):
             start = plan.warm_starts[number]
@@ -296,34 +297,34 @@ class OptunaSearcher(Searcher):
                 try:
                     config = plan.space.resolve(plan.bases, point, plan.budget)
                     check_choices(point.distributions)
-                except (Exception, SystemExit) as error:  # whatever a user's file raises is the user's mistake
+                except (Exception, SystemExit) as error:  # anything that a user's file raises is the user's mistake
                     raised = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
                     return self._add_refused(point, f"search space {plan.space.name}: {raised}{error}")
             if plan.fits(config):
                 return self._add(config, point)
-            self.study.tell(point, state=optuna.trial.TrialState.FAIL)  # which a sampler ignores
+            self.study.tell(point, state=optuna.trial.TrialState.FAIL)  # samplers ignore failed trials
         raise UserError(
             f"--max-parameters {plan.max_parameters}: none of {MOST_DRAWS} points that were drawn one after the other "
             "has so few"
         )
 
     def _given_point(self, number: int, attempt: int) -> dict[str, Any] | None:
-        """Return the parameters of a trial that no sampler draws: those of a grid, and the start of the space.
+        """Return the parameters of a trial that no sampler draws: a point of the grid, or the start of the space.
 
         Args:
-            number: trials before it, without warm starts.
-            attempt: points that were drawn for it before, and had too many parameters.
+            number: number of trials before it, without warm starts.
+            attempt: number of points already drawn for it whose models had too many parameters.
         """
         if self._grid is not None:
             return self._grid[number % len(self._grid)]
         plan = self.search.plan
-        begins = not plan.warm_starts and not plan.earlier  # the start may be known, or be worse than what is
+        begins = not plan.warm_starts and not plan.earlier  # the start may be known, or be worse than known points
         return plan.space.start if begins and number == attempt == 0 else None
 
     def _draw_part(self, part: Part) -> Trial:
         """Return the next part of a member of a population."""
         if (successor := part.successor) is None:
-            # by the member alone: a resumed search draws the others as the one before would have
+            # seeded by the member alone: a resumed search then draws the others like the search before it
             self.study.sampler = self._random = optuna.samplers.RandomSampler(seed=self.search.plan.seed + part.member)
             trial = self._draw()
         else:
@@ -335,7 +336,7 @@ class OptunaSearcher(Searcher):
 
     @contextlib.contextmanager
     def _at_random(self) -> Iterator[None]:
-        """Draw at random inside: a sampler may insist on what it knows nothing against."""
+        """Draw at random inside the block: a sampler may insist on a region that it knows nothing against."""
         sampler = self.study.sampler
         self.study.sampler = self._random
         try:
@@ -344,28 +345,28 @@ class OptunaSearcher(Searcher):
             self.study.sampler = sampler
 
     def _ask(self, values: dict[str, Any] | None) -> optuna.Trial:
-        """Return Optuna's next trial, at ``values`` where they are given."""
+        """Return Optuna's next trial, at ``values`` if given."""
         if values is not None:
             self.study.enqueue_trial(values)
         return self.study.ask()
 
     def _known_point(self, values: dict[str, Any]) -> optuna.Trial:
-        """Return Optuna's trial at the point of a config that is known already."""
+        """Return Optuna's trial at the point of an already known config."""
         plan, point = self.search.plan, self._ask(values)
-        with contextlib.suppress(Exception, SystemExit):  # it is called for the parameters that it asks for
+        with contextlib.suppress(Exception, SystemExit):  # called only so that it asks for its parameters
             plan.space.resolve(plan.bases, point, plan.budget)
         return point
 
     def _add_refused(self, point: optuna.Trial, reason: str) -> Trial:
-        """Return a trial that has failed, in the place of one at a point of which the space makes no config."""
+        """Return a failed trial in place of one at a point from which the space makes no config."""
         trial = self._add(next(iter(self.search.plan.bases.values())), None)
-        # failed from the start: should the search die now, nothing is trained in its name
+        # failed from the start: if the search dies now, nothing is trained under its name
         trial.status, trial.reason = "failed", " ".join(reason.split())
         self._points[trial.identity] = point
         return trial
 
     def _add(self, config: RunConfig[Any], point: optuna.Trial | None, origin: str = "") -> Trial:
-        # the same point can be drawn again: it is a run of its own
+        # the same point can be drawn again, so each run has its own identity
         own = new_identity()
         base = self.search.plan.bases[config.model_name]
         before, after = flatten(in_force(base, base.steps)), flatten(in_force(config, config.steps))
@@ -386,7 +387,7 @@ class OptunaSearcher(Searcher):
         return trial
 
     def _resume(self, trial: Trial) -> Trial:
-        """Return a trial that had begun before the search was resumed, at its own point."""
+        """Return a trial that was begun before the search was resumed, at its own point."""
         if trial.on_the_space:
             self._points[trial.identity] = self._known_point(trial.params)
         return trial
@@ -396,11 +397,11 @@ class OptunaSearcher(Searcher):
             self.scheduler.recall(trial_id, trial.history)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass an evaluation on to Optuna. Tune also calls this when a trial ends without any."""
+        """Pass an evaluation on to Optuna. Tune also calls this when a trial ends without one."""
         if METRIC not in result:
             return
         point, search_objective = self._points.get(self._by_tune[trial_id].identity), self.search.plan.search_objective
-        # Optuna takes no intermediate values of two objectives
+        # Optuna accepts no intermediate values with two objectives
         if point is not None and len(search_objective.directions) == 1:
             point.report(search_objective.score(result), int(result["step"]))
 
@@ -416,19 +417,19 @@ class OptunaSearcher(Searcher):
             try:
                 set_constraints(point, trial, search_objective)
                 self.study.tell(point, values, state=state)
-            except Exception as error:  # whatever the sampler of a plugin raises: Tune would wait for ever
+            except Exception as error:  # anything that a plugin's sampler raises: Tune would wait for ever
                 self.failure = self.failure or error
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its settings for snapshots, which are not used
 
     def save(self, checkpoint_path: str) -> None:
-        """Do nothing: the records of the trials hold all that a search knows, and Tune's snapshots are not used."""
+        """Do nothing: the trials' records hold all that a search knows, and Tune's snapshots are not used."""
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a search is not restored from Tune's snapshots")
 
 
 def _samples_of(config: RunConfig[Any]) -> tuple[Any, ...]:
-    """Return what decides the validation samples of a run."""
+    """Return the settings that determine the validation samples of a run."""
     return config.sampling, config.length, config.evaluate_samples

@@ -1,4 +1,4 @@
-"""Setting up a search: checks, plan, admission to the cluster, and its MLflow run."""
+"""Setting up a search: the checks, the plan, admission to the cluster, and the MLflow run."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ from raytrain.utils.validation import validate_fields
 def new_search(without_gpus: SearchRequest, with_gpus: SearchRequest) -> Search | None:
     """Check and record the requested search; return ``None`` if it is a dry run.
 
-    A known name with the same settings resumes that search. The two requests differ where no preset or config was
-    given: machines with GPUs then get other sizes. What both refuse is refused before Ray is joined.
+    A known name with the same settings resumes that search. The two requests differ if no preset or config was given:
+    machines with GPUs then get other sizes. What both requests refuse is refused before joining Ray.
 
     Raises:
-        UserError: an option, a field of the space, a corpus or a cluster that cannot be used.
+        UserError: an option, a field of the space, a corpus or a cluster cannot be used.
     """
     options = without_gpus.options
     options.check()
@@ -68,7 +68,7 @@ def new_search(without_gpus: SearchRequest, with_gpus: SearchRequest) -> Search 
     if encoder is not None:
         without_gpus, with_gpus = (with_encoder(each, encoder) for each in (without_gpus, with_gpus))
     largest = max(config.batch_size // config.group_size for config in with_gpus.bases.values())
-    # the sizes for machines with GPUs may fit an encoder where the others do not
+    # an encoder may fit the sizes for machines with GPUs but not the others
     fits_now = encoder if without_gpus.bases == with_gpus.bases else None
     checked = check_request(without_gpus, workspace, 1 if options.workers_per_trial <= largest else None, fits_now)
 
@@ -97,16 +97,16 @@ def with_encoder(request: SearchRequest, encoder: Encoder) -> SearchRequest:
 def check_request(
     request: SearchRequest, workspace: Workspace, workers: int | None = None, encoder: Encoder | None = None
 ) -> WarmStarts:
-    """Check every config that the space may draw, and read what ``--warm-start`` names.
+    """Check every config that the space may draw, and read the references of ``--warm-start``.
 
     Args:
         request: the search.
         workspace: its corpus.
-        workers: workers per trial; those of the options if ``None``.
+        workers: workers per trial; the number in the options if ``None``.
         encoder: the encoder that every trial starts from.
 
     Raises:
-        UserError: a field, a value or a combination that cannot be trained.
+        UserError: a field, a value or a combination cannot be trained.
     """
     options, space = request.options, request.space
     budget, algorithm = space.budget(options.budget), resolve_algorithm(options.algorithm, space)
@@ -148,10 +148,10 @@ def check_request(
 
 
 def check_starts(options: SearchOptions, points: Sequence[RunConfig[Any]], starts: Sequence[WarmStart]) -> None:
-    """Refuse more start points than trials, and a limit of parameters that one or every checked point is above.
+    """Refuse more start points than trials, and a parameter limit that a start or every checked point exceeds.
 
     Raises:
-        UserError: with the numbers.
+        UserError: one of these holds; the message gives the numbers.
     """
     if options.num_samples is not None and options.num_samples < len(starts):
         raise UserError(f"--num-samples is {options.num_samples}: the {len(starts)} of --warm-start count among them")
@@ -167,7 +167,7 @@ def check_starts(options: SearchOptions, points: Sequence[RunConfig[Any]], start
 
 
 def check_search_objective(search_objective: SearchObjective, bases: dict[str, RunConfig[Any]]) -> None:
-    """Refuse to search for a KL where no model has a latent code."""
+    """Refuse an objective that needs a KL if no model has a latent code."""
     if any(config.has_latent for config in bases.values()):
         return
     pareto = search_objective.objective == "pareto"
@@ -177,7 +177,7 @@ def check_search_objective(search_objective: SearchObjective, bases: dict[str, R
 
 
 def make_plan(request: SearchRequest, workspace: Workspace, warm_starts: WarmStarts) -> Plan:
-    """Return the plan of a request: everything that decides which trials the search has."""
+    """Return the plan of a request: everything that determines which trials the search has."""
     options, space = request.options, request.space
     budget, algorithm = space.budget(options.budget), resolve_algorithm(options.algorithm, space)
     points = len(grid_points(space, request.bases, budget, options.max_parameters)) if algorithm == GRID else 0
@@ -210,9 +210,9 @@ def wanted_trials(options: SearchOptions, warm_starts: WarmStarts, points: int =
     """Return the number of trials, or of members of a population, that the options ask for.
 
     Args:
-        options: those of the search.
-        warm_starts: the configs that it begins with, all of which are trained by default.
-        points: those of a grid, all of which are trained by default; 0 without one.
+        options: options of the search.
+        warm_starts: the configs that it starts with, all of which are trained by default.
+        points: number of points of a grid, all of which are trained by default; 0 without a grid.
     """
     if options.num_samples is not None:
         return options.num_samples
@@ -220,13 +220,13 @@ def wanted_trials(options: SearchOptions, warm_starts: WarmStarts, points: int =
 
 
 def known_or_new(name: str, plan: Plan, workspace: Workspace) -> Plan:
-    """Return ``plan`` with the identity of the search that has this name already; as it is where the name is free.
+    """Return ``plan`` with the identity of the existing search of this name; unchanged if the name is free.
 
-    That search keeps the number of its trials unless it is to have more, its confirmation unless another is given, and
-    what it knows of earlier searches as it was when it was begun.
+    The existing search keeps its number of trials unless it is to have more, its confirmation unless another is given,
+    and what it knew of earlier searches when it was begun.
 
     Raises:
-        UserError: it belongs to something else.
+        UserError: the name belongs to something else.
     """
     location = workspace.storage.child(name)
     known = read_plan(location, compared_with=plan.space)
@@ -252,7 +252,7 @@ def known_or_new(name: str, plan: Plan, workspace: Workspace) -> Plan:
 
 
 def stored_plan(name: str, storage: str | None) -> tuple[Plan, SearchOptions]:
-    """Return the plan of the search ``name`` in the storage, and the options that it was begun with.
+    """Return the plan of the search ``name`` in the storage, and the options with which it was begun.
 
     Raises:
         UserError: there is no such search, or its plan cannot be read.
@@ -283,10 +283,10 @@ def stored_plan(name: str, storage: str | None) -> tuple[Plan, SearchOptions]:
 
 
 def worker_settings(plan: Plan, location: Storage) -> dict[str, Any]:
-    """Return the options that say how the trials of a stored plan run.
+    """Return the options that determine how the trials of a stored plan run.
 
     Raises:
-        UserError: they are not such options.
+        UserError: the stored options are invalid.
     """
     try:
         if unknown := plan.workers.keys() - set(RESUMABLE):
@@ -297,7 +297,7 @@ def worker_settings(plan: Plan, location: Storage) -> dict[str, Any]:
 
 
 def confirm_settings(plan: Plan) -> dict[str, Any]:
-    """Return the options that say how the winner of a plan is confirmed; empty if it is not."""
+    """Return the options that determine how a plan's winner is confirmed; empty if it is not."""
     if plan.confirm is None:
         return {}
     return {"confirm": plan.confirm.option, "confirm_steps": plan.confirm.steps, "confirm_share": plan.confirm.share}
@@ -307,7 +307,7 @@ def resumed_search(name: str, plan: Plan, begun: SearchOptions, options: SearchO
     """Check that ``options`` resume the search of ``plan`` unchanged, and open it; return ``None`` for a dry run.
 
     Raises:
-        UserError: an option that would make it another search, or a corpus or cluster that cannot be had.
+        UserError: an option would make it another search, or its corpus or cluster is unavailable.
     """
     options.check()
     for reference in options.bench:
@@ -352,9 +352,9 @@ def resumed_search(name: str, plan: Plan, begun: SearchOptions, options: SearchO
 def admit(
     name: str, plan: Plan, workspace: Workspace, cluster: Cluster, options: SearchOptions, size: str, free: int
 ) -> Search | None:
-    """Size the search to the cluster and print the plan; unless it is a dry run, take it and open its MLflow run.
+    """Size the search to the cluster and print the plan; unless it is a dry run, lease it and open its MLflow run.
 
-    ``free`` is the number of its newest lease, which is free.
+    ``free`` is the number of the search's newest lease, which nobody holds.
     """
     check_tracking(workspace.tracking_uri, cluster.num_nodes)
     spec = worker_spec(options.worker_options(), cluster)
@@ -397,7 +397,7 @@ def admit(
     with ExitStack() as failed:
         lease = take(workspace.storage.child(name), free, f"the search {name}")
         failed.callback(lease.release)
-        # once more, now that nobody else can record anything there
+        # check once more, now that nobody else can record anything there
         plan = known_or_new(name, plan, workspace)
         lease.fence.guard(workspace.storage.child(name)).write(PLAN, plan.to_json())
         experiment, parent = open_tracking(name, plan, workspace, spec)
@@ -407,7 +407,7 @@ def admit(
 
 
 def largest_worker(plan: Plan, workers: int) -> int:
-    """Return an estimate of the memory, in bytes, of one worker of the largest trial; 0 if no trial may be trained."""
+    """Return an estimate of the memory, in bytes, of one worker of the largest trial; 0 if none may be trained."""
     points = check_space(plan.space, plan.bases, plan.budget, plan.algorithm, plan.seed)
     configs = [*points, *(start.config for start in plan.warm_starts)]
     shapes = {(each.model, each.vocabulary, each.length, each.batch_size): each for each in configs}
@@ -415,7 +415,7 @@ def largest_worker(plan: Plan, workers: int) -> int:
 
 
 def open_tracking(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec) -> tuple[Experiment, Run]:
-    """Return the experiment and the MLflow run of a search; one that there is runs again, a deleted one stays so."""
+    """Return the experiment and the MLflow run of a search; reopen an existing run, but leave a deleted one deleted."""
     experiment = Experiment.open(workspace.tracking_uri, plan.experiment, workspace.artifact_root())
     if (deleted := experiment.deleted_run(plan.identity)) is not None:
         print(f"view: {experiment.ui_hint()}", flush=True)
@@ -455,7 +455,7 @@ def open_tracking(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec)
 
 
 def print_plan(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec, size: str) -> None:
-    """Print what is about to be searched, and where the sizes are from."""
+    """Print what is about to be searched, and where the sizes come from."""
     corpus = workspace.corpus
     for model, config in plan.bases.items():
         print(
@@ -478,7 +478,7 @@ def print_plan(name: str, plan: Plan, workspace: Workspace, spec: WorkerSpec, si
 
 
 def reference_lines(plan: Plan, corpus: Corpus) -> list[str]:
-    """Return what n-grams reach on the validation samples: a line, or one for each kind of samples of the models."""
+    """Return what n-grams reach on the validation samples: one line, or one for each kind of samples of the models."""
     kinds = {_kind_of_samples(config): config for config in plan.bases.values()}
     lines = {kind: str(validation_ladder(corpus, config, quick=True)) for kind, config in kinds.items()}
     if len(lines) == 1:

@@ -14,8 +14,8 @@ and returns fields of the config; field ``model`` chooses the model. It may also
     its algorithm unless ``--algorithm`` names another: ``tpe``, ``gp``, ``random``, ``grid``, ``pbt`` or a
     registered one;
 ``START``
-    values by parameter: the point of the first trial, unless the search is a grid or has warm starts. Worth giving
-    where a good point is known: the trials that an algorithm begins with are drawn at random.
+    values by parameter: the point of the first trial, unless the search is a grid or has warm starts. Give it if a
+    good point is known, since an algorithm's first trials are drawn at random.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from raytrain.utils.errors import UserError
 from raytrain.utils.files import expanded
 
 GRID = "grid"
-"""The algorithm that tries every point of a space once. Samplers are in ``search.algorithms.SAMPLERS``."""
+"""The algorithm that tries every point of a space once. ``search.algorithms.SAMPLERS`` holds the samplers."""
 PBT = "pbt"
-"""The algorithm that changes the points of a population while it is trained: see ``search.population``."""
+"""The algorithm that changes the points of a population during training: see ``search.population``."""
 CHECKED_POINTS = 64
-"""Random points at which a space is checked: enough to enter the branches of a conditional space."""
+"""Random points at which a space is checked: enough to reach the branches of a conditional space."""
 LARGEST_GRID = 10_000
 
 
@@ -51,7 +51,7 @@ class Space:
     """A loaded search space."""
 
     name: str
-    """Stem of its file, by which reports find its searches."""
+    """Stem of its file name, by which reports find its searches."""
     source: str
     """The text of the file."""
     draw: Callable[..., dict[str, Any]]
@@ -60,9 +60,9 @@ class Space:
     preset: PresetName | None
     budgets: dict[str, dict[str, Any]]
     algorithm: str
-    """Not checked: it may be one that is registered later."""
+    """Not checked: it may be registered later."""
     start: dict[str, Any]
-    """Empty if it is not known where to begin."""
+    """Empty if no good starting point is known."""
 
     def budget(self, name: str | None) -> str | None:
         """Return the budget ``name``, or the default one; ``None`` for a space without budgets.
@@ -78,11 +78,11 @@ class Space:
         return name
 
     def resolve(self, bases: dict[str, RunConfig[Any]], trial: Any, budget: str | None) -> RunConfig[Any]:
-        """Return the config of a trial: that of its model in ``bases``, with the fields that the space draws.
+        """Return the config of a trial: its model's config in ``bases``, with the fields that the space draws.
 
         Raises:
-            UserError: an unknown field or model, or a value that is refused.
-            Exception: whatever the file of the space raises.
+            UserError: a field or model is unknown, or a value is refused.
+            Exception: anything that the file of the space raises.
         """
         fields = self.draw(trial, budget) if self.budgets else self.draw(trial)
         if not isinstance(fields, dict):
@@ -94,13 +94,13 @@ class Space:
 
 
 def find_space(name: str) -> Path:
-    """Return the file of the space ``name``: in search_spaces/ of the working directory, or as installed.
+    """Return the file of the space ``name``: in search_spaces/ of the working directory, or else as installed.
 
     Raises:
         UserError: there is none.
     """
     package = Path(raytrain.__file__).parent
-    # an editable install leaves the spaces beside the package, a wheel carries them inside
+    # an editable install has the spaces beside the package, a wheel has them inside it
     folders = [Path("search_spaces"), package / "search_spaces", package.parent / "search_spaces"]
     for folder in folders:
         if os.path.isfile(folder / f"{name}.py"):
@@ -112,7 +112,7 @@ def load_space(name: str) -> Space:
     """Load the space in a Python file, or the one that ``find_space`` finds under a bare name.
 
     Raises:
-        UserError: there is none, its file fails, or it defines something that a space may not define.
+        UserError: there is none, its file fails, or it defines something that a space must not define.
     """
     file = expanded(name)
     if file.suffix != ".py":
@@ -128,16 +128,16 @@ def load_space(name: str) -> Space:
 
 
 def read_space(name: str, source: str) -> Space:
-    """Load the space that ``source`` defines. This runs the source: pass only what you trust.
+    """Load the space that ``source`` defines. This runs the source: pass only code that you trust.
 
     Raises:
-        UserError: it fails, or defines something that a space may not define.
+        UserError: it fails, or defines something that a space must not define.
     """
     module = types.ModuleType(f"raytrain_space_{name}")
-    sys.modules[module.__name__] = module  # dataclasses look there for the module that they are in
+    sys.modules[module.__name__] = module  # dataclasses look up their module there
     try:
         exec(compile(source, f"{name}.py", "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:  # whatever a user's file raises is the user's mistake
+    except (Exception, SystemExit) as error:  # anything that a user's file raises is the user's mistake
         raise UserError(f"search space {name} cannot be loaded: {type(error).__name__}: {error}") from None
     values = vars(module)
     if not callable(values.get("space")):
@@ -177,17 +177,17 @@ def _text(space: str, name: str, value: Any) -> str:
 
 
 def check_choices(distributions: Mapping[str, Any]) -> None:
-    """Make sure that every choice of a categorical parameter is the same once it was written as JSON and read.
+    """Make sure that every choice of a categorical parameter survives a round trip through JSON.
 
-    A tuple would be a list then: the search could not be resumed.
+    A tuple would become a list, for example, and the search could not be resumed.
 
     Raises:
-        UserError: one is not; the line names the parameter.
+        UserError: a choice does not; the message names the parameter.
     """
     for name, kind in distributions.items():
         for choice in getattr(kind, "choices", ()):
             plain = choice is None or isinstance(choice, (bool, int, float, str))
-            if not plain or choice != choice:  # NaN is not itself
+            if not plain or choice != choice:  # NaN is not equal to itself
                 raise UserError(
                     f"{name!r} has the choice {choice!r}: give texts, numbers, True, False or None, which a record can "
                     "hold, and look the value up: {'small': (1, 8)}[trial.suggest_categorical(...)]"
@@ -197,13 +197,13 @@ def check_choices(distributions: Mapping[str, Any]) -> None:
 def check_space(
     space: Space, bases: dict[str, RunConfig[Any]], budget: str | None, algorithm: str, seed: int
 ) -> list[RunConfig[Any]]:
-    """Return configs at points of the space, all of which can be run: every point of a grid, otherwise random ones.
+    """Return configs at points of the space, all of which can be run: every point of a grid, or else random ones.
 
     The first of the random ones is the space's start.
 
     Raises:
-        UserError: an unknown field, a value that is refused, a start that is no point of the space, or a grid that
-            cannot be enumerated.
+        UserError: a field is unknown, a value is refused, the start is not a point of the space, or a grid cannot be
+            enumerated.
     """
     import optuna
 
@@ -220,7 +220,7 @@ def check_space(
             trials = (study.ask() for _ in range(CHECKED_POINTS))
         for trial in trials:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # Optuna's, of the choices that are refused below
+                warnings.simplefilter("ignore", UserWarning)  # Optuna's, about choices that are refused below
                 configs.append(space.resolve(bases, trial, budget))
             check_choices(trial.distributions)
             if algorithm != GRID and len(configs) == 1:
@@ -234,7 +234,7 @@ def check_space(
             model_size(configs[-1])  # which builds it
     except UserError as error:
         raise UserError(f"search space {space.name}: {error}") from None
-    except (Exception, SystemExit) as error:  # whatever a user's file raises is the user's mistake
+    except (Exception, SystemExit) as error:  # anything that a user's file raises is the user's mistake
         raise UserError(f"search space {space.name}: {type(error).__name__}: {error}") from None
     return configs
 
@@ -243,10 +243,10 @@ def check_space(
 
 
 def check_length(name: str, count: int) -> None:
-    """Refuse a parameter of a grid that has no values, or more than could be tried.
+    """Refuse a parameter of a grid that has no values, or too many to try.
 
     Raises:
-        UserError: with the parameter's name.
+        UserError: the number of values is 0 or too large; the message names the parameter.
     """
     if count < 1:
         raise UserError(f"a grid needs a value for {name!r}: its range is empty")
@@ -255,9 +255,9 @@ def check_length(name: str, count: int) -> None:
 
 
 class GridTrial:
-    """Stand-in for an Optuna trial: answers from a list of choices, which it extends with every new question.
+    """Stand-in for an Optuna trial: answers from a list of choices, and extends the list at every new question.
 
-    ``grid`` evaluates the space once for each point, and counts the list up like an odometer.
+    ``grid`` evaluates the space once for each point, and advances the list like an odometer.
     """
 
     def __init__(self, wheels: list[tuple[int, int]]) -> None:
@@ -278,7 +278,7 @@ class GridTrial:
     ) -> float:
         if step is None or log:
             raise UserError(f"a grid needs a step for {name!r}: use suggest_categorical, or suggest_float with step")
-        # in decimals, as Optuna does: three steps of 0.2 would be more than 0.6
+        # in decimals, like Optuna: as floats, three steps of 0.2 would exceed 0.6
         start, width = Decimal(str(low)), Decimal(str(step))
         count = int((Decimal(str(high)) - start) / width) + 1
         check_length(name, count)
@@ -295,10 +295,10 @@ class GridTrial:
 
 
 def grid(space: Space, budget: str | None) -> list[dict[str, Any]]:
-    """Return every point of a space, as the values of its parameters; the last parameter changes first.
+    """Return every point of a space, as the values of its parameters; the last parameter varies fastest.
 
     Raises:
-        UserError: a parameter without a finite number of values, or too many points.
+        UserError: a parameter has no finite number of values, or there are too many points.
     """
     points = []
     wheels: list[tuple[int, int]] = []
@@ -311,7 +311,7 @@ def grid(space: Space, budget: str | None) -> list[dict[str, Any]]:
         points.append(trial.point)
         if len(points) > LARGEST_GRID:
             raise UserError(f"the grid has more than {LARGEST_GRID:,} points")
-        # the questions behind the wheel that turns may be others now: they are asked anew
+        # the questions after the wheel that turns may differ now, so they are asked again
         while wheels and wheels[-1][0] + 1 == wheels[-1][1]:
             wheels.pop()
         if not wheels:

@@ -1,14 +1,14 @@
-"""Optuna's study of a search in a file beside it, for ``optuna-dashboard`` and Optuna's visualisations.
+"""Optuna's study of a search, in a file beside it, for ``optuna-dashboard`` and Optuna's visualisations.
 
-The records of the trials are the truth, and the file is derived from them: each state of a trial that goes to its
-record is written to the study too, and a driver that takes the search begins with the file brought in line with the
-records, or made anew where that cannot be done. Nothing reads it back: whatever becomes of it, the search goes on.
+The trials' records are the source of truth, and the file is derived from them. Each state that is written to a trial's
+record is written to the study too. A driver that takes the search over first brings the file in line with the records,
+or recreates it if that is not possible. The search never reads the file, so it continues whatever happens to it.
 
-The sampler's own study stays in memory. With Optuna's journal in its place, each parameter and report is a line that
-the driver writes and waits for (measured: docs/develop/log.md). Here a thread does the waiting.
+The sampler's own study stays in memory. If it used Optuna's journal instead, each parameter and report would be a line
+that the driver writes and waits for (measured: docs/develop/log.md). Here a thread does the waiting.
 
-In a folder, lines are appended by Optuna's ``JournalFileBackend``, so that a dashboard follows the search. Objects in
-S3 cannot be appended to: there the whole file is written every ``WHOLE_S`` seconds, and when the driver ends.
+In a folder, Optuna's ``JournalFileBackend`` appends the lines, so that a dashboard can follow the search. S3 objects
+cannot be appended to: there, the whole file is written every ``WHOLE_S`` seconds, and when the driver ends.
 """
 
 from __future__ import annotations
@@ -47,22 +47,21 @@ if TYPE_CHECKING:
 WHOLE_S = 60.0
 """Pause between two writes of the whole file."""
 AGAIN_S = 60.0
-"""Pause after a failure; the next try brings the whole file in line."""
+"""Pause after a failure; the next attempt brings the whole file in line."""
 LOCK_S = 3
-"""Age at which the lock of a process that died while it appended is broken. An append takes milliseconds."""
+"""Age after which the lock of a process that died while appending is broken. An append takes milliseconds."""
 RELEASED_S = 1.0
-"""Age at which a lock that was renamed to be removed is left by a process that died: of one that lives it is removed at
-once."""
+"""Age after which a lock that was renamed for removal must be from a dead process: a live one removes it at once."""
 IDENTITY = "identity"
 """User attribute of the study and of its trials: the identity of the search or trial."""
 _log = logging.getLogger(__name__)
 
 
 class StudyFile:
-    """Keeps the study of a search in ``study.journal``, in a thread of its own; never raises, and says once what fails.
+    """Keeps a search's study in ``study.journal``, in a thread of its own; never raises, and logs a failure once.
 
-    The trials of earlier searches that the sampler knows come first. Trials that confirm a winner are not in it: they
-    are other seeds of the same points.
+    The trials of earlier searches that the sampler knows come first. Trials that confirm a winner are left out: they
+    are other seeds at the same points.
     """
 
     def __init__(self, name: str, plan: Plan, location: Storage, fence: Fence) -> None:
@@ -75,24 +74,24 @@ class StudyFile:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="study")
 
     def begin(self, known: Sequence[Trial]) -> None:
-        """Bring the file in line with the trials of a search that is begun or resumed, in the background."""
+        """Bring the file in line, in the background, with the trials of a search that is begun or resumed."""
         self._trials = {trial.identity: _copy(trial) for trial in searched(known)}
         self._thread.submit(self._write)
 
     def keep(self, trial: Trial) -> None:
-        """Write the new state of a trial soon, in the background."""
+        """Write the new state of a trial in the background soon."""
         if trial.confirms is None:
             self._trials[trial.identity] = _copy(trial)
             self._changed[trial.identity] = None
             self._thread.submit(self._write)
 
     def close(self) -> None:
-        """Block until all is written, or has failed."""
+        """Block until everything is written, or has failed."""
         self._thread.submit(self._write, last=True)
         self._thread.shutdown()
 
     def _write(self, last: bool = False) -> None:
-        """Bring the file in line with all that has been kept so far."""
+        """Bring the file in line with everything kept so far."""
         if time.monotonic() < self._again and not last:
             return
         try:
@@ -106,9 +105,9 @@ class StudyFile:
             if self._location.folder is None and (last or time.monotonic() >= self._whole_at):
                 self._location.write(STUDY, self._journal.content())
                 self._whole_at = time.monotonic() + WHOLE_S
-        except LeaseLostError:  # the driver finds it too, and ends
+        except LeaseLostError:  # the driver notices it too, and ends
             self._again = math.inf
-        except Exception as error:  # whatever Optuna or a file system raises: the search needs none of it
+        except Exception as error:  # anything that Optuna or a file system raises: the search can do without the file
             self._journal, self._again = None, time.monotonic() + AGAIN_S
             if not self._failed:
                 reason = " ".join(str(error).split()) or type(error).__name__
@@ -116,7 +115,7 @@ class StudyFile:
             self._failed = True
 
     def _open(self) -> Journal:
-        """Return the journal, in line with all trials: that of an earlier driver where it can be continued."""
+        """Return a journal in line with all trials: an earlier driver's if it can be continued, or else a new one."""
         path = None if self._location.folder is None else self._location.folder / STUDY
         if path is not None and path.exists():
             try:
@@ -127,9 +126,9 @@ class StudyFile:
                 return journal
             except (OSError, LeaseLostError):
                 raise
-            except Exception as error:  # whatever Optuna raises for a file that is damaged, or is of something else
+            except Exception as error:  # anything that Optuna raises for a damaged or unrelated file
                 _log.info("%s does not agree with the records, and is made anew: %s", path, error)
-        # not in place: a dashboard that reads the file sees the old one or the new one
+        # not in place, so that a dashboard reads either the old file or the new one
         journal = Journal(Lines())
         journal.create(self._name, self._plan.identity, self._plan.search_objective)
         self._write_all(journal)
@@ -144,7 +143,7 @@ class StudyFile:
         """Bring a journal in line with all trials of the search.
 
         Raises:
-            ValueError: it has a trial that ended otherwise, or one that the search does not have.
+            ValueError: it holds a trial that ended differently, or one that the search does not have.
         """
         own = [self._stored(trial) for trial in list(self._trials.values())]
         trials = [*self._earlier(), *own]
@@ -166,7 +165,7 @@ class StudyFile:
 
 
 def _copy(trial: Trial) -> Trial:
-    """Return a trial as it is now: the driver goes on changing it."""
+    """Return a copy of a trial as it is now, since the driver keeps changing it."""
     return dataclasses.replace(trial, history=list(trial.history))
 
 
@@ -184,9 +183,9 @@ class Lines(BaseJournalBackend):
 
 
 class Journal:
-    """A journal of Optuna with the study of one search, whose trials are found by identity.
+    """An Optuna journal with the study of one search, whose trials are found by identity.
 
-    A dashboard may add lines of its own, such as notes, and trials that are none of the search; they are left alone.
+    A dashboard may add lines of its own, such as notes, and trials that are not the search's; they are left alone.
     """
 
     def __init__(self, backend: BaseJournalBackend, path: Path | None = None) -> None:
@@ -200,7 +199,7 @@ class Journal:
         return self._path is None or self._path.exists()
 
     def content(self) -> bytes:
-        """Return all lines of a journal in memory."""
+        """Return all lines of an in-memory journal."""
         assert isinstance(self._backend, Lines)
         return "".join(f"{line}\n" for line in self._backend.lines).encode()
 
@@ -218,7 +217,7 @@ class Journal:
         """Find the study of the search ``identity``, and its trials.
 
         Raises:
-            ValueError: it is not there.
+            ValueError: the study is not there.
         """
         for study in self._storage.get_all_studies():
             if study.user_attrs.get(IDENTITY) == identity:
@@ -236,10 +235,10 @@ class Journal:
         return set(self._ids)
 
     def write(self, wanted: FrozenTrial) -> None:
-        """Bring a trial of the study in line with ``wanted``; a new one is added.
+        """Bring a trial of the study in line with ``wanted``; add it if it is new.
 
         Raises:
-            ValueError: it has ended otherwise, or is another point.
+            ValueError: the study's trial ended differently, or is at another point.
         """
         identity = wanted.user_attrs[IDENTITY]
         if identity not in self._ids:
@@ -267,12 +266,12 @@ def _result(trial: FrozenTrial) -> tuple[Any, ...]:
 
 
 def stored_trial(trial: Trial, search_objective: SearchObjective) -> FrozenTrial:
-    """Return a trial as the study has it.
+    """Return a trial as the study holds it.
 
-    State, values and constraints are those that the sampler learns of a trial that has ended. An interrupted one is
-    running: it goes on when the search is resumed. A config that is no point of the space has no parameters, nor has a
-    trial that failed at a point which Optuna cannot hold. Reports are the plain metric, without the penalty by which
-    ASHA compares; numbers that are not finite are left out.
+    State, values and constraints are those that the sampler is given for an ended trial. An interrupted trial is
+    running, since it continues when the search is resumed. A config that is not a point of the space has no parameters,
+    nor has a trial that failed at a point that Optuna cannot represent. Reports are the plain metric, without the
+    penalty in ASHA's score; non-finite numbers are left out.
     """
     try:
         found = optuna_trial(trial, search_objective)
@@ -286,7 +285,7 @@ def stored_trial(trial: Trial, search_objective: SearchObjective) -> FrozenTrial
     if trial.ended:
         ended_at = trial.ended_at or trial.started_at
         found.datetime_complete = datetime.fromtimestamp(ended_at) if ended_at else found.datetime_complete
-    # as a list, which Optuna takes under the names of its numbers: optuna-dashboard 0.21 reads no others
+    # as a list, for which Optuna uses the indices as names: optuna-dashboard 0.21 reads nothing else
     missed = list(found.constraints.values())
     found.system_attrs = {"constraints": missed} if missed else {}
     attributes: dict[str, Any] = {IDENTITY: trial.identity, "trial": trial.name, "status": trial.status}
@@ -299,9 +298,10 @@ def stored_trial(trial: Trial, search_objective: SearchObjective) -> FrozenTrial
 
 
 def cut_partial_line(path: Path) -> None:
-    """Remove the part of a line at the end of a journal whose writer died within it, and the locks that it left.
+    """Remove a partial last line from a journal whose writer died, and the locks that dead processes left.
 
-    Optuna releases a lock by giving it another name, and removes that: who dies between the two leaves it for ever.
+    Optuna releases a lock by renaming it and then removing the renamed file. A process that dies in between leaves the
+    file for ever.
     """
     lock = _lock(path)
     lock.acquire()
@@ -317,5 +317,5 @@ def cut_partial_line(path: Path) -> None:
 
 
 def _lock(path: Path) -> JournalFileSymlinkLock:
-    """Return the lock that Optuna's readers and writers of the file use by default."""
+    """Return the lock that Optuna's own readers and writers of the file use by default."""
     return JournalFileSymlinkLock(str(path), LOCK_S)

@@ -14,19 +14,19 @@ from raytrain.training.worker import Job, run_in_process, worker_loop
 from raytrain.training.worker_group import WorkerGroup
 
 _HELD: list[WorkerGroup] = []
-"""The worker group of this process, if it is the driver of one. It lives as long as the process."""
+"""The worker group of this process, if it drives one. It lives as long as the process."""
 
 
 def run_worker_group(values: dict[str, Any]) -> None:
     """Run a trial of several workers: Tune's trainable is a driver without CPUs that waits for its worker group.
 
-    Its process, and with it the worker group, runs one trial after the other.
+    The driver's process, and with it the worker group, runs one trial after another.
     """
     if values["refused"]:
-        return  # the space has made no config of the trial's point
+        return  # the space made no config from the trial's point
     set_up_trial()
     if not _HELD:
-        # where the driver of the search runs on another machine, its folder is made here too
+        # if the driver of the search is on another machine, create its folder here too
         os.makedirs(values["scratch"], exist_ok=True)
         _HELD.append(WorkerGroup(worker_loop, WorkerSpec(**values["worker_spec"]), values["name"], values["scratch"]))
     run_with_retries(Job(**values["job"]), _HELD[0], tune.report)
@@ -35,7 +35,7 @@ def run_worker_group(values: dict[str, Any]) -> None:
 def run_alone(values: dict[str, Any]) -> None:
     """Run a trial of one worker: Tune's trainable has the worker's resources and trains by itself.
 
-    Its process runs one trial after the other, so that only the first waits for the process to start.
+    Its process runs one trial after another, so that only the first waits for the process to start.
     """
     if values["refused"]:
         return

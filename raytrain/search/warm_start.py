@@ -31,19 +31,19 @@ FROM_THE_SEARCH = (
     "checkpoint_every",
 )
 """Fields that a config takes over from the search that it joins: its text, the encoder that its trials start from, its
-length and its validation samples. Schedules are fractions of the steps and follow by themselves."""
+length and its validation samples. Schedules are fractions of the steps and adapt by themselves."""
 
 
 def read_warm_start(reference: str, model: str, bases: dict[str, RunConfig[Any]]) -> WarmStart:
     """Return the config of ``model``, made to fit the search: see ``FROM_THE_SEARCH``.
 
     Args:
-        reference: what ``--warm-start`` was given for it.
-        model: a ``config.json``, or what ``runs.references`` resolves.
+        reference: the value given to ``--warm-start``.
+        model: a ``config.json``, or anything that ``runs.references`` resolves.
         bases: the configs of the search, by model.
 
     Raises:
-        UserError: it names nothing, or a config of a model that is not searched, or one that does not fit.
+        UserError: it names nothing, a config of a model that is not searched, or a config that does not fit.
     """
     params = None
     if model.endswith(".json"):
@@ -77,21 +77,21 @@ def _is_plain(value: Any) -> bool:
 def point_of(
     start: WarmStart, space: Space, bases: dict[str, RunConfig[Any]], budget: str | None
 ) -> dict[str, Any] | None:
-    """Return the parameters of the space that give exactly the config of a warm start.
+    """Return the parameters of the space that give exactly the config of a warm start; ``None`` if there are none.
 
-    A space is a function: it can be evaluated, but not inverted. So only a config whose parameters are recorded, that
-    of an earlier search's trial, can be a point of the space. ``None`` for all others, and where this space does not
-    have the recorded parameters, does not allow their values, or makes another config of them.
+    A space is a function: it can be evaluated, but not inverted. So only a config with recorded parameters, one of an
+    earlier search's trial, can be a point of the space. Even then the result is ``None`` if this space lacks the
+    recorded parameters, does not allow their values, or makes another config from them.
     """
     if start.params is None:
         return None
     trial = optuna.trial.FixedTrial(start.params)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of values out of range
+            warnings.simplefilter("ignore")  # about values out of range
             found = space.resolve(bases, trial, budget)
-        # which refuses values that the distributions of this space do not allow
+        # this refuses values that the distributions of this space do not allow
         optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=0.0)
-    except Exception:  # whatever a user's file raises: this is no point of its space
+    except Exception:  # anything that a user's file raises: this is not a point of its space
         return None
     return dict(trial.params) if found == start.config else None

@@ -1,4 +1,4 @@
-"""Winner of an earlier search, to be trained longer or larger."""
+"""Winner of an earlier search, to train for longer or at a larger size."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Winner:
     """Name of the search."""
     trial: str
     parent: str
-    """MLflow run id of the search; its name where the tracking store does not know it."""
+    """MLflow run id of the search, or its name if the tracking store does not know it."""
     corpus: str
     """Digest of its corpus."""
     corpus_path: str
@@ -49,14 +49,14 @@ class Winner:
         """Open a workspace for ``config``: on the search's own corpus, unless ``config`` names other text.
 
         Raises:
-            UserError: as ``workspace.open_workspace``; or the text has changed since the search.
+            UserError: as for ``workspace.open_workspace``; or the text has changed since the search.
         """
         if any(getattr(config, name) != getattr(self.config, name) for name in LOCATION):
             return open_workspace(config, storage)
         try:
             return reopen_workspace(storage, self.corpus, self.corpus_path)
         except UserError:
-            workspace = open_workspace(config, storage)  # the same text may be prepared again
+            workspace = open_workspace(config, storage)  # preparing the text again may give the same corpus
         if workspace.corpus.digest != self.corpus:
             raise UserError(
                 f"--best-of {self.search}: the text at {config.data} is not what the search was run on: name it "
@@ -69,7 +69,7 @@ def find_winner(name: str, storage: str | None, experiment: str) -> Winner:
     """Return the best trial of the search ``name`` in the storage or in MLflow, or of an experiment's newest search.
 
     Raises:
-        UserError: there is no such search or experiment, or no trial has won there.
+        UserError: there is no such search or experiment, or no trial there has won.
     """
     root = open_storage_root(storage)
     if re.fullmatch(r"[\w.-]+", name) and (values := read_values(root.child(name))) is not None:
@@ -84,7 +84,7 @@ def find_winner(name: str, storage: str | None, experiment: str) -> Winner:
 
 
 def _recorded(name: str, location: Storage, values: dict[str, Any]) -> Winner:
-    """Return the winner by the search's own records; the search may still be running."""
+    """Return the winner according to the search's own records; the search may still be running."""
     search_objective = search_objective_of(values)
     trials = TrialStore(location).read()
     best = winner(trials, search_objective, confirm_of(values))
@@ -100,7 +100,7 @@ def _recorded(name: str, location: Storage, values: dict[str, Any]) -> Winner:
 
 
 def _parent(run_id: str) -> str | None:
-    """Return the run id of the search, if the tracking store that is set now has the trial's run."""
+    """Return the run id of the search if the current tracking store has the trial's run."""
     uri = tracking_uri()
     if not run_id or not is_usable(uri):
         return None

@@ -1,4 +1,4 @@
-"""Opening a storage by its address, and the settings of S3 that travel to other nodes."""
+"""Opening a storage by its address, and the S3 settings that are passed to other nodes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from raytrain.utils.errors import UserError
 from raytrain.utils.files import is_address, local_path
 
 ARTIFACTS = "mlflow-artifacts"
-"""Where under the storage MLflow keeps artifacts when there is no tracking server."""
+"""Where MLflow keeps artifacts below the storage if there is no tracking server."""
 
 
 def open_storage_root(storage: str | None) -> Storage:
-    """Return the storage that ``--storage`` names, or ``RAYTRAIN_STORAGE``, or ``./runs``.
+    """Return the storage that ``--storage`` names, or else ``RAYTRAIN_STORAGE``, or else ``./runs``.
 
     Raises:
-        UserError: an address that is neither a folder nor s3://.
+        UserError: the address is neither a folder nor s3://.
     """
     root = open_storage(storage or os.environ.get("RAYTRAIN_STORAGE") or "runs")
     return root if root.folder is None else FolderStorage(root.folder.resolve())
@@ -38,10 +38,10 @@ _SETTINGS = (
 
 
 def open_storage(uri: str | Path) -> Storage:
-    """Return the storage at a folder or at ``s3://bucket/prefix``. Nothing is looked at or made yet.
+    """Return the storage at a folder or at ``s3://bucket/prefix``. Nothing is checked or created yet.
 
     Raises:
-        UserError: an address that is neither, AWS settings that cannot be read, or no boto3.
+        UserError: the address is neither, the AWS settings cannot be read, or boto3 is missing.
     """
     text = str(uri)
     if not text:
@@ -50,7 +50,7 @@ def open_storage(uri: str | Path) -> Storage:
         return FolderStorage(local_path(text, "storage"))
     match = re.fullmatch(r"(?i:s3)://([A-Za-z0-9][A-Za-z0-9._-]+)(?:/([^?#\x00-\x1f\x7f]*))?(?<! )", text)
     if match is None:
-        # The address is not repeated: it may hold keys.
+        # The message does not repeat the address, which may hold keys.
         raise UserError(
             "storage: the address must be a folder or s3://bucket/prefix, without keys, options or control characters "
             "in it, or a space at its end"
@@ -67,7 +67,7 @@ def open_storage(uri: str | Path) -> Storage:
 
 
 def check_output(file: Path) -> Path:
-    """``file``, for which nothing is in the way of being written when hours of work are done; leaves nothing behind.
+    """Return ``file`` after checking that it can be written, before hours of work are done; leaves nothing behind.
 
     Raises:
         UserError: it cannot be written.
@@ -84,10 +84,10 @@ def check_output(file: Path) -> Path:
 
 
 def open_file(address: str) -> tuple[Storage, str]:
-    """Return the storage that the file at a path or ``s3://`` address is in, and its key there.
+    """Return the storage that contains the file at a path or ``s3://`` address, and the file's key there.
 
     Raises:
-        UserError: not an address of a file.
+        UserError: it is not the address of a file.
     """
     folder, slash, name = address.rpartition("/")
     if not name:
@@ -96,10 +96,10 @@ def open_file(address: str) -> tuple[Storage, str]:
 
 
 def storage_environment() -> dict[str, str]:
-    """Endpoint, region and checksum settings of this process, for workers on other nodes. Never a key.
+    """Return this process's endpoint, region and checksum settings, for workers on other nodes. Never includes a key.
 
-    boto3 and MLflow read AWS_DEFAULT_REGION and pyarrow AWS_REGION, MLflow has an endpoint variable of its own: what
-    is set under one name is given under all.
+    boto3 and MLflow read AWS_DEFAULT_REGION, but pyarrow reads AWS_REGION, and MLflow has its own endpoint variable.
+    A setting under one name is therefore passed on under all of them.
     """
     settings = {name: os.environ[name] for name in _SETTINGS if os.environ.get(name)}
     endpoint = settings.get("AWS_ENDPOINT_URL_S3") or settings.get("AWS_ENDPOINT_URL")

@@ -1,6 +1,6 @@
-"""Storage: bytes under keys, in a folder or below a prefix of an S3 bucket. No other package knows which.
+"""Storage: bytes under keys, in a folder or below a prefix of an S3 bucket. Other packages need not know which.
 
-``python -m raytrain.storage check URI`` tries everything that is asked of a storage and prints what to set.
+``python -m raytrain.storage check URI`` tests everything that a storage must do and prints what to set.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from raytrain.utils.errors import UserError
 from raytrain.utils.retry import retry
 
 PATIENCE = "RAYTRAIN_STORAGE_PATIENCE"
-"""Environment variable: seconds that a run or search under way outlives an outage of its storage."""
+"""Environment variable: seconds for which a running run or search tolerates an outage of its storage."""
 DEFAULT_PATIENCE_S = 600.0
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
 class StorageError(OSError):
-    """A storage did not do what it was asked; one line says what, where and why."""
+    """A storage could not do what it was asked; the message says what, where and why, in one line."""
 
 
 class NotFoundError(StorageError):
@@ -34,38 +34,39 @@ class NotFoundError(StorageError):
 class Storage(ABC):
     """Bytes under keys: relative paths with ``/``, below one folder or S3 prefix.
 
-    A key is there with all of its bytes or not at all. A ``prefix`` is a folder-like path: ``a`` covers ``a/b``, not
-    ``ab``; ``""`` covers everything. Every method raises ``StorageError`` where the store fails, and ``ValueError``
-    for a key that leaves the storage.
+    A key holds all of its bytes or does not exist. A ``prefix`` is a folder-like path: ``a`` covers ``a/b``, not
+    ``ab``; ``""`` covers everything. Every method raises ``StorageError`` if the store fails, and ``ValueError`` for a
+    key that leaves the storage.
     """
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
-        """Put ``data`` under ``key``, replacing what was there."""
+        """Store ``data`` under ``key``, replacing any previous content."""
 
     @abstractmethod
     def create(self, key: str, data: bytes) -> bool:
-        """Put ``data`` under ``key`` unless something is there; False, and nothing done, where there is.
+        """Store ``data`` under ``key`` unless the key exists; return False, and change nothing, if it does.
 
-        Of several callers at once, one is told True: a folder creates a link, S3 holds the request against
-        ``If-None-Match``. A store that ignores that header may tell several, and one that refuses it is asked before.
+        If several callers do this at once, exactly one gets True: a folder creates a link, S3 checks the request's
+        ``If-None-Match``. A store that ignores that header may answer True to several. For one that refuses it, the
+        existence of the key is checked first.
         """
 
     @abstractmethod
     def upload(self, key: str, file: Path) -> None:
-        """Put the content of ``file`` under ``key``."""
+        """Store the content of ``file`` under ``key``."""
 
     @abstractmethod
     def read(self, key: str) -> bytes:
-        """Return what is under ``key``. Raises ``NotFoundError`` where nothing is."""
+        """Return the content of ``key``. Raises ``NotFoundError`` if there is none."""
 
     @abstractmethod
     def download(self, key: str, file: Path) -> None:
-        """Put what is under ``key`` into ``file``, which appears complete. Raises ``NotFoundError``."""
+        """Copy the content of ``key`` to ``file``, which appears complete. Raises ``NotFoundError``."""
 
     @abstractmethod
     def exists(self, key: str) -> bool:
-        """Return whether there is something under ``key``."""
+        """Return whether ``key`` exists."""
 
     @abstractmethod
     def list(self, prefix: str = "") -> list[str]:
@@ -73,7 +74,7 @@ class Storage(ABC):
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Remove what is under ``key``, if anything."""
+        """Remove ``key``, if it exists."""
 
     @abstractmethod
     def delete_prefix(self, prefix: str) -> None:
@@ -81,7 +82,7 @@ class Storage(ABC):
 
     @abstractmethod
     def uri(self, key: str = "") -> str:
-        """Return the address of ``key``, or of the storage, as ``open_storage`` reads it."""
+        """Return the address of ``key``, or of the storage, in the form that ``open_storage`` reads."""
 
     @abstractmethod
     def child(self, prefix: str) -> Storage:
@@ -89,11 +90,11 @@ class Storage(ABC):
 
     @property
     def folder(self) -> Path | None:
-        """The folder that it is; ``None`` where it is in a store elsewhere."""
+        """The storage's folder; ``None`` if it is in a remote store."""
         return None
 
     def without_retries(self) -> Storage:
-        """Return the same storage for a first try: a store that cannot be reached fails soon."""
+        """Return the same storage for a first attempt: it fails soon if its store cannot be reached."""
         return self
 
     def __repr__(self) -> str:
@@ -101,14 +102,14 @@ class Storage(ABC):
 
     @abstractmethod
     def __reduce__(self) -> tuple[Any, ...]:
-        """Reopens the storage where it is unpickled: neither a connection nor keys travel."""
+        """Reopen the storage where it is unpickled: neither connections nor keys are pickled."""
 
 
 def patience() -> float:
-    """Return how long, in seconds, a run or search that is under way outlives an outage of its storage.
+    """Return for how many seconds a running run or search tolerates an outage of its storage.
 
     Raises:
-        UserError: ``RAYTRAIN_STORAGE_PATIENCE`` is no number of seconds.
+        UserError: ``RAYTRAIN_STORAGE_PATIENCE`` is not a number of seconds.
     """
     text = os.environ.get(PATIENCE, "")
     try:
@@ -121,14 +122,14 @@ def patience() -> float:
 
 
 def retry_storage(action: Callable[[], T]) -> T:
-    """Return what ``action`` returns; while the store fails, try again for about ``patience()`` seconds.
+    """Return what ``action`` returns; while the store fails, retry for about ``patience()`` seconds.
 
-    For work that is under way; what a command begins with fails soon. ``action`` must be safe to repeat. Every failure
-    but "there is no such key" counts as passing, for the reasons that ``CheckpointWriter`` gives.
+    This is for work in progress; the first requests of a command should fail soon. ``action`` must be safe to repeat.
+    Every failure except "there is no such key" counts as transient, for the reasons given in ``CheckpointWriter``.
 
     Raises:
         NotFoundError: at once.
-        StorageError: the last failure, when patience ends.
+        StorageError: the last failure, when the time is up.
     """
     return retry(
         action,
@@ -140,7 +141,7 @@ def retry_storage(action: Callable[[], T]) -> T:
 
 
 def checked_key(key: str) -> str:
-    """``key`` itself, if it stays below the storage; else a ``ValueError``."""
+    """Return ``key`` itself if it stays below the storage; otherwise raise a ``ValueError``."""
     if any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
         raise ValueError(f"{key!r} is not a path below a storage")
     return key

@@ -1,4 +1,4 @@
-"""``python -m raytrain.storage check URI``: a table of what a storage can do, and what to set where it cannot."""
+"""``python -m raytrain.storage check URI``: a table of what a storage can do, and what to set if it cannot."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from raytrain.utils.errors import UserError
 from raytrain.utils.output import console
 
 _USAGE = "usage: python -m raytrain.storage check FOLDER|s3://BUCKET/PREFIX"
-_LARGE = 9 * 2**20  # bytes; above the 8 MiB from which files go up in parts
+_LARGE = 9 * 2**20  # bytes; above the 8 MiB from which files are uploaded in parts
 _WHEN_REQUIRED = "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required and AWS_RESPONSE_CHECKSUM_VALIDATION=when_required"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was tried."""
+    """One capability that was tested."""
 
     tried: str
     works: bool | None
-    """None where it was not tried."""
+    """None if it was not tested."""
     note: str = ""
-    """What to set, or what follows from it."""
+    """What to set, or the consequence."""
     needed: bool = True
-    """Whether a run cannot do without it."""
+    """Whether a run needs it."""
 
 
 def check(storage: Storage) -> list[Finding]:
-    """Try everything, in a folder of its own below ``storage`` that is gone afterwards."""
+    """Test everything, in a folder of its own below ``storage``, which is removed afterwards."""
     location = storage.without_retries().child(f".raytrain-check-{secrets.token_hex(8)}")
     small, large = secrets.token_bytes(64), secrets.token_bytes(_LARGE)
 
@@ -101,7 +101,7 @@ def _try(name: str, action: Callable[[], None], needed: bool = True) -> Finding:
 
 
 def _arrow(location: Storage, data: bytes) -> Finding:
-    """Write through pyarrow, as Ray does: by default with a checksum after the body, which older servers refuse."""
+    """Write through pyarrow, as Ray does: by default with a trailing checksum, which older servers refuse."""
     name = "pyarrow write (checksum trailer)"
     if not location.uri().startswith("s3://"):
         return Finding(name, None, "folders have none")
@@ -114,7 +114,7 @@ def _arrow(location: Storage, data: bytes) -> Finding:
         with system.open_output_stream(path) as stream:
             stream.write(data)
         _require(location.read("arrow/d") == data, "it reads back as something else")
-    except (OSError, ValueError) as error:  # pyarrow's own errors are of both kinds
+    except (OSError, ValueError) as error:  # pyarrow raises both kinds
         note = " ".join(str(error).split())
         if os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "").lower() != "when_required":
             note = f"{_WHEN_REQUIRED}, if this is about checksums or lengths: {note}"
@@ -139,7 +139,7 @@ def check_writable(storage: Storage) -> None:
     """Write, read back, list and delete one small object.
 
     Raises:
-        UserError: one line with the first thing that does not work and what to do about it.
+        UserError: the first operation that fails and how to fix it, in one line.
     """
     location = storage.without_retries()
     folder = f".raytrain-check-{secrets.token_hex(8)}"

@@ -1,9 +1,9 @@
-"""Lease of a search or run: one driver at a time drives it, and what an earlier one still writes is refused.
+"""Lease of a search or run: one driver at a time drives it, and late writes by an earlier driver are fenced off.
 
-A driver takes a search or run by creating the next of its leases, ``leases/00000003.json``: of several that do so at
-once, one succeeds. The newest lease counts. Its driver writes a heartbeat into it; whoever writes for that driver looks
-first whether there is a newer one. A lease that was released is free at once, and so is that of a process of this host
-that is gone. The driver on another host is given ``TAKEOVER_S`` for a heartbeat: no clocks are compared.
+A driver takes a search or run by creating its next lease, ``leases/00000003.json``. If several drivers do so at once,
+one succeeds. The newest lease counts. Its driver writes a heartbeat into it, and every process that writes for that
+driver first checks for a newer lease. A released lease is free at once, and so is the lease of a dead process of this
+host. A driver on another host has ``TAKEOVER_S`` to give a heartbeat, so no clocks are compared.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from raytrain.utils.process import is_alive, started, user_name, visible_process
 from raytrain.utils.validation import parse_json, validate_object
 
 LEASES = "leases"
-"""Folder of the leases of a search or run. They stay: together they say who has driven it, and when."""
+"""Folder of a search's or run's leases. They are kept, as a record of who has driven it, and when."""
 HEARTBEAT_S = 5.0
 """Seconds between two heartbeats."""
 TAKEOVER_S = 30.0
 """Seconds without a heartbeat after which the driver on another host counts as gone."""
 SETTLE_S = 1.0
-"""Seconds after which a lease in a store elsewhere is read back: of several drivers that created one, because the
-store ignores the condition of a write, only the last is the holder."""
+"""Seconds after which a lease in a remote store is read back. Several drivers may have created it if the store ignores
+conditional writes; only the last of them is the holder."""
 _KEY = re.compile(LEASES + r"/(\d{8})\.json")
 _log = logging.getLogger(__name__)
 
 
 class LeaseHeldError(UserError):
-    """Somebody else drives the search or run; the line says who, and since when."""
+    """Somebody else drives the search or run; the message says who, and since when."""
 
 
 class LeaseLostError(UserError):
-    """Another driver has taken the search or run over; nothing may be written any more."""
+    """Another driver has taken the search or run over; this one must write nothing more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +56,16 @@ class Holder:
     """A driver, as its lease describes it."""
 
     token: str
-    """Drawn for this lease: tells it from one that another driver has created under the same number."""
+    """Drawn for this lease: distinguishes it from a lease that another driver created under the same number."""
     host: str
     user: str
     pid: int
     machine: str
-    """Boot and process namespace: those of the process that reads it, where that can look for this one."""
+    """Boot and process namespace: equal to the reader's if the reader can look this process up."""
     started: str
-    """Start of the process: tells it from a later one with its number."""
+    """Start of the process: distinguishes it from a later process with the same number."""
     since: float
-    """Unix time at which it took the lease."""
+    """Unix time at which the driver took the lease."""
     heartbeat: float
     """Unix time of its last heartbeat, by its own clock."""
     released: bool = False
@@ -93,19 +93,19 @@ class Holder:
 
     @property
     def is_local(self) -> bool:
-        """Return whether it is a process that this one can look for."""
-        # a machine that was copied while it ran has the same boot
+        """Return whether this process can look the holder's process up."""
+        # a machine that was cloned while running has the same boot id
         return (self.host, self.machine) == (socket.gethostname(), visible_processes())
 
     @property
     def has_ended(self) -> bool:
-        """Return whether the lease was released, or is that of a process of this host that is gone."""
+        """Return whether the lease was released, or belongs to a process of this host that is gone."""
         return self.released or (self.is_local and not is_alive(self.pid, self.started))
 
 
 @dataclass(frozen=True)
 class Fence:
-    """The lease under which a process writes, in whichever process of the driver or its workers."""
+    """The lease under which a process writes, in any process of the driver or its workers."""
 
     location: Storage
     """Storage of the search or run."""
@@ -114,11 +114,11 @@ class Fence:
 
     @classmethod
     def at(cls, address: dict[str, Any]) -> Fence:
-        """Return the fence that ``address`` has described."""
+        """Return the fence that ``address`` describes."""
         return cls(open_storage(address["location"]), address["number"])
 
     def address(self) -> dict[str, Any]:
-        """Return it as plain values, which travel to workers on any node."""
+        """Return it as plain values, which can be sent to workers on any node."""
         return {"location": self.location.uri(), "number": self.number}
 
     def check(self) -> None:
@@ -132,15 +132,15 @@ class Fence:
             raise LeaseLostError(_lost(self.location, self.number + 1))
 
     def guard(self, storage: Storage) -> Storage:
-        """Return ``storage`` so that it refuses to be changed once a newer driver has taken over."""
+        """Return a view of ``storage`` that refuses changes once a newer driver has taken over."""
         return FencedStorage(storage, self)
 
 
 class FencedStorage(Storage):
-    """A storage that looks at the fence before each change.
+    """A storage that checks the fence before each change.
 
-    A store has no condition on the key of another object, so the look and the change are two requests: a change that
-    was under way at the moment of the take-over still arrives.
+    A store cannot make a change conditional on another object's key, so the check and the change are two requests. A
+    change that is in flight at the moment of the takeover still arrives.
     """
 
     def __init__(self, storage: Storage, fence: Fence) -> None:
@@ -208,11 +208,11 @@ class Lease:
         self._thread = threading.Thread(target=self._beat_until_ended, name="lease", daemon=True)
 
     def start(self) -> None:
-        """Begin the heartbeat."""
+        """Start the heartbeat."""
         self._thread.start()
 
     def check(self) -> None:
-        """Make sure that the last heartbeat found this process to be the driver; the store is not asked.
+        """Make sure that the last heartbeat found this process to be the driver, without contacting the store.
 
         Raises:
             LeaseLostError: it found that another driver has taken over.
@@ -221,9 +221,9 @@ class Lease:
             raise LeaseLostError(_lost(self.fence.location, self.fence.number + 1))
 
     def confirm(self) -> None:
-        """Make sure that this process is the driver, before it says to others how something ended.
+        """Make sure that this process is the driver, before it reports how something ended.
 
-        Where the store does not answer, it counts as one: what it writes is held against the fence in any case.
+        If the store does not answer, the process counts as the driver: its writes are fenced in any case.
 
         Raises:
             LeaseLostError: another driver has taken over.
@@ -238,11 +238,11 @@ class Lease:
         self.check()
 
     def release(self) -> None:
-        """End the heartbeat and let the next driver in; nothing is done where the lease is lost."""
+        """Stop the heartbeat and free the lease for the next driver; if the lease is lost, free nothing."""
         self._ended.set()
         if self._thread.ident is not None:
             self._thread.join(2 * HEARTBEAT_S)
-        # a heartbeat that hangs could undo the release
+        # a heartbeat that still hangs could undo the release
         if self.lost or self._thread.is_alive():
             return
         try:
@@ -271,9 +271,10 @@ class Lease:
 
 
 def find_free(location: Storage, what: str) -> int:
-    """Return the number of the newest lease of a search or run, whose driver has ended; 0 if it has never had one.
+    """Return the number of the newest lease of a search or run if its driver has ended; 0 if it never had a lease.
 
-    Changes nothing. A driver on another host that has given no sign is waited for. ``what`` begins the line of errors.
+    Nothing is changed. If the driver is on another host, this waits for a heartbeat. Error messages start with
+    ``what``.
 
     Raises:
         LeaseHeldError: a driver is at work.
@@ -301,7 +302,7 @@ def _stays_silent(location: Storage, number: int, holder: Holder, what: str) -> 
 
 
 def take(location: Storage, number: int, what: str) -> Lease:
-    """Take a search or run after the lease ``number``, which ``find_free`` has returned; the heartbeat begins.
+    """Take a search or run after the lease ``number``, which ``find_free`` returned, and start the heartbeat.
 
     Raises:
         LeaseHeldError: another driver was faster.
@@ -311,7 +312,7 @@ def take(location: Storage, number: int, what: str) -> Lease:
     location.create(_key(number + 1), _to_json(own))
     if location.folder is None:
         time.sleep(SETTLE_S)
-    # read back even where there was one already: a client that repeats a lost request finds its own
+    # read back even if the key existed already: a client that repeats a lost request finds its own lease
     if read_holder(location, number + 1).token != own.token:
         raise _held(location, number + 1, what)
     lease = Lease(location, number + 1, own)
@@ -321,7 +322,7 @@ def take(location: Storage, number: int, what: str) -> Lease:
 
 @contextmanager
 def driving(location: Storage, number: int, what: str) -> Iterator[Lease]:
-    """Hold a lease, as ``take`` gives it, and release it at the end."""
+    """Hold a lease, as returned by ``take``, and release it at the end."""
     lease = take(location, number, what)
     try:
         yield lease
@@ -338,7 +339,7 @@ def read_holder(location: Storage, number: int) -> Holder:
     """
     try:
         holder = validate_object(Holder, parse_json(location.read(_key(number))))
-        str(holder)  # a time may be none
+        str(holder)  # a time may be invalid
         return holder
     except (ValueError, OverflowError, OSError) as error:
         if isinstance(error, StorageError):

@@ -1,4 +1,4 @@
-"""Storage that is a folder of this machine."""
+"""A storage that is a folder of this machine."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from raytrain.storage.base import NotFoundError, Storage, StorageError, checked_
 from raytrain.utils.files import PARTIAL, complete_file, sync
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-"""What a file system answers that has no hard links."""
+"""Error codes of file systems without hard links."""
 
 
 class FolderStorage(Storage):
-    """A folder of this machine, or one that all machines share."""
+    """A folder of this machine, or a folder shared by all machines."""
 
     def __init__(self, root: Path) -> None:
         self._root = Path(os.path.abspath(root))
@@ -118,14 +118,14 @@ def _link(partial: Path, path: Path) -> None:
     """Give a complete file the name ``path``, which must be free.
 
     Raises:
-        FileExistsError: it is not.
+        FileExistsError: it is taken.
     """
     try:
         os.link(partial, path)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        # here the file has its name before its content
+        # on such file systems, the file gets its name before its content
         with open(path, "xb") as file:
             file.write(partial.read_bytes())
 

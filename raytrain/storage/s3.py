@@ -1,4 +1,4 @@
-"""The storage that is a prefix in an S3 bucket, and what its errors mean. Imported when an s3:// address is opened."""
+"""A storage that is a prefix in an S3 bucket, and the meaning of its errors. Imported to open an s3:// address."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from raytrain.utils.files import complete_file
 _NO_KEY = ("NoSuchKey", "404")
 _TAKEN = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
 _UNKNOWN_CONDITION = ("NotImplemented", "501")
-"""Answers of a server that refuses conditions."""
+"""Error codes of a server that refuses conditional writes."""
 _NO_PERMISSION = "no permission: the keys in use are not allowed to do this there"
 _TOKEN = "the session token has expired or is wrong: renew it"
 _MAYBE_TOKEN = "the session token may have expired: then renew it"
@@ -66,16 +66,16 @@ _MEANING = {
     "411": _CHECKSUMS,
     "XAmzContentSHA256Mismatch": _CHECKSUMS,
 }
-"""Error code (the HTTP status where the answer had none) -> what it means for the user."""
+"""Error code (the HTTP status if the answer has none) -> its meaning for the user."""
 _STILL_EXPIRED = "refreshed credentials are still expired"
-"""What botocore raises as a RuntimeError where a program or service gives keys whose end has passed."""
+"""Text of the RuntimeError that botocore raises if a program or service provides keys that have already expired."""
 _MAYBE_KEYS = (400, 401, 403)
-"""HTTP statuses of a server that takes the keys no longer. Servers name that differently, and to HEAD not at all."""
+"""HTTP statuses with which servers reject keys. The error codes differ between servers, and HEAD gets none at all."""
 T = TypeVar("T")
 
 
 class S3Storage(Storage):
-    """A prefix in a bucket of AWS or of any S3-compatible server, by the usual AWS variables and files."""
+    """A prefix in a bucket of AWS or of any S3-compatible server, set up by the usual AWS variables and files."""
 
     def __init__(
         self, bucket: str, prefix: str = "", *, attempts: int = 8, connection: _Connection | None = None
@@ -126,7 +126,7 @@ class S3Storage(Storage):
         name = self._name(key)
 
         def request(client: Any) -> bytes:
-            # Not get_object: the transfer manager also retries where the connection breaks within the body.
+            # Not get_object: the transfer manager also retries if the connection breaks within the body.
             stream = BytesIO()
             client.download_fileobj(self._bucket, name, stream)
             return stream.getvalue()
@@ -152,14 +152,14 @@ class S3Storage(Storage):
 
     def list(self, prefix: str = "") -> list[str]:
         start = f"{self._prefix}/" if self._prefix else ""
-        # Names that end in "/" are the folders of other programs, not keys.
+        # Names that end in "/" are folder markers of other programs, not keys.
         return [name.removeprefix(start) for name in self._names(prefix) if not name.endswith("/")]
 
     def delete(self, key: str) -> None:
         self._delete("delete", key, self._name(key))
 
     def delete_prefix(self, prefix: str) -> None:
-        # One by one: older servers refuse the bulk call of current clients.
+        # One by one: older servers refuse the bulk request of current clients.
         for name in self._names(checked_key(prefix)):
             self._delete("delete", prefix, name)
 
@@ -190,7 +190,7 @@ class S3Storage(Storage):
         return tuple(sorted(self._do("list", prefix, request)))
 
     def _do(self, action: str, key: str, request: Callable[[Any], T]) -> T:
-        """Return what ``request`` does with a client; it is made twice where the keys have changed meanwhile."""
+        """Return the result of ``request`` with a client; repeat it once if the keys have changed meanwhile."""
         with self._errors(action, key):
             return self._connection.run(request)
 
@@ -203,15 +203,15 @@ class S3Storage(Storage):
                 raise
             kind = NotFoundError if _code(error) in _NO_KEY else StorageError
             reason = _reason(error, self._bucket, self._connection)
-            # Not chained: what the client raised may quote the request.
+            # Not chained: the client's exception may quote the request.
             raise kind(f"cannot {action} {self.uri(key)}: {reason}") from None
 
 
 class _Connection:
-    """The client of a storage and of its children; it takes up keys that have changed.
+    """The client of a storage and of its children; it picks up changed keys.
 
-    A session of boto3 reads keys once. It renews by itself only those that say when they expire, those of instance
-    profiles and of some programs, and not those in a file.
+    A boto3 session reads keys once. By itself it renews only keys with an expiry time, those of instance profiles and
+    of some programs, but not those in a file.
     """
 
     def __init__(self, attempts: int) -> None:
@@ -224,7 +224,7 @@ class _Connection:
             raise UserError(f"storage: the AWS settings cannot be used: {_one_line(error)}") from None
 
     def run(self, request: Callable[[Any], T]) -> T:
-        """Return what ``request`` does with the client; once more where the server refused keys that have changed."""
+        """Return the result of ``request`` with the client; repeat it once if the server refused outdated keys."""
         client = self._client
         try:
             return request(client)
@@ -234,10 +234,10 @@ class _Connection:
         return request(self._client)
 
     def _take_up_keys(self, refused: Any) -> bool:
-        """Return whether there are other keys now than those of the client ``refused``."""
+        """Return whether there are now keys other than those of the client ``refused``."""
         with self._lock:
             if self._client is not refused:
-                return True  # by another thread
+                return True  # another thread picked them up
             if (session := changed_keys(self._session)) is None:
                 return False
             self._session, self._client = session, _new_client(session, self._attempts)
@@ -245,20 +245,20 @@ class _Connection:
 
     @property
     def server(self) -> str:
-        """Host and port, without keys."""
+        """Host and port, without credentials."""
         return urlsplit(self._client.meta.endpoint_url).netloc.rpartition("@")[2]
 
     @property
     def source(self) -> str:
-        """Where the keys are from, as botocore calls it."""
+        """Origin of the keys, in botocore's words."""
         credentials = self._session.get_credentials()
         return "" if credentials is None else str(credentials.method)
 
 
 def by_default_session(request: Callable[[Any], T]) -> T:
-    """Return what ``request`` does with a client of the session that boto3 keeps for the process.
+    """Return the result of ``request`` with a client of boto3's default session of the process.
 
-    It is made twice where the keys have changed meanwhile.
+    The request is repeated once if the keys have changed meanwhile.
     """
     try:
         return request(boto3.client("s3"))
@@ -269,7 +269,7 @@ def by_default_session(request: Callable[[Any], T]) -> T:
 
 
 def renew_default_session() -> bool:
-    """Let the session that boto3 keeps for the process have the keys that there are now; False if they are the same."""
+    """Renew boto3's default session of the process if the keys have changed; return False if they have not."""
     if boto3.DEFAULT_SESSION is None or changed_keys(boto3.DEFAULT_SESSION) is None:
         return False
     boto3.setup_default_session()
@@ -281,15 +281,15 @@ def _may_be_keys(error: ClientError) -> bool:
 
 
 def changed_keys(session: boto3.session.Session) -> boto3.session.Session | None:
-    """Return a session with the keys as they are now; ``None`` where they are those of ``session``, or there are none.
+    """Return a session with the current keys; ``None`` if they equal those of ``session``, or if there are none.
 
-    They are read from where a new process would find them.
+    The keys are read from where a new process would find them.
     """
     try:
         new = _new_session()
         keys = _keys(new)
         return new if keys is not None and keys != _keys(session) else None
-    except (BotoCoreError, ClientError):  # a program or service that gives keys fails, or a file is just being written
+    except (BotoCoreError, ClientError):  # a program or service that provides keys fails, or a file is being written
         return None
     except RuntimeError as error:
         if not _is_expired(error):
@@ -298,7 +298,7 @@ def changed_keys(session: boto3.session.Session) -> boto3.session.Session | None
 
 
 def _is_expired(error: Exception) -> bool:
-    """Return whether the keys that a program or service has just given have expired."""
+    """Return whether the keys that a program or service has just provided have already expired."""
     return isinstance(error, RuntimeError) and _STILL_EXPIRED in str(error)
 
 
@@ -308,12 +308,12 @@ def _keys(session: boto3.session.Session) -> Any:
 
 
 def _new_session() -> boto3.session.Session:
-    # boto3 by itself reads AWS_DEFAULT_REGION only; everything else on S3 reads AWS_REGION first.
+    # boto3 by itself reads only AWS_DEFAULT_REGION; all other S3 software here reads AWS_REGION first.
     return boto3.session.Session(region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"))
 
 
 def _new_client(session: boto3.session.Session, attempts: int) -> Any:
-    """Return a client by the AWS variables and files, whose own settings of retries go before ours."""
+    """Return a client set up by the AWS variables and files, whose own retry settings take precedence over ours."""
     retries: dict[str, Any] = {}
     if "AWS_RETRY_MODE" not in os.environ:
         retries["mode"] = "standard"
@@ -350,7 +350,7 @@ def _reason(error: Exception, bucket: str, connection: _Connection) -> str:
 
 
 def _renewal(source: str) -> str:
-    """Return how a token is renewed that has expired, by where it comes from."""
+    """Return how to renew an expired token, depending on where it comes from."""
     if source == "env":
         return (
             "; it is in AWS_SESSION_TOKEN, which a process keeps: start the command again with new keys, or keep them "

@@ -1,4 +1,4 @@
-"""MLflow client: the address of the store, the check that it answers, retries, and how to view it."""
+"""MLflow client: the address of the store, checking that it answers, retries, and how to view it."""
 
 from __future__ import annotations
 
@@ -35,31 +35,32 @@ LOG = logging.getLogger("raytrain.tracking")
 SQLITE = "sqlite:///"
 _SQLITE_HEAD = b"SQLite format 3\0"
 PATIENCE_S = 120.0
-"""How long what can be repeated is tried for while the store is away."""
+"""How long repeatable calls are retried while the store is unavailable."""
 TRACKING_ERRORS = (MlflowException, SQLAlchemyError, OSError, Boto3Error, BotoCoreError, ClientError)
-"""What calls of MLflow, or of the store of its artifacts, raise."""
+"""Exceptions that calls to MLflow or to its artifact store raise."""
 _REFUSED_CODES = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 _REFUSED = re.compile(r"unauthenticated|permission.denied|\b(400|401|403)\b|expired", re.IGNORECASE)
-"""What MLflow says where S3 has refused the keys."""
+"""Matches MLflow's error messages when S3 refused the keys."""
 _PATIENCE: ContextVar[float | None] = ContextVar("patience", default=None)
 T = TypeVar("T")
 
 
 DATABASES = ("postgresql", "mysql", "mssql")
-"""Databases, beside sqlite, that MLflow keeps runs in."""
+"""Databases, besides sqlite, in which MLflow keeps runs."""
 _PACKAGES = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
-"""Module of a database's driver -> the package that it comes with, where that has another name."""
+"""Module of a database's driver -> the package that provides it, if that has another name."""
 _EXPECTED = "give sqlite:///FILE, http://HOST:PORT, or postgresql+psycopg2://USER:PASSWORD@HOST/DATABASE"
 
 
 def tracking_uri() -> str:
     """Return the MLflow store to use: ``MLFLOW_TRACKING_URI``, or else ``mlflow.db`` in the working directory.
 
-    The second is MLflow's own default, so that ``mlflow ui`` there just works. A path is made absolute,
-    since workers run in other directories.
+    The latter is MLflow's own default, so that ``mlflow ui`` there just works. A relative path is made absolute, since
+    workers run in other directories.
 
     Raises:
-        UserError: the variable names a plain folder, a kind of store that MLflow has given up; or as ``check_address``.
+        UserError: the variable names a plain folder, which MLflow no longer supports as a store; or as for
+            ``check_address``.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     if uri.startswith(SQLITE):
@@ -76,15 +77,15 @@ def tracking_uri() -> str:
 
 
 def is_server(uri: str) -> bool:
-    """Return whether ``uri`` is a tracking server, which then owns the artifacts too."""
+    """Return whether ``uri`` is a tracking server, which then also owns the artifacts."""
     return urlsplit(uri).scheme in ("http", "https")
 
 
 def check_address(uri: str) -> None:
-    """Make sure that ``uri`` is the address of a store, without asking it.
+    """Make sure that ``uri`` is the address of a store, without contacting it.
 
     Raises:
-        UserError: it is not, or there is no driver for its database. The line does not repeat what may be a password.
+        UserError: it is not, or there is no driver for its database. The message never repeats a possible password.
     """
     scheme = uri.partition("://")[0]
     if uri.startswith(SQLITE):
@@ -131,7 +132,7 @@ def _check_file(file: Path) -> None:
     try:
         with open(file, "rb") as opened:
             head = opened.read(len(_SQLITE_HEAD))
-    except OSError:  # it will be made, or check_tracking says why it cannot be
+    except OSError:  # it will be created, or check_tracking reports why it cannot be
         return
     if head not in (b"", _SQLITE_HEAD):
         raise UserError(f"tracking: {file} is not a database; remove it or set MLFLOW_TRACKING_URI to another")
@@ -141,7 +142,8 @@ def check_tracking(uri: str, num_nodes: int = 1) -> None:
     """Make sure that runs can be logged to ``uri`` from ``num_nodes`` machines.
 
     Raises:
-        UserError: no answer, not allowed, not a usable database, or a sqlite file for several machines.
+        UserError: the store does not answer or refuses access, is not a usable database, or is a sqlite file for
+            several machines.
     """
     check_address(uri)
     if uri.startswith(SQLITE):
@@ -156,7 +158,7 @@ def check_tracking(uri: str, num_nodes: int = 1) -> None:
 
 
 def _check_database(uri: str) -> None:
-    """Connect to a database once: MLflow itself would try for minutes, and print each failure.
+    """Connect to a database once: MLflow itself would retry for minutes, and print each failure.
 
     Raises:
         SQLAlchemyError, OSError: it does not answer, or refuses.
@@ -183,7 +185,7 @@ def _check_sqlite(uri: str, num_nodes: int) -> None:
 
 
 def older_store(uri: str) -> Path | None:
-    """Return the folder of an older MLflow beside the sqlite file at ``uri``; a plain ``mlflow ui`` there takes it."""
+    """Return an older MLflow's folder beside the sqlite file at ``uri``; a plain ``mlflow ui`` there would use it."""
     if not uri.startswith(SQLITE):
         return None
     folder = sqlite_file(uri).parent / "mlruns"
@@ -191,7 +193,7 @@ def older_store(uri: str) -> Path | None:
 
 
 def explain(error: Exception) -> str:
-    """Return what went wrong and, where that is known, how to mend it, in one line."""
+    """Return, in one line, what went wrong and, if known, how to fix it."""
     status = error.get_http_status_code() if isinstance(error, MlflowException) else None
     if status == 401:
         return "not authorised (401): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -218,7 +220,7 @@ def explain(error: Exception) -> str:
 
 
 def shown(uri: str) -> str:
-    """``uri`` without the user name and password that it may hold, whatever characters are in them."""
+    """Return ``uri`` without the user name and password that it may hold, whatever characters they contain."""
     if uri.startswith(SQLITE):
         return uri
     scheme, separator, rest = uri.partition("://")
@@ -226,12 +228,12 @@ def shown(uri: str) -> str:
 
 
 def ui_hint(uri: str, experiment_id: str, run_id: str | None = None) -> str:
-    """Return how to see a run or, without ``run_id``, the experiment's table of runs.
+    """Return how to view a run or, without ``run_id``, the experiment's table of runs.
 
-    With a server that is the link itself; without one, the command that starts the UI and the link.
+    With a server, that is the link itself. Without one, it is the command that starts the UI, and the link.
     """
     page = f"#/experiments/{experiment_id}/runs" + (f"/{run_id}" if run_id else "")
-    page += "?workflowType=machine_learning"  # a new browser is shown MLflow's pages for agents otherwise
+    page += "?workflowType=machine_learning"  # otherwise a new browser is shown MLflow's pages for agents
     if is_server(uri):
         return f"{shown(uri)}/{page}"
     # A database's address may hold its password: such an address can only have come from the variable.
@@ -241,26 +243,26 @@ def ui_hint(uri: str, experiment_id: str, run_id: str | None = None) -> str:
 
 @functools.lru_cache(maxsize=8)
 def connect(uri: str) -> MlflowClient:
-    """Return a client of the store at ``uri``; the first one of a process sets what MLflow's client reads."""
-    # MLflow's own retries would send a create_run again whose answer was lost, and sleep up to minutes
+    """Return a client of the store at ``uri``; a process's first call sets the variables that MLflow's client reads."""
+    # MLflow's own retries would resend a create_run whose answer was lost, and sleep for up to minutes
     # after the server is back. `retry_tracking` and MetricWriter retry instead.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
-    # every error of a database, with two tracebacks: the caller gets it too, and says it in a line
+    # MLflow logs every database error with two tracebacks: the caller gets the error too, and reports it in one line
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
     return MlflowClient(uri)
 
 
 def is_transient(error: Exception) -> bool:
-    """Return whether doing the same again later can help: no answer, too busy, a failure inside the server."""
+    """Return whether repeating the call later may help: no answer, too busy, or a failure inside the server."""
     if isinstance(error, ClientError):
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     elif isinstance(error, MlflowException):
-        # a server whose database connections are all in use says so as if the request were wrong
+        # a server that has no free database connections reports it as if the request were wrong
         status = 503 if "QueuePool limit" in str(error) else error.get_http_status_code()
     else:
         return True
@@ -268,15 +270,16 @@ def is_transient(error: Exception) -> bool:
 
 
 def is_gone(error: Exception) -> bool:
-    """Return whether somebody has deleted the run or its experiment, which MLflow keeps as such until `mlflow gc`."""
-    # not where there is no such run: a server may have been started with another database by mistake
+    """Return whether the run or its experiment is deleted; MLflow keeps it in that state until `mlflow gc`."""
+    # not if the run does not exist at all: a server may have been started with another database by mistake
     return isinstance(error, MlflowException) and "must be in the 'active' state" in str(error)
 
 
 def is_deleted(uri: str, run_id: str, error: Exception) -> bool:
-    """Return whether ``error`` is there since somebody has deleted the run itself, and wants nothing more of it.
+    """Return whether ``error`` arose because somebody has deleted the run itself, so that its records may be dropped.
 
-    A run whose whole experiment was deleted comes back with it: what is said of it is kept, as while MLflow is away.
+    If the whole experiment was deleted, restoring it also restores the run. Its records are then kept, as while MLflow
+    is unavailable.
     """
     if not is_gone(error):
         return False
@@ -284,13 +287,13 @@ def is_deleted(uri: str, run_id: str, error: Exception) -> bool:
         run = connect(uri).get_run(run_id)
         experiment = connect(uri).get_experiment(run.info.experiment_id)
     except TRACKING_ERRORS:
-        return False  # not known now: the next attempt asks again
+        return False  # unknown for now: the next attempt asks again
     return bool(experiment.lifecycle_stage == "active")
 
 
 @contextlib.contextmanager
 def patience(seconds: float) -> Iterator[None]:
-    """Let calls of MLflow in this thread be tried for ``seconds`` meanwhile, instead of ``PATIENCE_S``."""
+    """Retry calls of MLflow in this thread for ``seconds`` inside the block, instead of ``PATIENCE_S``."""
     token = _PATIENCE.set(seconds)
     try:
         yield
@@ -299,13 +302,14 @@ def patience(seconds: float) -> Iterator[None]:
 
 
 def retry_tracking(action: Callable[[], T], patience_s: float | None = None) -> T:
-    """Return what ``action`` returns; while MLflow or its artifacts are away, try again for about ``patience_s``.
+    """Return what ``action`` returns; while MLflow or its artifact store is unavailable, retry for ``patience_s``.
 
-    ``action`` must be safe to repeat; ``None`` means as ``patience`` says, otherwise ``PATIENCE_S``. It is repeated at
-    once where the keys of the store of artifacts have changed.
+    ``action`` must be safe to repeat. ``None`` means the value set by ``patience``, or else ``PATIENCE_S``. If the keys
+    of the artifact store have changed, ``action`` is repeated at once.
 
     Raises:
-        Exception: the last failure of MLflow or of the artifact store, when patience ends or if it will not pass.
+        Exception: the last failure of MLflow or of the artifact store, when the time is up or if the failure is
+            permanent.
     """
 
     def attempt() -> T:
@@ -328,7 +332,7 @@ def retry_tracking(action: Callable[[], T], patience_s: float | None = None) -> 
 
 
 def _may_be_keys(error: Exception) -> bool:
-    """Return whether the store of artifacts may have refused the keys: looking for others may take seconds."""
+    """Return whether the artifact store may have refused the keys; checked first, as finding new ones takes seconds."""
     return isinstance(error, (ClientError, Boto3Error)) or (
         isinstance(error, MlflowException)
         and (error.error_code in _REFUSED_CODES or _REFUSED.search(str(error)) is not None)
@@ -336,9 +340,10 @@ def _may_be_keys(error: Exception) -> bool:
 
 
 def take_up_keys() -> bool:
-    """Let MLflow's clients of S3 use the keys that there are now; return False where nothing has changed.
+    """Let MLflow's S3 clients use the current keys; return False if the keys have not changed.
 
-    They are of the session that boto3 keeps for the process. It reads keys once, and MLflow keeps a client for minutes.
+    The clients take keys from boto3's default session of the process, which reads them once. MLflow caches a client for
+    minutes.
     """
     if not renew_default_session():
         return False
@@ -347,13 +352,13 @@ def take_up_keys() -> bool:
 
 
 def download(uri: str, location: str, folder: Path) -> Path:
-    """Fetch artifacts that the store at ``uri`` keeps at ``location`` into ``folder``; returns where they are."""
+    """Fetch the artifacts at ``location`` in the store at ``uri`` into ``folder``; return where they are."""
     return Path(download_artifacts(artifact_uri=location, dst_path=str(folder), tracking_uri=uri))
 
 
 @contextlib.contextmanager
 def one_at_a_time(uri: str) -> Iterator[None]:
-    """Keep other processes of this machine from creating something in the same store meanwhile.
+    """Keep other processes of this machine from creating something in the same store inside the block.
 
     MLflow has no "create unless it exists" for runs, and two processes cannot both create a sqlite file.
     """
@@ -363,12 +368,12 @@ def one_at_a_time(uri: str) -> Iterator[None]:
 
 
 def is_there(uri: str) -> bool:
-    """Return whether ``uri`` can be asked: to ask for a sqlite file that does not exist would make it."""
+    """Return whether ``uri`` can be queried: querying a sqlite file that does not exist would create it."""
     return not uri.startswith(SQLITE) or sqlite_file(uri).exists()
 
 
 def is_usable(uri: str) -> bool:
-    """Return whether a store at ``uri`` answers, for callers that can do without one: MLflow itself would wait."""
+    """Return whether a store at ``uri`` answers, for callers that can do without: MLflow itself would wait."""
     try:
         if uri.startswith(SQLITE):
             _check_file(sqlite_file(uri))

@@ -26,9 +26,9 @@ CHECKPOINT_TAG = "raytrain.checkpoint"
 MODEL_ID = "raytrain.model_id"
 """Tag of a registered version: the id of its logged model."""
 PACKAGES = ("mlflow", "torch", "numpy", "safetensors")
-"""What the model needs where it is loaded; raytrain's own source travels inside it."""
+"""Packages that the model needs where it is loaded; raytrain's own source travels inside the model."""
 PIECES_PACKAGES = ("tokenizers",)
-"""What a model of learnt pieces needs too."""
+"""Packages that a model with learnt pieces needs as well."""
 
 
 def log_model(
@@ -36,15 +36,16 @@ def log_model(
 ) -> str:
     """Log a checkpoint as the run's MLflow model and return its id (``models:/ID`` loads it).
 
-    Doing it again with the same checkpoint gives the same model. What an attempt that was cut off left
-    behind is removed.
+    Calling it again with the same checkpoint gives the same model. Leftovers of an interrupted attempt are removed.
 
     Args:
-        checkpoint: local folder of a checkpoint that holds the weights and nothing else of the run; all
-            of it goes into the model.
+        run: MLflow run that the model belongs to.
+        checkpoint: local folder of a checkpoint that holds the weights and nothing else of the run; all of it goes
+            into the model.
+        name: name of the model in the run.
         card: model card in Markdown: ``README.md`` of the model and its description in the UI.
         metrics: metrics of the model, which the UI shows beside it and on the run.
-        step: step of training that the checkpoint is of.
+        step: training step of the checkpoint.
 
     Raises:
         FileNotFoundError: the folder has no ``manifest.json`` or ``config.json``.
@@ -76,13 +77,13 @@ def log_model(
         retry_tracking(lambda: client.log_model_artifacts(created.model_id, str(folder)))
     _log_metrics(run, created.model_id, metrics, step)
     retry_tracking(lambda: client.finalize_logged_model(created.model_id, LoggedModelStatus.READY))
-    # last: a model that is not finished is deleted by the next attempt, but nothing deletes a link to it
+    # last: the next attempt deletes an unfinished model, but nothing deletes a link to it
     retry_tracking(lambda: _link(run, created.model_id, step))
     return str(created.model_id)
 
 
 def _find(run: Run, name: str, digest: str) -> str | None:
-    """Return the run's finished model of this checkpoint; unfinished ones are deleted."""
+    """Return the run's finished model of this checkpoint, if any; delete unfinished ones."""
     client = connect(run.uri)
     found = retry_tracking(
         lambda: client.search_logged_models([run.experiment_id], f"source_run_id = '{run.run_id}' AND name = '{name}'")
@@ -96,7 +97,7 @@ def _find(run: Run, name: str, digest: str) -> str | None:
 
 
 def _link(run: Run, model_id: str, step: int) -> None:
-    """Make the model an output of the run, which the store takes only once."""
+    """Make the model an output of the run; the store accepts that only once."""
     client = connect(run.uri)
     outputs = client.get_run(run.run_id).outputs
     if outputs is None or model_id not in {output.model_id for output in outputs.model_outputs}:
@@ -106,7 +107,7 @@ def _link(run: Run, model_id: str, step: int) -> None:
 def _save(folder: Path, created: Any, run: Run, checkpoint: Path, length: int, packages: tuple[str, ...]) -> None:
     """Write the model's files to ``folder``."""
     signature = ModelSignature(
-        # without a name, so that a list of strings is as good as any column
+        # unnamed, so that a list of strings works as well as any column
         inputs=Schema([ColSpec("string")]),
         outputs=Schema([ColSpec("string")]),
         params=ParamSchema(
@@ -148,13 +149,13 @@ def _source(module: str) -> Path:
 
 
 def _public_version(package: str) -> str:
-    """Return the installed version without a build's local part (``2.13.0+cpu``), which no index has."""
+    """Return the installed version without the local part of a build (``2.13.0+cpu``), which no index has."""
     return importlib.metadata.version(package).partition("+")[0]
 
 
 def _log_metrics(run: Run, model_id: str, metrics: dict[str, float], step: int) -> None:
     client = connect(run.uri)
-    # The checkpoint's step and the run's creation make the tuple the same however often this is repeated.
+    # The checkpoint's step and the run's creation time make each entry the same however often this is repeated.
     entries = [
         Metric(key, value, run.created_ms, step, model_id=model_id, run_id=run.run_id) for key, value in metrics.items()
     ]
@@ -162,10 +163,10 @@ def _log_metrics(run: Run, model_id: str, metrics: dict[str, float], step: int) 
 
 
 def logged_model(version: ModelVersion) -> str:
-    """Return the id of the logged model that a version is.
+    """Return the id of the logged model behind a registered version.
 
     Raises:
-        UserError: it was registered by other means.
+        UserError: the version was registered by other means.
     """
     if MODEL_ID not in version.tags:
         raise UserError(f"{version.name} version {version.version} was not registered by raytrain")

@@ -1,4 +1,4 @@
-"""The one writer of a run's metrics: never blocks a step, loses nothing, says nothing twice."""
+"""The single writer of a run's metrics: never blocks a step, loses nothing, and sends nothing twice."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from raytrain.tracking.client import LOG, connect, explain, is_deleted, shown
 
 MAX_BATCH = 1000
-"""Most metrics that MLflow takes in one request."""
+"""Most metrics that MLflow accepts in one request."""
 MAX_PAUSE_S = 10.0
-"""Longest pause between two attempts while the store is away."""
+"""Longest pause between two attempts while the store is unavailable."""
 SILENCE_S = 30.0
-"""A writer that could not send for this long may have been given up, and another writes the same run."""
+"""A writer that could not send for this long may have been presumed dead and replaced by another writer of the run."""
 CAUTION_S = 120.0
-"""For this long after a restart the writer before may still be there, unreachable and not yet ended."""
+"""For this long after a restart, the previous writer may still be alive: unreachable, but not yet ended."""
 _KEY = re.compile(r"[/\w.\- :]{1,250}")
 _Entry = tuple[int, int, dict[str, float]]
 """Step, timestamp in milliseconds, metrics."""
@@ -37,20 +37,20 @@ _Entry = tuple[int, int, dict[str, float]]
 class MetricWriter:
     """Sends the metrics of one run from a background thread.
 
-    For each metric the steps must grow: a step at or below the last one that the store has is a
-    repetition after a restart and is dropped. A record is sent with the same timestamp however often it
-    is tried, which MLflow absorbs. So whatever is killed when, a metric has one value per step, as long
-    as each checkpoint keeps ``pending()`` and a resumed run gives it to ``replay``. That holds beside a
-    writer that was given up and comes back too: each looks at what the store has before it sends, while
-    there may be two. Once somebody has deleted the run in MLflow, all is dropped, which is said once.
+    The steps of each metric must increase. A step at or below the last one in the store is a repetition after a restart
+    and is dropped. A record is sent with the same timestamp on every attempt, so MLflow absorbs the repetition. As long
+    as each checkpoint keeps ``pending()`` and a resumed run passes it to ``replay``, a metric therefore has one value
+    per step, whatever is killed when. That also holds if a writer that was presumed dead comes back. While there may be
+    two writers, each checks what the store has before it sends. Once somebody has deleted the run in MLflow, everything
+    is dropped, and that is logged once.
 
     Attributes:
         seconds_logging: time spent inside ``log`` so far.
-        error: what the store said when it last refused, ``None`` while all is well.
+        error: error of the store's last refusal; ``None`` while all is well.
     """
 
     def __init__(self, uri: str, run_id: str, *, interval_s: float = 5.0) -> None:
-        """Start the thread; the store is first spoken to when something waits, about every ``interval_s``."""
+        """Start the thread; it contacts the store only when records wait, about every ``interval_s``."""
         self.run_id = run_id
         self.seconds_logging = 0.0
         self.error: str | None = None
@@ -60,7 +60,7 @@ class MetricWriter:
         self._keys: set[str] = set()
         self._last_step: dict[str, int] | None = None
         self._looked_until = math.inf
-        """When the other writer of a restarted run is sure to have ended; infinite before the first look."""
+        """Time after which the previous writer of a restarted run must have ended; infinite before the first check."""
         self._last_answer = -math.inf
         self._num_queued = 0
         self._num_sent = 0
@@ -73,7 +73,7 @@ class MetricWriter:
         self._thread.start()
 
     def log(self, step: int, metrics: dict[str, float], timestamp_ms: int | None = None) -> None:
-        """Queue ``metrics`` of ``step``; takes microseconds. NaN and infinities are allowed.
+        """Queue the ``metrics`` of ``step``; takes microseconds. NaN and infinities are allowed.
 
         Raises:
             ValueError: a name that MLflow does not allow.
@@ -86,7 +86,7 @@ class MetricWriter:
         self.seconds_logging += time.perf_counter() - start
 
     def pending(self) -> list[list[Any]]:
-        """Return what the store has not confirmed, oldest first, ready for JSON; a checkpoint keeps it."""
+        """Return the records not confirmed by the store, oldest first, ready for JSON; a checkpoint keeps them."""
         with self._changed:
             entries = list(self._queue)
         return [
@@ -95,10 +95,10 @@ class MetricWriter:
         ]
 
     def replay(self, records: Iterable[Sequence[Any]]) -> None:
-        """Queue what ``pending`` gave before a restart; call it before the first ``log``.
+        """Queue the records that ``pending`` returned before a restart; call it before the first ``log``.
 
         Raises:
-            ValueError: a record is none that ``pending`` gives, or has a name that MLflow does not allow.
+            ValueError: a record is not one that ``pending`` returns, or has a metric name that MLflow does not allow.
         """
         for record in records:
             entry = parse_record(record)
@@ -106,17 +106,17 @@ class MetricWriter:
             self._append(entry)
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until all that was logged so far is in the store; False if that takes longer."""
+        """Wait until everything logged so far is in the store; return False if that takes longer than ``timeout_s``."""
         with self._changed:
             target = self._num_queued
             self._wake.set()
             return self._changed.wait_for(lambda: self._num_sent >= target, timeout_s)
 
     def close(self, timeout_s: float = 30.0, unsent: Path | None = None) -> int:
-        """Send what waits, for at most ``timeout_s``, and end the thread.
+        """Send what waits, for at most ``timeout_s``, end the thread, and return the number of unsent records.
 
-        What could not be sent is written to ``unsent``, one JSON object a line, for
-        ``python -m raytrain.tracking send``. Returns the number of records (calls of ``log``) not sent.
+        A record is one call of ``log``. Unsent records are written to ``unsent``, one JSON object per line, for
+        ``python -m raytrain.tracking send``.
         """
         self._closing = True
         if self.flush(timeout_s):
@@ -142,7 +142,7 @@ class MetricWriter:
     # ------------------------------------------------------------------------------- the background thread
 
     def _drop_all(self) -> None:
-        """Forget what waits, and all that will come: somebody has deleted the run, and wants nothing of it."""
+        """Drop all waiting and future records: somebody has deleted the run, so nobody wants them."""
         with self._changed:
             self._deleted = True
             self._queue.clear()
@@ -158,15 +158,15 @@ class MetricWriter:
             self._num_queued += 1
 
     def _learn_keys(self, metrics: dict[str, float]) -> None:
-        # A name that the store refuses would block all that comes after it, for ever.
+        # A name that the store refuses would block everything after it, for ever.
         for key in metrics:
             if not _KEY.fullmatch(key):
                 raise ValueError(f"metric name {key!r}: use letters, digits, _ - . : / and spaces, at most 250")
         self._keys.update(metrics)
 
     def _send_until_closed(self) -> None:
-        # Trials that start together, or that one failure has stopped together, must not stay in step: an
-        # mlflow server that gets many requests at one moment can hang (docs/guides/mlflow.md). Not the global
+        # Trials that start together, or that one failure stopped together, must get out of step: an mlflow server
+        # that receives many requests at one moment can hang (docs/guides/mlflow.md). This does not use the global
         # generator, which may be seeded.
         chance = random.Random()
         pause = self._interval_s
@@ -190,8 +190,8 @@ class MetricWriter:
             client = connect(self._uri)
             now = time.monotonic()
             if self._last_step is None or now < self._looked_until or now > self._last_answer + SILENCE_S:
-                # The latest value of each metric comes with the run, so this costs the same at any length
-                # of history; to_proto is the public form that keeps the steps.
+                # The run comes with the latest value of each metric, so the cost does not grow with the history;
+                # to_proto is the public form that keeps the steps.
                 latest = client.get_run(self.run_id).data.to_proto().metrics
                 self._last_step = {metric.key: metric.step for metric in latest}
                 if self._looked_until == math.inf:
@@ -206,7 +206,7 @@ class MetricWriter:
                 self._changed.notify_all()
 
     def _first_entries(self) -> list[_Entry]:
-        """Return the oldest entries, as many as fit one request, at least one if any waits; they stay queued."""
+        """Return the oldest entries that fit one request, at least one if any waits; they stay in the queue."""
         with self._changed:
             oldest = list(itertools.islice(self._queue, MAX_BATCH))
         sizes = itertools.accumulate(len(metrics) for _, _, metrics in oldest)
@@ -214,7 +214,7 @@ class MetricWriter:
         return oldest[: max(1, num_fitting)]
 
     def _report(self, error: str | None) -> None:
-        """Say once that the store has gone, and once that it is back."""
+        """Log once that the store is unavailable, and once that it is back."""
         if (error is None) != (self.error is None):
             message = (
                 f"takes no metrics now ({error}); they are kept and sent later" if error else "takes metrics again"
@@ -224,10 +224,10 @@ class MetricWriter:
 
 
 def parse_record(record: Any) -> _Entry:
-    """Return step, timestamp and metrics of a record that ``MetricWriter.pending`` gave.
+    """Return step, timestamp and metrics of a record that ``MetricWriter.pending`` returned.
 
     Raises:
-        ValueError: it is no such record.
+        ValueError: it is not such a record.
     """
     if not isinstance(record, (list, tuple)) or len(record) != 3:
         raise ValueError("a record has three parts: step, timestamp_ms and metrics")
@@ -238,15 +238,15 @@ def parse_record(record: Any) -> _Entry:
     if not isinstance(metrics, dict):
         raise ValueError("metrics is not an object")
     for key, value in metrics.items():
-        # ``pending`` writes what JSON cannot as text
+        # ``pending`` writes values that JSON cannot hold as text
         if type(value) not in (int, float) and value not in ("nan", "inf", "-inf"):
             raise ValueError(f"metric {key!r} is not a number")
-    # through text, since an integer may be too large for a float
+    # via text, since an integer may be too large for a float
     return step, timestamp_ms, {key: float(str(value)) for key, value in metrics.items()}
 
 
 def _new_metrics(entries: list[_Entry], last_step: dict[str, int]) -> tuple[list[Metric], dict[str, int]]:
-    """Return the metrics of ``entries`` that lie beyond ``last_step``, and the last steps once they are sent."""
+    """Return the metrics of ``entries`` after ``last_step``, and the last steps once these have been sent."""
     last_step = dict(last_step)
     metrics = []
     for step, timestamp_ms, values in entries:

@@ -1,4 +1,4 @@
-"""Queries of MLflow for earlier runs: searches, their children, the history of a metric."""
+"""Queries of MLflow about earlier runs: searches, their children, and the history of a metric."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CORPUS = "raytrain.corpus"
 CONFIRMS = "raytrain.confirms"
 """Tag of a trial that repeats the config of another with a new seed: the number of that trial."""
 LOCATION = "raytrain.location"
-"""Tag of a search and of a run: where it is in its storage."""
+"""Tag of a search and of a run: its location in the storage."""
 PAGE = 500
 
 
@@ -31,7 +31,7 @@ class Child:
     run: Run
     name: str
     status: str
-    """MLflow's: RUNNING, FINISHED, FAILED, KILLED."""
+    """MLflow's status: RUNNING, FINISHED, FAILED or KILLED."""
     parameters: dict[str, str]
     """The flattened config, as text."""
     tags: dict[str, str]
@@ -56,13 +56,13 @@ def find_experiment(uri: str, name: str) -> str:
 
 
 def searches(uri: str, experiment_id: str, *, name: str | None = None, space: str | None = None) -> list[Child]:
-    """Return the searches of an experiment, newest first: all, those called ``name``, or those of a search space.
+    """Return searches of an experiment, newest first: all, those named ``name``, or those of the search space.
 
-    ``name`` may be the id of a search's MLflow run.
+    ``name`` may be the MLflow run id of a search.
     """
     for value in (name, space):
         if value is not None and not re.fullmatch(r"[\w.-]+", value):
-            return []  # no search can be called that, and it could not be quoted
+            return []  # no search can have that name, and it could not be quoted
     condition = f"tags.`{KIND}` = 'search'"
     if name is not None:
         attribute = "run_id" if re.fullmatch("[0-9a-f]{32}", name) else "run_name"
@@ -73,10 +73,10 @@ def searches(uri: str, experiment_id: str, *, name: str | None = None, space: st
 
 
 def find_search(uri: str, experiment: str, name: str) -> Child:
-    """Return the newest search called ``name``; print a note if there are others, which their run ids tell apart.
+    """Return the newest search named ``name``; if there are others, print a note with their distinguishing run ids.
 
     Raises:
-        UserError: no such experiment, or no such search in it.
+        UserError: there is no such experiment, or no such search in it.
     """
     experiment_id = find_experiment(uri, experiment)
     if found := searches(uri, experiment_id, name=name):
@@ -94,24 +94,24 @@ def find_search(uri: str, experiment: str, name: str) -> Child:
 
 
 def children(parent: Run) -> list[Child]:
-    """Return the trials of a search, in the order in which they were created."""
+    """Return the trials of a search, in order of creation."""
     condition = f"tags.`{PARENT}` = '{parent.run_id}'"
     return list(_found(parent.uri, parent.experiment_id, condition, "attributes.start_time ASC"))
 
 
 def describe(run: Run) -> Child:
-    """Return what the store knows of one run."""
+    """Return what the store holds about one run."""
     return _child(run.uri, retry_tracking(lambda: connect(run.uri).get_run(run.run_id)))
 
 
 def history(run: Run, key: str) -> list[tuple[int, float]]:
-    """(step, value) of a metric, by step; empty if the run has no such metric."""
+    """Return the (step, value) pairs of a metric, by step; empty if the run has no such metric."""
     values = retry_tracking(lambda: connect(run.uri).get_metric_history(run.run_id, key))
     return sorted({metric.step: float(metric.value) for metric in values}.items())
 
 
 def download(run: Run, name: str, folder: Path) -> Path | None:
-    """Fetch the artifact ``name`` (at the top level) into ``folder``; return ``None`` if there is none."""
+    """Fetch the top-level artifact ``name`` into ``folder``; return ``None`` if there is none."""
     client = connect(run.uri)
     if name not in {entry.path for entry in retry_tracking(lambda: client.list_artifacts(run.run_id))}:
         return None

@@ -29,16 +29,16 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 @dataclass(frozen=True)
 class Run:
-    """The address of one run: small, picklable, good in any process that reaches the store."""
+    """The address of one run: small, picklable, and valid in any process that can reach the store."""
 
     uri: str
     experiment_id: str
     run_id: str
     created_ms: int
-    """When the run was created, in milliseconds since 1970."""
+    """Creation time of the run, in milliseconds since 1970."""
 
     def address(self) -> dict[str, Any]:
-        """Return what finds the run in its store: all but the store's own address, which may hold a password."""
+        """Return the fields that locate the run in its store, but not its address, which may hold a password."""
         return {"experiment_id": self.experiment_id, "run_id": self.run_id, "created_ms": self.created_ms}
 
     def finish(self, status: Status, reason: str | None = None) -> None:
@@ -49,27 +49,27 @@ class Run:
         retry_tracking(lambda: client.set_terminated(self.run_id, status))
 
     def is_running(self) -> bool:
-        """Return whether nobody has said that the run has ended."""
+        """Return whether the run has not been marked as ended."""
         return bool(retry_tracking(lambda: connect(self.uri).get_run(self.run_id)).info.status == "RUNNING")
 
     def set_tags(self, tags: dict[str, str]) -> None:
-        """Set tags under their full names; longer values than MLflow keeps are cut."""
+        """Set tags by their full names; values longer than MLflow allows are cut."""
         entries = [RunTag(key, _cut(value, MAX_TAG)) for key, value in tags.items()]
         retry_tracking(lambda: connect(self.uri).log_batch(self.run_id, tags=entries))
 
     def describe(self, markdown: str) -> None:
-        """Set the description that the UI shows at the top of the run."""
+        """Set the description that the UI shows at the top of the run's page."""
         self.set_tags({DESCRIPTION: markdown})
 
     def log_parameters(self, parameters: dict[str, Any]) -> None:
-        """Log parameters, nested ones under dotted names; one that the run has already keeps its value."""
+        """Log parameters, nested ones under dotted names; a parameter that the run already has keeps its value."""
         client = connect(self.uri)
         known = retry_tracking(lambda: client.get_run(self.run_id)).data.params
         new = [Param(key, value) for key, value in flat(parameters).items() if key not in known]
         retry_tracking(lambda: client.log_batch(self.run_id, params=new))
 
     def log_dataset(self, name: str, digest: str, source: str, profile: dict[str, Any]) -> None:
-        """Log the corpus as the run's dataset; ``profile`` says what is in it, as ``{"train": {"documents": 10}}``."""
+        """Log the corpus as the run's dataset; ``profile`` describes it, as in ``{"train": {"documents": 10}}``."""
         kinds = {"s3": "s3", "http": "http", "https": "http"}
         dataset = Dataset(
             name=name,
@@ -82,11 +82,11 @@ class Run:
         retry_tracking(lambda: connect(self.uri).log_inputs(self.run_id, datasets=inputs))
 
     def log_text(self, text: str, name: str) -> None:
-        """Store ``text`` as artifact ``name`` (may hold folders)."""
+        """Store ``text`` as artifact ``name``, which may include folders."""
         retry_tracking(lambda: connect(self.uri).log_text(self.run_id, text, name))
 
     def log_dict(self, values: dict[str, Any], name: str) -> None:
-        """Store ``values`` as JSON in artifact ``name``."""
+        """Store ``values`` as JSON in the artifact ``name``."""
         self.log_text(json.dumps(values, indent=2) + "\n", name)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
@@ -94,13 +94,13 @@ class Run:
         retry_tracking(lambda: connect(self.uri).log_artifact(self.run_id, str(path), folder))
 
     def ui_hint(self) -> str:
-        """Return how to see the run: its link or, without a server, the command that starts the UI."""
+        """Return how to view the run: its link or, without a server, the command that starts the UI."""
         return ui_hint(self.uri, self.experiment_id, self.run_id)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment of the store; made by the driver."""
+    """One experiment of the store; opened by the driver."""
 
     uri: str
     name: str
@@ -110,8 +110,8 @@ class Experiment:
     def open(cls, uri: str, name: str, artifact_root: str) -> Experiment:
         """Find experiment ``name``, or create it.
 
-        Without a server, artifacts of a new experiment go under ``artifact_root`` (a folder or s3://...);
-        a server has a place of its own. An experiment that exists keeps its place.
+        Without a server, the artifacts of a new experiment go under ``artifact_root`` (a folder or s3://...). A server
+        has its own location. An existing experiment keeps its location.
 
         Raises:
             UserError: the experiment has been deleted.
@@ -136,16 +136,16 @@ class Experiment:
             return cls(uri, name, retry_tracking(find_or_create))
 
     def find_run(self, identity: str, parent: str | None = None) -> Run | None:
-        """Return the run of ``identity`` (under ``parent``), or ``None``; the oldest should there be several.
+        """Return the run of ``identity`` (under ``parent``), or ``None``; if there are several, the oldest.
 
         Raises:
-            ValueError: an identity that cannot be searched for.
+            ValueError: the identity cannot be searched for.
         """
         found = self._search(identity, parent, ViewType.ACTIVE_ONLY)
         return self._address(found[0].info) if found else None
 
     def running(self, parent: str) -> dict[str, str]:
-        """Return the runs under ``parent`` of which nobody has said that they have ended: identity -> run id."""
+        """Return the runs under ``parent`` that have not been marked as ended: identity -> run id."""
         condition = f"tags.`{PARENT}` = '{parent}' AND attributes.status = 'RUNNING'"
         found = retry_tracking(
             lambda: list(connect(self.uri).search_runs([self.experiment_id], condition, max_results=MOST_RUNS))
@@ -153,7 +153,7 @@ class Experiment:
         return {run.data.tags[IDENTITY]: run.info.run_id for run in found if IDENTITY in run.data.tags}
 
     def deleted_run(self, identity: str, parent: str | None = None) -> Run | None:
-        """Return the run of ``identity`` (under ``parent``) if somebody has deleted it, and say so; else ``None``."""
+        """Return the run of ``identity`` (under ``parent``) if it has been deleted, and log that; else ``None``."""
         found = self._search(identity, parent, ViewType.ALL)
         if not found or any(run.info.lifecycle_stage == "active" for run in found):
             return None
@@ -173,16 +173,16 @@ class Experiment:
     ) -> Run:
         """Find the run of ``identity`` and set it running again, or create it.
 
-        Of processes on one machine that do this at once, one creates and the others find. (Drivers on
-        several machines that start one identity in the same second may each create a run; the oldest is
-        found from then on.)
+        If several processes of one machine call this at once, one creates the run and the others find it. (Drivers on
+        several machines that start one identity in the same second may each create a run; the oldest is found from then
+        on.)
 
         Args:
-            identity: what the run is, unique within the experiment and ``parent``.
-            name: what the UI calls it.
-            parent: run id of the search it belongs to.
+            identity: identity of the run, unique within the experiment and ``parent``.
+            name: name of the run in the UI.
+            parent: run id of the search that it belongs to.
             config: artifact ``config.json``, which ``raytrain.train --config`` accepts.
-            parameters: nested or flat; values are cut to what MLflow keeps.
+            parameters: nested or flat; values are cut to the length that MLflow allows.
             tags: each becomes tag ``raytrain.KEY``; code, versions and machine are added.
         """
         all_tags = {**code_tags(), **host_tags(), **{f"raytrain.{key}": value for key, value in tags.items()}}
@@ -207,7 +207,7 @@ class Experiment:
         return run
 
     def ui_hint(self) -> str:
-        """Return how to see the experiment's runs: the link or, without a server, the command that starts the UI."""
+        """Return how to view the experiment's runs: the link or, without a server, the command that starts the UI."""
         return ui_hint(self.uri, self.experiment_id)
 
     def _set_running(self, run: Run) -> None:
@@ -219,7 +219,7 @@ class Experiment:
             retry_tracking(lambda: client.delete_tag(run.run_id, REASON))
 
     def _search(self, identity: str, parent: str | None, view: int) -> list[Any]:
-        """Return MLflow's runs of ``identity`` (under ``parent``), the oldest first."""
+        """Return MLflow's runs of ``identity`` (under ``parent``), oldest first."""
         if not re.fullmatch(r"[\w.:/-]+", identity):
             raise ValueError(f"identity is {identity!r}: use letters, digits and _ . : / -")
         condition = f"tags.`{IDENTITY}` = '{identity}'" + (f" AND tags.`{PARENT}` = '{parent}'" if parent else "")
@@ -236,7 +236,7 @@ class Experiment:
 
 
 def flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested parameters under dotted names, as MLflow keeps them."""
+    """Return nested parameters under dotted names, as MLflow keeps them."""
     values: dict[str, str] = {}
     for key, value in parameters.items():
         if isinstance(value, dict) and value:

@@ -1,8 +1,8 @@
 """An MLflow server for a cluster, whose database outlives the machine that it runs on.
 
-It listens on one private address, where the workers reach it, and on 127.0.0.1, where ssh forwards a browser to.
-Artifacts go to the storage. The database is a sqlite file whose copy the storage has, unless
-``MLFLOW_BACKEND_STORE_URI`` names another.
+It listens on one private address, for the workers, and on 127.0.0.1, to which ssh forwards a browser. Artifacts go to
+the storage. The database is a sqlite file with a copy in the storage, unless ``MLFLOW_BACKEND_STORE_URI`` names another
+database.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from raytrain.utils.errors import UserError
 from raytrain.utils.files import locked
 
 STOP_S = 10.0
-"""What the server gets to end in, before it is killed."""
+"""Seconds that the server has to shut down before it is killed."""
 _log = logging.getLogger("raytrain.tracking")
 
 
 def serve(host: str, port: int, folder: Path, storage: Storage, interval_s: float) -> None:
-    """Run the server until SIGTERM; its database is copied every ``interval_s`` seconds, and at the end.
+    """Run the server until SIGTERM; copy its database every ``interval_s`` seconds, and at the end.
 
     Raises:
-        UserError: an address that all the world would reach, a folder that cannot be made, a damaged copy, or a
-            storage that does not answer.
-        SystemExit: the server has ended by itself; status 1.
+        UserError: the address is reachable from everywhere, the folder cannot be created, the copy is damaged, or the
+            storage does not answer.
+        SystemExit: the server ended by itself; status 1.
     """
     check_host(host)
     try:
@@ -99,8 +99,8 @@ def _serve(host: str, port: int, folder: Path, storage: Storage, interval_s: flo
 
 
 def command(host: str, port: int, storage: Storage) -> list[str]:
-    """Return the command line of the server; what may hold a password is not on it."""
-    # a forward of ssh's may begin at another port
+    """Return the command line of the server, without anything that may hold a password."""
+    # ssh may forward from another port
     names = ",".join(f"{name}{end}" for name in dict.fromkeys((host, "localhost", "127.0.0.1")) for end in ("", ":*"))
     return [
         *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"),
@@ -109,7 +109,7 @@ def command(host: str, port: int, storage: Storage) -> list[str]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Return the server's variables: docs/guides/mlflow.md says why."""
+    """Return the server's environment variables: docs/guides/mlflow.md explains them."""
     settings = {
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder.resolve() / 'mlflow.db'}",
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -129,7 +129,7 @@ def _save(copy: DatabaseCopy) -> None:
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    """End the server and the processes that it has started."""
+    """End the server and the processes that it started."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, number)
@@ -138,7 +138,7 @@ def _end(server: subprocess.Popen[bytes]) -> None:
 
 
 async def relay(host: str, port: int) -> None:
-    """Lead what connects to 127.0.0.1 to ``host``, same port: a forward of ssh's ends at localhost."""
+    """Relay connections to 127.0.0.1 to ``host``, same port: ssh forwards to localhost."""
 
     async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         try:
@@ -153,7 +153,7 @@ async def relay(host: str, port: int) -> None:
     async def lead(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             there_reader, there_writer = await asyncio.open_connection(host, port)
-        except OSError:  # the server is starting
+        except OSError:  # the server is still starting
             writer.close()
             return
         await asyncio.gather(pump(reader, there_writer), pump(there_reader, writer))
@@ -163,11 +163,11 @@ async def relay(host: str, port: int) -> None:
 
 
 COPY = "mlflow.db"
-"""Key of the copy."""
+"""Key of the copy in the storage."""
 
 
 class DatabaseCopy:
-    """Keeps the copy of ``file`` in ``storage``. One machine at a time may do so for a storage."""
+    """Keeps a copy of ``file`` in ``storage``. Only one machine at a time may do so for a storage."""
 
     def __init__(self, file: Path, storage: Storage) -> None:
         self._file = file
@@ -176,11 +176,11 @@ class DatabaseCopy:
         self._copied: int | None = None
 
     def fetch(self) -> bool:
-        """Return where there is no ``file`` yet, put the copy there; returns whether there was one to put.
+        """Put the copy in place if there is no ``file`` yet; return whether it did.
 
         Raises:
-            UserError: the copy is no whole database.
-            raytrain.storage.StorageError: the storage cannot be asked. Nothing may be served then: an empty
+            UserError: the copy is not an intact database.
+            raytrain.storage.StorageError: the storage does not answer. The server must not start then: an empty
                 database would be copied over the good one.
         """
         if self._file.exists():
@@ -200,22 +200,23 @@ class DatabaseCopy:
         return True
 
     def save(self) -> bool:
-        """Copy the database if it has changed since the last time; returns whether it had.
+        """Copy the database if it has changed since the last copy; return whether it had.
 
         Raises:
-            raytrain.storage.StorageError: the storage did not take it; the next call tries again.
+            UserError: the database is damaged.
+            raytrain.storage.StorageError: the storage did not accept it; the next call tries again.
         """
         if not self._file.exists():
             return False
         if self._watching is None:
-            # asked over one connection for ever: the number tells of what others have written
+            # one connection, kept open: only then does the number reveal what other connections have written
             self._watching = sqlite3.connect(self._file)
         version = int(self._watching.execute("PRAGMA data_version").fetchone()[0])
         if version == self._copied:
             return False
         with tempfile.TemporaryDirectory(dir=self._file.parent) as folder:
             snapshot = Path(folder) / "snapshot.db"
-            # in one step: a copy in pieces begins again with every write
+            # in one step: a copy made in pieces would start again with every write
             with contextlib.closing(sqlite3.connect(snapshot)) as target:
                 self._watching.backup(target)
             if not is_whole(snapshot):
@@ -226,7 +227,7 @@ class DatabaseCopy:
 
 
 def is_whole(file: Path) -> bool:
-    """Return whether ``file`` is a sqlite database that sqlite finds nothing wrong with."""
+    """Return whether ``file`` is a sqlite database in which sqlite finds no error."""
     try:
         with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
             return bool(connection.execute("PRAGMA quick_check").fetchone()[0] == "ok")

@@ -1,4 +1,4 @@
-"""System tags and metrics of a run: code, versions and machine, and how busy that machine is."""
+"""System tags and metrics of a run: code, versions and machine, and the machine's load."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from raytrain.utils.process import user_name
 
 
 def code_tags() -> dict[str, str]:
-    """Versions, the user, and the git commit where raytrain is a checkout. No environment variable is read."""
+    """Return the versions, the user, and the git commit if raytrain is a checkout. Reads no environment variable."""
     tags = {
         "mlflow.source.type": "LOCAL",
         "mlflow.source.name": _command(),
@@ -32,7 +32,7 @@ def code_tags() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # torchrun needs no Ray
             tags[f"raytrain.{package}"] = importlib.metadata.version(package)
     folder = Path(raytrain.__file__).parent
-    # An installed package can lie inside a checkout of something else: ask for one that tracks this file.
+    # An installed package can lie inside a checkout of something else: check that git tracks this file.
     tracked = _git(folder, "ls-files", "--error-unmatch", "__init__.py") is not None
     if tracked and (commit := _git(folder, "rev-parse", "HEAD")):
         tags["mlflow.source.git.commit"] = commit
@@ -41,7 +41,7 @@ def code_tags() -> dict[str, str]:
 
 
 def host_tags() -> dict[str, str]:
-    """Return the machine that this process runs on: name, CPU, cores it may use, memory, GPUs."""
+    """Describe the machine that this process runs on: name, CPU, usable cores, memory, GPUs."""
     import psutil
 
     tags = {
@@ -62,7 +62,7 @@ def _command() -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what git prints, or ``None`` where there is no git or no checkout."""
+    """Return the output of git, or ``None`` if there is no git or no checkout."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
     except (FileNotFoundError, subprocess.TimeoutExpired):
@@ -80,7 +80,7 @@ def _cpu_model() -> str:
 
 
 def _gpu_names() -> list[str]:
-    """Names of the machine's NVIDIA GPUs, asked of the driver so that no CUDA context is made."""
+    """Return the names of the machine's NVIDIA GPUs, as given by the driver, so that no CUDA context is created."""
     try:
         import pynvml
     except ModuleNotFoundError:
@@ -96,13 +96,13 @@ def _gpu_names() -> list[str]:
 class SystemMetrics:
     """Samples CPU, memory, disk, network and GPUs every ``interval_s`` into a run's writer.
 
-    The samplers and names are MLflow's own, so that its page of system metrics shows them; its monitor
-    is not used, since it writes by itself and ends for good when the server is away once. The step is
-    the number of seconds since the run was created, which also grows over restarts.
+    The samplers and names are MLflow's own, so that its page of system metrics shows them. MLflow's monitor is not
+    used, since it writes by itself and stops for good after a single outage of the server. The step is the number of
+    seconds since the run was created, which keeps increasing across restarts.
     """
 
     def __init__(self, writer: MetricWriter, created_ms: int, *, node: str = "", interval_s: float = 10.0) -> None:
-        """Start sampling. ``node`` tells several machines of one run apart: ``system/NODE/...``."""
+        """Start sampling. ``node`` distinguishes the machines of one run: ``system/NODE/...``."""
         self._writer = writer
         self._created_ms = created_ms
         self._prefix = f"system/{node}/" if node else "system/"
@@ -112,7 +112,7 @@ class SystemMetrics:
         self._thread.start()
 
     def close(self) -> None:
-        """End sampling."""
+        """Stop sampling."""
         self._stop.set()
         self._thread.join(self._interval_s)
 
@@ -125,9 +125,9 @@ class SystemMetrics:
         monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
         try:
             monitors.append(GPUMonitor())
-        except (RuntimeError, ImportError) as error:  # what it raises where there is no NVIDIA driver
+        except (RuntimeError, ImportError) as error:  # raised if there is no NVIDIA driver
             LOG.debug("no GPU metrics: %s", error)
-        monitors[0].collect_metrics()  # the first reading of the CPU's load has nothing to compare with
+        monitors[0].collect_metrics()  # the first reading of the CPU load has nothing to compare with
         monitors[0].clear_metrics()
         while not self._stop.wait(self._interval_s):
             metrics = {}

@@ -1,4 +1,4 @@
-"""What a run could not tell MLflow, its metrics and its end: the file of it, read and sent afterwards."""
+"""Unsent records of a run, its metrics and its end: the file that holds them, read and sent afterwards."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from raytrain.utils.validation import parse_json, validate_type
 
 
 def send_file(path: Path, timeout_s: float) -> Iterator[str]:
-    """Send what is in ``path`` run by run; yield a line of text for each run.
+    """Send the records in ``path`` run by run; yield a line of text for each run.
 
     Raises:
-        UserError: the file cannot be read, the tracking store cannot be used, or it has not taken all in time.
+        UserError: the file cannot be read, the tracking store cannot be used, or it did not accept everything in time.
     """
     records = read_file(path)
     uri = tracking_uri()
@@ -42,7 +42,7 @@ def send_file(path: Path, timeout_s: float) -> Iterator[str]:
 
 
 def read_file(path: Path) -> dict[str, list[Any]]:
-    """Return the records by run id, in the file's order: lists of ``MetricWriter``, dictionaries of an ``Outbox``.
+    """Return the records by run id, in the file's order: lists from ``MetricWriter``, dictionaries from an ``Outbox``.
 
     Raises:
         UserError: the file cannot be read, or holds something else.
@@ -58,7 +58,7 @@ def parse_lines(lines: list[str], path: str) -> dict[str, list[Any]]:
     """Return the records of a file's lines by run id.
 
     Raises:
-        UserError: a line is something else; ``path`` names the file.
+        UserError: a line is something else; the message calls the file ``path``.
     """
     records: dict[str, list[Any]] = {}
     for number, line in enumerate(lines, 1):
@@ -74,10 +74,10 @@ def parse_lines(lines: list[str], path: str) -> dict[str, list[Any]]:
 
 
 def parse_entry(entry: dict[str, Any]) -> list[Any] | dict[str, Any]:
-    """Return what a line holds: a record of ``MetricWriter`` or of an ``Outbox``.
+    """Return the record on a line, from a ``MetricWriter`` or an ``Outbox``.
 
     Raises:
-        ValueError: neither.
+        ValueError: it is neither.
     """
     if "metrics" in entry:
         return list(parse_record([entry.get(name) for name in ("step", "timestamp_ms", "metrics")]))

@@ -1,4 +1,4 @@
-"""Views of the runs table: which columns it has and how it is sorted, kept in MLflow under a name and a link."""
+"""Views of the table of runs: its columns and sort order, kept in MLflow under a name and a link."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ if TYPE_CHECKING:
     from raytrain.tracking.runs import Run
 
 VIEW = "mlflow.sharedViewState."
-"""Tag of an experiment: the view that MLflow's page keeps under "Views", by its key (MLflow 3.17)."""
+"""Tag of an experiment that holds a view listed under "Views" on MLflow's page, by its key (MLflow 3.17)."""
 BEST = f"metrics.`best/{METRIC}`"
 FIRST = ("attributes.`Run Name`", "attributes.`Created`")
-"""Columns that are always there."""
+"""Columns that are always shown."""
 MAX_PARAMETERS = 12
-"""More would not fit beside each other, nor (5,000 characters) in a tag of an experiment."""
+"""Most columns of parameters: more would not fit side by side, nor in an experiment's tag (5,000 characters)."""
 
 
 def share_view(search: Run, name: str, metrics: Sequence[str], parameters: Sequence[str]) -> str:
-    """Keep a view of a search's trials, best first, and return how to see it, as ``Run.ui_hint`` does.
+    """Save a view of a search's trials, best first, and return how to open it, as ``Run.ui_hint`` does.
 
-    Doing it again replaces the view.
+    Calling it again replaces the view.
 
     Args:
-        name: what MLflow's page calls the view.
+        search: MLflow run of the search.
+        name: name of the view on MLflow's page.
         metrics: keys of the metrics that have a column.
-        parameters: names of the parameters that have a column, after those of the metrics; the first
-            ``MAX_PARAMETERS`` of them.
+        parameters: names of the parameters that have a column, after those of the metrics; only the first
+            ``MAX_PARAMETERS`` are used.
     """
     now = time.time_ns() // 1_000_000
     value = {"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(_state(search, metrics, parameters))}
@@ -42,15 +43,15 @@ def share_view(search: Run, name: str, metrics: Sequence[str], parameters: Seque
 
 
 def _state(search: Run, metrics: Sequence[str], parameters: Sequence[str]) -> dict[str, Any]:
-    """Return what MLflow's page remembers of a table; what is not named has the page's own default."""
+    """Return the state that MLflow's page saves for a table; anything unnamed keeps the page's default."""
     columns = [f"metrics.`best/{key}`" for key in metrics]
     columns += [f"params.`{name}`" for name in parameters[:MAX_PARAMETERS]]
     return {
-        # sorted by a metric, the page does not nest: the search itself and other searches' trials would be among them
+        # sorted by a metric, the page does not nest runs, so it would mix in the search and other searches' trials
         "searchFilter": f"tags.`{PARENT}` = '{search.run_id}'",
         "orderByKey": BEST,
         "orderByAsc": True,
         "selectedColumns": columns,
         "columnOrder": [*FIRST, *columns],
-        "columnWidths": {column: 6 * len(column) for column in columns},  # pixels: enough for its name
+        "columnWidths": {column: 6 * len(column) for column in columns},  # pixels: wide enough for its name
     }

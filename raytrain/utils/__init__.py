@@ -1,1 +1,1 @@
-"""Small tools without a home of their own: errors, files, retries, text, validation of JSON."""
+"""Small utilities with no better place: errors, files, retries, text, validation of JSON."""

@@ -1,4 +1,4 @@
-"""User errors: mistakes of the user's, and how a command ends with one."""
+"""User errors: mistakes made by the user, and how a command ends with one."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from raytrain.utils.output import OutputLost, guarded_streams
 
 
 class UserError(Exception):
-    """A mistake of the user's: one line that names what, where and how to fix it.
+    """A mistake made by the user: one line that says what is wrong, where, and how to fix it.
 
     Commands print the line to standard error and exit with status 2; there is never a traceback.
     """
 
 
 def check_text(text: str, what: str) -> None:
-    """Make sure that ``text`` can be written and name things: bytes of a name that are not UTF-8 are no text.
+    """Make sure that ``text`` can be written and used as a name: it must be valid UTF-8 without null characters.
 
     Raises:
-        UserError: it cannot; the line calls it ``what``.
+        UserError: it cannot; the message calls it ``what``.
     """
     try:
         text.encode()
@@ -35,13 +35,13 @@ def check_text(text: str, what: str) -> None:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run the body of a command: whatever ends it, a mistake, a signal or a reader that has gone, ends it cleanly.
+    """Run the body of a command and end it cleanly, be it by a mistake, a signal or a closed pipe.
 
     A ``UserError`` becomes one line and exit status 2. SIGTERM and SIGHUP unwind the command like Ctrl-C, so that
-    nothing half written is left. A reader that has gone (``| head``) ends it quietly.
+    nothing half-written is left. A reader that closes the pipe (``| head``) ends the command quietly.
 
     Raises:
-        SystemExit: with the status of the command, unless it ends by itself.
+        SystemExit: with the command's status, unless it ends by itself.
     """
     status: Any = None
     with guarded_streams() as outputs:
@@ -50,7 +50,7 @@ def run_command(main: Callable[[], None]) -> None:
                 _check_arguments()
                 main()
         except OutputLost:
-            pass  # told below
+            pass  # reported below
         except UserError as error:
             _say(f"error: {' '.join(str(error).split())}")
             status = 2
@@ -79,8 +79,8 @@ def run_command(main: Callable[[], None]) -> None:
 
 
 def _say(line: str) -> None:
-    """Print a line to standard error, if anything takes it."""
-    if sys.stderr is not None:  # as it is where the command was started with the stream closed
+    """Print a line to standard error, if it is open."""
+    if sys.stderr is not None:  # None if the command was started with the stream closed
         with contextlib.suppress(OutputLost):
             print(line, file=sys.stderr, flush=True)
 
@@ -96,12 +96,12 @@ def _check_arguments() -> None:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Turn the signals that would end the process at once into ``SystemExit`` meanwhile, where nothing else has."""
+    """Turn signals that would end the process at once into ``SystemExit`` inside the block, unless they are handled."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    # SIGHUP stays ignored under nohup; a thread can set none
+    # SIGHUP stays ignored under nohup; a thread cannot set signal handlers
     changed = []
     with contextlib.suppress(ValueError):
         for number in (signal.SIGTERM, signal.SIGHUP):

@@ -15,18 +15,18 @@ from pathlib import Path
 from raytrain.utils.errors import UserError
 
 PARTIAL = ".partial-"
-"""Start of the name that a file has until it is complete; listings leave such names out."""
+"""Prefix of a file's name until the file is complete; listings leave such names out."""
 
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock at ``path``, a file that is made if need be and stays; the system frees it if the holder dies.
+    """Hold the lock file at ``path``, which is created if needed and kept; the system frees it if the holder dies.
 
     Raises:
         BlockingIOError: without ``wait``, another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # neither through a link that somebody else has put there, nor cut short where it is a file with something in it
+    # do not follow a link that somebody else has put there, and do not truncate an existing file
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -36,10 +36,10 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def private_folder() -> Path:
-    """Return this user's own folder among the temporary files, where no one else can hold or redirect a name.
+    """Return this user's own folder among the temporary files, in which nobody else can claim or redirect a name.
 
     Raises:
-        UserError: what is there is somebody else's, or others may write to it.
+        UserError: the folder belongs to somebody else, or others may write to it.
     """
     folder = Path(tempfile.gettempdir()) / f"raytrain-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
@@ -53,10 +53,10 @@ def private_folder() -> Path:
 
 
 def expanded(path: str | Path) -> Path:
-    """Return ``path`` with the home folder in place of ``~``.
+    """Return ``path`` with ``~`` replaced by the home folder.
 
     Raises:
-        UserError: there is no such home.
+        UserError: there is no such home folder.
     """
     try:
         return Path(path).expanduser()
@@ -65,28 +65,28 @@ def expanded(path: str | Path) -> Path:
 
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/|s3:|s3//", re.IGNORECASE)
-"""Start of an address; of one that has lost a slash, a colon or a bucket, too."""
+"""Start of an address, also of one that lacks a slash, a colon or a bucket."""
 _VARIABLE = re.compile(r"(?:^|/)\$[A-Za-z_{(]")
 
 
 def is_address(text: str) -> bool:
-    """Return whether ``text`` is or was meant to be an address such as s3://bucket/prefix, not a path."""
+    """Return whether ``text`` is, or was meant to be, an address such as s3://bucket/prefix rather than a path."""
     return _ADDRESS.match(text) is not None
 
 
 def local_path(path: str | Path, what: str) -> Path:
-    """Return the file or folder of this machine that ``path`` names, with the home folder in place of ``~``.
+    """Return the local file or folder that ``path`` names, with ``~`` replaced by the home folder.
 
-    For what will be made if it is not there: a slip must not become a folder of that name.
+    Use it for paths that are created if they do not exist: a typing error must not become a folder of that name.
 
     Raises:
-        UserError: an address, or what a shell would have taken away: quotes, a variable, white space, control
-            characters, or a home that there is not. The line calls it ``what``.
+        UserError: it is an address; or it has something that a shell should have removed: quotes, a variable, white
+            space or control characters; or there is no such home folder. The message calls it ``what``.
     """
     text = str(path)
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     if quoted or text != text.strip() or any(ord(character) < 32 or ord(character) == 127 for character in text):
-        # not repeated, nor is an address: it may hold keys
+        # the message repeats neither this nor an address, as these may hold keys
         raise UserError(f"{what}: there are quotes or white space around it, or a control character in it: remove them")
     if is_address(text):
         raise UserError(
@@ -99,7 +99,7 @@ def local_path(path: str | Path, what: str) -> Path:
 
 @contextlib.contextmanager
 def complete_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the folder of ``path``; at the end it replaces ``path`` and is on the disk."""
+    """Yield a temporary path in the folder of ``path``; at the end it replaces ``path`` and is synced to disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(PARTIAL + secrets.token_hex(8))
     try:
@@ -113,9 +113,9 @@ def complete_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def output_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path for the file that a command writes to ``path``, where it appears complete or not at all.
+    """Yield a temporary path for a command's output file ``path``, which then appears complete or not at all.
 
-    A device or pipe, and a file in a folder that takes no other, are written in place. A link stays a link.
+    A device, a pipe, or a file in a folder that cannot be written to, is written in place. A link stays a link.
 
     Raises:
         UserError: it cannot be written.
@@ -130,7 +130,7 @@ def output_file(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Return when the file or folder at ``path`` is on the disk."""
+    """Block until the file or folder at ``path`` is synced to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,7 @@
-"""Output of commands: the one place that text passes on its way to a terminal, a file or a pipe.
+"""Output of commands: the one place through which text passes on its way to a terminal, a file or a pipe.
 
-What the encoding of the output lacks is written as an escape. So are control characters, since texts, names and records
-of others must not steer a terminal. A reader that has seen enough (``| head``) ends the command quietly.
+Characters that the output's encoding lacks are escaped. So are control characters, since foreign texts, names and
+records must not control a terminal. A reader that closes the pipe (``| head``) ends the command quietly.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LEAST_COLUMNS, MOST_COLUMNS = 40, 1000
-"""Width of a terminal that tables and help are drawn for, whatever it says that it has."""
+"""Limits on the terminal width for which tables and help are drawn, whatever width the terminal reports."""
 READER_GONE = 141
-"""Exit status of a command whose reader has gone: that of a program that SIGPIPE ends."""
+"""Exit status of a command whose reader has gone, as for a program killed by SIGPIPE."""
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Characters that a terminal obeys: control characters but tab and line end, and those that turn the direction."""
+"""Characters that a terminal obeys: control characters except tab and line end, and changes of text direction."""
 _COLOUR = re.compile("(\x1b\\[[0-9;]*m)")
 
 
 def visible(text: str) -> str:
-    """Return ``text`` with the characters that a terminal would obey as escapes."""
+    """Return ``text`` with the characters that a terminal would obey escaped."""
     return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class OutputLost(SystemExit):
-    """Ends a command whose output cannot be written any more."""
+    """Ends a command whose output can no longer be written."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(READER_GONE)
         self.reason = reason
-        """Why, as text; empty where the reader has gone."""
+        """The reason, as text; empty if the reader has gone."""
 
 
 class Output:
-    """Standard output or error of a command; stands for the stream that it writes to."""
+    """Standard output or error of a command; replaces the stream that it writes to."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self.lost: OutputLost | None = None
-        """Set once the stream takes no more; what is written then goes nowhere."""
+        """Set once the stream accepts no more; later output is dropped."""
         self._colours = False
         with contextlib.suppress(AttributeError, ValueError):
             cast(Any, stream).reconfigure(errors="backslashreplace")
@@ -73,7 +73,7 @@ class Output:
 
     @contextlib.contextmanager
     def colours(self) -> Iterator[None]:
-        """Let codes of colours pass meanwhile, and no others."""
+        """Let colour codes pass unescaped inside the block, and nothing else."""
         self._colours = True
         try:
             yield
@@ -81,7 +81,7 @@ class Output:
             self._colours = False
 
     def write_trusted(self, text: str) -> int:
-        """Write text in which everything that is not trusted has been escaped."""
+        """Write text whose untrusted parts have already been escaped."""
         self._try(lambda: self._stream.write(text))
         return len(text)
 
@@ -96,11 +96,11 @@ class Output:
             self._discard()
             if threading.current_thread() is not threading.main_thread():
                 _interrupt_main()
-                raise SystemExit from None  # a thread may end by this, but not by a subclass, without a word
+                raise SystemExit from None  # a thread can end silently with this, but not with a subclass
             raise self.lost from None
 
     def _discard(self) -> None:
-        """Send what is still buffered nowhere, so that Python does not fail again when it ends."""
+        """Discard what is still buffered, so that Python does not fail again on exit."""
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -108,13 +108,13 @@ class Output:
 
 
 def _interrupt_main() -> None:
-    """From another thread, end the command where it works: as Ctrl-C does, or SIGTERM where that is ignored."""
+    """End the command's main thread from another thread: as Ctrl-C does, or by SIGTERM if that is ignored."""
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     signal.pthread_kill(cast(int, threading.main_thread().ident), signal.SIGTERM if ignored else signal.SIGINT)
 
 
 class _Trusted:
-    """An output that takes control characters; for consoles, which escape the texts themselves."""
+    """An output that accepts control characters; for consoles, which escape the texts themselves."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -126,12 +126,12 @@ class _Trusted:
 
 @contextlib.contextmanager
 def guarded_streams() -> Iterator[list[Output]]:
-    """Put an ``Output`` in the place of standard output and error meanwhile, and draw for a width that can be drawn."""
+    """Replace standard output and error by ``Output`` inside the block, and draw for a feasible terminal width."""
     columns = shutil.get_terminal_size().columns
     if not LEAST_COLUMNS <= columns <= MOST_COLUMNS:
         os.environ["COLUMNS"] = str(min(max(columns, LEAST_COLUMNS), MOST_COLUMNS))
     before = sys.stdout, sys.stderr
-    # none where the command was started with the stream closed
+    # None if the command was started with the stream closed
     outputs = [None if stream is None else Output(stream) for stream in before]
     sys.stdout, sys.stderr = (cast(TextIO, output) for output in outputs)
     try:
@@ -141,7 +141,7 @@ def guarded_streams() -> Iterator[list[Output]]:
 
 
 def console(stderr: bool = False, **settings: Any) -> Console:
-    """Return a rich console on standard output or error; what a terminal would obey in the texts is escaped."""
+    """Return a rich console on standard output or error; characters that a terminal would obey are escaped in texts."""
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
 
@@ -157,7 +157,7 @@ def console(stderr: bool = False, **settings: Any) -> Console:
 
 @contextlib.contextmanager
 def coloured() -> Iterator[None]:
-    """Let codes of colours pass to standard output meanwhile: for libraries that print their own."""
+    """Let colour codes pass to standard output inside the block: for libraries that print their own."""
     stream: Any = sys.stdout
     with stream.colours() if isinstance(stream, Output) else contextlib.nullcontext():
         yield

@@ -1,4 +1,4 @@
-"""This process and others of the machine: whose it is, and whether one that was noted down still lives."""
+"""This process and others of the machine: whose it is, and whether a recorded one is still alive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def user_name() -> str:
-    """Return the name of the user, or the number where there is no name."""
+    """Return the name of the user, or the user id if there is no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user need not have a name
@@ -17,9 +17,9 @@ def user_name() -> str:
 
 
 def visible_processes() -> str:
-    """Return what processes that can see each other have in common: the boot of the machine and the namespace.
+    """Return a key that is equal for processes that can see each other: the machine's boot and the pid namespace.
 
-    Where that cannot be read, no two processes have anything in common.
+    If these cannot be read, the key differs for every call.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -29,7 +29,7 @@ def visible_processes() -> str:
 
 
 def started(pid: int) -> str:
-    """Return when a process began, in ticks since the boot; empty if it has ended, or cannot be looked at."""
+    """Return when a process began, in ticks since the boot; empty if it has ended, or cannot be inspected."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
     except (OSError, ValueError):
@@ -38,12 +38,12 @@ def started(pid: int) -> str:
 
 
 def is_alive(pid: int, start: str) -> bool:
-    """Return whether the process that began at ``start`` still lives, and is no other one that has its number."""
+    """Return whether the process that began at ``start`` is still alive, and not another process with its number."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # it belongs to another user
         pass
-    # where processes of other users are hidden, there is no such folder
+    # if other users' processes are hidden, there is no such folder
     return not Path(f"/proc/{pid}").exists() or started(pid) == start

@@ -1,4 +1,4 @@
-"""Retrying what may fail for a while: a store that is away, a server that is too busy."""
+"""Retrying actions that may fail for a while: a store that is unavailable, a server that is too busy."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def retry(
     """Return what ``action`` returns; after a failure, try again with growing pauses for ``seconds``.
 
     Args:
-        action: what to do; it must be safe to repeat.
+        action: the action; it must be safe to repeat.
         errors: failures after which it is repeated.
-        seconds: time for all attempts; the last one is made when it is over.
+        seconds: time for all attempts; the last one is made when the time is up.
         log: called with each failure that is followed by another attempt.
         transient: whether a failure may pass; one that may not is raised at once.
-        first_pause: seconds after the first failure; each pause is twice the one before.
-        longest_pause: seconds at most.
+        first_pause: seconds after the first failure; each pause is twice as long as the one before.
+        longest_pause: longest pause in seconds.
         wait: waits for a pause and returns whether to give up; ``None`` sleeps.
 
     Raises:

@@ -14,30 +14,30 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def cell(text: bytes | str) -> str:
-    """``text`` as it is, as code: nothing in it is taken for markup, and it stays on one line.
+    """Return ``text`` unchanged as inline code: nothing in it is taken for markup, and it stays on one line.
 
-    Invalid byte sequences, and characters that cannot be seen, become spaces.
+    Invalid byte sequences and unprintable characters become spaces.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", errors="replace").replace("\ufffd", " ")
     shown = "".join(character if character.isprintable() else " " for character in text)
     if not shown.strip():
         return ""
-    # a table's cells end at a bar even inside code, so that it is escaped there; a fence is longer than any in the text
+    # a bar ends a table's cell even inside code, so it is escaped; the fence is longer than any in the text
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
     space = " " if shown.startswith("`") or shown.endswith("`") else ""
     return f"{fence}{space}{shown}{space}{fence}".replace("|", "\\|")
 
 
 def duration(seconds: float) -> str:
-    """1:02:03 or 2:03."""
+    """Return a duration as text, such as 1:02:03 or 2:03."""
     hours, rest = divmod(int(seconds + 0.5), 3600)
     minutes, rest = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def one_line(text: str) -> str:
-    """Return a text as one line of valid UTF-8: control characters, line ends and lone surrogates are escaped."""
+    """Return a text as one line of valid UTF-8, with control characters, line ends and lone surrogates escaped."""
     return "".join(
         character.encode("unicode_escape").decode()
         if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
@@ -47,5 +47,5 @@ def one_line(text: str) -> str:
 
 
 def readable(text: bytes) -> str:
-    """Bytes as text for the eye: every invalid sequence becomes a space."""
+    """Return bytes as readable text: every invalid sequence becomes a space."""
     return text.decode("utf-8", errors="replace").replace("\ufffd", " ")

@@ -1,4 +1,4 @@
-"""JSON that somebody else has written: read, and held against the types that its readers expect."""
+"""JSON from untrusted sources: parsed, and checked against the types that its readers expect."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 DEEPEST = 100
-"""What is nested deeper than that may be read, and then neither copied nor written."""
+"""Deepest nesting allowed: JSON nested more deeply might be read, but then neither copied nor written."""
 
 
 def parse_json(text: bytes | str) -> Any:
-    """Return the value that ``text`` is.
+    """Return the value of a JSON text.
 
     Raises:
         ValueError: it is not JSON, not UTF-8, or nested too deeply.
@@ -30,10 +30,10 @@ def parse_json(text: bytes | str) -> Any:
 
 
 def check_nesting(value: Any, most: float = math.inf) -> None:
-    """Make sure that ``value`` is nested at most ``DEEPEST`` deep, and holds at most ``most`` values.
+    """Make sure that ``value`` is nested at most ``DEEPEST`` deep and holds at most ``most`` values.
 
     Raises:
-        ValueError: it is or holds more, as what refers to itself does.
+        ValueError: it is nested more deeply or holds more; that includes a value that refers to itself.
     """
     level, count = [value], 1
     for _ in range(DEEPEST):
@@ -51,10 +51,10 @@ def _members(holder: dict[str, Any] | list[Any]) -> Iterable[Any]:
 
 
 def validate_fields(kind: type[Any], values: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the members of the object ``values`` as the fields of the dataclass ``kind`` have them.
+    """Return the members of the object ``values``, converted to the field types of the dataclass ``kind``.
 
     Raises:
-        ValueError: it is no object, or a member is no such field or of another type; the line names it.
+        ValueError: it is not an object, or a member is unknown or of another type; the message names it.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{prefix.rstrip('.') or 'it'} must be an object, got {type(values).__name__}")
@@ -67,10 +67,10 @@ def validate_fields(kind: type[Any], values: Any, prefix: str = "") -> dict[str,
 
 
 def validate_object(kind: type[T], values: Any, prefix: str = "") -> T:
-    """Return the dataclass ``kind`` made of the object ``values``.
+    """Return a dataclass ``kind`` built from the object ``values``.
 
     Raises:
-        ValueError: as ``validate_fields``, or a field without a default is missing; the line names it.
+        ValueError: as for ``validate_fields``, or a field without a default is missing; the message names it.
     """
     fields = validate_fields(kind, values, prefix)
     check_complete(kind, fields, prefix)
@@ -81,7 +81,7 @@ def check_complete(kind: type[Any], fields: dict[str, Any], prefix: str = "") ->
     """Make sure that ``fields`` has every field of the dataclass ``kind`` that has no default.
 
     Raises:
-        ValueError: one is missing; the line names it.
+        ValueError: one is missing; the message names it.
     """
     for item in dataclasses.fields(kind):
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
@@ -90,12 +90,12 @@ def check_complete(kind: type[Any], fields: dict[str, Any], prefix: str = "") ->
 
 
 def validate_type(value: Any, hint: Any, name: str) -> Any:
-    """``value`` as the type ``hint`` has it: JSON knows no tuples, no integers among the numbers, no Literals.
+    """Return ``value`` as the type ``hint``: JSON has no tuples, no separate integers, and no Literals.
 
-    What a dataclass is expected for has been made one before.
+    A value for a dataclass field must have been converted to the dataclass already.
 
     Raises:
-        ValueError: it is of another type; the line calls it ``name``.
+        ValueError: it is of another type; the message calls it ``name``.
     """
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
@@ -120,7 +120,7 @@ def validate_type(value: Any, hint: Any, name: str) -> Any:
     if hint not in (bool, int, float, str):
         return value
     if hint is float and type(value) is int:
-        return float(str(value))  # what is too large for one becomes infinity, as it does with an exponent
+        return float(str(value))  # an integer too large for a float becomes infinity, as it does with an exponent
     if type(value) is not hint:
         raise ValueError(f"{name} is {value!r}: must be {'a number' if hint is float else hint.__name__}")
     if hint is int and abs(value) >= 2**63:
