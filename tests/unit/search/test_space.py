@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -331,8 +332,9 @@ def test_the_shipped_spaces_draw_what_can_be_run(name: str) -> None:
             if space.start and chosen == "laptop":  # the newcomer's search has what is known to work
                 first, known = flatten(configs[0]), flatten(warm_starts[name])
                 if name == "hybrid":
-                    known |= {"model.fixed_variance": True, "model.mean_norm": 0.6}
-                assert first.pop("model.mean_norm", 0.0) == pytest.approx(known.pop("model.mean_norm", 0.0), rel=1e-3)
+                    capacity = math.sqrt(1 - math.exp(-2 * space.start["least_kl"] / known["model.latent"]))
+                    known |= {"model.fixed_variance": True, "model.mean_norm": capacity}
+                assert first.pop("model.mean_norm", 0.0) == pytest.approx(known.pop("model.mean_norm", 0.0))
                 assert first == known
             assert len({str(config) for config in configs}) > 1
             assert {config.model_name for config in configs} == set(models)
