@@ -18,7 +18,6 @@ import json
 import os
 import resource
 import shlex
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from typing import Any
 from raytrain.config.schema import RunConfig, override, to_dict
 from raytrain.data.prepare import prepare
 from raytrain.train import read_command
+from raytrain.utils.text import mean_and_range
 
 COLUMNS = ("bits_per_byte", "kl", "used", "seconds")
 
@@ -77,9 +77,7 @@ def table(rows: Sequence[str], results: Sequence[dict[str, Any]]) -> str:
         cells = []
         for name in COLUMNS:
             values = [result[name] for result in found if name in result]
-            digits = 0 if name == "seconds" else 3
-            spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
-            cells.append(f"{statistics.fmean(values):.{digits}f}{spread}" if values else "")
+            cells.append(mean_and_range(values, 0 if name == "seconds" else 3))
         lines.append(f"| `{row}` | {len(found)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from raytrain.tracking.queries import (
 )
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import output_file
-from raytrain.utils.text import cell, table
+from raytrain.utils.text import cell, mean_and_range, table
 
 if TYPE_CHECKING:
     from raytrain.tracking.runs import Run
@@ -152,14 +151,6 @@ def record_table(records: Sequence[Record]) -> str:
         for group, found in groups.items()
     ]
     return table([*told, "seeds", *(name for name, _, _ in columns)], rows)
-
-
-def mean_and_range(values: Sequence[float], digits: int) -> str:
-    """Return the mean and, for several values, the lowest and the highest; empty if one of them is not finite."""
-    if not all(map(math.isfinite, values)):
-        return ""
-    mean, *limits = (f"{value:.{digits}f}" for value in (statistics.fmean(values), min(values), max(values)))
-    return f"{mean} ({' to '.join(limits)})" if len(values) > 1 else mean
 
 
 def sample_tables(records: Sequence[Record], texts: dict[str, list[str]]) -> str:

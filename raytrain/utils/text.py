@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import statistics
 import unicodedata
 from collections.abc import Sequence
 
@@ -27,6 +29,14 @@ def cell(text: bytes | str) -> str:
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
     space = " " if shown.startswith("`") or shown.endswith("`") else ""
     return f"{fence}{space}{shown}{space}{fence}".replace("|", "\\|")
+
+
+def mean_and_range(values: Sequence[float], digits: int) -> str:
+    """Return the mean and, for several values, the lowest and highest; empty if there are none or not all finite."""
+    if not values or not all(map(math.isfinite, values)):
+        return ""
+    mean, *limits = (f"{value:.{digits}f}" for value in (statistics.fmean(values), min(values), max(values)))
+    return f"{mean} ({' to '.join(limits)})" if len(values) > 1 else mean
 
 
 def duration(seconds: float) -> str:
