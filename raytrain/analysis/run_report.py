@@ -20,6 +20,7 @@ from raytrain.analysis.figures.style import save
 from raytrain.config.schema import RunConfig
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
+from raytrain.data.pools import part_of
 from raytrain.models import Model
 from raytrain.models.sampling import sample
 from raytrain.tracking.queries import describe, history
@@ -64,7 +65,7 @@ def portray(model: Model, config: RunConfig[Any], corpus: Corpus) -> Portrait:
         UserError: the split has no sample of the model's length.
     """
     batches = EvaluationBatches(
-        corpus.split("valid"), config, min(config.evaluate_samples, NUM_SAMPLES), model.vocabulary
+        part_of(corpus, "valid", config), config, min(config.evaluate_samples, NUM_SAMPLES), model.vocabulary
     )
     metrics = evaluate(model, batches, iw_samples=1).metrics()
     texts, means = encode(model, batches)

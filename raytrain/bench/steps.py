@@ -17,6 +17,7 @@ from raytrain.bench.rounds import Contender, Measured, ratio, repeat, synchronis
 from raytrain.config.schema import RunConfig, override
 from raytrain.data.batches import EVALUATION_GROUPS, Batch, EvaluationBatches, TrainingBatches
 from raytrain.data.corpus import Corpus
+from raytrain.data.pools import part_of
 from raytrain.training.trainer import Trainer, World
 
 MOST_STEPS = 200
@@ -185,7 +186,7 @@ class Evaluation:
     def __init__(self, config: RunConfig[Any], corpus: Corpus, device: torch.device) -> None:
         few = min(config.evaluate_samples, EVALUATION_GROUPS * config.group_size)
         self.device = device
-        self.samples = EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples).num_samples
+        self.samples = EvaluationBatches(part_of(corpus, "valid", config), config, config.evaluate_samples).num_samples
         self.trainer = Trainer(override(config, {"evaluate_samples": few}), corpus, World(device=device))
         self.trainer.evaluate()
 

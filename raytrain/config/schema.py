@@ -75,6 +75,9 @@ class RunConfig(Generic[ModelT]):
     have so many on average), with the state of a language model carried from step to step."""
     length: int = 60
     """Bytes of a window or of a chunk of the stream, or symbols of the longest document, STOP included."""
+    pool_bytes: int = 0
+    """Text larger than this is read in pools of about this size, one after the other, each a random choice from all of
+    it. A machine without the corpus copies only two pools at a time; 0 reads all text at once. Not for streams."""
     batch_size: int = 64
     """Samples of a step, over all workers together."""
     group_size: int = 16
@@ -123,6 +126,13 @@ class RunConfig(Generic[ModelT]):
             "batch_size",
             self.batch_size,
             f"must be a multiple of group_size ({self.group_size})",
+        )
+        require(self.pool_bytes >= 0, "pool_bytes", self.pool_bytes, "must not be negative")
+        require(
+            self.pool_bytes == 0 or self.sampling != "stream",
+            "pool_bytes",
+            self.pool_bytes,
+            "a stream reads all text in its order; leave pool_bytes out, or take other sampling",
         )
         require(0 <= self.seed < 2**31, "seed", self.seed, "must be in [0, 2**31)")
         try:

@@ -19,6 +19,7 @@ from torch import Tensor
 from raytrain.config.schema import RunConfig
 from raytrain.data.corpus import Corpus, Split
 from raytrain.data.pieces import Vocabulary
+from raytrain.data.pools import pools_of
 from raytrain.data.vocabulary import PAD, STOP
 from raytrain.utils.errors import UserError
 
@@ -137,7 +138,8 @@ class TrainingBatches:
 
     Windows start anywhere with equal probability. For documents, a bucket of similar lengths is drawn with probability
     proportional to its number of documents; then documents are drawn from it with replacement. Every document is
-    equally likely, and no permutation of the corpus is kept in memory.
+    equally likely, and no permutation of the corpus is kept in memory. With ``pool_bytes``, all of this holds within a
+    pool, from which as many samples are drawn as it has; then comes the next one.
 
     A stream is a ring of ``batch_size`` lanes with equally many symbols each. Each step reads the next chunk of every
     lane. At its end, a lane continues in the text of the next lane, so that nothing restarts. The order does not depend
@@ -146,18 +148,31 @@ class TrainingBatches:
 
     def __init__(self, corpus: Corpus, config: RunConfig[Any], vocabulary: Vocabulary | None = None) -> None:
         """If ``vocabulary``, a model's, is ``None``, use the config's vocabulary from the corpus."""
-        self.samples = Samples(corpus.split("train"), config, vocabulary)
         self.config = config
-        self.buckets = [(0, self.samples.count)]
+        self._pools = pools_of(corpus, "train", config)
+        self._pool = self._fetched = 0
+        self._steps_of_pool = config.steps
+        if self._pools is None:
+            self._use(Samples(corpus.split("train"), config, vocabulary))
+            return
+        self._pools.require_room(min(config.pool_bytes, corpus.stream_size("valid")))
+        self._steps_of_pool = self._pools.steps(config)
+        self._use(Samples(self._pools.open(0), config, vocabulary))
+
+    def _use(self, samples: Samples) -> None:
+        """Draw from ``samples`` from now on."""
+        config = self.config
+        self.samples = samples
+        self.buckets = [(0, samples.count)]
         self.lengths = [config.length]
-        if self.samples.stream and len(self.samples.text) < config.batch_size * self.samples.chunk:
-            size = len(self.samples.split.stream)
+        if samples.stream and len(samples.text) < config.batch_size * samples.chunk:
+            size = len(samples.split.stream)
             raise UserError(
                 f"the train split has {size} bytes, less than one chunk of {config.length} for each of "
                 f"{config.batch_size} lanes: give more text, or a smaller --batch-size or --length"
             )
-        if self.samples.documents:
-            split = self.samples.split
+        if samples.documents:
+            split = samples.split
             longest = int(split.lengths(split.by_length[-1:])[0])  # there are no buckets beyond it to fill
             edges = [*range(BUCKET_WIDTH, min(config.length, longest + BUCKET_WIDTH + 1), BUCKET_WIDTH), config.length]
             ranges = [split.length_range(low, high) for low, high in zip([0, *edges], edges, strict=False)]
@@ -168,8 +183,9 @@ class TrainingBatches:
         """Return the slice of step ``step``'s batch for ``rank`` of ``world_size`` to compute.
 
         Raises:
-            UserError: the corpus was altered since it was opened.
+            UserError: the corpus was altered since it was opened, or the next pool cannot be copied.
         """
+        self._turn_to(step)
         self.samples.split.check()
         positions, length = self._draw(step)
         groups = rank_groups(self.config, rank, world_size)
@@ -180,6 +196,19 @@ class TrainingBatches:
             # as wide as the whole batch: the noise of a sample must not depend on its distribution over workers
             tokens = self.samples.tokens(positions, length)[0][rows]
         return Batch(tokens, groups, text_bytes, self.samples.previous(own, step == 0) if self.samples.stream else None)
+
+    def _turn_to(self, step: int) -> None:
+        """Open the pool of ``step``, and copy the one after it while this one is used."""
+        if self._pools is None:
+            return
+        number = step // self._steps_of_pool
+        if number != self._pool:
+            self._use(Samples(self._pools.open(number), self.config, self.samples.vocabulary))
+            self._pool = number
+        # step 0 is also rehearsed by a run that goes on in another pool
+        if step > 0 and self._fetched <= number and (number + 1) * self._steps_of_pool < self.config.steps:
+            self._pools.fetch_ahead(number + 1)
+            self._fetched = number + 1
 
     def _draw(self, step: int) -> tuple[np.ndarray, int]:
         if self.samples.stream:

@@ -38,6 +38,8 @@ from raytrain.utils.memory import free_memory
 from raytrain.utils.validation import parse_json, validate_type
 
 FORMAT = 1
+INFO = "corpus.json"
+"""File that describes a corpus; without it, a folder is none."""
 SplitName = Literal["train", "valid", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 PARTS = ("bin", "offsets", "by_length")
@@ -178,21 +180,15 @@ class Corpus:
             UserError: the folder is not a corpus, is incomplete, or has another format.
         """
         folder = Path(folder)
-        try:
-            info = parse_json((folder / "corpus.json").read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{folder} is not a prepared corpus: it has no corpus.json") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder}/corpus.json cannot be read ({error}); {_AGAIN}") from None
-        if not isinstance(info, dict) or info.get("format") != FORMAT:
-            raise UserError(f"{folder} is not a corpus of format {FORMAT}; prepare it again with this version")
-        try:
-            _check_info(info)
-            for split, values in info["splits"].items():
-                _check_sizes(folder, split, values)
-            return Corpus(folder, info)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{folder}/corpus.json is incomplete ({error}); {_AGAIN}") from None
+        info = read_info(folder)
+        for split, values in info["splits"].items():
+            _check_sizes(folder, split, values)
+        return Corpus(folder, info)
+
+    def stream_size(self, name: str) -> int:
+        """Return the bytes of a split's text, separators included."""
+        size: int = self.info["splits"][name]["files"][f"{name}.bin"]["size"]
+        return size
 
     def split(self, name: str) -> Split:
         """Return one split, opened once.
@@ -213,7 +209,8 @@ class Corpus:
             UserError: the library that learns it is not installed.
         """
         if name not in self._vocabularies:
-            self._vocabularies[name] = vocabulary_of(self.split("train"), name, self.path)
+            # the split is opened only to learn from it: a corpus in a storage would have to be copied
+            self._vocabularies[name] = vocabulary_of(lambda: self.split("train"), name, self.path)
         return self._vocabularies[name]
 
     def has_vocabulary(self, name: str) -> bool:
@@ -375,7 +372,7 @@ class _SplitFiles:
         return {
             "documents": self.num_documents,
             "bytes": self._end - self.num_documents,
-            "longest": _write_by_length(self._paths["offsets"], self._paths["by_length"]),
+            "longest": write_by_length(self._paths["offsets"], self._paths["by_length"]),
             "files": {
                 path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in self._paths.values()
             },
@@ -401,7 +398,7 @@ class _SplitFiles:
         self._pending.clear()
 
 
-def _write_by_length(offsets_path: Path, path: Path) -> int:
+def write_by_length(offsets_path: Path, path: Path) -> int:
     """Write the numbers of the documents sorted by (length, number), and return the greatest length.
 
     A counting sort of blocks of documents: memory grows with the number of different lengths, not of documents.
@@ -435,6 +432,27 @@ def _write_by_length(offsets_path: Path, path: Path) -> int:
     return int(known[-1])
 
 
+def read_info(folder: Path) -> dict[str, Any]:
+    """Return the values in the ``corpus.json`` of a folder.
+
+    Raises:
+        UserError: there is none, it is incomplete, or it is of another format.
+    """
+    try:
+        info = parse_json((folder / INFO).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{folder} is not a prepared corpus: it has no corpus.json") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}/corpus.json cannot be read ({error}); {_AGAIN}") from None
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        raise UserError(f"{folder} is not a corpus of format {FORMAT}; prepare it again with this version")
+    try:
+        _check_info(info)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder}/corpus.json is incomplete ({error}); {_AGAIN}") from None
+    return info
+
+
 def _check_info(info: dict[str, Any]) -> None:
     """Check that corpus.json has the form that its readers expect.
 
@@ -464,6 +482,7 @@ def _check_info(info: dict[str, Any]) -> None:
             validate_type(values[name], int, f"splits.{split}.{name}")
         for file, entry in values["files"].items():
             validate_type(entry["sha256"], str, f"the sum of {file}")
+            validate_type(entry["size"], int, f"the size of {file}")
         validate_type(values.get("nll_bits_per_byte", 0.0), float, f"splits.{split}.nll_bits_per_byte")
     if len({"nll_bits_per_byte" in values for values in info["splits"].values()}) > 1:
         raise ValueError("nll_bits_per_byte must be of every split")

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -178,8 +178,10 @@ def byte_vocabulary() -> Vocabulary:
     return Vocabulary("byte", ())
 
 
-def vocabulary_of(train: TextSplit, name: str, folder: Path) -> Vocabulary:
+def vocabulary_of(train: Callable[[], TextSplit], name: str, folder: Path) -> Vocabulary:
     """Return the vocabulary ``name`` of a corpus, from its file in ``folder`` or, on the first call, learnt.
+
+    ``train`` returns the split to learn from.
 
     Raises:
         UserError: the library that learns it is not installed.
@@ -191,7 +193,7 @@ def vocabulary_of(train: TextSplit, name: str, folder: Path) -> Vocabulary:
         vocabulary = Vocabulary.from_values(parse_json(path.read_bytes()))
         if vocabulary.name == name:
             return vocabulary
-    vocabulary = learn(train, name)
+    vocabulary = learn(train(), name)
     keep(vocabulary, folder)
     return vocabulary
 

@@ -12,6 +12,7 @@ from raytrain.config.schema import RunConfig
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
 from raytrain.data.pieces import byte_vocabulary
+from raytrain.data.pools import part_of
 from raytrain.metrics import METRIC, METRICS
 from raytrain.models.ngrams import COUNTED, MAX_ORDER, STRETCHES, measure_ngrams
 from raytrain.utils.files import complete_file
@@ -126,7 +127,7 @@ def _shown(bits: float) -> str:
 
 def validation_ladder(corpus: Corpus, config: RunConfig[Any], *, quick: bool = False) -> Ladder:
     """Return the ladder on the validation samples of a run's evaluations; for ``quick`` see ``reference_ladder``."""
-    samples = EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples)
+    samples = EvaluationBatches(part_of(corpus, "valid", config), config, config.evaluate_samples)
     return reference_ladder(corpus, samples, quick)
 
 
@@ -156,6 +157,8 @@ def _ladder(corpus: Corpus, samples: EvaluationBatches, max_order: int) -> Ladde
     """Return the ladder of the symbols in which ``samples`` are read, with at least the orders up to ``max_order``."""
     train, chosen, vocabulary = corpus.split("train"), samples.samples, samples.samples.vocabulary
     key = f"{chosen.split.name}/{samples.config.sampling}/{samples.config.length}/{samples.num_samples}"
+    if samples.config.pool_bytes:
+        key += f"/{samples.config.pool_bytes}"
     if not vocabulary.is_bytes:
         key += f"/{vocabulary.name}/{vocabulary.digest[:16]}"
     ladder = _read(corpus).get(key)

@@ -52,7 +52,7 @@ class Workspace:
 
     def corpus_address(self, config: RunConfig[Any]) -> dict[str, str]:
         """Return the address at which workers of a config find the corpus and its vocabulary, on any node."""
-        return address(self.corpus, self.storage, config.vocabulary)
+        return address(self.corpus, self.storage, config.vocabulary, in_pools=config.pool_bytes > 0)
 
     def log_corpus(self, run: Run) -> None:
         """Log the corpus as the dataset of an MLflow run."""

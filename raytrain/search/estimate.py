@@ -14,6 +14,7 @@ from raytrain.config.schema import RunConfig, differences, flatten, from_dict, t
 from raytrain.config.workers import WorkerSpec
 from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
+from raytrain.data.pools import part_of
 from raytrain.models import model_size
 from raytrain.search.plan import Plan
 from raytrain.storage import open_file
@@ -191,7 +192,7 @@ def trial_seconds(
     known: dict[str, float] = {}
     unknown: list[str] = []
     for config in plan.bases.values():
-        samples = EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples).num_samples
+        samples = EvaluationBatches(part_of(corpus, "valid", config), config, config.evaluate_samples).num_samples
         fit = next((each for each in benchmarks if not each.lacks(config, worker_spec)), None)
         if fit is not None:
             source = f"{fit.machine} in {fit.reference}"

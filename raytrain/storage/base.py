@@ -61,6 +61,13 @@ class Storage(ABC):
         """Return the content of ``key``. Raises ``NotFoundError`` if there is none."""
 
     @abstractmethod
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        """Return ``size`` bytes of the content of ``key`` from ``start`` on, fewer at its end.
+
+        Raises ``NotFoundError``.
+        """
+
+    @abstractmethod
     def download(self, key: str, file: Path) -> None:
         """Copy the content of ``key`` to ``file``, which appears complete. Raises ``NotFoundError``."""
 

@@ -165,6 +165,9 @@ class FencedStorage(Storage):
     def read(self, key: str) -> bytes:
         return self._storage.read(key)
 
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        return self._storage.read_range(key, start, size)
+
     def download(self, key: str, file: Path) -> None:
         self._storage.download(key, file)
 

@@ -57,6 +57,12 @@ class FolderStorage(Storage):
         with self._errors("read", path):
             return path.read_bytes()
 
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        path = self._path(key)
+        with self._errors("read", path), open(path, "rb") as stream:
+            stream.seek(start)
+            return stream.read(size)
+
     def download(self, key: str, file: Path) -> None:
         path = self._path(key)
         with self._errors("read", path), complete_file(file) as partial:

@@ -133,6 +133,16 @@ class S3Storage(Storage):
 
         return self._do("read", key, request)
 
+    def read_range(self, key: str, start: int, size: int) -> bytes:
+        name = self._name(key)
+
+        def request(client: Any) -> bytes:
+            found = client.get_object(Bucket=self._bucket, Key=name, Range=f"bytes={start}-{start + size - 1}")
+            content: bytes = found["Body"].read()
+            return content
+
+        return self._do("read", key, request)
+
     def download(self, key: str, file: Path) -> None:
         name = self._name(key)
 

@@ -7,6 +7,7 @@ from typing import Any
 from raytrain.config.schema import RunConfig
 from raytrain.data.batches import EvaluationBatches, TrainingBatches, rank_groups
 from raytrain.data.corpus import Corpus
+from raytrain.data.pools import part_of
 from raytrain.models import build_empty
 from raytrain.utils.errors import UserError
 
@@ -22,5 +23,5 @@ def check_samples(config: RunConfig[Any], corpus: Corpus, workers: int) -> None:
     except (RuntimeError, OverflowError, MemoryError) as error:
         raise UserError(f"the model of this config cannot be built: {str(error).splitlines()[0]}") from None
     TrainingBatches(corpus, config)
-    EvaluationBatches(corpus.split("valid"), config, config.evaluate_samples)
+    EvaluationBatches(part_of(corpus, "valid", config), config, config.evaluate_samples)
     rank_groups(config, 0, workers)

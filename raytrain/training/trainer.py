@@ -28,6 +28,7 @@ from raytrain.data.batches import (
 from raytrain.data.corpus import Corpus
 from raytrain.data.frequencies import symbol_frequencies
 from raytrain.data.pieces import Vocabulary
+from raytrain.data.pools import part_of
 from raytrain.metrics import computed_metrics
 from raytrain.models import Model, build
 from raytrain.models.layers import (
@@ -87,7 +88,9 @@ class Trainer:
         self.raw: Model = build(config)
         """The model whose weights the optimiser changes."""
         vocabulary = self.train_batches.samples.vocabulary
-        start_from_frequencies(self.raw, symbol_frequencies(corpus.split("train"), config.sampling, vocabulary))
+        start_from_frequencies(
+            self.raw, symbol_frequencies(part_of(corpus, "train", config), config.sampling, vocabulary)
+        )
         self.raw.vocabulary = vocabulary
         self.raw.to(world.device)
         self.model: Model = copy_for_average(self.raw) if config.optimizer.ema else self.raw
@@ -266,7 +269,7 @@ class Trainer:
     def evaluation_batches(self, corpus: Corpus, vocabulary: Vocabulary | None = None) -> EvaluationBatches:
         """Return the validation samples; ``vocabulary`` is a model's, if it is not the one that the corpus gives."""
         groups = GPU_EVALUATION_GROUPS if self.world.device.type == "cuda" else EVALUATION_GROUPS
-        valid, num_samples = corpus.split("valid"), self.config.evaluate_samples
+        valid, num_samples = part_of(corpus, "valid", self.config), self.config.evaluate_samples
         return EvaluationBatches(valid, self.config, num_samples, vocabulary, groups)
 
     @torch.no_grad()

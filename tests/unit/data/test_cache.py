@@ -96,11 +96,11 @@ def test_what_is_published_is_fetched(
 ) -> None:
     keys = uploads(monkeypatch, storage)
     publish(mine, storage)
-    assert len(keys) == 7
+    assert len(keys) == 7  # and shards.json, which is written
     assert keys[-1] == "corpus.json"
     publish(mine, storage)
     assert len(keys) == 7
-    assert len(storage.list(f"{CORPORA}/{mine.digest}")) == 7
+    assert len(storage.list(f"{CORPORA}/{mine.digest}")) == 8
 
     found = fetch(storage, mine.digest, cache)
     assert found.digest == mine.digest
@@ -342,7 +342,7 @@ def test_an_eviction_that_is_cut_off_is_ended_by_the_next(
         rmtree(folder, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.shutil, "rmtree", die)
+        patch.setattr(shutil, "rmtree", die)
         child = process(fetch, storage, corpora[1].digest, cache)
         child.join(30)
     assert child.exitcode == 9

@@ -223,7 +223,7 @@ def test_room_on_the_disk_is_taken_before_a_file_is_mapped(tmp_path: Path, monke
         return memmap(path, **options)
 
     monkeypatch.setattr(np, "memmap", check)
-    assert corpus_module._write_by_length(tmp_path / "offsets", tmp_path / "order") == 1
+    assert corpus_module.write_by_length(tmp_path / "offsets", tmp_path / "order") == 1
     assert np.fromfile(tmp_path / "order", dtype="<i8").tolist() == list(range(len(ends) - 1))
 
     def full(*_: int) -> None:
@@ -231,4 +231,4 @@ def test_room_on_the_disk_is_taken_before_a_file_is_mapped(tmp_path: Path, monke
 
     monkeypatch.setattr(corpus_module.os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left"):
-        corpus_module._write_by_length(tmp_path / "offsets", tmp_path / "order")
+        corpus_module.write_by_length(tmp_path / "offsets", tmp_path / "order")

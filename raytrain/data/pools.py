@@ -1,0 +1,235 @@
+"""Pools: the text of a run's steps, pool after pool, so that no machine needs a whole copy of a large corpus.
+
+A pool is a choice of ``--pool-bytes`` of a split's shards, copied to the cache of the machine, where all of its
+processes read it. A pass over the split has every shard in one pool; the next pass mixes the shards anew. The pools are
+the same whoever reads them, from a folder or from a storage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+import weakref
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raytrain.config.schema import RunConfig
+from raytrain.data.corpus import INFO, Corpus, Split, read_info, write_by_length
+from raytrain.data.node_cache import NodeCache
+from raytrain.data.shards import FILE, Shards, checksum, cut, from_table
+from raytrain.storage.base import NotFoundError, Storage, StorageError
+from raytrain.storage.local import FolderStorage
+from raytrain.utils.errors import UserError
+from raytrain.utils.validation import parse_json
+
+
+class StoredCorpus(Corpus):
+    """A corpus in a storage, of which this machine copies only what it reads."""
+
+    def __init__(self, location: Storage, path: Path, info: dict[str, Any], table: Any) -> None:
+        """``path``: a folder of this machine for its vocabularies; ``table``: the values of ``shards.json``."""
+        super().__init__(path, info)
+        self.location = location
+        self._table = table
+
+    @staticmethod
+    def find(location: Storage, digest: str) -> StoredCorpus:
+        """Return the corpus with this digest that ``cache.publish`` has put into ``location``.
+
+        Raises:
+            UserError: it is not there, or not complete.
+        """
+        cache, name = NodeCache(), f"{digest}.info"
+        try:
+            held = cache.hold(name)
+            path = cache.folder(name, partial(_copy_descriptions, location))
+            corpus = StoredCorpus(location, path, read_info(path), parse_json((path / FILE).read_bytes()))
+            weakref.finalize(corpus, os.close, held)
+            for split in corpus.splits:
+                corpus.shards(split)
+        except NotFoundError:
+            raise UserError(f"{location.uri()} is not a corpus in shards: prepare it again with this version") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{location.uri()} is damaged ({error}): delete it there, and prepare it again") from None
+        except OSError as error:
+            raise UserError(f"corpus {digest[:12]} cannot be fetched: {error}") from None
+        if corpus.digest != digest:
+            raise UserError(f"{location.uri()} holds another corpus, {corpus.digest[:12]}: delete it there")
+        return corpus
+
+    def shards(self, name: str) -> Shards:
+        """Return the shards of a split."""
+        return from_table(self._table, name)
+
+    def split(self, name: str) -> Split:
+        """Return one split, copied whole to the cache of this machine.
+
+        Raises:
+            UserError: the corpus has no such split, or it cannot be copied.
+        """
+        if name not in self._open and name in self.splits:
+            shards = self.shards(name)
+            self._open[name] = _Copies(self, name, self.location, shards).open(np.arange(len(shards)))
+        return super().split(name)
+
+
+class Pools:
+    """The pools of a split, by their number in the order in which a run reads them."""
+
+    def __init__(self, corpus: Corpus, name: str, pool_bytes: int) -> None:
+        """Divide the shards of a split into pools of at most about ``pool_bytes``.
+
+        Raises:
+            UserError: two pools do not fit the cache of this machine.
+        """
+        if isinstance(corpus, StoredCorpus):
+            shards, location = corpus.shards(name), corpus.location
+        else:
+            shards, location = cut(corpus.split(name)), FolderStorage(corpus.path)
+        self._name = name
+        self._copies = _Copies(corpus, name, location, shards)
+        self._shards = shards
+        self.count = max(1, min(len(shards), round(np.ceil(shards.starts[-1] / pool_bytes))))
+        """Pools of a pass over the split."""
+        self._ahead: tuple[int, threading.Thread] | None = None
+
+    def steps(self, config: RunConfig[Any]) -> int:
+        """Return how many steps draw from a pool before the next one: as many as it has samples for, on average."""
+        stream = float(self._shards.starts[-1])
+        mean = stream / self._shards.documents[-1] if config.sampling == "documents" else config.length
+        return max(1, int(stream / self.count / mean) // config.batch_size)
+
+    def chosen(self, number: int) -> NDArray[np.int64]:
+        """Return the numbers of the shards of a pool, in their order."""
+        turn, place = divmod(number, self.count)
+        key = hashlib.blake2b(f"{self._name}/{turn}".encode(), digest_size=16).digest()
+        # only random() is used, because its stream is stable across NumPy versions
+        mixed = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).random(len(self._shards))
+        return np.sort(np.array_split(np.argsort(mixed, kind="stable"), self.count)[place])
+
+    def open(self, number: int) -> Split:
+        """Return a pool, copied to the cache of this machine unless it is there.
+
+        Raises:
+            UserError: it cannot be copied, or was altered.
+        """
+        if self._ahead is not None and self._ahead[0] == number:
+            self._ahead[1].join()
+        self._ahead = None
+        return self._copies.open(self.chosen(number))
+
+    def fetch_ahead(self, number: int) -> None:
+        """Copy a pool in a thread while others are read."""
+
+        def fetch() -> None:
+            with contextlib.suppress(UserError):  # the step that needs it tries again, and fails with the reason
+                self._copies.open(self.chosen(number))
+
+        thread = threading.Thread(target=fetch, daemon=True, name="next pool")
+        thread.start()
+        self._ahead = number, thread
+
+    def require_room(self, more: int) -> None:
+        """Check that two pools, one in use and one on its way, and ``more`` bytes fit the cache.
+
+        Raises:
+            UserError: they do not.
+        """
+        need = 2 * -(-len(self._shards) // self.count) * int(self._shards.sizes.max()) + more
+        if need > (limit := NodeCache().limit):
+            raise UserError(
+                f"two pools of the {self._name} split and the validation text take {need:,} bytes, and the cache may "
+                f"hold {limit:,}: give a smaller --pool-bytes, or a larger RAYTRAIN_CACHE_BYTES"
+            )
+
+
+class _Copies:
+    """Copies of shards in the cache of this machine."""
+
+    def __init__(self, corpus: Corpus, name: str, location: Storage, shards: Shards) -> None:
+        self._corpus = corpus
+        self._name = name
+        self._location = location
+        self._shards = shards
+
+    def open(self, chosen: NDArray[np.int64]) -> Split:
+        """Return a split of the documents of these shards.
+
+        Raises:
+            UserError: they cannot be copied, or were altered.
+        """
+        if not isinstance(self._corpus, StoredCorpus):
+            self._corpus.split(self._name).check()
+        identity = hashlib.sha256(self._shards.starts.tobytes() + chosen.tobytes()).hexdigest()[:16]
+        name = f"{self._corpus.digest}.{self._name}.{identity}"
+        try:
+            cache = NodeCache()
+            held = cache.hold(name)
+            try:
+                folder = cache.folder(name, partial(self._copy, chosen), int(self._shards.sizes[chosen].sum()))
+                split = Split(folder, self._name, {}, self._corpus.vocabulary)
+            except BaseException:
+                os.close(held)
+                raise
+        except StorageError as error:
+            raise UserError(f"the {self._name} split cannot be read: {error}") from None
+        except OSError as error:
+            raise UserError(f"cannot write to the cache {cache.root}: {error}; set RAYTRAIN_CACHE") from None
+        weakref.finalize(split, os.close, held)
+        return split
+
+    def _copy(self, chosen: NDArray[np.int64], folder: Path) -> None:
+        folder.mkdir()
+        paths = {kind: folder / f"{self._name}.{kind}" for kind in ("bin", "offsets", "by_length")}
+        end = 0
+        with open(paths["bin"], "wb") as stream, open(paths["offsets"], "wb") as positions:
+            positions.write(bytes(8))
+            for number in chosen.tolist():
+                text, offsets = self._read(number)
+                stream.write(text)
+                positions.write((offsets[1:] + (end - offsets[0])).astype("<i8").tobytes())
+                end += len(text)
+        write_by_length(paths["offsets"], paths["by_length"])
+
+    def _read(self, number: int) -> tuple[bytes, NDArray[np.int64]]:
+        """Return the bytes of a shard and where its documents start in the split, with the end of the last one."""
+        (first, last), (start, stop) = (
+            values[number : number + 2].tolist() for values in (self._shards.documents, self._shards.starts)
+        )
+        text = self._location.read_range(f"{self._name}.bin", start, stop - start)
+        packed = self._location.read_range(f"{self._name}.offsets", 8 * first, 8 * (last - first + 1))
+        offsets: NDArray[np.int64] = np.frombuffer(packed, dtype="<i8")
+        if self._shards.sums and checksum(text, packed) != self._shards.sums[number]:
+            raise UserError(
+                f"{self._location.uri(f'{self._name}.bin')} or its offsets were altered: the SHA-256 sum of shard "
+                f"{number} is not the recorded one; delete the corpus there, and prepare it again"
+            )
+        return text, offsets
+
+
+def pools_of(corpus: Corpus, name: str, config: RunConfig[Any]) -> Pools | None:
+    """Return the pools in which a run reads a split; ``None`` if it reads the whole split."""
+    if not config.pool_bytes or name not in corpus.splits or corpus.stream_size(name) <= config.pool_bytes:
+        return None
+    return Pools(corpus, name, config.pool_bytes)
+
+
+def part_of(corpus: Corpus, name: str, config: RunConfig[Any]) -> Split:
+    """Return the part of a split that stands for all of it in a run: its first pool, or the split.
+
+    Raises:
+        UserError: the corpus has no such split, or it cannot be copied.
+    """
+    pools = pools_of(corpus, name, config)
+    return corpus.split(name) if pools is None else pools.open(0)
+
+
+def _copy_descriptions(location: Storage, folder: Path) -> None:
+    for name in (FILE, INFO):
+        location.download(name, folder / name)
