@@ -61,15 +61,6 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture(params=["folder", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    if request.param == "folder":
-        return open_storage(tmp_path / "store")
-    server: S3Server = request.getfixturevalue("s3_server")
-    server.use(monkeypatch)
-    return open_storage(f"s3://raytrain/{tmp_path.name}")
-
-
 def uploads(monkeypatch: pytest.MonkeyPatch, storage: Storage) -> list[str]:
     """The keys that are uploaded from now on."""
     keys: list[str] = []

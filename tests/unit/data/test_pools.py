@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,9 +34,6 @@ from raytrain.training.trainer import Trainer, World
 from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
 from tests.unit.training.test_loop import final, run
-
-if TYPE_CHECKING:
-    from tests.support.s3_server import S3Server
 
 SHARD = 4096
 POOL = 40_000
@@ -60,15 +57,6 @@ def wait_for_copies() -> None:
         if thread.name == "next pool":
             thread.join(30)
             assert not thread.is_alive()
-
-
-@pytest.fixture(params=["folder", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    if request.param == "folder":
-        return open_storage(tmp_path / "store")
-    server: S3Server = request.getfixturevalue("s3_server")
-    server.use(monkeypatch)
-    return open_storage(f"s3://raytrain/{tmp_path.name}")
 
 
 def config(**changes: Any) -> RunConfig[Any]:
