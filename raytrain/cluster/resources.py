@@ -49,6 +49,12 @@ class Cluster:
         heads = sum(not node.get("CPU") and not node.get("GPU") for node in self.up)
         return max(len(self.up), heads + sum(count for _, count in self.possible))
 
+    def cpus_beside(self, gpus: float) -> float:
+        """Return the whole CPUs that a worker with ``gpus`` GPUs may take on every node, with every GPU in use."""
+        nodes = [*self.up, *(node for node, count in self.possible if count > 0)]
+        shares = [node.get("CPU", 0.0) / node["GPU"] for node in nodes if node.get("GPU", 0) > 0]
+        return max(1.0, float(math.floor(gpus * min(shares, default=1.0) + 1e-6)))
+
     def total(self, resource: str) -> float:
         """Return the largest possible amount of a resource: on the nodes that are up, or on those that may be added."""
         up = sum(node.get(resource, 0.0) for node in self.up)
@@ -135,7 +141,7 @@ def worker_spec(options: WorkerOptions, cluster: Cluster) -> WorkerSpec:
         gpus = 1.0 if cluster.has_gpus else 0.0
     cpus = options.cpus_per_worker
     if cpus is None:
-        cpus = 1.0 if gpus else max(1.0, cluster.total("CPU") // max(1, most or fewest))
+        cpus = cluster.cpus_beside(gpus) if gpus else max(1.0, cluster.total("CPU") // max(1, most or fewest))
     return WorkerSpec(fewest, cpus, gpus, most, options.device)
 
 

@@ -19,7 +19,8 @@ class WorkerOptions:
     workers: str = "1"
     """DDP workers. 2:8 is elastic: the run continues with as few as 2, and grows to 8 as resources allow."""
     cpus_per_worker: float | None = None
-    """CPUs of each worker; default: an equal share of a machine's CPUs (CPU runs), or 1 beside its GPU."""
+    """CPUs of each worker; default: an equal share of all CPUs or, with GPUs, those of its node for each of its
+    GPUs."""
     gpus_per_worker: float | None = None
     """GPUs of each worker; default: 1 if the cluster has any, otherwise 0."""
     device: Device = "auto"

@@ -368,7 +368,7 @@ def admit(
     print_plan(name, plan, workspace, spec, size)
     limited = concurrent < min(most, cluster.admit(spec, options.max_concurrent, math.inf))
     memory = "; the memory of this machine carries no more" if limited else ""
-    print(f"concurrency: {concurrent} trials, {cluster.usage(spec, concurrent)}{memory}")
+    print(f"concurrent trials: {concurrent}, {cluster.usage(spec, concurrent)}{memory}")
     if need and spec.gpus == 0:
         reason = "a node has no room for that twice, or does not say how much it has"
         kept = "is reserved" if spec.memory else f"may be used; none is reserved: {reason}"

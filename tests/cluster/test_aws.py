@@ -74,7 +74,7 @@ def test_nothing_starts_before_it_is_needed(story: Story) -> None:
     """By the file of the autoscaler on the head: Ray publishes nowhere what may come."""
     most = sum(WORKERS.values())
     assert "3 trials (quick, tpe), each 2 x (1 CPU and 1 GPU) on CPUs" in story.dry_run
-    assert "concurrency: 1 trials, " in story.dry_run
+    assert "concurrent trials: 1, " in story.dry_run
     assert f"2 of {most} GPUs (0 CPUs and 0 GPUs online)" in story.dry_run
 
 

@@ -40,7 +40,7 @@ def test_trials_of_one_worker_hold_their_gpu(ray_gpu: str, tmp_path: Path) -> No
     search = [*TINY, "--space", "space.py", "--num-samples", "2", "--name", "s"]
     output = run(ray_gpu, tmp_path, "raytrain.tune", "hybrid", *search, "--dry-run")
     assert "each 1 x (1 CPU and 1 GPU) on CPUs" in output
-    assert "concurrency: 2 trials, 2 of 2 CPUs and 2 of 2 GPUs (2 CPUs and 2 GPUs online)" in output
+    assert "concurrent trials: 2, 2 of 2 CPUs and 2 of 2 GPUs (2 CPUs and 2 GPUs online)" in output
     assert not (tmp_path / "runs" / "s").exists()
     output = run(ray_gpu, tmp_path, "raytrain.tune", "hybrid", *search)
     assert "computed in float32 on cpu" in output

@@ -31,5 +31,5 @@ def test_a_search_ends_however_little_memory_there_is(home: Path, workers: int, 
     with ray_instance(memory=memory) as cluster:
         output = run(cluster, home, "raytrain.tune", "hybrid", *arguments)
     assert said in output
-    assert f"concurrency: {2 // workers} trials" in output
+    assert f"concurrent trials: {2 // workers}" in output
     assert [item.info.status for item in mlflow_runs(home)] == ["FINISHED"] * 4

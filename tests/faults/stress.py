@@ -66,7 +66,7 @@ def search(address: str, home: Path) -> float:
     seconds = time.monotonic() - started
     said = done.stdout[-5000:] + done.stderr[-3000:]
     assert done.returncode == 0, said
-    assert "concurrency: 2 trials" in done.stdout, said
+    assert "concurrent trials: 2" in done.stdout, said
     trials = TrialStore(FolderStorage(home / "runs" / "s")).read()
     assert len(trials) == len(SCRIPT), said
     wrong = [line for trial in trials if (line := difference(trial))]

@@ -60,7 +60,7 @@ def test_the_notebook_runs_on_the_champion(finished_search: Finished, monkeypatc
 def test_it_says_what_it_does_and_what_came_of_it(finished_search: Finished) -> None:
     output = finished_search.output
     assert "search first: 2 trials (space, tpe), each 1 x (1 CPU) on CPUs, kept in " in output
-    assert "concurrency: 2 trials, 2 of 2 CPUs (2 CPUs online)" in output
+    assert "concurrent trials: 2, 2 of 2 CPUs (2 CPUs online)" in output
     assert "objective: lowest negative ELBO" in output
     assert "best trial 00" in output
     assert "\nreference: byte 3-gram " in output

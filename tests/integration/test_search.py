@@ -25,7 +25,7 @@ def test_a_search_of_two_worker_trials_on_two_cpus_ends_and_leaves_nothing(ray_c
         "--num-samples", "4", "--workers-per-trial", "2", "--max-concurrent", "2", "--log-every", "5",
     )  # fmt: skip
     assert "4 trials (space, tpe), each 2 x (1 CPU)" in output
-    assert "concurrency: 1 trials, 2 of 2 CPUs (2 CPUs online)" in output
+    assert "concurrent trials: 1, 2 of 2 CPUs (2 CPUs online)" in output
     assert_nothing_left(ray_cpu)
 
     runs = mlflow_runs(home)

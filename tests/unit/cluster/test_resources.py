@@ -20,7 +20,7 @@ from raytrain.cluster.resources import (
     traffic,
     worker_spec,
 )
-from raytrain.config.workers import WorkerSpec
+from raytrain.config.workers import WorkerOptions, WorkerSpec
 from raytrain.search.options import SearchOptions
 from raytrain.training.options import TrainOptions
 from raytrain.utils.errors import UserError
@@ -67,6 +67,17 @@ def test_what_the_autoscaler_may_add_counts() -> None:
     assert cluster.has_gpus
     assert cluster.admit(WorkerSpec(2, 1, 1), None, PLENTY) == 4
     assert cluster.admit(WorkerSpec(1, 1, 0.25), None, PLENTY) == 32
+
+
+def test_a_worker_of_a_run_takes_the_cpus_beside_its_gpus() -> None:
+    head, fast, slow = {"CPU": 0.0}, {"CPU": 48.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 1.0}
+    for nodes in (Cluster((head, fast, slow)), Cluster((head,), ((fast, 2), (slow, 1)))):
+        for gpus, cpus in ((1.0, 8), (2.0, 16), (0.5, 4), (0.1, 1)):
+            assert worker_spec(WorkerOptions(gpus_per_worker=gpus), nodes) == WorkerSpec(1, cpus, gpus)
+        assert nodes.admit(worker_spec(WorkerOptions(), nodes), None, PLENTY) == nodes.total("GPU")
+    # a worker without a CPU does not start: two of these GPUs stay idle
+    assert worker_spec(WorkerOptions(), Cluster(({"CPU": 2.0, "GPU": 4.0},))).cpus == 1
+    assert worker_spec(WorkerOptions(cpus_per_worker=3.0), Cluster((slow,))).cpus == 3
 
 
 def test_the_head_bounds_worker_groups_and_not_trials_that_have_no_process_there() -> None:

@@ -158,7 +158,7 @@ def test_a_plan_asks_for_no_more_than_there_may_be(
 ) -> None:
     status, output = dry_run(gpus, *arguments)
     assert status == 0, output
-    assert f"concurrency: {at_a_time} trials, {taken}" in output, output
+    assert f"concurrent trials: {at_a_time}, {taken}" in output, output
     assert "preset paper-ptb (the cluster has GPUs)" in output
     assert "hours: no estimate without a benchmark\n" in output
     for used, most in re.findall(r"(\d+) of (\d+) [CG]PUs", output):
@@ -195,7 +195,7 @@ def test_plans_on_a_real_head_that_may_grow_to_1_8_and_64_gpus(dry_run: object, 
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     for gpus in (1, 8, 64):
         assert "128 trials (space, tpe), each 1 x (1 CPU and 1 GPU) on GPUs" in done.stdout
-        assert f"concurrency: {gpus} trials, {gpus} of {6 * gpus} CPUs and {gpus} of {gpus} GPUs (" in done.stdout
+        assert f"concurrent trials: {gpus}, {gpus} of {6 * gpus} CPUs and {gpus} of {gpus} GPUs (" in done.stdout
     assert done.stdout.count("dry run: nothing was started") == 3
     assert [path.name for path in tmp_path.glob("runs/*")] == [".cache"]
 
@@ -212,7 +212,7 @@ def test_trials_that_share_a_gpu_are_not_estimated(dry_run: Callable[..., tuple[
     status, output = dry_run(8, "--gpus-per-worker", "0.25", "--num-samples", "40", "--bench", file)
     assert status == 0, output
     assert "hours: no estimate without a benchmark\ntrials that share a GPU are slower" in output
-    assert "concurrency: 32 trials" in output
+    assert "concurrent trials: 32" in output
 
 
 def test_a_dry_run_starts_and_records_nothing(dry_run: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_dry_run_of_a_search_that_is_known_counts_what_is_left(
     status, output = dry_run(8, "--resume", "mine", "--dry-run", command=[])
     assert status == 0, output
     assert "search mine: 5 trials (mine, tpe), each 2 x (1 CPU and 1 GPU) on CPUs" in output
-    assert "concurrency: 3 trials" in output
+    assert "concurrent trials: 3" in output
     assert "hours: no estimate without a benchmark, at most 0.50 by --time-budget" in output
     assert location.list() == before
 
@@ -269,7 +269,7 @@ def test_computing_on_the_cpu_takes_the_gpus_and_the_small_preset(dry_run: Calla
     assert status == 0, output
     assert "preset laptop (--device cpu)" in output
     assert "each 1 x (1 CPU and 1 GPU) on CPUs" in output
-    assert "concurrency: 8 trials" in output
+    assert "concurrent trials: 8" in output
 
 
 # ------------------------------------------------------------------------------------- hours and money
