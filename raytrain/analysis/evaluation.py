@@ -21,7 +21,7 @@ from raytrain.data.pieces import Vocabulary, byte_vocabulary
 from raytrain.data.vocabulary import PAD
 from raytrain.metrics import computed_metrics
 from raytrain.models import Model, build
-from raytrain.models.layers import StreamState, Terms, draw_posterior, gaussian_kl, negative_log_likelihood
+from raytrain.models.heads import negative_log_likelihood
 from raytrain.models.likelihood import (
     MIXTURE_SAMPLES,
     SYMBOLS_AT_ONCE,
@@ -31,7 +31,9 @@ from raytrain.models.likelihood import (
     swapped_loss,
 )
 from raytrain.models.noise import EVALUATION_SEED, Noise
+from raytrain.models.posterior import draw_posterior, gaussian_kl
 from raytrain.models.stream import state_before
+from raytrain.models.terms import StreamState, Terms
 from raytrain.training.loss import BoundTotals
 
 

@@ -19,7 +19,7 @@ from raytrain.config.models import ByteLstmConfig, HybridConfig, LstmVaeConfig
 from raytrain.config.schedules import auxiliary_weight, kl_weight
 from raytrain.config.schema import RunConfig
 from raytrain.data.vocabulary import DROP, NUM_OUTPUTS, PAD, SIZE, STOP
-from raytrain.models.layers import Posterior
+from raytrain.models.posterior import Posterior
 
 
 def one_hot(tokens: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ from raytrain.config.presets import preset
 from raytrain.config.schema import RunConfig, to_dict
 from raytrain.data.corpus import Corpus
 from raytrain.models import gpu_kernels, sampling
-from raytrain.models.layers import Terms
 from raytrain.models.lstm import has_narrow_lstm
 from raytrain.models.noise import Noise
+from raytrain.models.terms import Terms
 from raytrain.runs.checkpoint import Checkpoint
 from raytrain.training.recorder import noted_waits
 from raytrain.training.trainer import Trainer, World

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from raytrain.config.schema import RunConfig
 from raytrain.data.pieces import Vocabulary
-from raytrain.models.layers import StreamState, Terms
 from raytrain.models.noise import Noise
+from raytrain.models.terms import StreamState, Terms
 
 
 class TextModel(Protocol):

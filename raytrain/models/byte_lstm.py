@@ -12,21 +12,13 @@ from raytrain.config.schema import RunConfig
 from raytrain.config.vocabularies import longer_pieces
 from raytrain.data.vocabulary import SIZE
 from raytrain.models.decoding import LstmState, LstmStep
-from raytrain.models.layers import (
-    OneHot,
-    StreamState,
-    SymbolHead,
-    Terms,
-    drop_features,
-    drop_input,
-    initialise_uniform,
-    negative_log_likelihood,
-    piece_vectors,
-    read_symbols,
-    shift_right,
-)
+from raytrain.models.dropout import drop_features, drop_input
+from raytrain.models.heads import SymbolHead, negative_log_likelihood
+from raytrain.models.initialisation import initialise_uniform
 from raytrain.models.lstm import Lstm, continue_lstm
 from raytrain.models.noise import Noise
+from raytrain.models.symbols import OneHot, piece_vectors, read_symbols, shift_right
+from raytrain.models.terms import StreamState, Terms
 
 
 class ByteLstm(nn.Module):

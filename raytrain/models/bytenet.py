@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raytrain.models.layers import GroupBatchNorm
+from raytrain.models.normalisation import GroupBatchNorm
 
 
 class ByteNet(nn.Module):

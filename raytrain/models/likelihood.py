@@ -15,8 +15,9 @@ from torch import Tensor
 
 from raytrain.data.batches import Batch
 from raytrain.models import Model
-from raytrain.models.layers import gaussian_kl, negative_log_likelihood
+from raytrain.models.heads import negative_log_likelihood
 from raytrain.models.noise import EVALUATION_SEED, Noise
+from raytrain.models.posterior import gaussian_kl
 
 SYMBOLS_AT_ONCE = 1 << 15
 """Symbols, over samples and draws, that are predicted at once. This bounds the memory of many draws."""

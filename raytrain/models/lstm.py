@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raytrain.models import cpu_kernels, gpu_lstm
-from raytrain.models.layers import OneHot
 from raytrain.models.noise import Noise
+from raytrain.models.symbols import OneHot
 
 EPSILON = 1e-4
 """Added to the variance by layer normalisation, as in the code of Semeniuta et al. 2017."""

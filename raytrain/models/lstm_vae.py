@@ -13,22 +13,14 @@ from raytrain.config.schema import RunConfig
 from raytrain.config.vocabularies import longer_pieces
 from raytrain.data.vocabulary import PAD, SIZE
 from raytrain.models.decoding import LstmState, LstmStep
-from raytrain.models.layers import (
-    OneHot,
-    Posterior,
-    SymbolHead,
-    Terms,
-    draw_posterior,
-    drop_input,
-    gaussian_kl,
-    initialise_uniform,
-    negative_log_likelihood,
-    piece_vectors,
-    read_symbols,
-    shift_right,
-)
+from raytrain.models.dropout import drop_input
+from raytrain.models.heads import SymbolHead, negative_log_likelihood
+from raytrain.models.initialisation import initialise_uniform
 from raytrain.models.lstm import Lstm, run_lstm
 from raytrain.models.noise import Noise
+from raytrain.models.posterior import Posterior, draw_posterior, gaussian_kl
+from raytrain.models.symbols import OneHot, piece_vectors, read_symbols, shift_right
+from raytrain.models.terms import Terms
 
 
 @dataclass(frozen=True)

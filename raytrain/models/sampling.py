@@ -14,8 +14,9 @@ from torch import Tensor
 from raytrain.data.pieces import Symbols
 from raytrain.data.vocabulary import PAD, STOP
 from raytrain.models import Model
-from raytrain.models.layers import negative_log_likelihood, outputs_of, symbols_of
+from raytrain.models.heads import negative_log_likelihood
 from raytrain.models.noise import Noise
+from raytrain.models.symbols import outputs_of, symbols_of
 from raytrain.utils.errors import UserError
 from raytrain.utils.text import readable
 

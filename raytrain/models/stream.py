@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raytrain.data.batches import Batch
 from raytrain.models import Model
-from raytrain.models.layers import StreamState
+from raytrain.models.terms import StreamState
 
 
 def state_before(model: Model, batch: Batch, state: StreamState | None) -> StreamState | None:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import boto3
 from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -71,7 +72,20 @@ _STILL_EXPIRED = "refreshed credentials are still expired"
 """Text of the RuntimeError that botocore raises if a program or service provides keys that have already expired."""
 _MAYBE_KEYS = (400, 401, 403)
 """HTTP statuses with which servers reject keys. The error codes differ between servers, and HEAD gets none at all."""
+_PART = 8 * 2**20
+"""Bytes of a part of a file that is sent in parts."""
+_MOST_PARTS = 1000
+"""Most parts of a file: OpenStack Swift takes no more by default, AWS ten times as many."""
+_PARTS_AT_ONCE = 10
+_SENT_AT_ONCE = 256 * 2**20
+"""Bytes of parts that are sent at once, each of them in memory."""
 T = TypeVar("T")
+
+
+def _transfer(size: int) -> TransferConfig:
+    """Return the settings by which a file of ``size`` bytes is sent: few enough parts, and few enough at once."""
+    part = max(_PART, -(-size // _MOST_PARTS))
+    return TransferConfig(multipart_chunksize=part, max_concurrency=max(1, min(_PARTS_AT_ONCE, _SENT_AT_ONCE // part)))
 
 
 class S3Storage(Storage):
@@ -118,7 +132,7 @@ class S3Storage(Storage):
 
         def request(client: Any) -> None:
             with open(file, "rb") as stream:
-                client.upload_fileobj(stream, self._bucket, name)
+                client.upload_fileobj(stream, self._bucket, name, Config=_transfer(file.stat().st_size))
 
         self._do("write", key, request)
 

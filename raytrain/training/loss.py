@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from raytrain.config.schema import RunConfig
-from raytrain.models.layers import Terms
+from raytrain.models.terms import Terms
 from raytrain.training.multiplier import Multiplier
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from raytrain.config.schema import RunConfig
 from raytrain.data.batches import Batch
-from raytrain.models.layers import Terms
 from raytrain.models.noise import Noise, draw_keys
+from raytrain.models.terms import Terms
 from raytrain.training.step_inputs import Schedule, StepInputs, scheduled
 
 STAGES = 4

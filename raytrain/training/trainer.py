@@ -31,14 +31,7 @@ from raytrain.data.pieces import Vocabulary
 from raytrain.data.pools import part_of
 from raytrain.metrics import computed_metrics
 from raytrain.models import Model, build
-from raytrain.models.layers import (
-    CodeNorm,
-    GroupBatchNorm,
-    StreamState,
-    Terms,
-    start_from_frequencies,
-    synchronise_statistics,
-)
+from raytrain.models.heads import start_from_frequencies
 from raytrain.models.likelihood import (
     MIXTURE_SAMPLES,
     aggregate_posterior,
@@ -47,7 +40,9 @@ from raytrain.models.likelihood import (
     swapped_loss,
 )
 from raytrain.models.noise import EVALUATION_SEED, Noise
+from raytrain.models.normalisation import CodeNorm, GroupBatchNorm, synchronise_statistics
 from raytrain.models.stream import state_before
+from raytrain.models.terms import StreamState, Terms
 from raytrain.runs import checkpoint as checkpoints
 from raytrain.runs.trained_model import stored_vocabulary
 from raytrain.training.divergence import SkippedSteps

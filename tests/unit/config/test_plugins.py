@@ -53,7 +53,11 @@ from raytrain.config.models import MODELS, ModelSpec
 from raytrain.config.presets import PRESETS, laptop
 from raytrain.config.schedules import KL_SCHEDULES
 from raytrain.data.vocabulary import SIZE
-from raytrain.models.layers import NUM_OUTPUTS, OneHot, Terms, drop_input, negative_log_likelihood, shift_right
+from raytrain.data.vocabulary import NUM_OUTPUTS
+from raytrain.models.dropout import drop_input
+from raytrain.models.heads import negative_log_likelihood
+from raytrain.models.symbols import OneHot, shift_right
+from raytrain.models.terms import Terms
 
 KL_SCHEDULES["square"] = lambda progress, config: progress**2
 

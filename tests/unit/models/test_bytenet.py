@@ -14,8 +14,8 @@ from raytrain.data.vocabulary import PAD, STOP
 from raytrain.models import build, build_empty
 from raytrain.models.bytenet import ByteNet
 from raytrain.models.hybrid import Hybrid
-from raytrain.models.layers import GroupBatchNorm, synchronise_statistics
 from raytrain.models.noise import Noise
+from raytrain.models.normalisation import GroupBatchNorm, synchronise_statistics
 from raytrain.utils.errors import UserError
 from tests.conftest import tiny_config
 

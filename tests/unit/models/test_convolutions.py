@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from raytrain.data.vocabulary import PAD, SIZE, STOP
 from raytrain.models.convolutions import Doubling, Halving
-from raytrain.models.layers import OneHot
+from raytrain.models.symbols import OneHot
 
 
 def with_gradients(layer: nn.Module, call: Callable[[], Tensor], *inputs: Tensor) -> list[Tensor]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from raytrain.data.vocabulary import DROP, PAD, SIZE, STOP
 from raytrain.models import buffers, cpu_lstm
-from raytrain.models.layers import OneHot
 from raytrain.models.lstm import Lstm, State, continue_lstm, run_lstm
+from raytrain.models.symbols import OneHot
 
 BATCH, LENGTH, WIDTH, FEATURES = 5, 7, 6, 3
 READS = pytest.mark.parametrize(("reads_symbols", "reads_dense"), [(True, False), (False, True), (True, True)])

@@ -16,7 +16,7 @@ from torch import Tensor
 from raytrain.data.vocabulary import DROP, NUM_OUTPUTS, PAD, SIZE, STOP
 from raytrain.models import compiled, cpu_kernels, cross_entropy
 from raytrain.models.cross_entropy import CrossEntropy
-from raytrain.models.layers import negative_log_likelihood
+from raytrain.models.heads import negative_log_likelihood
 
 ROWS = 40
 TYPES = pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])

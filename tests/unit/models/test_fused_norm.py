@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raytrain.models import cpu_kernels, fused_norm, gpu_kernels
-from raytrain.models.layers import GroupBatchNorm
+from raytrain.models.normalisation import GroupBatchNorm
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -18,10 +18,12 @@ from raytrain.data.frequencies import symbol_counts, symbol_frequencies
 from raytrain.data.vocabulary import SIZE
 from raytrain.models import Model, build
 from raytrain.models.byte_lstm import ByteLstm
+from raytrain.models.heads import start_from_frequencies
 from raytrain.models.hybrid import Hybrid
-from raytrain.models.layers import CodeNorm, OneHot, start_from_frequencies, synchronise_statistics
 from raytrain.models.lstm import run_lstm
 from raytrain.models.noise import Noise
+from raytrain.models.normalisation import CodeNorm, synchronise_statistics
+from raytrain.models.symbols import OneHot
 from raytrain.training.trainer import Trainer, World
 from tests.conftest import TINY_MODELS, TINY_VARIANTS, tiny_config
 

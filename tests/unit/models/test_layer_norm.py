@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from raytrain.data.vocabulary import PAD, SIZE, STOP
 from raytrain.models import build, compiled, cpu_lstm, norm_kernels, sampling
 from raytrain.models.compiled import array
-from raytrain.models.layers import OneHot
 from raytrain.models.lstm import Lstm, State, continue_lstm, run_lstm
+from raytrain.models.symbols import OneHot
 from tests.conftest import tiny_config
 
 BATCH, LENGTH, WIDTH, FEATURES = 5, 7, 6, 3

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from raytrain.data.vocabulary import SIZE
 from raytrain.models import cpu_lstm
-from raytrain.models.layers import OneHot
 from raytrain.models.lstm import Lstm, run_lstm
 from raytrain.models.noise import Noise
+from raytrain.models.symbols import OneHot
 
 BATCH, LENGTH, WIDTH = 5, 7, 32
 IMPLEMENTATIONS = pytest.mark.parametrize("enabled", [True, False], ids=["ours", "pytorchs"])

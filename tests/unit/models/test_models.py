@@ -17,8 +17,9 @@ from raytrain.data.vocabulary import PAD, STOP
 from raytrain.models import Model, build, build_empty, encoder_tensors
 from raytrain.models.byte_lstm import ByteLstm
 from raytrain.models.hybrid import Hybrid
-from raytrain.models.layers import CodeNorm, GroupBatchNorm, gaussian_kl, synchronise_statistics
 from raytrain.models.noise import Noise
+from raytrain.models.normalisation import CodeNorm, GroupBatchNorm, synchronise_statistics
+from raytrain.models.posterior import gaussian_kl
 from raytrain.models.sampling import sample
 from raytrain.utils.errors import UserError
 from tests.conftest import TINY_MODELS, TINY_VARIANTS, tiny_config

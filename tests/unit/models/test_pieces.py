@@ -17,7 +17,8 @@ from raytrain.data.batches import EvaluationBatches
 from raytrain.data.corpus import Corpus
 from raytrain.data.vocabulary import NUM_OUTPUTS, PAD, SIZE, STOP
 from raytrain.models import Model, build, sampling
-from raytrain.models.layers import negative_log_likelihood, outputs_of, symbols_of
+from raytrain.models.heads import negative_log_likelihood
+from raytrain.models.symbols import outputs_of, symbols_of
 from raytrain.runs import checkpoint as checkpoints
 from raytrain.runs.trained_model import TrainedModel
 from raytrain.storage import open_storage

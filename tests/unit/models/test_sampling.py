@@ -14,8 +14,8 @@ from raytrain.config.models import HybridConfig
 from raytrain.config.schema import RunConfig
 from raytrain.models import Model, sampling
 from raytrain.models.byte_lstm import ByteLstm
-from raytrain.models.layers import GroupBatchNorm
 from raytrain.models.noise import Noise
+from raytrain.models.normalisation import GroupBatchNorm
 from raytrain.utils.errors import UserError
 from tests.conftest import TINY_MODELS, tiny_config
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import boto3
 import pytest
 
-from raytrain.storage import base, check, open_storage, storage_environment
+from raytrain.storage import base, check, open_storage, s3, storage_environment
 from raytrain.storage.base import NotFoundError, Storage, StorageError, retry_storage
 from raytrain.storage.check import check_writable
 from raytrain.storage.local import FolderStorage
@@ -93,6 +93,17 @@ def test_a_key_cannot_leave_its_storage(tmp_path: Path, key: str) -> None:
         storage.read(key)
     with pytest.raises(ValueError):
         storage.delete_prefix(key)
+
+
+def test_a_part_is_read_alone(storage: Storage) -> None:
+    storage.write("a/key", b"0123456789")
+    assert storage.read_range("a/key", 0, 4) == b"0123"
+    assert storage.read_range("a/key", 3, 1) == b"3"
+    assert storage.read_range("a/key", 7, 100) == b"789"
+    with pytest.raises(NotFoundError):
+        storage.read_range("none", 0, 1)
+    with pytest.raises(ValueError, match="not a path below"):
+        storage.read_range("../key", 0, 1)
 
 
 def test_it_can_be_pickled_and_holds_no_keys(storage: Storage, s3_server: S3Server) -> None:
@@ -475,3 +486,29 @@ def test_a_patience_that_is_no_number_of_seconds_is_one_line(text: str, monkeypa
     monkeypatch.setenv(base.PATIENCE, text)
     with pytest.raises(UserError, match=r"RAYTRAIN_STORAGE_PATIENCE is '.*': give a number of seconds of at least 0"):
         base.patience()
+
+
+@pytest.mark.parametrize("size", [0, 2**20, 9 * 10**9, 10**12])
+def test_a_file_has_as_few_parts_as_every_server_takes(size: int) -> None:
+    settings = s3._transfer(size)
+    assert -(-size // settings.multipart_chunksize) <= 1000
+    assert settings.multipart_chunksize * settings.max_concurrency <= max(
+        s3._SENT_AT_ONCE, settings.multipart_chunksize
+    )
+    assert settings.max_concurrency >= 1
+
+
+def test_a_large_file_is_sent_in_few_parts(
+    s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3_server.use(monkeypatch)
+    monkeypatch.setattr(s3, "_MOST_PARTS", 2)
+    content = os.urandom(2**20) * 25
+    (tmp_path / "large").write_bytes(content)
+    storage = open_storage(f"s3://raytrain/{tmp_path.name}")
+    storage.upload("large", tmp_path / "large")
+    assert storage.read("large") == content
+    assert storage.read_range("large", 13 * 2**20 - 7, 2**20) == content[13 * 2**20 - 7 : 14 * 2**20 - 7]
+    assert storage.read_range("large", len(content) - 3, 10) == content[-3:]
+    found = s3_server.client().head_object(Bucket="raytrain", Key=f"{tmp_path.name}/large")
+    assert found["ETag"].strip('"').endswith("-2")

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from raytrain.config.schema import ObjectiveConfig, OptimizerConfig, RunConfig
 from raytrain.data.batches import Batch
 from raytrain.data.corpus import Corpus
-from raytrain.models.layers import GroupBatchNorm, Terms
+from raytrain.models.normalisation import GroupBatchNorm
+from raytrain.models.terms import Terms
 from raytrain.runs import checkpoint
 from raytrain.runs.checkpoint import Snapshot
 from raytrain.runs.checkpoint_writer import CheckpointWriter

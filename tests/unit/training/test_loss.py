@@ -8,7 +8,7 @@ import torch
 
 from raytrain.config.schedules import annealing_end, auxiliary_weight, kl_weight
 from raytrain.config.schema import ObjectiveConfig
-from raytrain.models.layers import Terms
+from raytrain.models.terms import Terms
 from raytrain.training.loss import BoundTotals, loss
 from raytrain.training.multiplier import Multiplier
 from tests.conftest import tiny_config

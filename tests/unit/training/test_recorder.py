@@ -12,8 +12,8 @@ import torch
 
 from raytrain.config.schema import ObjectiveConfig, OptimizerConfig, RunConfig
 from raytrain.data.corpus import Corpus
-from raytrain.models.layers import Terms
 from raytrain.models.noise import Noise, draw_keys
+from raytrain.models.terms import Terms
 from raytrain.training.precision import resolve_precision
 from raytrain.training.recorder import detached, noted_waits
 from raytrain.training.step_inputs import Schedule, StepInputs, schedule_of, scheduled

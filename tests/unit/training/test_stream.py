@@ -16,8 +16,8 @@ from raytrain.config.schema import OptimizerConfig, RunConfig
 from raytrain.data.corpus import Corpus
 from raytrain.data.pieces import learn
 from raytrain.data.vocabulary import STOP
-from raytrain.models.layers import Terms
 from raytrain.models.sampling import sample
+from raytrain.models.terms import Terms
 from raytrain.runs.trained_model import TrainedModel, load
 from raytrain.training.trainer import Trainer, World
 from raytrain.utils.errors import UserError
