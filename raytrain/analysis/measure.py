@@ -51,7 +51,9 @@ def measure(options: EvaluateOptions) -> tuple[dict[str, Any], ResolvedModel]:
     samples = options.evaluate_samples or None
     model = from_checkpoint(stored)
     vocabulary = None if model.vocabulary.is_bytes else model.vocabulary.values()
-    task = Task(stored.config, address(corpus, storage), options.split, samples, options.iw_draws, vocabulary)
+    # a worker copies only the split that it measures
+    place = address(corpus, storage, in_pools=True)
+    task = Task(stored.config, place, options.split, samples, options.iw_draws, vocabulary)
     batches = task.batches()
 
     began = time.perf_counter()

@@ -94,7 +94,9 @@ class OnRay:
         run = self.experiment.open_run(str(self.number), str(self.number), parameters={}, tags={})
         job = Job(
             config=to_dict(self.config),
-            corpus=address(self.corpus, open_storage(str(location)), self.config.vocabulary),
+            corpus=address(
+                self.corpus, open_storage(str(location)), self.config.vocabulary, in_pools=self.config.pool_bytes > 0
+            ),
             storage=str(location),
             tracking=asdict(run),
             cpus=float(self.threads),

@@ -30,7 +30,7 @@ def connect(address: str | None) -> None:
     if found is not None:
         check_answers(found, source)
     settings = storage_environment() | plugin_environment()
-    settings |= {name: os.environ[name] for name in ("RAYTRAIN_CPU_LSTM",) if name in os.environ}
+    settings |= {name: os.environ[name] for name in ("RAYTRAIN_CPU_LSTM", "RAYTRAIN_CACHE_BYTES") if name in os.environ}
     set_up_join()
     try:
         ray.init(

@@ -19,7 +19,7 @@ from torch import Tensor
 from raytrain.config.schema import RunConfig
 from raytrain.data.corpus import Corpus, Split
 from raytrain.data.pieces import Vocabulary
-from raytrain.data.pools import pools_of
+from raytrain.data.pools import pools_of, room_of
 from raytrain.data.vocabulary import PAD, STOP
 from raytrain.utils.errors import UserError
 
@@ -155,7 +155,7 @@ class TrainingBatches:
         if self._pools is None:
             self._use(Samples(corpus.split("train"), config, vocabulary))
             return
-        self._pools.require_room(min(config.pool_bytes, corpus.stream_size("valid")))
+        self._pools.require_room(room_of(corpus, "valid", config))
         self._steps_of_pool = self._pools.steps(config)
         self._use(Samples(self._pools.open(0), config, vocabulary))
 

@@ -26,18 +26,20 @@ _IN_USE: dict[str, int] = {}
 def publish(corpus: Corpus, storage: Storage) -> None:
     """Put ``corpus`` into ``storage``, unless it is there already.
 
-    ``corpus.json`` is written last: without it, nothing counts.
+    ``corpus.json`` is written last: without it, nothing counts. A table of shards that is missing is added.
 
     Raises:
         StorageError: the storage does not accept it.
     """
     location = storage.child(f"{CORPORA}/{corpus.digest}")
-    if location.exists(INFO):
+    published = location.exists(INFO)
+    if published and location.exists(SHARDS):
         return
-    for name in _files(corpus):
+    for name in () if published else _files(corpus):
         location.upload(name, corpus.path / name)
     location.write(SHARDS, table(corpus))
-    location.upload(INFO, corpus.path / INFO)
+    if not published:
+        location.upload(INFO, corpus.path / INFO)
 
 
 def is_published(storage: Storage, digest: str) -> bool:
@@ -135,7 +137,9 @@ def fetch(storage: Storage, digest: str, cache: Path | None = None) -> Corpus:
         if (name := str(node.root / digest)) not in _IN_USE:
             _IN_USE[name] = node.hold(digest)
         location = storage.child(f"{CORPORA}/{digest}")
-        return Corpus.open(node.folder(digest, lambda folder: _download(location, folder, digest)))
+        return Corpus.open(
+            node.folder(digest, lambda folder: retry_storage(lambda: _download(location, folder, digest)))
+        )
     except NotFoundError:
         raise _missing(storage, digest) from None
     except StorageError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import logging
 import os
 import secrets
@@ -14,9 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raytrain.data.files import default_cache
-from raytrain.storage.base import retry_storage
 from raytrain.utils.errors import UserError
-from raytrain.utils.files import locked
+from raytrain.utils.files import locked, sync
 
 LIMIT = 50 * 2**30
 """Bytes that the cache of a machine keeps, unless ``RAYTRAIN_CACHE_BYTES`` says otherwise."""
@@ -24,6 +24,8 @@ ROOM_S = 10.0
 """Seconds to wait for other processes to stop reading what has to be evicted."""
 _PARTIAL = ".partial-"
 """Prefix of a folder that does not count: one that is being filled or removed."""
+_NEED = "need"
+"""File beside a folder in the making: the bytes that it will take."""
 _log = logging.getLogger(__name__)
 
 
@@ -50,28 +52,38 @@ class NodeCache:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         return descriptor
 
-    def folder(self, name: str, fill: Callable[[Path], None], need: int = 0) -> Path:
+    def folder(
+        self, name: str, fill: Callable[[Path], None], need: int = 0, is_whole: Callable[[Path], bool] = Path.is_dir
+    ) -> Path:
         """Return the folder ``name``, which the caller holds.
 
-        If it does not exist, ``fill`` is called with the path of a folder to make; it appears under its name when it is
-        complete. While the storage fails, ``fill`` is called again. ``need`` bytes are made free before.
+        If it does not exist, or is not whole, ``fill`` is called with the path of a folder to make; it appears under
+        its name when it is complete. ``need`` bytes are made free before, and count as taken from then on.
 
         Raises:
-            StorageError: the storage has failed for too long.
+            StorageError: what ``fill`` raises.
             OSError: the cache cannot be written.
         """
         folder = self.root / name
         with locked(self.root / f"{name}.writing"):
-            if not folder.is_dir():
-                if need:
-                    self._make_room(need)
-                retry_storage(lambda: self._fill(folder, fill))
+            if not is_whole(folder):
+                for leftover in [folder, *self.root.glob(f"{_PARTIAL}{glob.escape(name)}-*")]:
+                    shutil.rmtree(leftover, ignore_errors=True)  # its maker has died, or its disk
+                with tempfile.TemporaryDirectory(dir=self.root, prefix=f"{_PARTIAL}{name}-") as scratch:
+                    self._make_room(need, Path(scratch))
+                    fill(Path(scratch) / name)
+                    _sync_all(Path(scratch) / name)
+                    os.replace(Path(scratch) / name, folder)
+                    sync(self.root)
         os.utime(folder)
         self.evict()
         return folder
 
-    def evict(self, need: int = 0) -> int:
-        """Remove folders that no process holds until ``need`` bytes fit; return how many bytes do not."""
+    def evict(self, need: int = 0, scratch: Path | None = None) -> int:
+        """Remove folders that no process holds until ``need`` bytes fit; return how many bytes do not.
+
+        If they fit, they count as taken by the folder that is made in ``scratch``.
+        """
         with locked(self.root / "evicting"):
             for leftover in self.root.glob(f"{_PARTIAL}*"):
                 name = leftover.name.removeprefix(_PARTIAL).rpartition("-")[0]
@@ -80,7 +92,7 @@ class NodeCache:
             folders = [path for path in self.root.glob("[!.]*") if path.is_dir()]
             # files being written have names that start with a dot, and may be gone before their size is read
             sizes = {folder: sum(file.stat().st_size for file in folder.glob("[!.]*")) for folder in folders}
-            excess = sum(sizes.values()) + need - self.limit
+            excess = sum(sizes.values()) + sum(map(_reserved, self.root.glob(f"{_PARTIAL}*"))) + need - self.limit
             for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime):
                 if excess <= 0:
                     break
@@ -89,23 +101,31 @@ class NodeCache:
                     folder.rename(doomed)  # atomic: half a folder must not be mistaken for a whole one
                     shutil.rmtree(doomed)
                     excess -= sizes[folder]
+            if excess <= 0 and scratch is not None:
+                (scratch / _NEED).write_text(str(need))
         return max(0, excess)
 
-    def _make_room(self, need: int) -> None:
+    def _make_room(self, need: int, scratch: Path) -> None:
         """Evict until ``need`` bytes fit; wait a while for folders that other processes still hold."""
         deadline = time.monotonic() + ROOM_S
-        while (excess := self.evict(need)) and time.monotonic() < deadline:
+        while (excess := self.evict(need, scratch)) and need and time.monotonic() < deadline:
             time.sleep(0.1)
-        if excess:
+        if excess and need:
             _log.warning(
                 "%s holds %d MB more than RAYTRAIN_CACHE_BYTES: all of it is being read", self.root, excess // 10**6
             )
 
-    def _fill(self, folder: Path, fill: Callable[[Path], None]) -> None:
-        with tempfile.TemporaryDirectory(dir=self.root, prefix=f"{_PARTIAL}{folder.name}-") as scratch:
-            partial = Path(scratch) / folder.name
-            fill(partial)
-            os.replace(partial, folder)
+
+def _reserved(scratch: Path) -> int:
+    """Return the bytes that a folder in the making will take."""
+    with contextlib.suppress(FileNotFoundError):
+        return int((scratch / _NEED).read_text() or 0)
+    return 0
+
+
+def _sync_all(folder: Path) -> None:
+    for path in (*folder.iterdir(), folder):
+        sync(path)
 
 
 def _limit() -> int:

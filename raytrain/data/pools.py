@@ -20,13 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raytrain.config.schema import RunConfig
+from raytrain.data import shards as shards_module
 from raytrain.data.corpus import INFO, Corpus, Split, read_info, write_by_length
 from raytrain.data.node_cache import NodeCache
 from raytrain.data.shards import FILE, Shards, checksum, cut, from_table
-from raytrain.storage.base import NotFoundError, Storage, StorageError
-from raytrain.storage.local import FolderStorage
+from raytrain.storage.base import NotFoundError, Storage, StorageError, retry_storage
 from raytrain.utils.errors import UserError
 from raytrain.utils.validation import parse_json
+
+FEWEST = 4
+"""Fewest shards of a pool, so that it is a mixture of the text."""
 
 
 class StoredCorpus(Corpus):
@@ -46,21 +49,39 @@ class StoredCorpus(Corpus):
             UserError: it is not there, or not complete.
         """
         cache, name = NodeCache(), f"{digest}.info"
+
+        def fill(folder: Path) -> None:
+            for file in (FILE, INFO):
+                retry_storage(partial(location.download, file, folder / file))
+            read(folder)  # what is damaged must not stay in the cache
+
+        def read(folder: Path) -> StoredCorpus:
+            try:
+                corpus = StoredCorpus(location, folder, read_info(folder), parse_json((folder / FILE).read_bytes()))
+                for split in corpus.splits:
+                    corpus.shards(split)
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{location.uri()} is damaged ({error}): delete it there, and prepare it again"
+                ) from None
+            if corpus.digest != digest:
+                raise UserError(f"{location.uri()} holds another corpus, {corpus.digest[:12]}: delete it there")
+            return corpus
+
         try:
             held = cache.hold(name)
-            path = cache.folder(name, partial(_copy_descriptions, location))
-            corpus = StoredCorpus(location, path, read_info(path), parse_json((path / FILE).read_bytes()))
-            weakref.finalize(corpus, os.close, held)
-            for split in corpus.splits:
-                corpus.shards(split)
+            try:
+                corpus = read(cache.folder(name, fill))
+            except BaseException:
+                os.close(held)
+                raise
         except NotFoundError:
-            raise UserError(f"{location.uri()} is not a corpus in shards: prepare it again with this version") from None
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{location.uri()} is damaged ({error}): delete it there, and prepare it again") from None
-        except OSError as error:
+            raise UserError(f"{location.uri()} has no table of shards: start the run again where its text is") from None
+        except StorageError as error:
             raise UserError(f"corpus {digest[:12]} cannot be fetched: {error}") from None
-        if corpus.digest != digest:
-            raise UserError(f"{location.uri()} holds another corpus, {corpus.digest[:12]}: delete it there")
+        except OSError as error:
+            raise UserError(f"cannot write to the cache {cache.root}: {error}; set RAYTRAIN_CACHE") from None
+        weakref.finalize(corpus, os.close, held)
         return corpus
 
     def shards(self, name: str) -> Shards:
@@ -75,7 +96,7 @@ class StoredCorpus(Corpus):
         """
         if name not in self._open and name in self.splits:
             shards = self.shards(name)
-            self._open[name] = _Copies(self, name, self.location, shards).open(np.arange(len(shards)))
+            self._open[name] = _Copies(self, name).open(np.arange(len(shards)))
         return super().split(name)
 
 
@@ -86,16 +107,14 @@ class Pools:
         """Divide the shards of a split into pools of at most about ``pool_bytes``.
 
         Raises:
-            UserError: two pools do not fit the cache of this machine.
+            UserError: ``pool_bytes`` is too small.
         """
-        if isinstance(corpus, StoredCorpus):
-            shards, location = corpus.shards(name), corpus.location
-        else:
-            shards, location = cut(corpus.split(name)), FolderStorage(corpus.path)
+        if pool_bytes < (least := FEWEST * shards_module.SHARD_BYTES):
+            raise UserError(f"--pool-bytes is {pool_bytes}: must be at least {least}, for {FEWEST} shards")
         self._name = name
-        self._copies = _Copies(corpus, name, location, shards)
-        self._shards = shards
-        self.count = max(1, min(len(shards), round(np.ceil(shards.starts[-1] / pool_bytes))))
+        self._copies = _Copies(corpus, name)
+        self._shards = shards = self._copies.shards
+        self.count = min(len(shards), -(-int(shards.starts[-1]) // pool_bytes))
         """Pools of a pass over the split."""
         self._ahead: tuple[int, threading.Thread] | None = None
 
@@ -117,7 +136,8 @@ class Pools:
         """Return a pool, copied to the cache of this machine unless it is there.
 
         Raises:
-            UserError: it cannot be copied, or was altered.
+            UserError: it was altered, or the cache cannot be written.
+            StorageError: the storage has failed for too long.
         """
         if self._ahead is not None and self._ahead[0] == number:
             self._ahead[1].join()
@@ -128,12 +148,19 @@ class Pools:
         """Copy a pool in a thread while others are read."""
 
         def fetch() -> None:
-            with contextlib.suppress(UserError):  # the step that needs it tries again, and fails with the reason
-                self._copies.open(self.chosen(number))
+            # the step that needs it tries again, waits for a storage that fails, and says why it cannot go on
+            with contextlib.suppress(UserError, StorageError):
+                self._copies.open(self.chosen(number), patient=False)
 
         thread = threading.Thread(target=fetch, daemon=True, name="next pool")
         thread.start()
         self._ahead = number, thread
+
+    @property
+    def most(self) -> int:
+        """Bytes that the largest possible pool takes in the cache."""
+        shards = -(-len(self._shards) // self.count)
+        return int(np.sort(self._shards.sizes)[-shards:].sum())
 
     def require_room(self, more: int) -> None:
         """Check that two pools, one in use and one on its way, and ``more`` bytes fit the cache.
@@ -141,7 +168,7 @@ class Pools:
         Raises:
             UserError: they do not.
         """
-        need = 2 * -(-len(self._shards) // self.count) * int(self._shards.sizes.max()) + more
+        need = 2 * self.most + more
         if need > (limit := NodeCache().limit):
             raise UserError(
                 f"two pools of the {self._name} split and the validation text take {need:,} bytes, and the cache may "
@@ -150,67 +177,88 @@ class Pools:
 
 
 class _Copies:
-    """Copies of shards in the cache of this machine."""
+    """Copies of the shards of a split in the cache of this machine."""
 
-    def __init__(self, corpus: Corpus, name: str, location: Storage, shards: Shards) -> None:
+    def __init__(self, corpus: Corpus, name: str) -> None:
         self._corpus = corpus
         self._name = name
-        self._location = location
-        self._shards = shards
+        self.shards = corpus.shards(name) if isinstance(corpus, StoredCorpus) else cut(corpus.split(name))
 
-    def open(self, chosen: NDArray[np.int64]) -> Split:
-        """Return a split of the documents of these shards.
+    def open(self, chosen: NDArray[np.int64], patient: bool = True) -> Split:
+        """Return a split of the documents of these shards; if ``patient``, wait for a storage that fails.
 
         Raises:
-            UserError: they cannot be copied, or were altered.
+            UserError: they were altered, or the cache cannot be written.
+            StorageError: the storage fails.
         """
-        if not isinstance(self._corpus, StoredCorpus):
-            self._corpus.split(self._name).check()
-        identity = hashlib.sha256(self._shards.starts.tobytes() + chosen.tobytes()).hexdigest()[:16]
+        identity = hashlib.sha256(self.shards.starts.tobytes() + chosen.tobytes()).hexdigest()[:16]
         name = f"{self._corpus.digest}.{self._name}.{identity}"
+        sizes = {
+            "bin": int(np.diff(self.shards.starts)[chosen].sum()),
+            "by_length": 8 * int(np.diff(self.shards.documents)[chosen].sum()),
+        }
+        sizes["offsets"] = sizes["by_length"] + 8
+        cache = NodeCache()
         try:
-            cache = NodeCache()
             held = cache.hold(name)
             try:
-                folder = cache.folder(name, partial(self._copy, chosen), int(self._shards.sizes[chosen].sum()))
+                folder = cache.folder(
+                    name, partial(self._copy, chosen, patient), sum(sizes.values()), partial(self._has, sizes)
+                )
                 split = Split(folder, self._name, {}, self._corpus.vocabulary)
             except BaseException:
                 os.close(held)
                 raise
         except StorageError as error:
-            raise UserError(f"the {self._name} split cannot be read: {error}") from None
+            raise StorageError(f"the {self._name} split cannot be read: {error}") from None
         except OSError as error:
             raise UserError(f"cannot write to the cache {cache.root}: {error}; set RAYTRAIN_CACHE") from None
         weakref.finalize(split, os.close, held)
         return split
 
-    def _copy(self, chosen: NDArray[np.int64], folder: Path) -> None:
+    def _has(self, sizes: dict[str, int], folder: Path) -> bool:
+        """Return whether ``folder`` has files of these sizes."""
+        try:
+            return all((folder / f"{self._name}.{kind}").stat().st_size == size for kind, size in sizes.items())
+        except FileNotFoundError:
+            return False
+
+    def _copy(self, chosen: NDArray[np.int64], patient: bool, folder: Path) -> None:
         folder.mkdir()
         paths = {kind: folder / f"{self._name}.{kind}" for kind in ("bin", "offsets", "by_length")}
         end = 0
         with open(paths["bin"], "wb") as stream, open(paths["offsets"], "wb") as positions:
             positions.write(bytes(8))
             for number in chosen.tolist():
-                text, offsets = self._read(number)
+                text, packed = self._read(number, patient)
+                offsets = np.frombuffer(packed, dtype="<i8")
                 stream.write(text)
                 positions.write((offsets[1:] + (end - offsets[0])).astype("<i8").tobytes())
                 end += len(text)
+        if not isinstance(self._corpus, StoredCorpus):
+            self._corpus.split(self._name).check()
         write_by_length(paths["offsets"], paths["by_length"])
 
-    def _read(self, number: int) -> tuple[bytes, NDArray[np.int64]]:
-        """Return the bytes of a shard and where its documents start in the split, with the end of the last one."""
-        (first, last), (start, stop) = (
-            values[number : number + 2].tolist() for values in (self._shards.documents, self._shards.starts)
-        )
-        text = self._location.read_range(f"{self._name}.bin", start, stop - start)
-        packed = self._location.read_range(f"{self._name}.offsets", 8 * first, 8 * (last - first + 1))
-        offsets: NDArray[np.int64] = np.frombuffer(packed, dtype="<i8")
-        if self._shards.sums and checksum(text, packed) != self._shards.sums[number]:
+    def _read(self, number: int, patient: bool) -> tuple[bytes, bytes]:
+        """Return the bytes of a shard and of the offsets of its documents, with the end of the last one."""
+        first, last = self.shards.documents[number : number + 2].tolist()
+        start, stop = self.shards.starts[number : number + 2].tolist()
+        if not isinstance(self._corpus, StoredCorpus):
+            split = self._corpus.split(self._name)  # stays mapped as it was opened, even if its files are replaced
+            return split.stream[start:stop].tobytes(), split.offsets[first : last + 1].tobytes()
+        location = self._corpus.location
+
+        def read(kind: str, start: int, size: int) -> bytes:
+            request = partial(location.read_range, f"{self._name}.{kind}", start, size)
+            return retry_storage(request) if patient else request()
+
+        text, packed = read("bin", start, stop - start), read("offsets", 8 * first, 8 * (last - first + 1))
+        if checksum(text, packed) != self.shards.sums[number]:
             raise UserError(
-                f"{self._location.uri(f'{self._name}.bin')} or its offsets were altered: the SHA-256 sum of shard "
-                f"{number} is not the recorded one; delete the corpus there, and prepare it again"
+                f"{location.uri(f'{self._name}.bin')} or its offsets were altered: the SHA-256 sum of shard {number} "
+                "is not the recorded one; delete the corpus there, and prepare it again"
             )
-        return text, offsets
+        return text, packed
 
 
 def pools_of(corpus: Corpus, name: str, config: RunConfig[Any]) -> Pools | None:
@@ -218,6 +266,15 @@ def pools_of(corpus: Corpus, name: str, config: RunConfig[Any]) -> Pools | None:
     if not config.pool_bytes or name not in corpus.splits or corpus.stream_size(name) <= config.pool_bytes:
         return None
     return Pools(corpus, name, config.pool_bytes)
+
+
+def room_of(corpus: Corpus, name: str, config: RunConfig[Any]) -> int:
+    """Return the bytes that ``part_of`` takes in the cache of a machine without the corpus."""
+    pools = pools_of(corpus, name, config)
+    if pools is not None:
+        return pools.most
+    split = corpus.info["splits"][name]
+    return sum(entry["size"] for entry in split["files"].values())
 
 
 def part_of(corpus: Corpus, name: str, config: RunConfig[Any]) -> Split:
@@ -228,8 +285,3 @@ def part_of(corpus: Corpus, name: str, config: RunConfig[Any]) -> Split:
     """
     pools = pools_of(corpus, name, config)
     return corpus.split(name) if pools is None else pools.open(0)
-
-
-def _copy_descriptions(location: Storage, folder: Path) -> None:
-    for name in (FILE, INFO):
-        location.download(name, folder / name)

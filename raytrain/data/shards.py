@@ -39,9 +39,14 @@ class Shards:
 
 
 def cut(split: Split) -> Shards:
-    """Return the shards of a split: the documents that start in the same ``SHARD_BYTES`` bytes form one."""
+    """Return the shards of a split: the documents that start in the same ``SHARD_BYTES`` bytes form one.
+
+    A last one of less than half as many bytes belongs to the one before it.
+    """
     offsets = split.offsets
-    firsts = np.unique(np.searchsorted(offsets[:-1], np.arange(0, int(offsets[-1]), SHARD_BYTES)))
+    size = int(offsets[-1])
+    bounds = np.arange(0, max(1, size - SHARD_BYTES // 2), SHARD_BYTES)
+    firsts = np.unique(np.searchsorted(offsets[:-1], bounds))
     documents = np.append(firsts[firsts < split.num_documents], split.num_documents).astype(np.int64)
     return Shards(documents, np.asarray(offsets[documents]), [])
 

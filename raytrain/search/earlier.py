@@ -35,7 +35,7 @@ from raytrain.tracking.queries import LOCATION as LOCATION_TAG
 from raytrain.tracking.queries import searches
 from raytrain.utils.errors import UserError
 
-SAMPLES = ("sampling", "length", "evaluate_samples")
+SAMPLES = ("sampling", "pool_bytes", "length", "evaluate_samples")
 """Fields that determine the validation samples of a run."""
 KNOWN = "is known already"
 """Reason for leaving out a trial that another argument of ``--warm-start`` has already given."""

@@ -297,7 +297,8 @@ def register(search: Search, best: Trial, stored: Checkpoint, card: str) -> tupl
 def score_of(config: RunConfig[Any], corpus: str, value: float) -> Score:
     """Return the score of a model: bits per byte on the validation samples that its config specifies."""
     samples = f"{config.evaluate_samples} " if config.evaluate_samples else "all "
-    return Score(corpus, f"valid/{METRIC}, {samples}{config.samples_noun} of {config.length}", value)
+    part = f", pools of {config.pool_bytes}" if config.pool_bytes else ""
+    return Score(corpus, f"valid/{METRIC}, {samples}{config.samples_noun} of {config.length}{part}", value)
 
 
 def description(

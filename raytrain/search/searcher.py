@@ -432,4 +432,4 @@ class OptunaSearcher(Searcher):
 
 def _samples_of(config: RunConfig[Any]) -> tuple[Any, ...]:
     """Return the settings that determine the validation samples of a run."""
-    return config.sampling, config.length, config.evaluate_samples
+    return config.sampling, config.pool_bytes, config.length, config.evaluate_samples

@@ -136,7 +136,10 @@ def check_request(
     if algorithm == PBT:
         find_parts(options.parts, request.first)
         check_population(wanted_trials(options, warm_starts), space.name, request.bases, points)
-    shapes = {(each.sampling, each.length, each.batch_size, each.group_size, each.vocabulary): each for each in configs}
+    shapes = {
+        (each.sampling, each.pool_bytes, each.length, each.batch_size, each.group_size, each.vocabulary): each
+        for each in configs
+    }
     for config in shapes.values():
         check_samples(config, workspace.corpus, workers or options.workers_per_trial)
     if any(config.encoder_from != request.first.encoder_from for config in points):

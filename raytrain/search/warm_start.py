@@ -23,6 +23,7 @@ FROM_THE_SEARCH = (
     *LOCATION,
     "encoder_from",
     "sampling",
+    "pool_bytes",
     "length",
     "steps",
     "log_every",

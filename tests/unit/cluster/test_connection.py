@@ -147,3 +147,15 @@ def test_a_home_that_cannot_be_written_is_said_with_what_needs_it(tmp_path: Path
     line = done.stderr.splitlines()[-1]
     assert "Ray cannot be started here: " in line
     assert line.endswith("'/proc/nowhere'; set HOME to a folder that can be written: Ray keeps its token there")
+
+
+def test_the_limit_of_the_cache_holds_on_all_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(connection.ray, "init", lambda **options: asked.update(options))
+    monkeypatch.setattr(connection, "find_cluster", lambda address: (None, ""))
+    monkeypatch.setenv("RAYTRAIN_CACHE_BYTES", "1000000000")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "never")
+    connect(None)
+    settings = asked["runtime_env"]["env_vars"]
+    assert settings["RAYTRAIN_CACHE_BYTES"] == "1000000000"
+    assert "never" not in settings.values()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -24,11 +25,11 @@ from raytrain.data import node_cache, shards
 from raytrain.data.batches import EvaluationBatches, TrainingBatches
 from raytrain.data.cache import CORPORA, address, open_anywhere, publish
 from raytrain.data.corpus import Corpus, CorpusWriter
-from raytrain.data.pools import Pools, StoredCorpus, part_of, pools_of
+from raytrain.data.pools import Pools, StoredCorpus, _Copies, part_of, pools_of, room_of
 from raytrain.data.vocabulary import PAD, STOP
 from raytrain.models.ladder import validation_ladder
 from raytrain.storage import open_storage
-from raytrain.storage.base import Storage
+from raytrain.storage.base import Storage, StorageError
 from raytrain.storage.local import FolderStorage
 from raytrain.training.trainer import Trainer, World
 from raytrain.utils.errors import UserError
@@ -36,6 +37,7 @@ from tests.conftest import tiny_config
 from tests.unit.training.test_loop import final, run
 
 SHARD = 4096
+SMALLEST = 4 * SHARD
 POOL = 40_000
 WINDOWS = {"sampling": "windows", "length": 64}
 DOCUMENTS = {"sampling": "documents", "length": 200}
@@ -81,7 +83,8 @@ def test_shards_are_consecutive_whole_documents(corpus: Corpus) -> None:
     assert (found.starts[0], found.starts[-1]) == (0, len(split.stream))
     assert np.array_equal(split.offsets[found.documents], found.starts)
     longest = int(np.diff(split.offsets).max())
-    assert (np.diff(found.starts) < SHARD + longest).all()
+    assert (np.diff(found.starts)[:-1] < SHARD + longest).all()
+    assert SHARD / 2 <= np.diff(found.starts)[-1] < 1.5 * SHARD + longest
 
 
 def test_a_document_longer_than_a_shard_is_one_of_its_own(tmp_path: Path) -> None:
@@ -166,9 +169,9 @@ def test_a_step_draws_from_its_pool_alone_and_every_pool_is_used(corpus: Corpus,
 
 
 def test_what_is_measured_on_the_machine_itself_is_of_the_same_part(corpus: Corpus, storage: Storage) -> None:
-    wanted = config(**DOCUMENTS, pool_bytes=8000)
+    wanted = config(**DOCUMENTS, pool_bytes=SMALLEST)
     far = elsewhere(corpus, storage, wanted)
-    assert len(part_of(corpus, "valid", wanted).stream) < 8000 + SHARD < len(corpus.split("valid").stream)
+    assert len(part_of(corpus, "valid", wanted).stream) < SMALLEST + SHARD < len(corpus.split("valid").stream)
     assert np.array_equal(part_of(far, "valid", wanted).stream, part_of(corpus, "valid", wanted).stream)
     models = [Trainer(wanted, each, World()).model.state_dict() for each in (corpus, far)]
     assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
@@ -178,7 +181,7 @@ def test_what_is_measured_on_the_machine_itself_is_of_the_same_part(corpus: Corp
 
 
 def test_a_run_that_goes_on_in_another_pool_is_bit_identical(corpus: Corpus, tmp_path: Path) -> None:
-    wanted = config(**WINDOWS, pool_bytes=13_000, steps=20)
+    wanted = config(**WINDOWS, pool_bytes=SMALLEST, steps=20)
     assert TrainingBatches(corpus, wanted)._steps_of_pool == 3
     run(wanted, corpus, World(), tmp_path / "whole")
     run(wanted, corpus, World(), tmp_path / "parts", stop_at=10)
@@ -224,15 +227,63 @@ def test_the_cache_keeps_its_limit_and_the_next_pool_is_there_in_time(
     assert len(corpus.split("train").stream) > limit
 
 
-def test_two_pools_that_do_not_fit_are_one_line(
-    corpus: Corpus, small_shards: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_smallest_cache_that_is_accepted_suffices(
+    corpus: Corpus,
+    tmp_path: Path,
+    small_shards: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setenv("RAYTRAIN_CACHE_BYTES", "90000")
+    wanted = config(**DOCUMENTS, pool_bytes=SMALLEST)
+    far = elsewhere(corpus, open_storage(tmp_path / "store"), wanted)
+    limit = 2 * Pools(far, "train", SMALLEST).most + room_of(far, "valid", wanted) + sizes(small_shards)
+    monkeypatch.setenv("RAYTRAIN_CACHE_BYTES", str(limit - sizes(small_shards) - 1))
     with pytest.raises(UserError, match=r"two pools of the train split .* take .* bytes, and the cache may") as caught:
-        TrainingBatches(corpus, config())
+        TrainingBatches(far, wanted)
     assert "--pool-bytes" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not small_shards.exists()
+    monkeypatch.setenv("RAYTRAIN_CACHE_BYTES", str(limit))
+    trainer = Trainer(wanted, far, World())
+    for number in range(20):
+        for step in range(2):
+            trainer.train_batches.batch(number * trainer.train_batches._steps_of_pool + step + 1)
+        wait_for_copies()
+        assert sizes(small_shards) <= limit
+    assert "more than RAYTRAIN_CACHE_BYTES" not in caplog.text
+
+
+def test_processes_that_copy_at_once_keep_the_limit_together(
+    corpus: Corpus, small_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools, barrier = Pools(corpus, "train", SMALLEST), FORK.Barrier(4)
+    limit = 4 * pools.most
+    monkeypatch.setenv("RAYTRAIN_CACHE_BYTES", str(limit))
+    plain = _Copies._read
+
+    def slow(self: _Copies, number: int, patient: bool) -> tuple[bytes, bytes]:
+        time.sleep(0.02)
+        return plain(self, number, patient)
+
+    def work(first: int) -> None:
+        for number in range(first, 12, 4):
+            barrier.wait(30)
+            Pools(corpus, "train", SMALLEST).open(number)
+
+    monkeypatch.setattr(_Copies, "_read", slow)
+    children = [FORK.Process(target=work, args=(number,)) for number in range(4)]
+    for child in children:
+        child.start()
+    peak = 0
+    while any(child.is_alive() for child in children):
+        peak = max(peak, sizes(small_shards))
+        time.sleep(0.002)
+    assert [child.exitcode for child in children] == [0] * 4
+    assert pools.most < peak <= limit
+
+
+def test_pools_of_too_few_shards_are_refused(corpus: Corpus) -> None:
+    with pytest.raises(UserError, match=f"--pool-bytes is {SMALLEST - 1}: must be at least {SMALLEST}, for 4 shards"):
+        TrainingBatches(corpus, config(pool_bytes=SMALLEST - 1))
 
 
 def test_a_pool_in_use_stays_and_one_that_is_left_goes(
@@ -262,14 +313,14 @@ def test_a_process_that_dies_while_it_copies_leaves_nothing_for_good(
     corpus: Corpus, small_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        calls = iter(range(100))
+        calls, plain = iter(range(100)), _Copies._read
 
-        def die(self: FolderStorage, key: str, start: int, size: int) -> bytes:
+        def die(self: _Copies, number: int, patient: bool) -> tuple[bytes, bytes]:
             if next(calls) == 5:
                 os._exit(9)
-            return (self.folder / key).read_bytes()[start : start + size]
+            return plain(self, number, patient)
 
-        patch.setattr(FolderStorage, "read_range", die)
+        patch.setattr(_Copies, "_read", die)
         child = FORK.Process(target=Pools(corpus, "train", POOL).open, args=(0,))
         child.start()
         child.join(30)
@@ -283,19 +334,19 @@ def test_a_process_that_dies_while_it_copies_leaves_nothing_for_good(
 
 
 def test_four_processes_copy_a_pool_once(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    barrier, log, plain = FORK.Barrier(4), tmp_path / "log", FolderStorage.read_range
+    barrier, log, plain = FORK.Barrier(4), tmp_path / "log", _Copies._read
 
-    def noted(self: FolderStorage, key: str, start: int, size: int) -> bytes:
+    def noted(self: _Copies, number: int, patient: bool) -> tuple[bytes, bytes]:
         with open(log, "a") as file:
-            file.write(f"{key} {start}\n")
+            file.write(f"{number}\n")
         time.sleep(0.01)
-        return plain(self, key, start, size)
+        return plain(self, number, patient)
 
     def work() -> None:
         barrier.wait(30)
         assert Pools(corpus, "train", POOL).open(3).num_documents > 0
 
-    monkeypatch.setattr(FolderStorage, "read_range", noted)
+    monkeypatch.setattr(_Copies, "_read", noted)
     children = [FORK.Process(target=work) for _ in range(4)]
     for child in children:
         child.start()
@@ -303,7 +354,7 @@ def test_four_processes_copy_a_pool_once(corpus: Corpus, tmp_path: Path, monkeyp
         child.join(60)
     assert [child.exitcode for child in children] == [0] * 4
     lines = log.read_text().splitlines()
-    assert len(lines) == len(set(lines)) == 2 * len(Pools(corpus, "train", POOL).chosen(3))
+    assert len(lines) == len(set(lines)) == len(Pools(corpus, "train", POOL).chosen(3))
 
 
 # ------------------------------------------------------------------------------------------- mistakes
@@ -322,6 +373,10 @@ def test_an_altered_shard_is_refused_by_name(corpus: Corpus, storage: Storage, s
             TrainingBatches(far, wanted)
         assert location.uri("train.bin") in str(caught.value)
         assert [name for name in folders(small_shards) if ".info" not in name] == []
+        location.write(key, content[: place + 1])
+        with pytest.raises((UserError, StorageError)) as caught:
+            TrainingBatches(far, wanted)
+        assert "\n" not in str(caught.value)
         location.write(key, content)
     TrainingBatches(far, wanted)
 
@@ -346,28 +401,94 @@ def test_a_table_of_shards_that_is_damaged_or_missing_is_one_line(
         with pytest.raises(UserError, match=r"is damaged .*: delete it there, and prepare it again") as caught:
             open_anywhere(where)
         assert "\n" not in str(caught.value)
-        shutil.rmtree(small_shards)
+        assert folders(small_shards) == []
     location.delete("shards.json")
-    with pytest.raises(UserError, match="is not a corpus in shards"):
+    with pytest.raises(UserError, match="has no table of shards: start the run again where its text is"):
         open_anywhere(where)
+    publish(corpus, storage)  # as that run does
+    assert json.loads(location.read("shards.json")) == whole
+    assert open_anywhere(where).digest == corpus.digest
     with pytest.raises(UserError, match="is neither on this machine nor in"):
         open_anywhere({**where, "digest": "0" * 64})
 
 
-def test_a_storage_that_fails_ends_the_step_that_needs_the_pool(
+def test_a_storage_that_fails_for_long_ends_the_step_that_needs_the_pool(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAYTRAIN_STORAGE_PATIENCE", "0.2")
-    wanted = config(**WINDOWS, pool_bytes=13_000)
+    wanted = config(**WINDOWS, pool_bytes=SMALLEST)
     far = elsewhere(corpus, open_storage(tmp_path / "store"), wanted)
     batches = TrainingBatches(far, wanted)
-    batches.batch(0)
-    shutil.rmtree(tmp_path / "store")
-    batches.batch(1)  # the copy of the next pool fails, which this step does not need
-    batches.batch(2)
-    with pytest.raises(UserError, match=r"the train split cannot be read: cannot read .*train\.bin") as caught:
-        batches.batch(3)
-    assert "\n" not in str(caught.value)
+    share = batches._steps_of_pool
+    failing = fail(monkeypatch, math.inf)
+    for step in range(share):  # the copy of the next pool fails, which these steps do not need
+        batches.batch(step)
+    wait_for_copies()
+    assert failing == [0]
+    with pytest.raises(StorageError, match=r"the train split cannot be read: it is away") as caught:
+        batches.batch(share)
+    assert not isinstance(caught.value, UserError)  # a run goes on from its checkpoint when the storage is back
+    assert len(failing) > 2
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, times: float) -> list[int]:
+    """Let the next reads of parts fail; return the numbers of those that did."""
+    failed: list[int] = []
+    plain = FolderStorage.read_range
+
+    def away(self: FolderStorage, key: str, start: int, size: int) -> bytes:
+        if len(failed) < times:
+            failed.append(len(failed))
+            raise StorageError("it is away")
+        return plain(self, key, start, size)
+
+    monkeypatch.setattr(FolderStorage, "read_range", away)
+    return failed
+
+
+def test_a_storage_that_fails_for_a_moment_is_asked_again(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = config(**WINDOWS)
+    far = elsewhere(corpus, open_storage(tmp_path / "store"), wanted)
+    failed = fail(monkeypatch, 2)
+    assert torch.equal(TrainingBatches(far, wanted).batch(0).tokens, TrainingBatches(corpus, wanted).batch(0).tokens)
+    assert failed == [0, 1]
+
+
+def test_a_corpus_that_is_replaced_on_this_machine_stays_as_it_was_opened(
+    corpus: Corpus, tmp_path: Path, small_shards: Path
+) -> None:
+    wanted = config(**WINDOWS)
+    mine = Corpus.open(shutil.copytree(corpus.path, tmp_path / "mine"))
+    batches = TrainingBatches(mine, wanted)
+    shutil.rmtree(mine.path)
+    with CorpusWriter(mine.path, name="other", source="tests") as writer:
+        for number in range(len(corpus.split("train").stream) // 64):
+            writer.add("train", b"%063d" % number)
+        writer.add("valid", b"v")
+    step = batches._steps_of_pool
+    assert torch.equal(batches.batch(step).tokens, TrainingBatches(corpus, wanted).batch(step).tokens)
+
+
+def test_one_that_is_altered_on_this_machine_is_refused(corpus: Corpus, tmp_path: Path, small_shards: Path) -> None:
+    mine = Corpus.open(shutil.copytree(corpus.path, tmp_path / "mine"))
+    pools = Pools(mine, "train", POOL)
+    with open(mine.path / "train.bin", "r+b") as file:
+        file.write(b"?")
+    with pytest.raises(UserError, match="was altered while it was in use"):
+        pools.open(0)
+    assert folders(small_shards) == []
+
+
+def test_a_pool_that_a_disk_has_lost_is_copied_again(corpus: Corpus, small_shards: Path) -> None:
+    expected = Pools(corpus, "train", POOL).open(0).stream.tobytes()
+    for kind in ("bin", "offsets", "by_length"):
+        (name,) = folders(small_shards)
+        os.truncate(small_shards / name / f"train.{kind}", 0)
+        assert Pools(corpus, "train", POOL).open(0).stream.tobytes() == expected
+        (small_shards / name / f"train.{kind}").unlink()
+        assert Pools(corpus, "train", POOL).open(0).stream.tobytes() == expected
 
 
 def test_streams_and_negative_sizes_are_refused() -> None:
