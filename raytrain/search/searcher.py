@@ -105,6 +105,8 @@ class OptunaSearcher(Searcher):
         self._random = optuna.samplers.RandomSampler(seed=search.plan.seed + len(own))
         self._points: dict[str, optuna.Trial] = {}
         """Optuna's trial for each of ours, by identity. A config that is not a point of the space has none."""
+        self._reported: set[tuple[str, int]] = set()
+        """Identity and step of each evaluation that Optuna has; a trial that continues elsewhere repeats some."""
         self._baselines: dict[tuple[Any, ...], float] = {}
         """Baseline of early stopping for each kind of validation samples, as in the trials' records."""
         self._ladders: dict[tuple[Any, ...], Ladder] = {}
@@ -400,10 +402,12 @@ class OptunaSearcher(Searcher):
         """Pass an evaluation on to Optuna. Tune also calls this when a trial ends without one."""
         if METRIC not in result:
             return
-        point, search_objective = self._points.get(self._by_tune[trial_id].identity), self.search.plan.search_objective
-        # Optuna accepts no intermediate values with two objectives
-        if point is not None and len(search_objective.directions) == 1:
-            point.report(search_objective.score(result), int(result["step"]))
+        identity, search_objective = self._by_tune[trial_id].identity, self.search.plan.search_objective
+        point, evaluation = self._points.get(identity), (identity, int(result["step"]))
+        # Optuna accepts no intermediate values with two objectives, and warns of one that it has
+        if point is not None and len(search_objective.directions) == 1 and evaluation not in self._reported:
+            self._reported.add(evaluation)
+            point.report(search_objective.score(result), evaluation[1])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Do nothing: ``TrialRecorder`` calls ``ended`` once the trial's record says how it ended."""

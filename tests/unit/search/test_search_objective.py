@@ -707,6 +707,18 @@ def test_a_search_begins_with_what_it_starts_from(corpus: Corpus, tmp_path: Path
     assert [trial.origin for trial in second.trials] == ["out.json", "in.json", "", ""]
 
 
+def test_an_evaluation_that_a_trial_repeats_after_its_process_died_is_reported_once(
+    corpus: Corpus, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    found = searcher(a_plan(), corpus, tmp_path)
+    found.suggest("0")
+    for step, bits in ((5, 2.5), (10, 2.4), (5, 2.5), (10, 2.4), (15, 2.3)):
+        found.on_trial_result("0", {"step": step, **figures(bits)})
+    (point,) = found.study.trials
+    assert list(point.intermediate_values) == [5, 10, 15]
+    assert [str(each.message) for each in recwarn if "already reported" in str(each.message)] == []
+
+
 def test_a_resumed_search_stops_trials_by_the_figure_that_it_began_with(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
