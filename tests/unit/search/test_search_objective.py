@@ -97,6 +97,17 @@ def test_a_trial_is_hopeless_only_by_what_it_has_been_trained_for(
     assert judged is None or f"above the {4.05 / MARGIN:.3f} of a byte 3-gram" in str(reason)
 
 
+def test_an_autoencoder_is_no_language_model_and_never_hopeless() -> None:
+    free = ObjectiveConfig(annealing="constant", weight=0.0)
+    assert why_early_stopped(tiny_config("hybrid", steps=4000, objective=free), 2000, figures(38.0, 250.0), 2.9) is None
+    for objective in (replace(free, weight=0.01), replace(free, target_kl=5.0), replace(free, rate=5.0)):
+        config = tiny_config("hybrid", steps=4000, objective=objective)
+        assert why_early_stopped(config, 2000, figures(38.0, 250.0), 2.9) is not None
+    # a language model has no code that could cost anything
+    config = tiny_config("byte_lstm", steps=4000, objective=free)
+    assert why_early_stopped(config, 2000, figures(38.0), 2.9) is not None
+
+
 def test_a_short_run_is_given_200_steps() -> None:
     config = tiny_config("hybrid", steps=240, objective=CONSTANT)
     assert why_early_stopped(config, 199, figures(9), 4.0) is None
