@@ -38,9 +38,11 @@ def why_early_stopped(config: RunConfig[Any], step: int, metrics: dict[str, floa
 
     During KL annealing, and for 1/8 of the steps after it (at least 200), only the reconstruction is compared. While
     the code costs nothing it may be arbitrarily large, and it takes a while to become cheap. After that the negative
-    ELBO is compared. Where the code costs nothing at any step, as in the autoencoders of the paper's figure 3, the trial
-    is no language model and nothing is compared. A trial whose metrics are not finite has diverged: the loop itself
-    ends it, however early.
+    ELBO is compared.
+
+    Where the code costs nothing at any step, as in the autoencoders of the paper's figure 3, the trial is no language
+    model and nothing is compared. A trial whose metrics are not finite has diverged: the loop itself ends it, however
+    early.
     """
     if not max(FEWEST_STEPS, JUDGED * config.steps) <= step < config.steps:
         return None
