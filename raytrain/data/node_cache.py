@@ -11,10 +11,13 @@ import secrets
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from raytrain.data.files import default_cache
+from raytrain.storage.base import StorageError
 from raytrain.utils.errors import UserError
 from raytrain.utils.files import locked, sync
 
@@ -26,6 +29,7 @@ _PARTIAL = ".partial-"
 """Prefix of a folder that does not count: one that is being filled or removed."""
 _NEED = "need"
 """File beside a folder in the making: the bytes that it will take."""
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -51,6 +55,34 @@ class NodeCache:
         descriptor = os.open(self.root / f"{name}.used", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         return descriptor
+
+    def open(
+        self,
+        name: str,
+        fill: Callable[[Path], None],
+        read: Callable[[Path], T],
+        need: int = 0,
+        is_whole: Callable[[Path], bool] = Path.is_dir,
+    ) -> T:
+        """Return what ``read`` makes of the folder ``name``, which is held as long as that lives: see ``folder``.
+
+        Raises:
+            UserError: the cache cannot be written.
+            StorageError: what ``fill`` raises.
+        """
+        try:
+            held = self.hold(name)
+            try:
+                found = read(self.folder(name, fill, need, is_whole))
+            except BaseException:
+                os.close(held)
+                raise
+        except StorageError:
+            raise
+        except OSError as error:
+            raise UserError(f"cannot write to the cache {self.root}: {error}; set RAYTRAIN_CACHE") from None
+        weakref.finalize(found, os.close, held)
+        return found
 
     def folder(
         self, name: str, fill: Callable[[Path], None], need: int = 0, is_whole: Callable[[Path], bool] = Path.is_dir

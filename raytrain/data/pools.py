@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import threading
-import weakref
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +46,6 @@ class StoredCorpus(Corpus):
         Raises:
             UserError: it is not there, or not complete.
         """
-        cache, name = NodeCache(), f"{digest}.info"
 
         def fill(folder: Path) -> None:
             for file in (FILE, INFO):
@@ -69,20 +66,11 @@ class StoredCorpus(Corpus):
             return corpus
 
         try:
-            held = cache.hold(name)
-            try:
-                corpus = read(cache.folder(name, fill))
-            except BaseException:
-                os.close(held)
-                raise
+            return NodeCache().open(f"{digest}.info", fill, read)
         except NotFoundError:
             raise UserError(f"{location.uri()} has no table of shards: start the run again where its text is") from None
         except StorageError as error:
             raise UserError(f"corpus {digest[:12]} cannot be fetched: {error}") from None
-        except OSError as error:
-            raise UserError(f"cannot write to the cache {cache.root}: {error}; set RAYTRAIN_CACHE") from None
-        weakref.finalize(corpus, os.close, held)
-        return corpus
 
     def shards(self, name: str) -> Shards:
         """Return the shards of a split."""
@@ -92,7 +80,8 @@ class StoredCorpus(Corpus):
         """Return one split, copied whole to the cache of this machine.
 
         Raises:
-            UserError: the corpus has no such split, or it cannot be copied.
+            UserError: the corpus has no such split, it was altered, or the cache cannot be written.
+            StorageError: the storage has failed for too long.
         """
         if name not in self._open and name in self.splits:
             shards = self.shards(name)
@@ -198,23 +187,15 @@ class _Copies:
             "by_length": 8 * int(np.diff(self.shards.documents)[chosen].sum()),
         }
         sizes["offsets"] = sizes["by_length"] + 8
-        cache = NodeCache()
+
+        def read(folder: Path) -> Split:
+            return Split(folder, self._name, {}, self._corpus.vocabulary)
+
+        fill, is_whole = partial(self._copy, chosen, patient), partial(self._has, sizes)
         try:
-            held = cache.hold(name)
-            try:
-                folder = cache.folder(
-                    name, partial(self._copy, chosen, patient), sum(sizes.values()), partial(self._has, sizes)
-                )
-                split = Split(folder, self._name, {}, self._corpus.vocabulary)
-            except BaseException:
-                os.close(held)
-                raise
+            return NodeCache().open(name, fill, read, sum(sizes.values()), is_whole)
         except StorageError as error:
             raise StorageError(f"the {self._name} split cannot be read: {error}") from None
-        except OSError as error:
-            raise UserError(f"cannot write to the cache {cache.root}: {error}; set RAYTRAIN_CACHE") from None
-        weakref.finalize(split, os.close, held)
-        return split
 
     def _has(self, sizes: dict[str, int], folder: Path) -> bool:
         """Return whether ``folder`` has files of these sizes."""
